@@ -1,0 +1,51 @@
+"""The exceptions of vramkit. Knows how an error text is built up; knows nothing of what went wrong.
+
+::
+
+    VramkitError
+    ├── UsageError      (also ValueError)  the call can't mean anything
+    ├── DeviceError     (also RuntimeError) the device, driver, compiler or build that is needed isn't there
+    ├── SnapshotError   (also ValueError)  a file is damaged, from another version, or not safe to open
+    └── DoesNotFit      the answer to "how much fits?" is "not even the smallest"
+
+``torch.OutOfMemoryError`` is not in the tree: it is never swallowed or replaced.
+"""
+
+from __future__ import annotations
+
+
+class VramkitError(Exception):
+    """Base class of every error that vramkit raises itself.
+
+    Args:
+        asked: what was asked for.
+        found: what was found instead: values, shapes, sizes.
+        why: why that can't work.
+        instead: what to write instead.
+
+    The four parts become one text, a sentence each; a part that would only repeat another is left out.
+    """
+
+    def __init__(self, asked: str, found: str = "", why: str = "", instead: str = "") -> None:
+        super().__init__(" ".join(_sentence(part) for part in (asked, found, why, instead) if part))
+
+
+def _sentence(part: str) -> str:
+    part = part.strip()
+    return part if part.endswith((".", "!", "?", ":")) else part + "."
+
+
+class UsageError(VramkitError, ValueError):
+    """An argument or an order of calls that can't mean anything."""
+
+
+class DeviceError(VramkitError, RuntimeError):
+    """A device, driver, compiler or build of torch that is needed is not there."""
+
+
+class SnapshotError(VramkitError, ValueError):
+    """A file that is damaged, was written by another version, or would run code if it were opened."""
+
+
+class DoesNotFit(VramkitError):
+    """Not even the smallest size that was allowed fits; the text carries the report."""

@@ -1,0 +1,215 @@
+"""The tape: what happened to one device's memory, in order. Knows no torch and not where the events came from.
+
+A tape has three tables, each one numpy structured array:
+
+* ``events``: every allocation, free and segment change, in the order in which the allocator made them;
+* ``allocations``: a row for every allocation that lived during the tape, with what it turned out to be;
+* ``segments``: the segments that the allocator held before the first event.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Category(enum.IntEnum):
+    """What an allocation is for. The values index the columns of every table by category."""
+
+    PARAMETER = 0
+    """A parameter of a model."""
+    BUFFER = 1
+    """A buffer of a module, such as batch norm's running mean."""
+    GRADIENT = 2
+    """The gradient of a parameter, from its first partial sum on."""
+    OPTIMIZER_STATE = 3
+    """What an optimizer keeps from one step to the next."""
+    INPUT = 4
+    """What the batch brought to the device, targets included."""
+    ACTIVATION = 5
+    """Allocated in a forward and still alive when that forward has ended: outputs, and what the backward needs."""
+    TEMPORARY = 6
+    """Born and gone inside one phase, gradients of activations included."""
+    WORKSPACE = 7
+    """Held by cuBLAS for its products; no tensor owns it."""
+    OTHER = 8
+    """Everything else: there before the recording began, or the program's own."""
+
+
+class Phase(enum.IntEnum):
+    """Where in a training step the program is."""
+
+    OUTSIDE = 0
+    """Neither of the others: data loading, logging, gradient clipping."""
+    FORWARD = 1
+    """The forward of a model, and the loss that follows it."""
+    BACKWARD = 2
+    """Inside ``backward()``."""
+    OPTIMIZER = 3
+    """Inside ``optimizer.step()``."""
+    RECOMPUTE = 4
+    """A forward that a checkpoint runs again during the backward."""
+
+
+class Action(enum.IntEnum):
+    """What an event did."""
+
+    ALLOC = 0
+    """A block was handed out: ``allocated`` grows by the block."""
+    FREE = 1
+    """The owner gave it back (torch's ``free_requested``): ``allocated`` shrinks by the block."""
+    FREE_COMPLETED = 2
+    """The block can be used again; later than FREE where another stream still used it."""
+    SEGMENT_ALLOC = 3
+    """A segment came from the driver: ``reserved`` grows."""
+    SEGMENT_FREE = 4
+    """A segment went back to the driver: ``reserved`` shrinks."""
+    SEGMENT_MAP = 5
+    """Pages of an expandable segment were mapped: ``reserved`` grows."""
+    SEGMENT_UNMAP = 6
+    """Pages of an expandable segment were unmapped: ``reserved`` shrinks."""
+    OOM = 7
+    """An allocation failed; nothing changed."""
+
+
+EVENT = np.dtype(
+    [
+        ("action", "u1"),  # Action
+        ("phase", "u1"),  # Phase
+        ("module", "i4"),  # index into Tape.modules, -1: none
+        ("step", "i4"),  # training step, from 0
+        ("allocation", "i4"),  # row of Tape.allocations, -1 for segments and OOM
+        ("size", "i8"),  # bytes: as requested for ALLOC, FREE, FREE_COMPLETED and OOM; of the segment otherwise
+        ("address", "i8"),  # 0 where the source has none
+        ("stream", "i8"),
+        ("time", "i8"),  # microseconds since the tape's first event
+    ]
+)
+ALLOCATION = np.dtype(
+    [
+        ("category", "u1"),  # Category
+        ("phase", "u1"),  # Phase at birth
+        ("module", "i4"),  # module at birth: index into Tape.modules, -1: none
+        ("step", "i4"),  # training step at birth
+        ("born", "i8"),  # index of its ALLOC event, -1: before the tape began
+        ("died", "i8"),  # index of its FREE event, -1: alive at the end
+        ("requested", "i8"),  # bytes the program asked for
+        ("block", "i8"),  # bytes the allocator gave: what memory_allocated() counts
+        ("address", "i8"),
+        ("stream", "i8"),
+        ("name", "i4"),  # index into Tape.names, -1: none
+    ]
+)
+SEGMENT = np.dtype(
+    [
+        ("address", "i8"),
+        ("size", "i8"),  # bytes
+        ("stream", "i8"),
+        ("small", "?"),  # of the pool for requests of up to 1 MiB
+        ("expandable", "?"),
+    ]
+)
+
+Ints = npt.NDArray[np.int64]
+Table = npt.NDArray[np.void]
+
+_RESERVED_SIGN = np.zeros(len(Action), np.int64)
+_RESERVED_SIGN[[Action.SEGMENT_ALLOC, Action.SEGMENT_MAP]] = 1
+_RESERVED_SIGN[[Action.SEGMENT_FREE, Action.SEGMENT_UNMAP]] = -1
+
+
+def _empty(dtype: np.dtype[Any]) -> Table:
+    return np.zeros(0, dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tape:
+    """An ordered list of everything that happened to one device's memory.
+
+    Every reader of vramkit (attribution, simulator, reports) takes a tape; none can tell which source made it.
+    """
+
+    events: Table
+    """dtype ``EVENT``, one row an event, in the allocator's order."""
+    allocations: Table
+    """dtype ``ALLOCATION``, one row an allocation: first those alive at the start, then in order of birth."""
+    segments: Table = field(default_factory=lambda: _empty(SEGMENT))
+    """dtype ``SEGMENT``: what the allocator held before the first event."""
+    modules: tuple[str, ...] = ()
+    """Qualified names of modules, ``"encoder.layers.0"``; the columns ``module`` index this."""
+    names: tuple[str, ...] = ()
+    """Names of parameters, gradients and states; the column ``name`` indexes this."""
+    device: str = "cuda:0"
+    """The device, in torch's words."""
+    alloc_conf: str = ""
+    """``PYTORCH_CUDA_ALLOC_CONF`` during the recording."""
+
+    def __repr__(self) -> str:
+        return f"Tape({len(self.events):,} events, {len(self.allocations):,} allocations on {self.device})"
+
+    @cached_property
+    def initial_allocated(self) -> int:
+        """Bytes in blocks that were alive before the first event."""
+        before = self.allocations["born"] < 0
+        return int(self.allocations["block"][before].sum())
+
+    @cached_property
+    def initial_reserved(self) -> int:
+        """Bytes in segments before the first event."""
+        return int(self.segments["size"].sum())
+
+    @cached_property
+    def deltas(self) -> Ints:
+        """Change of ``allocated`` at each event, in block bytes; shape ``(events,)``."""
+        return self._signed("block")
+
+    @cached_property
+    def requested_deltas(self) -> Ints:
+        """Change of the bytes that the program asked for at each event; shape ``(events,)``."""
+        return self._signed("requested")
+
+    def _signed(self, column: str) -> Ints:
+        result = np.zeros(len(self.events), np.int64)
+        born, died = self.allocations["born"], self.allocations["died"]
+        alive = born >= 0
+        result[born[alive]] += self.allocations[column][alive]
+        dead = died >= 0
+        result[died[dead]] -= self.allocations[column][dead]
+        return result
+
+    @cached_property
+    def allocated(self) -> Ints:
+        """``memory_allocated()`` after each event, in bytes; shape ``(events,)``."""
+        return self.initial_allocated + np.cumsum(self.deltas)
+
+    @cached_property
+    def reserved(self) -> Ints:
+        """``memory_reserved()`` after each event, in bytes; shape ``(events,)``."""
+        return self.initial_reserved + np.cumsum(_RESERVED_SIGN[self.events["action"]] * self.events["size"])
+
+    @property
+    def peak_allocated(self) -> int:
+        """Highest ``memory_allocated()``, in bytes, the start included."""
+        return max(self.initial_allocated, int(self.allocated.max(initial=0)))
+
+    @property
+    def peak_reserved(self) -> int:
+        """Highest ``memory_reserved()``, in bytes, the start included."""
+        return max(self.initial_reserved, int(self.reserved.max(initial=0)))
+
+    @property
+    def peak_event(self) -> int:
+        """Index of the first event at which ``allocated`` was highest; -1: it was so before the first event."""
+        if not len(self.events) or self.allocated.max() <= self.initial_allocated:
+            return -1
+        return int(self.allocated.argmax())
+
+    def alive_at(self, event: int) -> npt.NDArray[np.bool_]:
+        """Which allocations are alive just after an event; shape ``(allocations,)``. Event -1 is the start."""
+        born, died = self.allocations["born"], self.allocations["died"]
+        return (born <= event) & ((died < 0) | (died > event))
