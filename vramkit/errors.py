@@ -47,5 +47,5 @@ class SnapshotError(VramkitError, ValueError):
     """A file that is damaged, was written by another version, or would run code if it were opened."""
 
 
-class DoesNotFit(VramkitError):
+class DoesNotFit(VramkitError):  # noqa: N818 - an answer, not a fault
     """Not even the smallest size that was allowed fits; the text carries the report."""

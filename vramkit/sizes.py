@@ -35,7 +35,7 @@ def parse_size(text: str | int) -> int:
     """
     if isinstance(text, int) and not isinstance(text, bool):
         if text < 0:
-            raise UsageError("A size was expected", f"{text} is negative", instead="Give a number of bytes of 0 or more")
+            raise UsageError("A size was expected", f"{text} is negative", instead="Give 0 or more bytes")
         return text
     match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if match is None or match[2] not in _UNITS:
@@ -50,7 +50,7 @@ def parse_size(text: str | int) -> int:
 def _multiply(number: str, unit: int) -> int:
     # In integers: 0.1 TB must not lose a byte to a float.
     whole, _, fraction = number.partition(".")
-    return int(whole + fraction) * unit // 10 ** len(fraction)
+    return int(whole + fraction) * unit // int(10 ** len(fraction))
 
 
 def format_size(size: int) -> str:
