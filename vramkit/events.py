@@ -127,6 +127,24 @@ def _empty(dtype: np.dtype[Any]) -> Table:
     return np.zeros(0, dtype)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
+    """A module that a tape's columns ``module`` point to."""
+
+    name: str
+    """Qualified: the model's own name, then the path below it, ``"GPT.blocks.0.attention"``."""
+    kind: str
+    """Name of the class."""
+    parent: int = -1
+    """Index of the module it is part of, which comes before it; -1: it is a model of its own."""
+    parameters: int = 0
+    """Bytes of its own parameters, without those of the modules in it; a shared one counts where it is met first."""
+    calls: int = 0
+    """How often its forward ran, recomputations included."""
+    output_shape: tuple[int, ...] = ()
+    """Shape of the first tensor that its first call returned."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tape:
     """An ordered list of everything that happened to one device's memory.
@@ -140,8 +158,8 @@ class Tape:
     """dtype ``ALLOCATION``, one row an allocation: first those alive at the start, then in order of birth."""
     segments: Table = field(default_factory=lambda: _empty(SEGMENT))
     """dtype ``SEGMENT``: what the allocator held before the first event."""
-    modules: tuple[str, ...] = ()
-    """Qualified names of modules, ``"encoder.layers.0"``; the columns ``module`` index this."""
+    modules: tuple[Module, ...] = ()
+    """What the columns ``module`` index."""
     names: tuple[str, ...] = ()
     """Names of parameters, gradients and states; the column ``name`` indexes this."""
     device: str = "cuda:0"

@@ -1,0 +1,387 @@
+"""From raw events and marks to a tape on which every allocation has a category. Knows no torch.
+
+At the time of an allocation nobody knows what it will be. So labels are settled here, afterwards, and each covers an
+allocation's whole life: first what a scan saw (this address is a parameter, a gradient, a state, an input), then, for
+everything that no scan saw, where it was born and whether it outlived the place of its birth.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .events import ALLOCATION, EVENT, Action, Category, Ints, Module, Phase, Table, Tape
+from .recording.recorded import NO_MODULE, Kind, Mark, Recording, Scan
+
+_UNSEEN = 255
+_ALLOC, _FREE, _FREE_COMPLETED = int(Action.ALLOC), int(Action.FREE), int(Action.FREE_COMPLETED)
+
+
+def attribute(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan], modules: Sequence[Module]) -> Tape:
+    """Settle what every allocation of a recording was for.
+
+    Args:
+        recording: raw events of one device.
+        marks: in the order in which they were made.
+        scans: what ``SCAN`` marks point to.
+        modules: what the marks' modules are.
+
+    Returns:
+        The tape; at each of its events the categories sum to what was allocated.
+    """
+    story = _Story(marks)
+    context = story.contexts(recording)
+    events = np.zeros(len(recording.action), EVENT)
+    for name in ("action", "address", "size", "stream"):
+        events[name] = getattr(recording, name)
+    if len(events):
+        events["time"] = recording.time - recording.time[0]
+    events["phase"], events["module"], events["step"] = context.phase, context.module, context.step
+    names: dict[str, int] = {}
+    allocations = _pair(recording, events, _positioned(recording, marks, scans), names)
+    _settle(recording, story, context, allocations)
+    return Tape(
+        events=events,
+        allocations=allocations,
+        segments=recording.segments,
+        modules=tuple(modules),
+        names=tuple(names),
+        device=recording.device,
+        alloc_conf=recording.alloc_conf,
+    )
+
+
+# -- what the program was doing ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Zone:
+    """A stretch of the program inside which a temporary is born and gone."""
+
+    phase: Phase
+    begin: int
+    """Number of the mark that began it."""
+    end: int = -1
+    """Number of the mark that ended it; -1: none did."""
+    creates_graph: bool = False
+    is_loss: bool = False
+    """Outside every model, but between a forward and the backward of what it made."""
+
+
+@dataclass
+class _Contexts:
+    """One item an event."""
+
+    phase: npt.NDArray[np.uint8]
+    module: npt.NDArray[np.int32]
+    step: npt.NDArray[np.int32]
+    zone: npt.NDArray[np.int32]
+
+
+@dataclass
+class _Story:
+    """What each mark means, given all of them: phase, module, zone and step that hold from it on."""
+
+    marks: Sequence[Mark]
+    zones: list[_Zone] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        count = len(self.marks) + 1
+        self.phase = np.zeros(count, np.uint8)
+        self.module = np.full(count, -1, np.int32)
+        self.zone = np.zeros(count, np.int32)
+        self.boundary = np.zeros(count, np.int64)  # the last mark up to here at which the zone or the step changed
+        self.step = self._steps()
+        self._read()
+        self._find_losses()
+
+    def _steps(self) -> npt.NDArray[np.int32]:
+        """Index of the training step that each mark belongs to."""
+        kinds = {kind for kind, _, _ in self.marks}
+        steps = np.zeros(len(self.marks) + 1, np.int32)
+        step, busy = 0, 0
+        seen: set[int] = set()
+        every = {value for kind, value, _ in self.marks if kind is Kind.OPTIMIZER_END}
+        first_root = next((value for kind, value, _ in self.marks if kind is Kind.ENTER), -1)
+        for number, (kind, value, _) in enumerate(self.marks, 1):
+            if kind in (Kind.ENTER, Kind.BACKWARD, Kind.OPTIMIZER):
+                busy = step
+            if Kind.STEP in kinds:
+                ends = kind is Kind.STEP
+            elif every:
+                seen |= {value} if kind is Kind.OPTIMIZER_END else set()
+                ends = seen == every
+            elif Kind.BACKWARD in kinds:
+                ends = kind is Kind.BACKWARD_END
+            else:
+                ends = kind is Kind.EXIT and value == first_root
+            if ends:
+                step += 1
+                seen = set()
+            steps[number] = step
+        return np.minimum(steps, busy)  # what comes after the last step is its end, not another step
+
+    def _read(self) -> None:
+        stacks: dict[int, list[int]] = {}
+        open_zones = [0]
+        self.zones.append(_Zone(Phase.OUTSIDE, 0))
+        in_backward = in_optimizer = False
+        at_module = -1
+        boundary = 0
+        for number, (kind, value, thread) in enumerate(self.marks, 1):
+            stack = stacks.setdefault(thread, [])
+            if kind is Kind.ENTER:
+                if not stack:
+                    self._open(open_zones, Phase.RECOMPUTE if in_backward else Phase.FORWARD, number)
+                stack.append(value)
+            elif kind is Kind.EXIT:
+                while stack and stack.pop() != value:
+                    pass
+                if not stack:
+                    self._close(open_zones, number)
+            elif kind is Kind.BACKWARD:
+                in_backward, at_module = True, -1
+                self._open(open_zones, Phase.BACKWARD, number, creates_graph=bool(value))
+            elif kind is Kind.BACKWARD_END:
+                in_backward = False
+                self._close(open_zones, number)
+            elif kind is Kind.BACKWARD_AT:
+                at_module = value
+            elif kind is Kind.OPTIMIZER:
+                in_optimizer = True
+                self._open(open_zones, Phase.OPTIMIZER, number)
+            elif kind is Kind.OPTIMIZER_END:
+                in_optimizer = False
+                self._close(open_zones, number)
+            zone = open_zones[-1]
+            if zone != self.zone[number - 1] or self.step[number] != self.step[number - 1]:
+                boundary = number
+            if stack:
+                phase, module = Phase.RECOMPUTE if in_backward else Phase.FORWARD, stack[-1]
+            elif in_backward:
+                phase, module = Phase.BACKWARD, at_module
+            else:
+                phase, module = Phase.OPTIMIZER if in_optimizer else Phase.OUTSIDE, -1
+            self.phase[number], self.module[number] = phase, module
+            self.zone[number], self.boundary[number] = zone, boundary
+
+    def _open(self, open_zones: list[int], phase: Phase, number: int, *, creates_graph: bool = False) -> None:
+        if self.zones[open_zones[-1]].phase is Phase.OUTSIDE:
+            self.zones[open_zones.pop()].end = number
+        open_zones.append(len(self.zones))
+        self.zones.append(_Zone(phase, number, creates_graph=creates_graph))
+
+    def _close(self, open_zones: list[int], number: int) -> None:
+        self.zones[open_zones.pop()].end = number
+        if not open_zones:
+            open_zones.append(len(self.zones))
+            self.zones.append(_Zone(Phase.OUTSIDE, number))
+
+    def _find_losses(self) -> None:
+        """What runs between a forward that made a graph and the next backward belongs to the forward."""
+        graphs = {number for number, (kind, _, _) in enumerate(self.marks, 1) if kind is Kind.GRAPH}
+        waiting: list[_Zone] = []
+        after_graph = False
+        for zone in self.zones:
+            if zone.phase is Phase.OUTSIDE:
+                # The GRAPH mark follows the EXIT that began this zone.
+                after_graph = after_graph or any(n in graphs for n in range(zone.begin, zone.begin + 2))
+                if after_graph:
+                    waiting.append(zone)
+            elif zone.phase is Phase.BACKWARD:
+                for each in waiting:
+                    each.is_loss = True
+                waiting, after_graph = [], False
+            elif zone.phase is Phase.OPTIMIZER:
+                waiting, after_graph = [], False
+        loss = np.array([zone.is_loss for zone in self.zones])
+        self.phase[loss[self.zone] & (self.phase == Phase.OUTSIDE)] = Phase.FORWARD
+
+    def contexts(self, recording: Recording) -> _Contexts:
+        """What was going on at each event."""
+        own = np.minimum(recording.mark, len(self.marks))
+        if not len(own):
+            empty = np.zeros(0, np.int32)
+            return _Contexts(np.zeros(0, np.uint8), empty, empty, empty)
+        # A thread that was not told of a change (an autograd thread before its first node, a data loader's thread)
+        # still carries an older mark: then the last change that any thread had seen holds.
+        reached = np.maximum.accumulate(own)
+        holds = np.maximum(own, self.boundary[reached])
+        phase, module, zone = self.phase[holds], self.module[holds], self.zone[holds]
+        noted = recording.at_module != NO_MODULE
+        phase[noted], module[noted] = Phase.BACKWARD, recording.at_module[noted]
+        zone[noted] = self.zone[reached[noted]]
+        return _Contexts(phase, module, self.step[reached], zone)
+
+
+# -- allocations, and what scans saw of them --------------------------------------------------------------------------
+
+
+def _positioned(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]) -> list[tuple[int, Scan]]:
+    """Scans with the index of the event before which each was made, in that order."""
+    return [
+        (int(recording.position[number]), scans[value])
+        for number, (kind, value, _) in enumerate(marks, 1)
+        if kind is Kind.SCAN
+    ]
+
+
+def _pair(recording: Recording, events: Table, scans: Sequence[tuple[int, Scan]], names: dict[str, int]) -> Table:
+    """Match allocations with their frees, and label what the scans saw."""
+    born = np.flatnonzero(recording.action == _ALLOC)
+    before = len(recording.before)
+    table = np.zeros(before + len(born), ALLOCATION)
+    table["category"] = _UNSEEN
+    table["died"] = table["name"] = -1
+    old, new = table[:before], table[before:]
+    old["born"] = old["module"] = -1
+    for i, each in enumerate(recording.before):
+        old["address"][i], old["block"][i] = each.address, each.block
+        old["requested"][i], old["stream"][i] = each.requested, each.stream
+    new["born"] = born
+    for name in ("address", "stream"):
+        new[name] = getattr(recording, name)[born]
+    new["requested"], new["block"] = recording.size[born], recording.block[born]
+    for name in ("phase", "module", "step"):
+        new[name] = events[name][born]
+
+    alive = {int(address): row for row, address in enumerate(old["address"])}
+    pending: dict[int, int] = {}
+    died = np.full(len(table), -1, np.int64)
+    owner = np.full(len(events), -1, np.int32)
+    labels = _Labels(table, names)
+    row, upcoming, waiting = before, iter([*scans, (len(events) + 1, None)]), None
+    due, waiting = next(upcoming)
+    actions, addresses = recording.action.tolist(), recording.address.tolist()
+    for i, (action, address) in enumerate(zip(actions, addresses, strict=True)):
+        while due <= i and waiting is not None:
+            labels.apply(waiting, alive)
+            due, waiting = next(upcoming)
+        if action == _ALLOC:
+            alive[address] = owner[i] = row
+            row += 1
+        elif action == _FREE:
+            found = alive.pop(address, -1)
+            if found >= 0:
+                died[found] = i
+                owner[i] = pending[address] = found
+        elif action == _FREE_COMPLETED:
+            owner[i] = pending.pop(address, -1)
+    while waiting is not None:
+        labels.apply(waiting, alive)
+        due, waiting = next(upcoming)
+    table["died"] = died
+    events["allocation"] = owner
+    return table
+
+
+@dataclass
+class _Labels:
+    """Puts what scans saw into the table; where two disagree, the first category in ``Category``'s order holds."""
+
+    table: Table
+    names: dict[str, int]
+
+    def __post_init__(self) -> None:
+        self._category = self.table["category"]
+        self._name = self.table["name"]
+
+    def apply(self, scan: Scan, alive: dict[int, int]) -> None:
+        category = int(scan.category)
+        starts: list[int] | None = None
+        for i, address in enumerate(scan.addresses):
+            row = alive.get(address, -1)
+            if row < 0:
+                if not address:
+                    continue
+                if starts is None:
+                    starts = sorted(alive)
+                row = self._containing(address, starts, alive)
+                if row < 0:
+                    continue
+            if category < self._category[row]:
+                self._category[row] = category
+                if i < len(scan.names):
+                    self._name[row] = self.names.setdefault(scan.names[i], len(self.names))
+
+    def _containing(self, address: int, starts: Sequence[int], alive: dict[int, int]) -> int:
+        """A tensor may be a view into a larger allocation, such as a flat buffer of gradients."""
+        at = bisect_right(starts, address)
+        if not at:
+            return -1
+        row = alive[starts[at - 1]]
+        return row if address < starts[at - 1] + self.table["block"][row] else -1
+
+
+# -- what no scan saw --------------------------------------------------------------------------------------------------
+
+
+def _settle(recording: Recording, story: _Story, context: _Contexts, table: Table) -> None:
+    """Give a category to every allocation that no scan saw, and take back inputs that a model made itself."""
+    category, born, died = table["category"], table["born"], table["died"]
+    new = born >= 0
+    zone = np.zeros(len(table), np.int64)
+    zone[new] = context.zone[born[new]]
+    zone_phase = np.array([int(each.phase) for each in story.zones], np.uint8)[zone]
+    zone_phase[~new] = Phase.OUTSIDE
+    is_loss = np.array([each.is_loss for each in story.zones])[zone] & new
+    # A tensor that another model's forward made is no input, even where it is detached.
+    category[(category == Category.INPUT) & new & (zone_phase != Phase.OUTSIDE)] = _UNSEEN
+    unseen = category == _UNSEEN
+
+    workspace = unseen & np.isin(table["requested"], sorted(recording.workspace_sizes)) & (died < 0)
+    category[workspace & ~_repeated(table, workspace & new)] = Category.WORKSPACE
+    unseen = category == _UNSEEN
+
+    last = len(recording.action)
+    ends = np.array([recording.position[each.end] if each.end >= 0 else last for each in story.zones], np.int64)
+    outlives = (died < 0) | (died >= ends[zone])
+    creates_graph = np.array([each.creates_graph for each in story.zones])[zone]
+    for_backward = np.isin(zone_phase, (Phase.FORWARD, Phase.RECOMPUTE)) | is_loss | creates_graph
+    category[unseen & new] = Category.TEMPORARY
+    category[unseen & new & outlives & for_backward] = Category.ACTIVATION
+    loose = unseen & new & outlives & ~for_backward
+    category[loose] = Category.OTHER
+    category[loose & (zone_phase == Phase.OUTSIDE) & _of_a_batch(story, context, recording, table, zone)] = (
+        Category.INPUT
+    )
+    category[unseen & ~new] = Category.OTHER
+
+
+def _repeated(table: Table, candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """All candidates but the first of each stream and side of autograd: a library has one workspace for each.
+
+    Wrong where a program keeps a tensor of just a workspace's size that it made before its first matrix product.
+    """
+    result = np.zeros(len(table), bool)
+    seen: set[tuple[int, bool]] = set()
+    for row in np.flatnonzero(candidates):
+        key = int(table["stream"][row]), table["phase"][row] in (Phase.BACKWARD, Phase.RECOMPUTE)
+        result[row] = key in seen
+        seen.add(key)
+    return result
+
+
+def _of_a_batch(
+    story: _Story, context: _Contexts, recording: Recording, table: Table, zone: Ints
+) -> npt.NDArray[np.bool_]:
+    """Whether allocations look like part of a batch that no model saw: made just before a forward, gone a step later.
+
+    Wrong for what a program makes between steps, keeps over the next forward and drops within a step.
+    """
+    last_step = int(context.step.max(initial=0))
+    next_forward = np.full(len(story.zones) + 1, -1, np.int64)  # event at which the next forward begins, if it's next
+    for index in range(len(story.zones) - 1, -1, -1):
+        each = story.zones[index]
+        if each.phase is Phase.FORWARD:
+            next_forward[index] = recording.position[each.begin]
+        elif each.phase is Phase.OUTSIDE:
+            next_forward[index] = next_forward[index + 1]
+    begins = next_forward[zone]
+    died, step = table["died"], table["step"]
+    died_step = np.where(died >= 0, context.step[np.maximum(died, 0)], last_step) if len(context.step) else step
+    return (begins >= 0) & ((died < 0) | (died >= begins)) & (died_step <= step + 1)

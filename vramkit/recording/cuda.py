@@ -1,0 +1,266 @@
+"""The measured source on CUDA: the caching allocator's own history. Knows torch's history and statistics.
+
+The history is C++ and costs about nothing a step. A mark is put into it as *metadata*, a text that torch stamps on
+every later entry of the same thread; where torch can't do that, the allocator's counters are read at each mark, which
+says as exactly after how many allocations and frees the mark came, for 20 µs a mark instead of 0.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..allocator import AllocatorConf, ImpossibleEvent, SegmentState, follow, initial_state, segments_from_torch
+from ..errors import DeviceError
+from ..events import SEGMENT, Action, Ints, Table
+from .marks import Marks
+from .recorded import NO_MODULE, Before, Recording
+
+_ACTIONS = {
+    "alloc": Action.ALLOC,
+    "free_requested": Action.FREE,
+    "free": Action.FREE_COMPLETED,
+    "free_completed": Action.FREE_COMPLETED,
+    "segment_alloc": Action.SEGMENT_ALLOC,
+    "segment_free": Action.SEGMENT_FREE,
+    "segment_map": Action.SEGMENT_MAP,
+    "segment_unmap": Action.SEGMENT_UNMAP,
+    "oom": Action.OOM,
+}
+_COUNTED = ("alloc", "free_requested")  # what torch's statistics count as "allocated" and "freed"
+
+
+@dataclass
+class CudaHistory:
+    """Records every CUDA device of the process from ``start()`` to ``stop()``.
+
+    Args:
+        max_events: how many of the last entries torch keeps for each device.
+        use_metadata: mark by metadata where torch can; False: by the allocator's counters, always.
+    """
+
+    max_events: int
+    use_metadata: bool = True
+    marks: Marks = field(init=False)
+
+    def __post_init__(self) -> None:
+        if torch.cuda.memory.get_allocator_backend() != "native":
+            raise DeviceError(
+                "The memory of a CUDA device was to be recorded",
+                f"the allocator is {torch.cuda.memory.get_allocator_backend()!r}",
+                "only torch's own caching allocator keeps a history",
+                "Leave backend:cudaMallocAsync out of PYTORCH_CUDA_ALLOC_CONF",
+            )
+        self._metadata = self.use_metadata and _has_metadata()
+        self._counts: list[tuple[int, ...]] = []
+        if self._metadata:
+            set_metadata = torch._C._cuda_setMemoryMetadata
+            self.marks = Marks(lambda number: set_metadata(str(number)), _locate, _stamping_hook(set_metadata))
+        else:
+            self.marks = Marks(lambda _number: self._counts.append(self._count()), _locate)
+
+    def start(self) -> None:
+        """Begin to record: history first, then the hooks."""
+        torch.cuda.init()
+        self._devices = range(torch.cuda.device_count())
+        self._was_on = torch._C._cuda_isHistoryEnabled()
+        if not self._was_on:
+            # As keywords this call differs between torch versions; this much every one has.
+            torch.cuda.memory._record_memory_history("all", context=None, stacks="python", max_entries=self.max_events)
+        if self._metadata:
+            self._old_metadata = torch._C._cuda_getMemoryMetadata()
+            torch._C._cuda_setMemoryMetadata("0")
+        snapshot = torch._C._cuda_memorySnapshot(None)
+        self._first = [segments_from_torch(snapshot["segments"], device=device) for device in self._devices]
+        self._skip = [len(trace) for trace in snapshot["device_traces"]]
+        self._base = self._count()
+        self._counts = [self._base]
+        try:
+            self.marks.install()
+        except BaseException:
+            self._restore()
+            raise
+
+    def stop(self) -> list[Recording]:
+        """Detach everything, set the history back as it was, and hand over what was recorded on each device in use."""
+        try:
+            self.marks.remove()
+            snapshot = torch._C._cuda_memorySnapshot(None)
+            counts = self._count()
+            outside = [_outside(device) for device in self._devices]
+        finally:
+            self._restore()
+        return [
+            recording
+            for device in self._devices
+            if (recording := self._recording(device, snapshot, counts[device], *outside[device])) is not None
+        ]
+
+    def _restore(self) -> None:
+        if not self._was_on:
+            torch.cuda.memory._record_memory_history(None)
+        if self._metadata:
+            torch._C._cuda_setMemoryMetadata(self._old_metadata)
+
+    def _count(self) -> tuple[int, ...]:
+        """Allocations plus frees since the process began, for each device."""
+        return tuple(
+            (count := torch._C._cuda_memoryStats(device)["allocation"]["all"])["allocated"] + count["freed"]
+            for device in self._devices
+        )
+
+    def _recording(
+        self, device: int, snapshot: dict[str, Any], counted: int, outside: int, capacity: int
+    ) -> Recording | None:
+        first = self._first[device]
+        trace = snapshot["device_traces"][device] if device < len(snapshot["device_traces"]) else []
+        entries, lost = _since(trace, self._skip[device], counted - self._base[device])
+        if not entries and not first:
+            return None
+        count = len(entries)
+        action = np.fromiter((_ACTIONS[entry["action"]] for entry in entries), np.uint8, count)
+        counts = (action == Action.ALLOC) | (action == Action.FREE)
+        address = np.fromiter((_signed(entry["addr"]) if "addr" in entry else 0 for entry in entries), np.int64, count)
+        size = np.fromiter((entry["size"] for entry in entries), np.int64, count)
+        stream = np.fromiter((entry["stream"] for entry in entries), np.int64, count)
+        time = np.fromiter((entry.get("time_us", 0) for entry in entries), np.int64, count)
+        notes: list[str] = []
+        conf_text = str((snapshot.get("allocator_settings") or {}).get("PYTORCH_CUDA_ALLOC_CONF") or "")
+        conf = AllocatorConf.parse(conf_text)
+        events = (action, address, size, stream)
+        if lost:
+            last = segments_from_torch(snapshot["segments"], device=device)
+            state = initial_state(last, *events, conf)
+            first = list(state.segments)
+            notes.append(
+                f"{lost:,} allocations and frees on cuda:{device} came before the last {self.max_events:,} events and "
+                "were not kept: the profile covers what came after. Raise max_events, or profile fewer steps."
+            )
+            if state.ambiguous:
+                most = sum(each.largest - each.size for each in state.ambiguous)
+                notes.append(f"Blocks from before that may be larger than assumed, by {most:,} bytes in all.")
+        try:
+            block = follow(first, *events, conf)
+        except ImpossibleEvent as error:
+            block = error.blocks
+            notes.append(f"From event {error.event:,} on, sizes of blocks are rounded requests: {error}")
+        if self._metadata:
+            mark, at_module = _stamps(entries)
+            reached = np.maximum.accumulate(mark) if count else mark
+            position = np.searchsorted(reached, np.arange(len(self.marks.entries) + 1)).astype(np.int64)
+        else:
+            counter = np.array([each[device] for each in self._counts], np.int64) - counted + int(counts.sum())
+            position = np.searchsorted(np.cumsum(counts), np.maximum(counter, 0), side="left").astype(np.int64)
+            position = np.where(counter <= 0, 0, position + 1)
+            mark = np.searchsorted(position, np.arange(count), side="right").astype(np.int64) - 1
+            at_module = np.full(count, NO_MODULE, np.int32)
+        return Recording(
+            device=f"cuda:{device}",
+            action=action,
+            address=address,
+            size=size,
+            stream=stream,
+            time=time,
+            block=block,
+            mark=mark,
+            at_module=at_module,
+            position=position,
+            before=_alive(first),
+            segments=_segment_table(first),
+            alloc_conf=conf_text,
+            workspace_sizes=_workspace_sizes(),
+            outside=outside,
+            capacity=capacity,
+            lost=lost,
+            notes=notes,
+        )
+
+
+def _has_metadata() -> bool:
+    return hasattr(torch._C, "_cuda_setMemoryMetadata") and hasattr(torch.cuda.memory, "_set_memory_metadata")
+
+
+def _stamping_hook(set_metadata: Callable[[str], None]) -> Callable[[int], Callable[[object], None]]:
+    def make(index: int) -> Callable[[object], None]:
+        text = f"b{index}"
+        return lambda _grads: set_metadata(text)
+
+    return make
+
+
+def _locate(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.data_ptr() if tensor.is_cuda else 0
+    except RuntimeError:  # a wrapper (fake, sparse, distributed) or a lazy parameter: no memory of its own
+        return 0
+
+
+def _signed(address: int) -> int:
+    return address - (1 << 64) if address >= 1 << 63 else address
+
+
+def _since(trace: Sequence[dict[str, Any]], skip: int, happened: int) -> tuple[list[dict[str, Any]], int]:
+    """The entries that a recording made itself, and how many allocations and frees of its own are missing.
+
+    Args:
+        trace: all that torch kept, oldest first.
+        skip: how many entries were there when the recording began.
+        happened: allocations plus frees since, by the allocator's own counters.
+    """
+    own = [entry for entry in trace[skip:] if entry["action"] in _ACTIONS]
+    if happened <= sum(entry["action"] in _COUNTED for entry in own):
+        return own, 0
+    # The ring of entries came round: what was there before has gone, in whole or in part.
+    entries = [entry for entry in trace if entry["action"] in _ACTIONS]
+    counted = [i for i, entry in enumerate(entries) if entry["action"] in _COUNTED]
+    if len(counted) >= happened:
+        return entries[counted[len(counted) - happened] :], 0
+    return entries, happened - len(counted)
+
+
+def _stamps(entries: Sequence[dict[str, Any]]) -> tuple[Ints, Any]:
+    """The mark and the backward's module that the metadata of each entry name."""
+    mark = np.zeros(len(entries), np.int64)
+    at_module = np.full(len(entries), NO_MODULE, np.int32)
+    texts = [entry.get("user_metadata", "") for entry in entries]
+    for i, text in enumerate(texts):
+        if text[:1] == "b":
+            at_module[i] = int(text[1:])
+        elif text.isdigit():
+            mark[i] = int(text)
+    return mark, at_module
+
+
+def _alive(segments: Sequence[SegmentState]) -> list[Before]:
+    return [
+        Before(address=block.address, block=block.size, requested=block.requested, stream=segment.stream)
+        for segment in segments
+        for block in segment.blocks
+        if block.state == "active_allocated"
+    ]
+
+
+def _segment_table(segments: Sequence[SegmentState]) -> Table:
+    table = np.zeros(len(segments), SEGMENT)
+    for i, each in enumerate(segments):
+        table[i] = (each.address, each.size, each.stream, each.small, each.expandable)
+    return table
+
+
+def _workspace_sizes() -> frozenset[int]:
+    """What cuBLAS asks torch for, once for each handle and stream; cuBLASLt shares it."""
+    if hasattr(torch._C, "_cuda_getCublasWorkspaceSize"):
+        return frozenset({int(torch._C._cuda_getCublasWorkspaceSize())})
+    return frozenset(
+        {8_519_680, 33_554_432}
+    )  # torch's defaults, the second on Hopper; CUBLAS_WORKSPACE_CONFIG changes it
+
+
+def _outside(device: int) -> tuple[int, int]:
+    """Bytes in use on the device beside this allocator's, and the device's capacity."""
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, total - free - torch.cuda.memory_reserved(device)), total

@@ -1,0 +1,104 @@
+"""What a source hands over: one device's raw events and the marks laid down beside them. Knows no torch."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..events import SEGMENT, Category, Ints, Table
+
+
+class Kind(enum.IntEnum):
+    """What a mark says."""
+
+    ENTER = 0
+    """A module's forward begins; value: the module."""
+    EXIT = 1
+    """A module's forward has ended, or was left by an exception; value: the module."""
+    BACKWARD = 2
+    """``backward()`` begins; value: 1 if it builds a graph itself (``create_graph``)."""
+    BACKWARD_END = 3
+    """``backward()`` has ended."""
+    BACKWARD_AT = 4
+    """The backward reaches what a module's forward did; value: the module, or -1 for what lies between modules."""
+    OPTIMIZER = 5
+    """``optimizer.step()`` begins; value: the optimizer."""
+    OPTIMIZER_END = 6
+    """``optimizer.step()`` has ended; value: the optimizer."""
+    STEP = 7
+    """The user says that a training step has ended."""
+    SCAN = 8
+    """Tensors were looked at; value: index into ``Marks.scans``."""
+    GRAPH = 9
+    """The root's forward that has just ended made an autograd graph; value: the module."""
+
+
+# One mark: its kind, its value, the thread that made it. Its number is its position in the list plus one; number 0 is
+# "before any mark". A plain tuple, because making one is on the path of every module call.
+Mark = tuple[Kind, int, int]
+
+NO_MODULE = -2
+"""In ``Recording.at_module``: the source noted no module, the marks decide."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Where some tensors lay at one moment."""
+
+    category: Category
+    addresses: list[int]
+    """One address a tensor, in the source's own terms; 0 for none."""
+    names: Sequence[str]
+    """One name a tensor, in the same order; empty: they have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """A block that was alive before the first event."""
+
+    address: int
+    block: int
+    """Bytes of the block."""
+    requested: int
+    """Bytes that the program had asked for."""
+    stream: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """Raw events of one device. All arrays have one item an event, in the order in which the events happened."""
+
+    device: str
+    action: npt.NDArray[np.uint8]
+    """Codes of ``vramkit.events.Action``."""
+    address: Ints
+    size: Ints
+    """Bytes: as requested by ALLOC, FREE, FREE_COMPLETED and OOM; of the segment otherwise."""
+    stream: Ints
+    time: Ints
+    """Microseconds on any clock."""
+    block: Ints
+    """Bytes of the block that an ALLOC handed out; 0 elsewhere."""
+    mark: Ints
+    """Number of the mark that holds for each event."""
+    at_module: npt.NDArray[np.int32]
+    """Module that the backward was at, where the source notes that by itself; else ``NO_MODULE``."""
+    position: Ints
+    """Of each mark, from number 0 on: index of the first event after it; shape ``(marks + 1,)``."""
+    before: Sequence[Before] = ()
+    segments: Table = field(default_factory=lambda: np.zeros(0, SEGMENT))
+    """dtype ``SEGMENT``: what the allocator held before the first event."""
+    alloc_conf: str = ""
+    workspace_sizes: frozenset[int] = frozenset()
+    """Bytes that a library asks for as its workspace."""
+    outside: int = 0
+    """Bytes in use on the device that are not this allocator's, at the end; 0: unknown."""
+    capacity: int = 0
+    """Bytes of the device; 0: unknown."""
+    lost: int = 0
+    """Allocations and frees before the first event that the source could not keep."""
+    notes: Sequence[str] = ()

@@ -1,0 +1,85 @@
+"""A tape's memory over time, a column for each category. Knows how to sum a tape; draws nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .breakdown import Breakdown, breakdown
+from .events import Category, Ints, Tape
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """Bytes after each event of a tape: row 0 is before the first event, row ``i + 1`` after event ``i``.
+
+    ::
+
+        timeline = profile.timeline
+        timeline.of(Category.ACTIVATION).max()
+    """
+
+    tape: Tape
+    outside: int = 0
+    """Bytes on the device that are not this allocator's; 0: not known."""
+
+    def __len__(self) -> int:
+        return len(self.tape.events) + 1
+
+    def __repr__(self) -> str:
+        return f"Timeline({len(self):,} moments on {self.tape.device})"
+
+    @cached_property
+    def time(self) -> Ints:
+        """Microseconds since the first event; shape ``(moments,)``."""
+        return np.concatenate([np.zeros(1, np.int64), self.tape.events["time"]])
+
+    @cached_property
+    def by_category(self) -> Ints:
+        """Bytes asked for; shape ``(moments, categories)``, columns in the order of `Category`."""
+        allocations = self.tape.allocations
+        changes = np.zeros((len(self), len(Category)), np.int64)
+        category, size = allocations["category"].astype(np.int64), allocations["requested"]
+        # Births before the tape go to row 0; no two allocations share an event, so plain indexing would do for others.
+        np.add.at(changes, (allocations["born"] + 1, category), size)
+        dead = allocations["died"] >= 0
+        np.add.at(changes, (allocations["died"][dead] + 1, category[dead]), -size[dead])
+        np.cumsum(changes, axis=0, out=changes)
+        return changes
+
+    def of(self, category: Category) -> Ints:
+        """Bytes of one category; shape ``(moments,)``."""
+        return self.by_category[:, category]
+
+    @cached_property
+    def allocated(self) -> Ints:
+        """``memory_allocated()``, in bytes; shape ``(moments,)``."""
+        return np.concatenate([np.array([self.tape.initial_allocated]), self.tape.allocated])
+
+    @cached_property
+    def reserved(self) -> Ints:
+        """``memory_reserved()``, in bytes; shape ``(moments,)``."""
+        return np.concatenate([np.array([self.tape.initial_reserved]), self.tape.reserved])
+
+    @property
+    def slack(self) -> Ints:
+        """Bytes in blocks beyond what was asked for; shape ``(moments,)``."""
+        return self.allocated - self.by_category.sum(axis=1)
+
+    def at(self, moment: int) -> Breakdown:
+        """The breakdown at one row.
+
+        Args:
+            moment: row, from 0; negative counts from the end.
+        """
+        parts = [int(size) for size in self.by_category[moment]]
+        allocated, reserved = int(self.allocated[moment]), int(self.reserved[moment])
+        slack = allocated - sum(parts)
+        return breakdown(parts, slack=slack, cached=max(0, reserved - allocated), outside=self.outside)
+
+    @property
+    def peak_moment(self) -> int:
+        """The first row at which ``allocated`` was highest."""
+        return int(self.allocated.argmax())
