@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .events import ALLOCATION, EVENT, Action, Category, Ints, Module, Phase, Table, Tape
-from .recording.recorded import NO_MODULE, Kind, Mark, Recording, Scan
+from .recording.recorded import CREATES_GRAPH, FOLLOWED, NO_MODULE, Kind, Mark, Recording, Scan
 
 _UNSEEN = 255
 _ALLOC, _FREE, _FREE_COMPLETED = int(Action.ALLOC), int(Action.FREE), int(Action.FREE_COMPLETED)
@@ -68,6 +68,8 @@ class _Zone:
     end: int = -1
     """Number of the mark that ended it; -1: none did."""
     creates_graph: bool = False
+    is_followed: bool = False
+    """A backward whose modules are known."""
     is_loss: bool = False
     """Outside every model, but between a forward and the backward of what it made."""
 
@@ -101,14 +103,14 @@ class _Story:
 
     def _steps(self) -> npt.NDArray[np.int32]:
         """Index of the training step that each mark belongs to."""
-        kinds = {kind for kind, _, _ in self.marks}
+        kinds = {kind for kind, _ in self.marks}
         steps = np.zeros(len(self.marks) + 1, np.int32)
         step, busy = 0, 0
         seen: set[int] = set()
-        every = {value for kind, value, _ in self.marks if kind is Kind.OPTIMIZER_END}
-        first_root = next((value for kind, value, _ in self.marks if kind is Kind.ENTER), -1)
-        for number, (kind, value, _) in enumerate(self.marks, 1):
-            if kind in (Kind.ENTER, Kind.BACKWARD, Kind.OPTIMIZER):
+        every = {value for kind, value in self.marks if kind is Kind.OPTIMIZER_END}
+        first_root = next((value for kind, value in self.marks if kind is Kind.ROOT), -1)
+        for number, (kind, value) in enumerate(self.marks, 1):
+            if kind in (Kind.ROOT, Kind.BACKWARD, Kind.OPTIMIZER):
                 busy = step
             if Kind.STEP in kinds:
                 ends = kind is Kind.STEP
@@ -118,7 +120,7 @@ class _Story:
             elif Kind.BACKWARD in kinds:
                 ends = kind is Kind.BACKWARD_END
             else:
-                ends = kind is Kind.EXIT and value == first_root
+                ends = kind is Kind.ROOT_END and value == first_root
             if ends:
                 step += 1
                 seen = set()
@@ -126,54 +128,51 @@ class _Story:
         return np.minimum(steps, busy)  # what comes after the last step is its end, not another step
 
     def _read(self) -> None:
-        stacks: dict[int, list[int]] = {}
         open_zones = [0]
         self.zones.append(_Zone(Phase.OUTSIDE, 0))
-        in_backward = in_optimizer = False
-        at_module = -1
+        in_backward = False
+        forward_at = backward_at = -1
         boundary = 0
-        for number, (kind, value, thread) in enumerate(self.marks, 1):
-            stack = stacks.setdefault(thread, [])
-            if kind is Kind.ENTER:
-                if not stack:
+        for number, (kind, value) in enumerate(self.marks, 1):
+            match kind:
+                case Kind.ROOT:
+                    forward_at = value
                     self._open(open_zones, Phase.RECOMPUTE if in_backward else Phase.FORWARD, number)
-                stack.append(value)
-            elif kind is Kind.EXIT:
-                while stack and stack.pop() != value:
-                    pass
-                if not stack:
+                case Kind.IN:
+                    forward_at = value
+                case Kind.ROOT_END:
+                    forward_at = -1
                     self._close(open_zones, number)
-            elif kind is Kind.BACKWARD:
-                in_backward, at_module = True, -1
-                self._open(open_zones, Phase.BACKWARD, number, creates_graph=bool(value))
-            elif kind is Kind.BACKWARD_END:
-                in_backward = False
-                self._close(open_zones, number)
-            elif kind is Kind.BACKWARD_AT:
-                at_module = value
-            elif kind is Kind.OPTIMIZER:
-                in_optimizer = True
-                self._open(open_zones, Phase.OPTIMIZER, number)
-            elif kind is Kind.OPTIMIZER_END:
-                in_optimizer = False
-                self._close(open_zones, number)
+                case Kind.BACKWARD:
+                    in_backward, backward_at = True, -1
+                    self._open(open_zones, Phase.BACKWARD, number)
+                    self.zones[-1].creates_graph = bool(value & CREATES_GRAPH)
+                    self.zones[-1].is_followed = bool(value & FOLLOWED)
+                case Kind.BACKWARD_AT:
+                    backward_at = value
+                case Kind.BACKWARD_END:
+                    in_backward = False
+                    self._close(open_zones, number)
+                case Kind.OPTIMIZER:
+                    self._open(open_zones, Phase.OPTIMIZER, number)
+                case Kind.OPTIMIZER_END:
+                    self._close(open_zones, number)
             zone = open_zones[-1]
             if zone != self.zone[number - 1] or self.step[number] != self.step[number - 1]:
                 boundary = number
-            if stack:
-                phase, module = Phase.RECOMPUTE if in_backward else Phase.FORWARD, stack[-1]
-            elif in_backward:
-                phase, module = Phase.BACKWARD, at_module
-            else:
-                phase, module = Phase.OPTIMIZER if in_optimizer else Phase.OUTSIDE, -1
-            self.phase[number], self.module[number] = phase, module
+            phase = self.zones[zone].phase
+            self.phase[number] = phase
+            if phase in (Phase.FORWARD, Phase.RECOMPUTE):
+                self.module[number] = forward_at
+            elif phase is Phase.BACKWARD:
+                self.module[number] = backward_at
             self.zone[number], self.boundary[number] = zone, boundary
 
-    def _open(self, open_zones: list[int], phase: Phase, number: int, *, creates_graph: bool = False) -> None:
+    def _open(self, open_zones: list[int], phase: Phase, number: int) -> None:
         if self.zones[open_zones[-1]].phase is Phase.OUTSIDE:
             self.zones[open_zones.pop()].end = number
         open_zones.append(len(self.zones))
-        self.zones.append(_Zone(phase, number, creates_graph=creates_graph))
+        self.zones.append(_Zone(phase, number))
 
     def _close(self, open_zones: list[int], number: int) -> None:
         self.zones[open_zones.pop()].end = number
@@ -183,12 +182,12 @@ class _Story:
 
     def _find_losses(self) -> None:
         """What runs between a forward that made a graph and the next backward belongs to the forward."""
-        graphs = {number for number, (kind, _, _) in enumerate(self.marks, 1) if kind is Kind.GRAPH}
+        graphs = {number for number, (kind, _) in enumerate(self.marks, 1) if kind is Kind.GRAPH}
         waiting: list[_Zone] = []
         after_graph = False
         for zone in self.zones:
             if zone.phase is Phase.OUTSIDE:
-                # The GRAPH mark follows the EXIT that began this zone.
+                # The GRAPH mark follows the ROOT_END that began this zone.
                 after_graph = after_graph or any(n in graphs for n in range(zone.begin, zone.begin + 2))
                 if after_graph:
                     waiting.append(zone)
@@ -215,7 +214,31 @@ class _Story:
         noted = recording.at_module != NO_MODULE
         phase[noted], module[noted] = Phase.BACKWARD, recording.at_module[noted]
         zone[noted] = self.zone[reached[noted]]
+        self._complete(recording, phase, module, zone)
         return _Contexts(phase, module, self.step[reached], zone)
+
+    def _complete(self, recording: Recording, phase: Ints, module: Ints, zone: Ints) -> None:
+        """Give a backward that was not followed the modules of one that was, if their events are the same.
+
+        The same allocations and frees in the same order come from the same graph; sizes may differ with the batch.
+        """
+        counts = (recording.action == _ALLOC) | (recording.action == _FREE)
+        backward = np.flatnonzero(counts & (phase == Phase.BACKWARD))
+        order = backward[np.argsort(zone[backward], kind="stable")]
+        begins = np.flatnonzero(np.diff(zone[order], prepend=-1))
+        known: dict[bytes, npt.NDArray[np.int32]] = {}
+        unknown = []
+        for rows in np.split(order, begins[1:]):
+            if not len(rows):
+                continue
+            key = recording.action[rows].tobytes()
+            if self.zones[zone[rows[0]]].is_followed:
+                known[key] = module[rows]
+            else:
+                unknown.append((rows, key))
+        for rows, key in unknown:
+            if key in known:
+                module[rows] = known[key]
 
 
 # -- allocations, and what scans saw of them --------------------------------------------------------------------------
@@ -225,7 +248,7 @@ def _positioned(recording: Recording, marks: Sequence[Mark], scans: Sequence[Sca
     """Scans with the index of the event before which each was made, in that order."""
     return [
         (int(recording.position[number]), scans[value])
-        for number, (kind, value, _) in enumerate(marks, 1)
+        for number, (kind, value) in enumerate(marks, 1)
         if kind is Kind.SCAN
     ]
 
@@ -329,8 +352,12 @@ def _settle(recording: Recording, story: _Story, context: _Contexts, table: Tabl
     zone_phase = np.array([int(each.phase) for each in story.zones], np.uint8)[zone]
     zone_phase[~new] = Phase.OUTSIDE
     is_loss = np.array([each.is_loss for each in story.zones])[zone] & new
+    foreign = np.zeros(len(table), bool)
+    if recording.foreign is not None:
+        foreign[new] = recording.foreign[born[new]]
     # A tensor that another model's forward made is no input, even where it is detached.
-    category[(category == Category.INPUT) & new & (zone_phase != Phase.OUTSIDE)] = _UNSEEN
+    category[(category == Category.INPUT) & new & ~foreign & (zone_phase != Phase.OUTSIDE)] = _UNSEEN
+    category[(category == _UNSEEN) & foreign] = Category.OTHER
     unseen = category == _UNSEEN
 
     workspace = unseen & np.isin(table["requested"], sorted(recording.workspace_sizes)) & (died < 0)

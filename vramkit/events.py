@@ -179,6 +179,8 @@ class Tape:
     @cached_property
     def initial_reserved(self) -> int:
         """Bytes in segments before the first event."""
+        if self.device == "cpu":
+            return self.initial_allocated
         return int(self.segments["size"].sum())
 
     @cached_property
@@ -207,7 +209,9 @@ class Tape:
 
     @cached_property
     def reserved(self) -> Ints:
-        """``memory_reserved()`` after each event, in bytes; shape ``(events,)``."""
+        """``memory_reserved()`` after each event, in bytes; shape ``(events,)``. The CPU reserves what it allocates."""
+        if self.device == "cpu":
+            return self.allocated
         return self.initial_reserved + np.cumsum(_RESERVED_SIGN[self.events["action"]] * self.events["size"])
 
     @property

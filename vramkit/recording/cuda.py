@@ -59,13 +59,13 @@ class CudaHistory:
         self._counts: list[tuple[int, ...]] = []
         if self._metadata:
             set_metadata = torch._C._cuda_setMemoryMetadata
-            self.marks = Marks(lambda number: set_metadata(str(number)), _locate, _stamping_hook(set_metadata))
+            self.marks = Marks(set_metadata, torch.Tensor.data_ptr, _stamping_hook(set_metadata))
         else:
-            self.marks = Marks(lambda _number: self._counts.append(self._count()), _locate)
+            self.marks = Marks(lambda _number: self._counts.append(self._count()), torch.Tensor.data_ptr)
 
     def start(self) -> None:
         """Begin to record: history first, then the hooks."""
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call] # torch's
         self._devices = range(torch.cuda.device_count())
         self._was_on = torch._C._cuda_isHistoryEnabled()
         if not self._was_on:
@@ -190,13 +190,6 @@ def _stamping_hook(set_metadata: Callable[[str], None]) -> Callable[[int], Calla
         return lambda _grads: set_metadata(text)
 
     return make
-
-
-def _locate(tensor: torch.Tensor) -> int:
-    try:
-        return tensor.data_ptr() if tensor.is_cuda else 0
-    except RuntimeError:  # a wrapper (fake, sparse, distributed) or a lazy parameter: no memory of its own
-        return 0
 
 
 def _signed(address: int) -> int:

@@ -5,8 +5,8 @@ source gives it two functions, one that puts a mark's number into the source's o
 where a tensor lies. What the marks mean together is settled afterwards, in ``vramkit.attribution``.
 
 Nothing here runs per operator. The costs that shaped it, on a step whose kernels do nothing (so that every
-microsecond of Python shows): a forward hook about 1 µs, of which setting the allocator's metadata is 0.3 µs; a prehook
-on one autograd node 0.7 µs to register and about 1 µs to run. ``register_full_backward_hook`` is not used: it puts
+microsecond of Python shows): a mark 0.6 µs, of which setting the allocator's metadata is 0.35; a prehook on one
+autograd node 1.3 µs to register and 1.3 µs to run. ``register_full_backward_hook`` is not used: it puts
 nodes of its own into the graph, which changes what a program allocates and breaks in-place code.
 """
 
@@ -21,11 +21,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn.modules import module as module_hooks
 from torch.optim import optimizer as optimizer_hooks
 
 from ..events import Category, Module
-from .recorded import Kind, Mark, Scan
+from .recorded import CREATES_GRAPH, FOLLOWED, Kind, Mark, Scan
 
 
 class _Thread(threading.local):
@@ -38,13 +37,14 @@ class Marks:
     """The marks of one recording, and the hooks that make them.
 
     Args:
-        place: called with each mark's number at the moment it is made.
-        locate: where a tensor's memory lies, in the terms of the source's events; 0 where it has none.
+        place: called with each mark's number, as text, at the moment it is made.
+        locate: where a tensor's memory lies, in the terms of the source's events; 0 where it has none. It may fail with
+            RuntimeError for tensors that have no memory of their own.
         backward_hook: makes the prehook of the autograd nodes that belong to a module (index), where the source can
             note the module by itself, without a mark. None: the prehook makes a mark.
     """
 
-    place: Callable[[int], object]
+    place: Callable[[str], object]
     locate: Callable[[torch.Tensor], int]
     backward_hook: Callable[[int], Callable[[object], None]] | None = None
     entries: list[Mark] = field(default_factory=list)
@@ -55,6 +55,7 @@ class Marks:
     def __post_init__(self) -> None:
         # Everything of the user's is held weakly: a model that the program drops must die as it would have.
         self._modules: list[Module] = []
+        self._inside: list[Mark] = []  # one for each module, made once
         self._calls: list[int] = []
         self._shapes: list[tuple[int, ...]] = []
         self._index: dict[int, int] = {}  # id(module) -> index, while the module lives
@@ -68,6 +69,8 @@ class Marks:
         self._node_hooks: list[Any] = []
         self._at_module: list[Callable[[object], None]] = []
         self._between = self._make_backward_hook(-1)
+        self._backwards = 0
+        self._followed = [True]  # not empty: the backward of what runs now is followed module by module
         self._stack = ExitStack()
 
     # -- what the user says ------------------------------------------------------------------------------------------
@@ -100,9 +103,12 @@ class Marks:
         """Look at what is there and attach every hook."""
         self.scan_all()
         stack = self._stack
+        # The call itself is wrapped, as torch.fx does it, rather than hooked: a hook of torch's makes every module call
+        # take a slow path of 4 µs, and torch.compile warns of global hooks.
+        original_call = torch.nn.Module.__call__
+        stack.callback(setattr, torch.nn.Module, "__call__", original_call)
+        setattr(torch.nn.Module, "__call__", self._make_call(original_call))  # noqa: B010 - a method
         for handle in (
-            module_hooks.register_module_forward_pre_hook(self._make_enter()),
-            module_hooks.register_module_forward_hook(self._make_exit(), always_call=True),
             optimizer_hooks.register_optimizer_step_pre_hook(self._optimizer_begins),
             optimizer_hooks.register_optimizer_step_post_hook(self._optimizer_ended),
         ):
@@ -135,49 +141,51 @@ class Marks:
     # -- marks ------------------------------------------------------------------------------------------------------
 
     def _mark(self, kind: Kind, value: int) -> None:
-        self.entries.append((kind, value, threading.get_ident()))
-        self.place(len(self.entries))
+        self.entries.append((kind, value))
+        self.place(str(len(self.entries)))
 
     def _scan(self, category: Category, addresses: list[int], names: Sequence[str]) -> None:
         self.scans.append(Scan(category, addresses, names))
         self._mark(Kind.SCAN, len(self.scans) - 1)
 
     def _scan_gradient(self, name: str, grad: torch.Tensor) -> None:
-        self._scan(Category.GRADIENT, [self.locate(grad)], [name])
+        self._scan(Category.GRADIENT, self._locate_all([grad]), [name])
 
     def _scan_held(self) -> None:
-        locate = self.locate
         for root in (*self._roots, *self._loose):
             if root.parameters:
-                found = [0 if (p := ref()) is None else locate(p) for ref in root.parameters]
-                self._scan(Category.PARAMETER, found, root.parameter_names)
+                self._scan(Category.PARAMETER, self._locate_all(root.live_parameters()), root.parameter_names)
             if root.buffers:
-                found = [0 if (b := ref()) is None else locate(b) for ref in root.buffers]
-                self._scan(Category.BUFFER, found, root.buffer_names)
+                self._scan(Category.BUFFER, self._locate_all([ref() for ref in root.buffers]), root.buffer_names)
 
     def _scan_gradients(self) -> None:
-        locate = self.locate
         for root in (*self._roots, *self._loose):
-            found = [0 if (p := ref()) is None or (grad := p.grad) is None else locate(grad) for ref in root.parameters]
-            if any(found):
-                self._scan(Category.GRADIENT, found, root.parameter_names)
+            gradients = [None if p is None else p.grad for p in root.live_parameters()]
+            if any(gradient is not None for gradient in gradients):
+                self._scan(Category.GRADIENT, self._locate_all(gradients), root.parameter_names)
 
     def _scan_state(self, index: int) -> None:
         optimizer = self._optimizers[index]()
         if optimizer is None:
             return
-        locate = self.locate
-        found = []
+        tensors: list[torch.Tensor | None] = []
         for state in optimizer.state.values():
             for value in state.values() if isinstance(state, dict) else (state,):
                 # Nearly all are plain tensors; a generator for each would be most of this scan's time.
-                found += [locate(value)] if type(value) is torch.Tensor else [locate(t) for t in _tensors(value)]
+                if type(value) is torch.Tensor:
+                    tensors.append(value)
+                else:
+                    tensors += _tensors(value)
         for group in optimizer.param_groups:
-            for key, value in group.items():
-                if key != "params":
-                    found += [locate(t) for t in _tensors(value)]
-        if found:
-            self._scan(Category.OPTIMIZER_STATE, found, self._state_names[index])
+            tensors += _tensors([value for key, value in group.items() if key != "params"])
+        if tensors:
+            self._scan(Category.OPTIMIZER_STATE, self._locate_all(tensors), self._state_names[index])
+
+    def _locate_all(self, tensors: Sequence[torch.Tensor | None]) -> list[int]:
+        try:
+            return list(map(self.locate, tensors))  # type: ignore[arg-type] # the usual case, without None
+        except (RuntimeError, TypeError):
+            return [_locate_or_0(self.locate, tensor) for tensor in tensors]
 
     # -- modules ------------------------------------------------------------------------------------------------------
 
@@ -193,7 +201,8 @@ class Marks:
         for parameter, parameter_name in zip(model.parameters(), root.parameter_names, strict=True):
             if getattr(parameter, "_post_accumulate_grad_hooks", None):
                 # Such a hook may use up the gradient at once, so that no later look would find it.
-                self._stack.callback(parameter.register_hook(partial(self._scan_gradient, parameter_name)).remove)
+                handle = parameter.register_hook(partial(self._scan_gradient, parameter_name))  # type: ignore[no-untyped-call] # torch's
+                self._stack.callback(handle.remove)
         return self._meet(model, unique, -1, set())
 
     def _meet(self, module: torch.nn.Module, name: str, parent: int, counted: set[int]) -> int:
@@ -207,6 +216,7 @@ class Marks:
                 counted.add(id(parameter))
                 own += _nbytes(parameter)
         self._modules.append(Module(name=name, kind=type(module).__name__, parent=parent, parameters=own))
+        self._inside.append((Kind.IN, index))
         self._calls.append(0)
         self._shapes.append(())
         self._at_module.append(self._make_backward_hook(index))
@@ -215,65 +225,64 @@ class Marks:
                 self._meet(child, f"{name}.{child_name}", index, counted)
         return index
 
-    def _make_enter(self) -> Callable[..., None]:
-        known, entries, local, place = self._index, self.entries, self._local, self.place
-        mark_nodes, at_module, between = self._mark_nodes, self._at_module, self._between
-        ident, is_compiling, enter = threading.get_ident, torch.compiler.is_compiling, Kind.ENTER
+    def _make_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """What stands for ``Module.__call__``: every name it uses is local, because it runs for every module call."""
+        known, local, entries, place = self._index, self._local, self.entries, self.place
+        at_module, inside, calls, shapes = self._at_module, self._inside, self._calls, self._shapes
+        mark_nodes, followed, is_compiling = self._mark_nodes, self._followed, torch.compiler.is_compiling
 
-        def enters(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        def call(module: torch.nn.Module, /, *args: Any, **kwargs: Any) -> Any:
             if is_compiling():
-                return
+                return original(module, *args, **kwargs)
             stack = local.stack
             index = known.get(id(module), -1)
             if index < 0:
-                if stack:
-                    name = f"{self._modules[stack[-1]].name}.<{type(module).__name__}>"
-                    index = self._meet(module, name, stack[-1], set())
-                else:
-                    index = self._meet_root(module)
+                index = self._meet_in(module, stack)
             if stack:
-                # What the parent did before is not this module's: the backward leaves the module there.
-                mark_nodes(args, at_module[stack[-1]])
+                mark = inside[index]
             else:
-                self._root_enters(module, args)
-                mark_nodes(args, between)
+                self._scan_inputs(args, kwargs)
+                mark = (Kind.ROOT, index)
+            if followed:
+                # What the parent did before is not this module's: the backward leaves the module there.
+                mark_nodes((*args, *kwargs.values()), at_module[stack[-1]] if stack else self._between)
             stack.append(index)
-            entries.append((enter, index, ident()))
-            place(len(entries))
-
-        return enters
-
-    def _make_exit(self) -> Callable[..., None]:
-        known, entries, local, place = self._index, self.entries, self._local, self.place
-        calls, shapes = self._calls, self._shapes
-        mark_nodes, at_module = self._mark_nodes, self._at_module
-        ident, is_compiling, leave = threading.get_ident, torch.compiler.is_compiling, Kind.EXIT
-
-        def leaves(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if is_compiling():
-                return
-            index = known.get(id(module), -1)
-            stack = local.stack
-            if index < 0 or index not in stack:
-                return  # its forward had begun before the hooks were there
-            while stack.pop() != index:
-                pass  # a forward below was left by an exception that it had no chance to see
-            entries.append((leave, index, ident()))
-            place(len(entries))
+            entries.append(mark)
+            place(str(len(entries)))
+            try:
+                output = original(module, *args, **kwargs)
+            finally:
+                stack.pop()
+                entries.append(inside[stack[-1]] if stack else (Kind.ROOT_END, index))
+                place(str(len(entries)))
             calls[index] += 1
             if not shapes[index]:
                 shapes[index] = _first_shape(output)
-            mark_nodes((output,), at_module[index])
+            if followed:
+                mark_nodes((output,), at_module[index])
             if not stack and any(tensor.requires_grad for tensor in _tensors(output)):
                 self._mark(Kind.GRAPH, index)
+            return output
 
-        return leaves
+        return call
 
-    def _root_enters(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+    def _meet_in(self, module: torch.nn.Module, stack: Sequence[int]) -> int:
+        """Make a module known at its first call: a model of its own, or one that a forward has just made."""
+        if not stack:
+            return self._meet_root(module)
+        name = f"{self._modules[stack[-1]].name}.<{type(module).__name__}>"
+        return self._meet(module, name, stack[-1], set())
+
+    def _scan_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """At the begin of an outermost forward: where the models' tensors are by now, and what came in."""
         self._scan_held()
-        inputs = [t for t in _tensors(args) if t.grad_fn is None and not isinstance(t, torch.nn.Parameter)]
+        inputs = [
+            tensor
+            for tensor in _tensors((args, kwargs))
+            if tensor.grad_fn is None and not isinstance(tensor, torch.nn.Parameter)
+        ]
         if inputs:
-            self._scan(Category.INPUT, [self.locate(t) for t in inputs], ())
+            self._scan(Category.INPUT, self._locate_all(inputs), ())
 
     # -- backward ----------------------------------------------------------------------------------------------------
 
@@ -303,7 +312,7 @@ class Marks:
         self._scan_targets(outputs)
         # (tensors, grad_tensors, retain_graph, create_graph, ...), as torch.autograd calls it
         keeps_graph, creates_graph = bool(args[1]), bool(args[2])
-        self._mark(Kind.BACKWARD, int(creates_graph))
+        self._mark(Kind.BACKWARD, CREATES_GRAPH * creates_graph + FOLLOWED * bool(self._followed))
         self._marked_nodes.clear()  # numbers of nodes are a thread's own, and checkpoints recompute in another thread
         # The autograd threads have marks of their own: the first node to run says there that this backward began.
         nodes = [node for node in (getattr(output, "grad_fn", None) for output in outputs) if node is not None]
@@ -316,6 +325,8 @@ class Marks:
                 handle.remove()
             self._mark(Kind.BACKWARD_END, 0)
             self._scan_gradients()
+            self._backwards += 1
+            self._followed[:] = [True] * (self._backwards < _FOLLOW_FIRST or self._backwards % _FOLLOW_EVERY == 0)
             if not keeps_graph:
                 self._node_hooks.clear()  # the hooks die with their nodes
 
@@ -332,10 +343,10 @@ class Marks:
             for attribute in ("_saved_target", "_saved_targets"):
                 target = getattr(node, attribute, None)
                 if isinstance(target, torch.Tensor) and target.grad_fn is None:
-                    targets.append(self.locate(target))
+                    targets.append(target)
             ready += [following for following, _ in node.next_functions]
         if targets:
-            self._scan(Category.INPUT, targets, ())
+            self._scan(Category.INPUT, self._locate_all(targets), ())
 
     # -- optimizers ----------------------------------------------------------------------------------------------------
 
@@ -374,7 +385,18 @@ class Marks:
         self._scan_state(index)
 
 
+# Prehooks on some 150 nodes are most of what a profile costs, and one backward is like the next. So only these are
+# followed; the others' modules are found afterwards, where their events are the same. An odd number, because programs
+# with two or four backwards a step are common.
+_FOLLOW_FIRST, _FOLLOW_EVERY = 6, 9
 _LOSS_NODES = 64  # how far a loss may lie from the model's output before its target is taken for "other"
+
+
+def _locate_or_0(locate: Callable[[torch.Tensor], int], tensor: torch.Tensor | None) -> int:
+    try:
+        return 0 if tensor is None else locate(tensor)
+    except RuntimeError:  # a wrapper (fake, sparse, distributed) or a lazy parameter: no memory of its own
+        return 0
 
 
 class _Root:
@@ -388,6 +410,10 @@ class _Root:
         self.buffers: list[weakref.ref[torch.Tensor]] = []
         self.buffer_names: Sequence[str] = []
         self.refresh()
+
+    def live_parameters(self) -> list[torch.Tensor | None]:
+        """The parameters, None for one that is gone."""
+        return [ref() for ref in self.parameters]
 
     def refresh(self) -> None:
         """Look at the model again: parameters may have come and gone."""

@@ -15,32 +15,38 @@ from ..events import SEGMENT, Category, Ints, Table
 class Kind(enum.IntEnum):
     """What a mark says."""
 
-    ENTER = 0
-    """A module's forward begins; value: the module."""
-    EXIT = 1
-    """A module's forward has ended, or was left by an exception; value: the module."""
-    BACKWARD = 2
-    """``backward()`` begins; value: 1 if it builds a graph itself (``create_graph``)."""
-    BACKWARD_END = 3
+    ROOT = 0
+    """The forward of an outermost module begins; value: the module."""
+    ROOT_END = 1
+    """The forward of an outermost module has ended, or was left by an exception; value: the module."""
+    IN = 2
+    """The program is in this module's forward: it entered it, or is back from a module inside; value: the module."""
+    GRAPH = 3
+    """The outermost forward that has just ended made an autograd graph; value: the module."""
+    BACKWARD = 4
+    """``backward()`` begins; value: the sum of ``CREATES_GRAPH`` and ``FOLLOWED``, where they hold."""
+    BACKWARD_END = 5
     """``backward()`` has ended."""
-    BACKWARD_AT = 4
+    BACKWARD_AT = 6
     """The backward reaches what a module's forward did; value: the module, or -1 for what lies between modules."""
-    OPTIMIZER = 5
+    OPTIMIZER = 7
     """``optimizer.step()`` begins; value: the optimizer."""
-    OPTIMIZER_END = 6
+    OPTIMIZER_END = 8
     """``optimizer.step()`` has ended; value: the optimizer."""
-    STEP = 7
+    STEP = 9
     """The user says that a training step has ended."""
-    SCAN = 8
+    SCAN = 10
     """Tensors were looked at; value: index into ``Marks.scans``."""
-    GRAPH = 9
-    """The root's forward that has just ended made an autograd graph; value: the module."""
 
 
-# One mark: its kind, its value, the thread that made it. Its number is its position in the list plus one; number 0 is
-# "before any mark". A plain tuple, because making one is on the path of every module call.
-Mark = tuple[Kind, int, int]
+# One mark: its kind and its value. Its number is its position in the list plus one; number 0 is "before any mark". A
+# plain tuple, because making one is on the path of every module call.
+Mark = tuple[Kind, int]
 
+CREATES_GRAPH = 1
+"""This backward builds a graph itself (``create_graph=True``)."""
+FOLLOWED = 2
+"""This backward is followed module by module."""
 NO_MODULE = -2
 """In ``Recording.at_module``: the source noted no module, the marks decide."""
 
@@ -90,6 +96,8 @@ class Recording:
     position: Ints
     """Of each mark, from number 0 on: index of the first event after it; shape ``(marks + 1,)``."""
     before: Sequence[Before] = ()
+    foreign: npt.NDArray[np.bool_] | None = None
+    """Whether an ALLOC is only the first sight of something that was made before or elsewhere; None: none is."""
     segments: Table = field(default_factory=lambda: np.zeros(0, SEGMENT))
     """dtype ``SEGMENT``: what the allocator held before the first event."""
     alloc_conf: str = ""
