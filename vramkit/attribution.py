@@ -222,8 +222,8 @@ class _Story:
 
         The same allocations and frees in the same order come from the same graph; sizes may differ with the batch.
         """
-        counts = (recording.action == _ALLOC) | (recording.action == _FREE)
-        backward = np.flatnonzero(counts & (phase == Phase.BACKWARD))
+        of_blocks = recording.action <= _FREE_COMPLETED  # segments come and go as the cache has it
+        backward = np.flatnonzero(of_blocks & (phase == Phase.BACKWARD))
         order = backward[np.argsort(zone[backward], kind="stable")]
         begins = np.flatnonzero(np.diff(zone[order], prepend=-1))
         known: dict[bytes, npt.NDArray[np.int32]] = {}

@@ -7,11 +7,13 @@ says as exactly after how many allocations and frees the mark came, for 20 µs a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..allocator import AllocatorConf, ImpossibleEvent, SegmentState, follow, initial_state, segments_from_torch
@@ -31,6 +33,7 @@ _ACTIONS = {
     "segment_unmap": Action.SEGMENT_UNMAP,
     "oom": Action.OOM,
 }
+_STAMP = re.compile(r"(-?\d+)@(\d+)")
 _COUNTED = ("alloc", "free_requested")  # what torch's statistics count as "allocated" and "freed"
 
 
@@ -58,8 +61,7 @@ class CudaHistory:
         self._metadata = self.use_metadata and _has_metadata()
         self._counts: list[tuple[int, ...]] = []
         if self._metadata:
-            set_metadata = torch._C._cuda_setMemoryMetadata
-            self.marks = Marks(set_metadata, torch.Tensor.data_ptr, _stamping_hook(set_metadata))
+            self.marks = Marks(torch._C._cuda_setMemoryMetadata, torch.Tensor.data_ptr, stamps=True)
         else:
             self.marks = Marks(lambda _number: self._counts.append(self._count()), torch.Tensor.data_ptr)
 
@@ -154,8 +156,7 @@ class CudaHistory:
             position = np.searchsorted(reached, np.arange(len(self.marks.entries) + 1)).astype(np.int64)
         else:
             counter = np.array([each[device] for each in self._counts], np.int64) - counted + int(counts.sum())
-            position = np.searchsorted(np.cumsum(counts), np.maximum(counter, 0), side="left").astype(np.int64)
-            position = np.where(counter <= 0, 0, position + 1)
+            position = _positions(counter, action, counts)
             mark = np.searchsorted(position, np.arange(count), side="right").astype(np.int64) - 1
             at_module = np.full(count, NO_MODULE, np.int32)
         return Recording(
@@ -184,14 +185,6 @@ def _has_metadata() -> bool:
     return hasattr(torch._C, "_cuda_setMemoryMetadata") and hasattr(torch.cuda.memory, "_set_memory_metadata")
 
 
-def _stamping_hook(set_metadata: Callable[[str], None]) -> Callable[[int], Callable[[object], None]]:
-    def make(index: int) -> Callable[[object], None]:
-        text = f"b{index}"
-        return lambda _grads: set_metadata(text)
-
-    return make
-
-
 def _signed(address: int) -> int:
     return address - (1 << 64) if address >= 1 << 63 else address
 
@@ -215,16 +208,25 @@ def _since(trace: Sequence[dict[str, Any]], skip: int, happened: int) -> tuple[l
     return entries, happened - len(counted)
 
 
+def _positions(counter: Ints, action: npt.NDArray[np.uint8], counts: npt.NDArray[np.bool_]) -> Ints:
+    """Index of the first event after so many allocations and frees, for each mark."""
+    after = np.concatenate([np.zeros(1, np.int64), np.flatnonzero(counts) + 1])
+    # A free is two entries where no other stream uses the block, and the counters move at the first.
+    completes = np.append(action == Action.FREE_COMPLETED, False)
+    after += completes[after] & (np.append(action, 0)[after - 1] == Action.FREE)
+    return after[np.clip(counter, 0, len(after) - 1)]
+
+
 def _stamps(entries: Sequence[dict[str, Any]]) -> tuple[Ints, Any]:
     """The mark and the backward's module that the metadata of each entry name."""
     mark = np.zeros(len(entries), np.int64)
     at_module = np.full(len(entries), NO_MODULE, np.int32)
     texts = [entry.get("user_metadata", "") for entry in entries]
     for i, text in enumerate(texts):
-        if text[:1] == "b":
-            at_module[i] = int(text[1:])
-        elif text.isdigit():
+        if text.isdigit():
             mark[i] = int(text)
+        elif (stamp := _STAMP.fullmatch(text)) is not None:
+            at_module[i], mark[i] = int(stamp[1]), int(stamp[2])
     return mark, at_module
 
 

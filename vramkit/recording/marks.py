@@ -40,13 +40,13 @@ class Marks:
         place: called with each mark's number, as text, at the moment it is made.
         locate: where a tensor's memory lies, in the terms of the source's events; 0 where it has none. It may fail with
             RuntimeError for tensors that have no memory of their own.
-        backward_hook: makes the prehook of the autograd nodes that belong to a module (index), where the source can
-            note the module by itself, without a mark. None: the prehook makes a mark.
+        stamps: whether ``place`` also takes texts ``"module@number"``: the backward is at this module, and so many
+            marks have been made. False: a mark says it.
     """
 
     place: Callable[[str], object]
     locate: Callable[[torch.Tensor], int]
-    backward_hook: Callable[[int], Callable[[object], None]] | None = None
+    stamps: bool = False
     entries: list[Mark] = field(default_factory=list)
     scans: list[Scan] = field(default_factory=list)
     optimizers: list[str] = field(default_factory=list)
@@ -68,6 +68,8 @@ class Marks:
         self._marked_nodes: set[int] = set()
         self._node_hooks: list[Any] = []
         self._at_module: list[Callable[[object], None]] = []
+        self._in_backward = False
+        self._backward_at = [-1]  # the module that the backward has reached
         self._between = self._make_backward_hook(-1)
         self._backwards = 0
         self._followed = [True]  # not empty: the backward of what runs now is followed module by module
@@ -255,6 +257,8 @@ class Marks:
                 stack.pop()
                 entries.append(inside[stack[-1]] if stack else (Kind.ROOT_END, index))
                 place(str(len(entries)))
+                if not stack and self._in_backward:  # a recomputation: the backward goes on where it was
+                    self._mark(Kind.BACKWARD_AT, self._backward_at[0])
             calls[index] += 1
             if not shapes[index]:
                 shapes[index] = _first_shape(output)
@@ -302,9 +306,17 @@ class Marks:
                 self._mark_nodes(value.values(), hook)
 
     def _make_backward_hook(self, index: int) -> Callable[[object], None]:
-        if self.backward_hook is not None:
-            return self.backward_hook(index)
-        return lambda _grads: self._mark(Kind.BACKWARD_AT, index)
+        entries, place, at = self.entries, self.place, self._backward_at
+
+        def stamp(_grads: object) -> None:
+            at[0] = index
+            place(f"{index}@{len(entries)}")
+
+        def mark(_grads: object) -> None:
+            at[0] = index
+            self._mark(Kind.BACKWARD_AT, index)
+
+        return stamp if self.stamps else mark
 
     def _run_backward(self, original: Callable[..., Any], outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
         if torch._C._current_graph_task_id() >= 0:
@@ -318,9 +330,11 @@ class Marks:
         nodes = [node for node in (getattr(output, "grad_fn", None) for output in outputs) if node is not None]
         handles = [node.register_prehook(lambda _grads: self._mark(Kind.BACKWARD_AT, -1)) for node in nodes]
         del nodes
+        self._in_backward, self._backward_at[0] = True, -1
         try:
             return original(outputs, *args, **kwargs)
         finally:
+            self._in_backward = False
             for handle in handles:
                 handle.remove()
             self._mark(Kind.BACKWARD_END, 0)

@@ -1,0 +1,36 @@
+"""What a profile could leave behind in a process. `left_behind` finds it; a fixture asks after every test."""
+
+from __future__ import annotations
+
+import sys
+
+
+def left_behind() -> list[str]:
+    """Sentences about every hook, mode and setting that is not as torch sets it up; none: all is as it should be."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "optim"):
+        return []
+    found = []
+    module = torch.nn.modules.module
+    if torch.nn.Module.__call__ is not module.Module.__dict__["_wrapped_call_impl"]:
+        found.append("Module.__call__ is replaced")
+    for name in ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks"):
+        if getattr(module, name):
+            found.append(f"torch.nn.modules.module.{name} is not empty")
+    optimizer = sys.modules["torch.optim.optimizer"]
+    for name in ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks"):
+        if getattr(optimizer, name):
+            found.append(f"torch.optim.optimizer.{name} is not empty")
+    if torch.autograd._engine_run_backward is not torch.autograd.graph._engine_run_backward:
+        found.append("the autograd engine's entry is replaced")
+    if torch.utils._python_dispatch._get_current_dispatch_mode_stack():
+        found.append("a dispatch mode is active")
+    if torch.cuda.is_initialized():
+        if torch._C._cuda_isHistoryEnabled():
+            found.append("the allocator's history is on")
+        if torch._C._cuda_getMemoryMetadata():
+            found.append(f"the allocator's metadata is {torch._C._cuda_getMemoryMetadata()!r}")
+    profiling = sys.modules.get("vramkit.profiling")
+    if profiling is not None and profiling.profile._active is not None:
+        found.append("a profile is active")
+    return found
