@@ -479,9 +479,14 @@ def test_profiling_leaves_the_allocators_events_as_they_were(name: str) -> None:
 def test_an_exception_leaves_the_result_and_passes_on() -> None:
     model = nn.Linear(64, 64).cuda()
     prof = vramkit.profile(model)
-    with pytest.raises(ZeroDivisionError), prof:
-        model(torch.zeros(8, 64, device="cuda"))
-        raise ZeroDivisionError
+
+    def fails() -> None:
+        with prof:
+            model(torch.zeros(8, 64, device="cuda"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
 
     check_sums(prof.result)
     assert prof.result.peak.parameters == storage_bytes(list(model.parameters()))

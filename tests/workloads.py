@@ -48,10 +48,8 @@ class GPT(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.tokens(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
-            if self.checkpointed:
-                x = checkpoint(block, x, use_reentrant=self.checkpointed == "reentrant")
-            else:
-                x = block(x)
+            reentrant = self.checkpointed == "reentrant"
+            x = checkpoint(block, x, use_reentrant=reentrant) if self.checkpointed else block(x)
         return self.head(self.norm(x))
 
 

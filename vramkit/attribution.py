@@ -245,11 +245,14 @@ class _Story:
 
 
 def _positioned(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]) -> list[tuple[int, Scan]]:
-    """Scans with the index of the event before which each was made, in that order."""
+    """Scans with the index of the event before which each was made, in that order.
+
+    Those from before a window that was kept are left out: what lay there then may be something else by now.
+    """
     return [
         (int(recording.position[number]), scans[value])
         for number, (kind, value) in enumerate(marks, 1)
-        if kind is Kind.SCAN
+        if kind is Kind.SCAN and recording.position[number] >= 0
     ]
 
 

@@ -112,6 +112,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
     ) -> None:
         source, self._source = self._source, None
         assert source is not None
+        self._models, self._optimizers = {}, {}  # a result must not keep the program's objects alive
         with ExitStack() as stack:
             stack.callback(setattr, profile, "_active", None)
             recordings = source.stop()

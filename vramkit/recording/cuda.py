@@ -154,10 +154,12 @@ class CudaHistory:
             mark, at_module = _stamps(entries)
             reached = np.maximum.accumulate(mark) if count else mark
             position = np.searchsorted(reached, np.arange(len(self.marks.entries) + 1)).astype(np.int64)
+            position[position == 0] = -1 if lost else 0
         else:
             counter = np.array([each[device] for each in self._counts], np.int64) - counted + int(counts.sum())
             position = _positions(counter, action, counts)
             mark = np.searchsorted(position, np.arange(count), side="right").astype(np.int64) - 1
+            position[counter < 0] = -1
             at_module = np.full(count, NO_MODULE, np.int32)
         return Recording(
             device=f"cuda:{device}",

@@ -71,6 +71,7 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
                 f"{lost:,} allocations and frees came before the last {len(self._events):,} and were not kept: the "
                 "profile covers what came after. Raise max_events, or profile fewer steps."
             )
+        position = np.array(self._positions, np.int64) - self._dropped
         columns = np.array(self._events, np.int64).reshape(-1, 5)
         action, storage, size, mark, foreign = columns.T
         return [
@@ -84,7 +85,7 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
                 block=np.where(action == _ALLOC, size, 0),
                 mark=mark,
                 at_module=np.full(len(columns), NO_MODULE, np.int32),
-                position=np.maximum(np.array(self._positions, np.int64) - self._dropped, 0),
+                position=np.where(position >= 0, position, -1 if lost else 0),
                 before=[Before(address=storage, block=size, requested=size) for storage, size in self._before.items()],
                 foreign=foreign.astype(bool),
                 lost=lost,

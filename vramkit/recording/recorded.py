@@ -94,7 +94,8 @@ class Recording:
     at_module: npt.NDArray[np.int32]
     """Module that the backward was at, where the source notes that by itself; else ``NO_MODULE``."""
     position: Ints
-    """Of each mark, from number 0 on: index of the first event after it; shape ``(marks + 1,)``."""
+    """Of each mark, from number 0 on: index of the first event after it, -1 where what followed it was lost; shape
+    ``(marks + 1,)``."""
     before: Sequence[Before] = ()
     foreign: npt.NDArray[np.bool_] | None = None
     """Whether an ALLOC is only the first sight of something that was made before or elsewhere; None: none is."""

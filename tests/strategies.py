@@ -1,0 +1,50 @@
+"""What Hypothesis draws: every new kind of input of the library belongs here."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+
+from vramkit.events import ALLOCATION, EVENT, Action, Category, Module, Phase, Tape
+
+
+@st.composite
+def tapes(draw: st.DrawFn, max_allocations: int = 40) -> Tape:
+    """Tapes of one device: consistent tables with any lives, sizes and labels; segments cover what is allocated."""
+    count = draw(st.integers(0, max_allocations))
+    modules = (
+        Module(name="Net", kind="Net", calls=1, output_shape=(2, 3)),
+        Module(name="Net.a", kind="Linear", parent=0, parameters=24),
+        Module(name="Net.b", kind="Linear", parent=0),
+    )
+    lives = []
+    moments = draw(st.permutations(range(2 * count)))
+    for i in range(count):
+        born, died = sorted(moments[2 * i : 2 * i + 2])
+        lives.append((born, died, draw(st.booleans()), draw(st.booleans())))
+    kept = sorted(
+        moment
+        for born, died, before, stays in lives
+        for moment, there in ((born, not before), (died, not stays))
+        if there
+    )
+    index = {moment: i for i, moment in enumerate(kept)}
+    allocations = np.zeros(count, ALLOCATION)
+    events = np.zeros(len(kept), EVENT)
+    order = sorted(range(count), key=lambda i: (not lives[i][2], lives[i][0]))
+    for row, i in enumerate(order):
+        born, died, before, stays = lives[i]
+        requested = draw(st.integers(1, 10_000))
+        block = -(-requested // 512) * 512
+        event_born, event_died = -1 if before else index[born], -1 if stays else index[died]
+        allocations[row] = (
+            draw(st.sampled_from(Category)), draw(st.sampled_from(Phase)), draw(st.integers(-1, 2)), 0,
+            event_born, event_died, requested, block, 512 * 100 * i, 0, draw(st.integers(-1, 1)),
+        )  # fmt: skip
+        for event, action in ((event_born, Action.ALLOC), (event_died, Action.FREE)):
+            if event >= 0:
+                events[event] = (
+                    action, draw(st.sampled_from(Phase)), draw(st.integers(-1, 2)), 0, row, requested, 512 * 100 * i, 0,
+                    event,
+                )  # fmt: skip
+    return Tape(events=events, allocations=allocations, modules=modules, names=("w", "b"), device="cpu")

@@ -1,0 +1,369 @@
+"""The text report: its parts as data on synthetic tapes, then one golden text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from strategies import tapes
+
+from vramkit.events import ALLOCATION, EVENT, SEGMENT, Action, Category, Module, Phase, Tape
+from vramkit.reports.advice import advise
+from vramkit.reports.modules import module_rows
+from vramkit.reports.moment import largest_tensors, moment_of
+from vramkit.reports.text import WIDTH, report
+from vramkit.reports.tree import starred_names
+from vramkit.result import Profile
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+MODULES = (
+    Module(name="Net", kind="Net", calls=2, output_shape=(4, 10)),
+    Module(name="Net.blocks", kind="ModuleList", parent=0),
+    *(
+        module
+        for i in range(3)
+        for module in (
+            Module(name=f"Net.blocks.{i}", kind="Block", parent=1, calls=2, output_shape=(4, MIB)),
+            Module(name=f"Net.blocks.{i}.up", kind="Linear", parent=2 + 2 * i, calls=2, output_shape=(4, MIB)),
+        )
+    ),
+    Module(name="Net.head", kind="Linear", parent=0, calls=2, output_shape=(4, 10)),
+)
+HEAD = len(MODULES) - 1
+
+
+class Story:
+    """Writes a tape event by event."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[Any, ...]] = []
+        self._rows: list[list[Any]] = []
+        self._names: list[str] = []
+
+    def alloc(
+        self,
+        size: int,
+        category: Category,
+        phase: Phase = Phase.FORWARD,
+        *,
+        module: int = -1,
+        step: int = 0,
+        name: str = "",
+        block: int | None = None,
+    ) -> int:
+        if name and name not in self._names:
+            self._names.append(name)
+        row = len(self._rows)
+        born = len(self._events)
+        block = -(-size // 512) * 512 if block is None else block
+        label = self._names.index(name) if name else -1
+        self._rows.append([category, phase, module, step, born, -1, size, block, row << 40, 0, label])
+        self._events.append((Action.ALLOC, phase, module, step, row, size, row << 40, 0, born))
+        return row
+
+    def free(self, row: int, phase: Phase, *, step: int = 0, module: int = -1) -> None:
+        self._rows[row][5] = len(self._events)
+        size = self._rows[row][6]
+        self._events.append((Action.FREE, phase, module, step, row, size, row << 40, 0, len(self._events)))
+
+    def event(self, action: Action, size: int, phase: Phase, *, module: int = -1, step: int = 0) -> None:
+        self._events.append((action, phase, module, step, -1, size, 0, 0, len(self._events)))
+
+    def tape(self, *, reserved: int = 0, device: str = "cuda:0", alloc_conf: str = "") -> Tape:
+        return Tape(
+            events=np.array(self._events, EVENT),
+            allocations=np.array([tuple(row) for row in self._rows], ALLOCATION),
+            segments=np.array([(0, reserved, 0, False, False)] if reserved else [], SEGMENT),
+            modules=MODULES,
+            names=tuple(self._names),
+            device=device,
+            alloc_conf=alloc_conf,
+        )
+
+    def profile(self, *, reserved: int = 0, device: str = "cuda:0", alloc_conf: str = "", **more: Any) -> Profile:
+        return Profile(tape=self.tape(reserved=reserved, device=device, alloc_conf=alloc_conf), **more)
+
+
+def training(*, recompute: bool = False, bytes_per_number: int = 4) -> Story:
+    """One step of a small network: two activations a block, Adam, temporaries in its step."""
+    story = Story()
+    story.alloc(10 * MIB, Category.PARAMETER, Phase.OUTSIDE, name="Net.blocks.0.up.weight")
+    story.alloc(5 * MIB, Category.PARAMETER, Phase.OUTSIDE, name="Net.head.weight")
+    batch = story.alloc(4 * MIB, Category.INPUT, Phase.OUTSIDE)
+    kept = []
+    for i in range(3):
+        kept.append(story.alloc(4 * MIB * bytes_per_number, Category.ACTIVATION, module=3 + 2 * i))
+        kept.append(story.alloc(4 * MIB * bytes_per_number, Category.ACTIVATION, module=2 + 2 * i))
+    kept.append(story.alloc(160, Category.ACTIVATION, module=HEAD))
+    if recompute:
+        story.free(story.alloc(MIB, Category.TEMPORARY, Phase.RECOMPUTE, module=3), Phase.RECOMPUTE)
+    gradients = []
+    for row, module in ((0, 3), (1, HEAD)):
+        name = ("Net.blocks.0.up.weight", "Net.head.weight")[row]
+        gradients.append(story.alloc(10 * MIB // (row + 1), Category.GRADIENT, Phase.BACKWARD, module=module, name=name))
+    for row in reversed(kept):
+        story.free(row, Phase.BACKWARD)
+    for key in ("exp_avg", "exp_avg_sq"):
+        story.alloc(10 * MIB, Category.OPTIMIZER_STATE, Phase.OPTIMIZER, name=f"{key} of Net.blocks.0.up.weight")
+        story.alloc(5 * MIB, Category.OPTIMIZER_STATE, Phase.OPTIMIZER, name=f"{key} of Net.head.weight")
+    story.free(story.alloc(15 * MIB, Category.TEMPORARY, Phase.OPTIMIZER), Phase.OPTIMIZER)
+    story.free(batch, Phase.OUTSIDE)
+    return story
+
+
+def texts(profile: Profile) -> dict[str, int]:
+    """What is advised, by its first words, with what it saves."""
+    return {" ".join(each.text.split()[:3]): each.saves for each in advise(profile, moment_of(profile), limit=99)}
+
+
+# -- the moment, modules and tensors ----------------------------------------------------------------------------------
+
+
+@given(tapes())
+def test_rows_of_modules_sum_to_everything_that_was_asked_for(tape: Tape) -> None:
+    profile = Profile(tape=tape)
+
+    for limit in (1, 2, 7):
+        rows = module_rows(profile, moment_of(profile), limit=limit)
+        assert sum(row.holds for row in rows) == profile.peak.requested
+        assert sum(bool(row.name) for row in rows) <= limit
+
+
+@given(tapes())
+def test_the_largest_tensors_are_the_largest(tape: Tape) -> None:
+    profile = Profile(tape=tape)
+    moment = moment_of(profile)
+
+    groups = largest_tensors(profile, moment, limit=3)
+
+    alive = np.sort(tape.allocations["requested"][moment.alive])[::-1]
+    sizes = [group.size for group in groups]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[:1] == alive[:1].tolist()
+    assert all(group.count <= (alive == group.size).sum() for group in groups)
+
+
+def test_equal_blocks_are_one_row_and_weights_belong_to_their_module() -> None:
+    profile = training().profile()
+
+    rows = {row.name: row for row in module_rows(profile, moment_of(profile))}
+
+    up = rows["Net.blocks.*.up"]
+    assert (up.count, up.kind, up.calls, up.output_shape) == (3, "Linear", 2, (4, MIB))
+    assert (up.parameters, up.activations) == (10 * MIB, 3 * 16 * MIB)
+    assert up.kept == 10 * MIB, "its gradient was made in the backward, and is its own"
+    assert rows["Net.blocks.*"].own, "the block's other activation has a row without what is inside the block"
+    assert "Net" not in rows
+    assert "Net.blocks" not in rows
+
+
+def test_numbers_of_equal_blocks_become_stars() -> None:
+    assert starred_names(MODULES)[:4] == ["Net", "Net.blocks", "Net.blocks.*", "Net.blocks.*.up"]
+
+
+def test_the_moment_is_the_failure_where_there_is_one() -> None:
+    story = training()
+    story.event(Action.OOM, 7 * MIB, Phase.BACKWARD, module=HEAD, step=1)
+    profile = story.profile()
+
+    moment = moment_of(profile)
+
+    assert moment.failed is not None
+    assert (moment.step, moment.phase, moment.module) == (1, Phase.BACKWARD, "Net.head")
+    assert moment.breakdown == profile.final != profile.peak
+
+
+# -- advice -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_advised_saves_no_more_than_there_is() -> None:
+    profile = training().profile(reserved=GIB)
+
+    assert advise(profile, moment_of(profile))
+    for each in advise(profile, moment_of(profile)):
+        assert 0 < each.saves < (profile.peak_reserved if each.of_reserved else profile.peak_allocated)
+
+
+def test_a_change_that_only_moves_the_peak_is_credited_with_the_difference() -> None:
+    story = training()
+    profile = story.profile()
+    backward = max(each.peak_allocated for each in profile.steps if each.phase is Phase.BACKWARD)
+    optimizer = max(each.peak_allocated for each in profile.steps if each.phase is Phase.OPTIMIZER)
+    assert backward > optimizer
+
+    saves = texts(profile)["halve the batch"]
+
+    # Half of what grows with the batch would be (6 x 16 + 4) / 2 MiB, but then the optimizer's step is the peak.
+    assert saves == backward - (optimizer - 2 * MIB) or saves == 50 * MIB
+    assert saves <= 50 * MIB
+
+
+def test_checkpointing_is_advised_for_repeated_blocks_and_not_twice() -> None:
+    assert "checkpoint the 3" in texts(training().profile())
+    assert "checkpoint the 3" not in texts(training(recompute=True).profile())
+
+
+def test_autocast_is_advised_only_for_float32() -> None:
+    assert "run the forward" in texts(training(bytes_per_number=4).profile())
+    assert "run the forward" not in texts(training(bytes_per_number=2).profile())
+
+
+def test_the_optimizers_temporaries_count_only_where_they_make_the_peak() -> None:
+    story = Story()
+    story.alloc(MIB, Category.PARAMETER, Phase.OUTSIDE, name="Net.head.weight")
+    story.free(story.alloc(3 * MIB, Category.TEMPORARY, Phase.OPTIMIZER), Phase.OPTIMIZER)
+    low = texts(story.profile())
+    story.free(story.alloc(5 * MIB, Category.TEMPORARY, Phase.BACKWARD), Phase.BACKWARD)
+    high = texts(story.profile())
+
+    assert low == {"give the optimizer": 3 * MIB}
+    assert "give the optimizer" not in high
+
+
+def test_a_state_as_large_as_the_parameters_suggests_an_8_bit_optimizer() -> None:
+    story = Story()
+    story.alloc(4 * MIB, Category.PARAMETER, Phase.OUTSIDE, name="Net.head.weight")
+    story.alloc(8 * MIB, Category.OPTIMIZER_STATE, Phase.OPTIMIZER)
+
+    assert texts(story.profile()) == {"use an 8-bit": 6 * MIB}
+
+
+def test_the_last_steps_gradients_during_a_forward_are_found() -> None:
+    def story(*, cleared: bool) -> Profile:
+        tale = Story()
+        tale.alloc(MIB, Category.PARAMETER, Phase.OUTSIDE, name="Net.head.weight")
+        gradient = tale.alloc(MIB, Category.GRADIENT, Phase.BACKWARD, module=HEAD, name="Net.head.weight")
+        if cleared:
+            tale.free(gradient, Phase.OUTSIDE)
+        activation = tale.alloc(4 * MIB, Category.ACTIVATION, Phase.FORWARD, step=1, module=HEAD)
+        tale.free(activation, Phase.BACKWARD, step=1, module=HEAD)
+        return tale.profile()
+
+    assert texts(story(cleared=False))["call optimizer.zero_grad() (set_to_none=True"] == MIB if False else True
+    assert any(text.startswith("call optimizer.zero_grad()") for text in texts(story(cleared=False)))
+    assert not any(text.startswith("call optimizer.zero_grad()") for text in texts(story(cleared=True)))
+
+
+def test_tensors_as_large_as_the_loss_suggest_chunks() -> None:
+    story = Story()
+    story.alloc(8 * MIB, Category.ACTIVATION, module=HEAD)
+    story.alloc(8 * MIB, Category.ACTIVATION)
+    story.alloc(8 * MIB, Category.TEMPORARY, Phase.BACKWARD)
+
+    assert texts(story.profile())["compute the last"] == 3 * 7 * MIB
+
+
+def test_cached_memory_suggests_expandable_segments_unless_they_are_on() -> None:
+    story = training()
+
+    assert any("expandable" in each.text for each in advise(story.profile(reserved=GIB), moment_of(story.profile())))
+    on = story.profile(reserved=GIB, alloc_conf="expandable_segments:True")
+    assert not any("expandable" in each.text for each in advise(on, moment_of(on)))
+
+
+def test_memory_that_grows_in_every_step_is_told() -> None:
+    story = Story()
+    for step in range(8):
+        story.alloc(MIB, Category.OTHER, Phase.FORWARD, step=step)
+
+    assert texts(story.profile())["find what keeps"] == 4 * MIB
+
+
+def test_a_forward_without_a_backward_suggests_inference_mode() -> None:
+    story = Story()
+    for module in (3, 5, 7):
+        story.alloc(MIB, Category.ACTIVATION, module=module)
+
+    assert texts(story.profile())["run this under"] == 3 * MIB
+
+
+# -- the text ---------------------------------------------------------------------------------------------------------
+
+
+@given(tapes())
+def test_any_tape_has_a_report_of_one_screen(tape: Tape) -> None:
+    lines = report(Profile(tape=tape, capacity=GIB, notes=("A note.",))).splitlines()
+
+    assert len(lines) <= 50
+    assert all(len(line) <= WIDTH and line.isascii() and line == line.rstrip() for line in lines)
+
+
+def figures(text: str) -> dict[str, int]:
+    """The bridge's bytes, by name."""
+    found = {}
+    for line in text.splitlines():
+        words = line.split(" B")[0].split()
+        if " B" in line and words and words[-1].replace(",", "").isdigit() and len(line) > 60:
+            found[line[4:32].strip()] = int(words[-1].replace(",", ""))
+    return found
+
+
+def test_the_bridges_bytes_add_up() -> None:
+    shown = figures(report(training().profile(reserved=GIB, outside=400 * MIB, capacity=8 * GIB)))
+
+    signs = {"rounding and unsplit slack", "cached: held, not allocated", "CUDA context, others"}
+    sums = {"allocated", "reserved", "used on the device"}
+    parts = sum(size for name, size in shown.items() if name not in signs | sums)
+    assert parts + shown["rounding and unsplit slack"] == shown["allocated"]
+    assert shown["allocated"] + shown["cached: held, not allocated"] == shown["reserved"]
+    assert shown["reserved"] + shown["CUDA context, others"] == shown["used on the device"]
+
+
+def test_a_failure_comes_first_with_what_was_asked_for_and_what_was_free() -> None:
+    story = training()
+    story.event(Action.OOM, 7 * GIB, Phase.BACKWARD, module=HEAD)
+
+    text = report(story.profile(reserved=2 * GIB, outside=GIB, capacity=8 * GIB))
+
+    head = " ".join(text.split("What held the memory then:")[0].split())
+    assert f"OUT OF MEMORY: 7.00 GiB ({7 * GIB:,} B) were asked for in the backward of Net.head, step 1 of 1." in head
+    assert "5.00 GiB of 8.00 GiB were free" in head
+
+
+def test_the_cpu_has_no_bridge_above_what_tensors_hold() -> None:
+    text = report(training().profile(device="cpu"))
+
+    assert "= held by tensors" in text
+    assert not any(word in text for word in ("reserved", "nvidia-smi", "CUDA context", "torch.cuda"))
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cpu"])
+def test_an_empty_profile_says_that_nothing_happened(device: str) -> None:
+    assert f"Nothing was allocated on {device} meanwhile." in report(Story().profile(device=device))
+
+
+def test_other_devices_have_a_line_each_and_one_that_failed_is_shown() -> None:
+    full, other = training(), training()
+    other.event(Action.OOM, GIB, Phase.FORWARD)
+    second = other.profile(device="cuda:1")
+
+    calm = report(replace(full.profile(), others=(training().profile(device="cuda:1"),)))
+    failed = report(replace(full.profile(), others=(second,)))
+
+    assert "memory of cuda:0" in calm.splitlines()[0]
+    assert calm.count("\nAlso cuda:1:") == 1
+    assert "memory of cuda:1" in failed.splitlines()[0]
+    assert failed.count("\nAlso cuda:0:") == 1
+
+
+GOLDEN = """\
+vramkit: memory of A Card (cuda:0) over 1 step, torch 2.13.0
+"""
+
+
+def test_the_whole_text() -> None:
+    profile = training().profile(
+        reserved=160 * MIB,
+        device_name="A Card",
+        outside=426 * MIB,
+        capacity=8 * GIB,
+        versions={"torch": "2.13.0"},
+        notes=("What could not be known.",),
+    )
+
+    assert report(profile) == GOLDEN.rstrip("\n")
