@@ -43,6 +43,12 @@ def _leaves_nothing_behind() -> Iterator[None]:
 
 
 @pytest.fixture
+def virtual_gpu_is_there() -> bool:
+    """Whether this process, and so its children too, can have the virtual GPU."""
+    return not _missing
+
+
+@pytest.fixture
 def gpu() -> virtual_gpu.VirtualGPU:
     """The handle of the virtual GPU that this process runs on."""
     return virtual_gpu.current()

@@ -402,7 +402,7 @@ class Marks:
 # Prehooks on some 150 nodes are most of what a profile costs, and one backward is like the next. So only these are
 # followed; the others' modules are found afterwards, where their events are the same. An odd number, because programs
 # with two or four backwards a step are common.
-_FOLLOW_FIRST, _FOLLOW_EVERY = 6, 9
+_FOLLOW_FIRST, _FOLLOW_EVERY = 3, 11
 _LOSS_NODES = 64  # how far a loss may lie from the model's output before its target is taken for "other"
 
 
