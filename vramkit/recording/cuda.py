@@ -80,6 +80,7 @@ class CudaHistory:
         self._first = [segments_from_torch(snapshot["segments"], device=device) for device in self._devices]
         self._skip = [len(trace) for trace in snapshot["device_traces"]]
         self._base = self._count()
+        self._old_peaks = [torch.cuda.max_memory_allocated(device) for device in self._devices]
         self._counts = [self._base]
         try:
             self.marks.install()
@@ -142,6 +143,9 @@ class CudaHistory:
                 f"{lost:,} allocations and frees on cuda:{device} came before the last {self.max_events:,} events and "
                 "were not kept: the profile covers what came after. Raise max_events, or profile fewer steps."
             )
+            peak = torch.cuda.max_memory_allocated(device)
+            if peak > self._old_peaks[device]:
+                notes.append(f"The highest memory_allocated() of the whole block was {peak:,} bytes.")
             if state.ambiguous:
                 most = sum(each.largest - each.size for each in state.ambiguous)
                 notes.append(f"Blocks from before that may be larger than assumed, by {most:,} bytes in all.")

@@ -64,6 +64,7 @@ class Marks:
         self._optimizers: list[weakref.ref[torch.optim.Optimizer]] = []
         self._loose: list[_Root] = []  # parameters that an optimizer has and no model
         self._state_names: list[list[str]] = []  # filled in at the end, when all of the state is there
+        self._last_scan: dict[tuple[Category, int], int] = {}
         self._local = _Thread()
         self._marked_nodes: set[int] = set()
         self._node_hooks: list[Any] = []
@@ -147,8 +148,12 @@ class Marks:
         self.place(str(len(self.entries)))
 
     def _scan(self, category: Category, addresses: list[int], names: Sequence[str]) -> None:
-        self.scans.append(Scan(category, addresses, names))
-        self._mark(Kind.SCAN, len(self.scans) - 1)
+        last = self._last_scan.get((category, id(names)), -1)
+        if last < 0 or self.scans[last].addresses != addresses:
+            # Most tensors stay where they are: thousands of steps must not keep thousands of equal lists.
+            last = self._last_scan[category, id(names)] = len(self.scans)
+            self.scans.append(Scan(category, addresses, names))
+        self._mark(Kind.SCAN, last)
 
     def _scan_gradient(self, name: str, grad: torch.Tensor) -> None:
         self._scan(Category.GRADIENT, self._locate_all([grad]), [name])
