@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -105,7 +106,9 @@ def training(*, recompute: bool = False, bytes_per_number: int = 4) -> Story:
     gradients = []
     for row, module in ((0, 3), (1, HEAD)):
         name = ("Net.blocks.0.up.weight", "Net.head.weight")[row]
-        gradients.append(story.alloc(10 * MIB // (row + 1), Category.GRADIENT, Phase.BACKWARD, module=module, name=name))
+        gradients.append(
+            story.alloc(10 * MIB // (row + 1), Category.GRADIENT, Phase.BACKWARD, module=module, name=name)
+        )
     for row in reversed(kept):
         story.free(row, Phase.BACKWARD)
     for key in ("exp_avg", "exp_avg_sq"):
@@ -190,17 +193,12 @@ def test_what_is_advised_saves_no_more_than_there_is() -> None:
 
 
 def test_a_change_that_only_moves_the_peak_is_credited_with_the_difference() -> None:
-    story = training()
-    profile = story.profile()
-    backward = max(each.peak_allocated for each in profile.steps if each.phase is Phase.BACKWARD)
-    optimizer = max(each.peak_allocated for each in profile.steps if each.phase is Phase.OPTIMIZER)
-    assert backward > optimizer
+    story = Story()
+    story.free(story.alloc(10 * MIB, Category.ACTIVATION), Phase.BACKWARD)
+    story.free(story.alloc(8 * MIB, Category.TEMPORARY, Phase.OPTIMIZER), Phase.OPTIMIZER)
 
-    saves = texts(profile)["halve the batch"]
-
-    # Half of what grows with the batch would be (6 x 16 + 4) / 2 MiB, but then the optimizer's step is the peak.
-    assert saves == backward - (optimizer - 2 * MIB) or saves == 50 * MIB
-    assert saves <= 50 * MIB
+    # Half of the activations would be 5 MiB, but then the optimizer's step is the peak.
+    assert texts(story.profile())["halve the batch"] == 2 * MIB
 
 
 def test_checkpointing_is_advised_for_repeated_blocks_and_not_twice() -> None:
@@ -244,9 +242,9 @@ def test_the_last_steps_gradients_during_a_forward_are_found() -> None:
         tale.free(activation, Phase.BACKWARD, step=1, module=HEAD)
         return tale.profile()
 
-    assert texts(story(cleared=False))["call optimizer.zero_grad() (set_to_none=True"] == MIB if False else True
-    assert any(text.startswith("call optimizer.zero_grad()") for text in texts(story(cleared=False)))
-    assert not any(text.startswith("call optimizer.zero_grad()") for text in texts(story(cleared=True)))
+    [saves] = [saves for text, saves in texts(story(cleared=False)).items() if "zero_grad" in text]
+    assert saves == MIB
+    assert not any("zero_grad" in text for text in texts(story(cleared=True)))
 
 
 def test_tensors_as_large_as_the_loss_suggest_chunks() -> None:
@@ -290,17 +288,13 @@ def test_any_tape_has_a_report_of_one_screen(tape: Tape) -> None:
     lines = report(Profile(tape=tape, capacity=GIB, notes=("A note.",))).splitlines()
 
     assert len(lines) <= 50
-    assert all(len(line) <= WIDTH and line.isascii() and line == line.rstrip() for line in lines)
+    assert [line for line in lines if len(line) > WIDTH or not line.isascii() or line != line.rstrip()] == []
 
 
 def figures(text: str) -> dict[str, int]:
     """The bridge's bytes, by name."""
-    found = {}
-    for line in text.splitlines():
-        words = line.split(" B")[0].split()
-        if " B" in line and words and words[-1].replace(",", "").isdigit() and len(line) > 60:
-            found[line[4:32].strip()] = int(words[-1].replace(",", ""))
-    return found
+    lines = re.findall(r"^  [ +=] (.{28}) *\d[\d.]* [KMG]?i?B +([\d,]+) B", text, re.MULTILINE)
+    return {name.strip(): int(size.replace(",", "")) for name, size in lines}
 
 
 def test_the_bridges_bytes_add_up() -> None:
@@ -352,7 +346,45 @@ def test_other_devices_have_a_line_each_and_one_that_failed_is_shown() -> None:
 
 
 GOLDEN = """\
-vramkit: memory of A Card (cuda:0) over 1 step, torch 2.13.0
+vramkit: memory of A Card (cuda:0, 8.00 GiB) over 1 step, torch 2.13.0
+
+Most memory was allocated in the backward of Net.head, step 1 of 1:
+    activations                     96.0 MiB       100,663,456 B   73.8%  ###################
+    parameters                      15.0 MiB        15,728,640 B   11.5%  ###
+    gradients                       15.0 MiB        15,728,640 B   11.5%  ###
+    inputs                          4.00 MiB         4,194,304 B    3.1%  #
+    optimizer state                      0 B                 0 B    0.0%
+    temporaries                          0 B                 0 B    0.0%
+  + rounding and unsplit slack         352 B               352 B
+  = allocated                      130.0 MiB       136,315,392 B  torch.cuda.max_memory_allocated()
+  + cached: held, not allocated     30.0 MiB        31,456,768 B
+  = reserved                       160.0 MiB       167,772,160 B  torch.cuda.max_memory_reserved()
+  + CUDA context, others           426.0 MiB       446,693,376 B  and libraries, other processes
+  = used on the device             586.0 MiB       614,465,536 B  what nvidia-smi shows, 7.2%
+
+Modules that hold most of it (each row is the sum of the four parts that follow):
+       holds parameters grads+state activations temp.+other calls  module
+    68.0 MiB   10.0 MiB    10.0 MiB    48.0 MiB           -     2  3 x Net.blocks.*.up -> 4x1048576
+    48.0 MiB          -           -    48.0 MiB           -     2  3 x Net.blocks.* itself (Block)
+    10.0 MiB   5.00 MiB    5.00 MiB       160 B           -     2  Net.head (Linear) -> 4x10
+    4.00 MiB          -           -           -    4.00 MiB        (no module, or a smaller one)
+
+Largest tensors:
+      6 x 16.0 MiB  activation        made in the forward of Net.blocks.*.up, Net.blocks.*
+          10.0 MiB  parameter         Net.blocks.0.up.weight
+          10.0 MiB  gradient          Net.blocks.0.up.weight
+          5.00 MiB  parameter         Net.head.weight
+          5.00 MiB  gradient          Net.head.weight
+
+What would help most (each alone, and at most):
+    50.0 MiB  halve the batch and accumulate gradients over two: activations and inputs take half
+              (temporaries that depend on the batch shrink too)
+    40.5 MiB  run the forward under torch.autocast("cuda", torch.bfloat16): activations, float32
+              now, take half
+    32.0 MiB  checkpoint the 3 blocks Net.blocks.* (torch.utils.checkpoint): each keeps its input
+              and computes the rest again in the backward
+
+Note: What could not be known.
 """
 
 

@@ -214,15 +214,19 @@ class _Story:
         noted = recording.at_module != NO_MODULE
         phase[noted], module[noted] = Phase.BACKWARD, recording.at_module[noted]
         zone[noted] = self.zone[reached[noted]]
-        self._complete(recording, phase, module, zone)
-        return _Contexts(phase, module, self.step[reached], zone)
+        contexts = _Contexts(phase, module, self.step[reached], zone)
+        self._complete(recording, contexts)
+        return contexts
 
-    def _complete(self, recording: Recording, phase: Ints, module: Ints, zone: Ints) -> None:
+    def _complete(self, recording: Recording, contexts: _Contexts) -> None:
         """Give a backward that was not followed the modules of one that was, if their events are the same.
 
         The same allocations and frees in the same order come from the same graph; sizes may differ with the batch.
         """
-        of_blocks = recording.action <= _FREE_COMPLETED  # segments come and go as the cache has it
+        phase, module, zone = contexts.phase, contexts.module, contexts.zone
+        # Segments come and go as the cache has it, and workspaces only in a thread's first backward.
+        of_blocks = recording.action <= _FREE_COMPLETED
+        of_blocks &= ~np.isin(recording.size, sorted(recording.workspace_sizes))
         backward = np.flatnonzero(of_blocks & (phase == Phase.BACKWARD))
         order = backward[np.argsort(zone[backward], kind="stable")]
         begins = np.flatnonzero(np.diff(zone[order], prepend=-1))

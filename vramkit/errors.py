@@ -32,6 +32,9 @@ class VramkitError(Exception):
 
 def _sentence(part: str) -> str:
     part = part.strip()
+    first = part.split(None, 1)[0]
+    if first.isalpha() and first.islower():  # a word, and not the name of something
+        part = part[0].upper() + part[1:]
     return part if part.endswith((".", "!", "?", ":")) else part + "."
 
 

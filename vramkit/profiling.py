@@ -9,12 +9,14 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 from typing_extensions import Self
 
 from . import __version__
 from .attribution import attribute
 from .errors import DeviceError, UsageError
+from .events import ALLOCATION, EVENT, Tape
 from .recording.marks import Marks
 from .recording.recorded import Recording
 from .result import Profile
@@ -254,6 +256,9 @@ def _settle(recordings: Sequence[Recording], marks: Marks, device: str) -> Profi
         )
         for recording in recordings
     ]
+    if not profiles:
+        empty = Tape(events=np.zeros(0, EVENT), allocations=np.zeros(0, ALLOCATION), device="cuda:0")
+        return Profile(tape=empty, versions=versions, notes=("Nothing used the device inside the block.",))
     profiles.sort(key=lambda each: -each.peak_reserved)
     first, *others = profiles
     return replace(first, others=tuple(others))

@@ -51,7 +51,8 @@ class Timeline:
 
     def of(self, category: Category) -> Ints:
         """Bytes of one category; shape ``(moments,)``."""
-        return self.by_category[:, category]
+        column: Ints = self.by_category[:, category]
+        return column
 
     @cached_property
     def allocated(self) -> Ints:
@@ -66,7 +67,8 @@ class Timeline:
     @property
     def slack(self) -> Ints:
         """Bytes in blocks beyond what was asked for; shape ``(moments,)``."""
-        return self.allocated - self.by_category.sum(axis=1)
+        requested: Ints = self.by_category.sum(axis=1)
+        return self.allocated - requested
 
     def at(self, moment: int) -> Breakdown:
         """The breakdown at one row.

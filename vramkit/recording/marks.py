@@ -63,7 +63,7 @@ class Marks:
         self._roots: list[_Root] = []
         self._optimizers: list[weakref.ref[torch.optim.Optimizer]] = []
         self._loose: list[_Root] = []  # parameters that an optimizer has and no model
-        self._state_names: list[list[str]] = []  # filled in at the end, when all of the state is there
+        self._state_names: list[list[str]] = []
         self._last_scan: dict[tuple[Category, int], int] = {}
         self._local = _Thread()
         self._marked_nodes: set[int] = set()
@@ -130,7 +130,6 @@ class Marks:
         self._local.stack.clear()
         for root in self._roots:
             root.refresh()
-        self._name_states()
         self.scan_all()
         self._deaths.clear()
 
@@ -183,10 +182,13 @@ class Marks:
                     tensors.append(value)
                 else:
                     tensors += _tensors(value)
+        names = self._state_names[index]
+        if len(names) != len(tensors):  # the first step, or one that made more state
+            names = self._state_names[index] = self._state_names_of(optimizer)
         for group in optimizer.param_groups:
             tensors += _tensors([value for key, value in group.items() if key != "params"])
         if tensors:
-            self._scan(Category.OPTIMIZER_STATE, self._locate_all(tensors), self._state_names[index])
+            self._scan(Category.OPTIMIZER_STATE, self._locate_all(tensors), names)
 
     def _locate_all(self, tensors: Sequence[torch.Tensor | None]) -> list[int]:
         try:
@@ -383,17 +385,18 @@ class Marks:
         self.optimizers.append(name)
         return len(self.optimizers) - 1
 
-    def _name_states(self) -> None:
+    def _state_names_of(self, optimizer: torch.optim.Optimizer) -> list[str]:
         named = {
             id(ref()): name
             for root in (*self._roots, *self._loose)
             for ref, name in zip(root.parameters, root.parameter_names, strict=True)
         }
-        for optimizer, names in zip((ref() for ref in self._optimizers), self._state_names, strict=True):
-            for parameter, state in optimizer.state.items() if optimizer is not None else ():
-                name = named.get(id(parameter), "a parameter")
-                for key, value in state.items() if isinstance(state, dict) else (("state", state),):
-                    names += [f"{key} of {name}" for _ in _tensors(value)]
+        return [
+            f"{key} of {named.get(id(parameter), 'a parameter')}"
+            for parameter, state in optimizer.state.items()
+            for key, value in (state.items() if isinstance(state, dict) else (("state", state),))
+            for _ in _tensors(value)
+        ]
 
     def _optimizer_begins(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         self._mark(Kind.OPTIMIZER, self._optimizer_index(optimizer))

@@ -1,0 +1,9 @@
+"""One file for each verb of the command line. Each has ``add_to(verbs)``; none loads torch before it must."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]

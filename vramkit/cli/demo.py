@@ -1,0 +1,78 @@
+"""``vramkit demo``: a digit classifier's training step, measured, explained, and held against the textbook."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..errors import DeviceError, DoesNotFit, UsageError
+from .driver import cuda_devices
+
+if TYPE_CHECKING:
+    from . import Verbs
+
+
+def add_to(verbs: Verbs) -> None:
+    """Add the verb to the command line."""
+    parser = verbs.add_parser(
+        "demo",
+        help="train a small digit classifier and explain its memory",
+        description="Trains a 784-128-10 network on handwritten digits for a few steps, prints where the memory went, "
+        "and holds it against the textbook's formulas. Uses this machine's GPU, else the virtual GPU, else the CPU.",
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where that can be, real or virtual")
+    parser.add_argument("--gpu", metavar="NAME|SIZE|real", help="a virtual GPU of this kind (see `vramkit gpus`)")
+    parser.add_argument("--steps", type=_positive, default=5, metavar="N", help="training steps (default: %(default)s)")
+    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="images (default: %(default)s)")
+    parser.set_defaults(main=main)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def main(options: argparse.Namespace) -> int:
+    """Choose a device, train, and print. Returns the exit code."""
+    if options.device == "cpu" and options.gpu is not None:
+        raise UsageError("vramkit demo was called", "with --device cpu and --gpu", instead="Leave one of them out")
+    where, place = _choose(options.device, options.gpu)
+    # Only now: the virtual GPU has to be there before torch is.
+    import torch
+
+    from .training import show
+
+    try:
+        return show(where, place, steps=options.steps, batch_size=options.batch_size)
+    except torch.OutOfMemoryError as error:  # outside of what is measured: while the model was built
+        raise DoesNotFit("The demo was to run on this device", "not even its model fits", str(error)) from error
+
+
+def _choose(device: str | None, gpu: str | None) -> tuple[str, str]:
+    """What to train on: "cuda", "virtual" or "cpu"; and a sentence that says so."""
+    if device == "cpu":
+        return "cpu", "On the CPU, as asked."
+    if gpu == "real" or (gpu is None and cuda_devices()):
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda", "On this machine's GPU."
+        if gpu == "real" or device == "cuda":
+            raise DeviceError(
+                "The demo was to run on this machine's GPU",
+                f"torch {torch.__version__} finds no CUDA device",
+                instead="Leave --gpu out, or name a virtual one: --gpu a100-40gb",
+            )
+        return "cpu", "On the CPU: torch can't use this machine's GPU."
+    from ..gpus import GENERIC
+    from ..virtual_gpu import activate
+
+    try:
+        card = activate(gpu or GENERIC).gpu
+    except DeviceError as error:
+        if gpu is not None or device is not None:
+            raise
+        return "cpu", f"On the CPU, because there is no GPU and no virtual one: {error}"
+    return "virtual", f"On a virtual GPU ({card.product}): the memory is as on the card, and nothing is computed."

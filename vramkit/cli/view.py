@@ -1,0 +1,43 @@
+"""``vramkit view FILE``: a saved result as text."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..errors import SnapshotError
+
+if TYPE_CHECKING:
+    from ..result import MemoryResult
+    from . import Verbs
+
+
+def add_to(verbs: Verbs) -> None:
+    """Add the verb to the command line."""
+    parser = verbs.add_parser(
+        "view",
+        help="a saved profile as text",
+        description="Prints the report of a profile that `profile.save(FILE)` or `vramkit run --save FILE` wrote.",
+    )
+    parser.add_argument("file", metavar="FILE")
+    parser.set_defaults(main=main)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print the report of a file."""
+    print(open_result(options.file).report())
+    return 0
+
+
+def open_result(path: str) -> MemoryResult:
+    """Open a file of any kind that can be shown: the one place to add another kind.
+
+    Raises:
+        SnapshotError: it is none, or it can't be read.
+    """
+    from ..archive import load
+
+    try:
+        return load(path)
+    except OSError as error:
+        raise SnapshotError(f"{path} was to be shown", f"it can't be read: {error.strerror or error}") from error

@@ -1,0 +1,134 @@
+"""The moment that a report is about, and what was alive then. Knows tapes and results; formats nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..breakdown import Breakdown
+from ..events import Category, Ints, Phase, Table
+from ..result import MemoryResult, OutOfMemory
+from .tree import starred_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """The peak, or the last allocation that failed: then it is that, and not the peak, which needs explaining."""
+
+    event: int
+    """Index of the event after which it is; -1: before the first one."""
+    breakdown: Breakdown
+    alive: npt.NDArray[np.bool_]
+    """Which rows of ``Tape.allocations`` are alive; shape ``(allocations,)``."""
+    step: int
+    """Training step, from 0."""
+    phase: Phase
+    module: str
+    """Name of the module that was running; empty: none."""
+    failed: OutOfMemory | None = None
+    """The allocation that failed; None: this is the peak."""
+
+
+def moment_of(result: MemoryResult) -> Moment:
+    """The last allocation of a result that failed; without one, the peak."""
+    failed = result.out_of_memory[-1] if result.out_of_memory else None
+    tape = result.tape
+    event = failed.event if failed else tape.peak_event
+    row = tape.events[event] if event >= 0 else None
+    module = int(row["module"]) if row is not None else -1
+    return Moment(
+        event=event,
+        breakdown=failed.breakdown if failed else result.peak,
+        alive=tape.alive_at(event),
+        step=int(row["step"]) if row is not None else 0,
+        phase=Phase(int(row["phase"])) if row is not None else Phase.OUTSIDE,
+        module=tape.modules[module].name if module >= 0 else "",
+        failed=failed,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensors:
+    """Allocations of one size, one category and one origin."""
+
+    count: int
+    size: int
+    """Bytes of each, as asked for."""
+    category: Category
+    phase: Phase
+    """Where they were made."""
+    names: tuple[str, ...]
+    """What they are called, as far as they have names; else the modules that made them. Each once."""
+    named: bool
+    """Whether ``names`` are their own."""
+
+
+def largest_tensors(result: MemoryResult, moment: Moment, limit: int = 5) -> list[Tensors]:
+    """The largest allocations that were alive, equal ones as one, largest first.
+
+    Args:
+        result: of which the moment is.
+        moment: when.
+        limit: how many groups, at most.
+    """
+    tape = result.tape
+    table = tape.allocations[moment.alive]
+    owner = owners(result)[moment.alive]
+    order = np.argsort(-table["requested"], kind="stable")
+    groups: dict[tuple[int, int, int, bool], list[int]] = {}
+    for i in order.tolist():
+        row = table[i]
+        key = (int(row["requested"]), int(row["category"]), int(row["phase"]), bool(row["module"] < 0))
+        if key not in groups and len(groups) == limit:
+            if key[0] < min(size for size, *_ in groups):
+                break  # sorted by size: no group can grow any more
+            continue
+        groups.setdefault(key, []).append(i)
+    starred = starred_names(tape.modules)
+    found = []
+    for (size, category, phase, _), rows in groups.items():
+        names = _names(result, table[rows], owner[rows], starred)
+        found.append(
+            Tensors(
+                count=len(rows),
+                size=size,
+                category=Category(category),
+                phase=Phase(phase),
+                names=names,
+                named=bool(names) and bool((table["name"][rows] >= 0).all()),
+            )
+        )
+    return found
+
+
+def _names(result: MemoryResult, table: Table, owner: Ints, starred: list[str]) -> tuple[str, ...]:
+    modules, names = result.tape.modules, result.tape.names
+    labels = []
+    for row, module in zip(table, owner.tolist(), strict=True):
+        label = names[row["name"]] if row["name"] >= 0 else modules[row["module"]].name if row["module"] >= 0 else ""
+        if len(table) > 1 and module >= 0:  # of many equal ones the number of each says nothing
+            label = label.replace(modules[module].name, starred[module])
+        labels.append(label)
+    return tuple(dict.fromkeys(label for label in labels if label))
+
+
+def owners(result: MemoryResult) -> Ints:
+    """The module that each allocation belongs to: index into ``Tape.modules``, -1 for none; shape ``(allocations,)``.
+
+    A parameter, its gradient and its state belong to the module that has the parameter, whoever made them; everything
+    else to the module in whose forward or backward it was made. A library's workspace belongs to nobody: the first
+    module that needs it is not to blame.
+    """
+    tape = result.tape
+    index = {module.name: i for i, module in enumerate(tape.modules)}
+    # "GPT.blocks.0.up.weight", or "exp_avg of GPT.blocks.0.up.weight"
+    named = [index.get(name.rpartition(" of ")[2].rpartition(".")[0], -1) for name in tape.names]
+    by_name = np.array([*named, -1], np.int64)[tape.allocations["name"]]  # a name of -1 takes the last item
+    made_in = tape.allocations["module"].astype(np.int64)
+    return np.where(
+        tape.allocations["category"] == Category.WORKSPACE,
+        -1,
+        np.where(tape.allocations["name"] >= 0, by_name, made_in),
+    )

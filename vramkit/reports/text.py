@@ -1,0 +1,242 @@
+"""The text report: one screen that says where a device's memory was. Knows what to show in which order; the figures
+come from ``moment``, ``modules`` and ``advice``.
+
+Plain ASCII: a report must not fail on the way into a file or a terminal with another encoding, least of all after an
+out-of-memory error.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+
+from ..events import Category, Phase
+from ..result import MemoryResult, Profile
+from ..sizes import format_size
+from .advice import advise
+from .modules import ModuleRow, module_rows
+from .moment import Moment, Tensors, largest_tensors, moment_of
+
+WIDTH = 100
+"""Characters of a line, at most."""
+
+_BAR = 26
+_NAMES = {
+    Category.PARAMETER: "parameters",
+    Category.BUFFER: "buffers",
+    Category.GRADIENT: "gradients",
+    Category.OPTIMIZER_STATE: "optimizer state",
+    Category.INPUT: "inputs",
+    Category.ACTIVATION: "activations",
+    Category.TEMPORARY: "temporaries",
+    Category.WORKSPACE: "cuBLAS workspace",
+    Category.OTHER: "other",
+}
+_SINGULAR = {**{c: name.removesuffix("s") for c, name in _NAMES.items()}, Category.TEMPORARY: "temporary"}
+_PHASES = {
+    Phase.OUTSIDE: "between the phases",
+    Phase.FORWARD: "forward",
+    Phase.BACKWARD: "backward",
+    Phase.OPTIMIZER: "optimizer step",
+    Phase.RECOMPUTE: "recomputation",
+}
+
+
+def report(result: MemoryResult) -> str:
+    """One screen of text about a result: the bridge, the modules, the largest tensors, and what would help most.
+
+    Args:
+        result: a profile or an estimate. Of several devices, the one that ran out of memory is shown, else the fullest.
+
+    Returns:
+        Lines of at most 100 characters, without a newline at the end.
+    """
+    devices = list(result.each_device()) if isinstance(result, Profile) else [result]
+    shown = next((each for each in devices if each.out_of_memory), result)
+    sections = [[_title(shown)]]
+    if not len(shown.tape.events) and not len(shown.tape.allocations):
+        sections.append([f"Nothing was allocated on {shown.device} meanwhile."])
+    else:
+        moment = moment_of(shown)
+        sections[0] += _failure(shown, moment) if moment.failed else []
+        sections += [
+            list(_bridge(shown, moment)),
+            list(_modules(module_rows(shown, moment))),
+            list(_tensors(largest_tensors(shown, moment))),
+            list(_advice(shown, moment)),
+        ]
+    sections.append([_other_device(each) for each in devices if each is not shown])
+    sections.append([line for note in shown.notes for line in _wrapped(note, "Note: ")])
+    return "\n\n".join("\n".join(section) for section in sections if section)
+
+
+def _title(result: MemoryResult) -> str:
+    on_cpu = result.device.startswith("cpu")
+    known = [result.device] * bool(result.device_name) + [format_size(result.capacity)] * bool(result.capacity)
+    name = (result.device_name or result.device) + (f" ({', '.join(known)})" if known else "")
+    what = "storages of tensors on the CPU" if on_cpu else f"memory of {name}"
+    steps = _step_count(result)
+    over = f" over {_counted(steps, 'step')}" if steps else ""
+    version = f", torch {result.versions['torch']}" if "torch" in result.versions else ""
+    return _cut(f"vramkit: {what}{over}{version}")
+
+
+def _step_count(result: MemoryResult) -> int:
+    events = result.tape.events
+    return int(events["step"].max()) + 1 if len(events) else 0
+
+
+def _failure(result: MemoryResult, moment: Moment) -> list[str]:
+    failed, held = moment.failed, moment.breakdown
+    assert failed is not None
+    failures = len(result.out_of_memory)
+    several = f" {_counted(failures, 'allocation')} failed; this is the last." if failures > 1 else ""
+    free = f" {format_size(max(0, result.capacity - held.used))} of {format_size(result.capacity)} were free, and"
+    return _wrapped(
+        f"{format_size(failed.requested)} ({failed.requested:,} B) were asked for {_when(result, moment)}."
+        f"{free if result.capacity else ''} the allocator held {format_size(held.cached)} more that it could not use "
+        f"for this.{several}",
+        "OUT OF MEMORY: ",
+    )
+
+
+def _when(result: MemoryResult, moment: Moment) -> str:
+    if moment.event < 0:
+        return "before the first event"
+    steps = _step_count(result)
+    place = _PHASES[moment.phase] if moment.phase is Phase.OUTSIDE else f"in the {_PHASES[moment.phase]}"
+    module = f" of {moment.module}" if moment.module else ""
+    return f"{place}{module}, step {moment.step + 1} of {steps}"
+
+
+# -- the bridge --------------------------------------------------------------------------------------------------------
+
+
+def _bridge(result: MemoryResult, moment: Moment) -> Iterator[str]:
+    held = moment.breakdown
+    on_cpu = result.device.startswith("cpu")
+    if moment.failed:
+        yield "What held the memory then:"
+    else:
+        yield f"Most memory was allocated {_when(result, moment)}:"
+    ever = result.timeline.by_category.max(axis=0)
+    for category in sorted((c for c in Category if ever[c]), key=lambda c: -held.of(c)):
+        size = held.of(category)
+        share = size / held.allocated if held.allocated else 0.0
+        bar = "#" * round(share * _BAR)
+        yield f"{_line('', _NAMES[category], size)} {share:7.1%}  {bar}".rstrip()
+    if on_cpu:
+        if held.slack:
+            yield _line("+", "rounding", held.slack)
+        yield _line("=", "held by tensors", held.allocated)
+        return
+    yield _line("+", "rounding and unsplit slack", held.slack)
+    function = "memory_allocated()" if moment.failed else "max_memory_allocated()"
+    yield _line("=", "allocated", held.allocated) + f"  torch.cuda.{function}"
+    yield _line("+", "cached: held, not allocated", held.cached)
+    highest = "" if moment.failed or result.peak_reserved == held.reserved else " then"
+    function = "memory_reserved()" if moment.failed or highest else "max_memory_reserved()"
+    yield _line("=", f"reserved{highest}", held.reserved) + f"  torch.cuda.{function}"
+    if held.outside:
+        yield _line("+", "CUDA context, others", held.outside) + "  and libraries, other processes"
+        part = f", {held.used / result.capacity:.1%}" if result.capacity else ""
+        yield _line("=", "used on the device", held.used) + f"  what nvidia-smi shows{part}"
+    if highest:
+        step, phase = _reserved_peak(result)
+        where = _PHASES[phase] if phase is Phase.OUTSIDE else f"in the {_PHASES[phase]}"
+        yield from _wrapped(
+            f"Reserved memory was highest {where} of step {step + 1}: {format_size(result.peak_reserved)} "
+            f"({result.peak_reserved:,} B), torch.cuda.max_memory_reserved().",
+            "    ",
+        )
+
+
+def _line(sign: str, name: str, size: int) -> str:
+    return f"  {sign:1} {name:<28}{format_size(size):>12}{size:>18,} B"
+
+
+def _reserved_peak(result: MemoryResult) -> tuple[int, Phase]:
+    events = result.tape.events
+    if not len(events):
+        return 0, Phase.OUTSIDE
+    row = events[int(result.tape.reserved.argmax())]
+    return int(row["step"]), Phase(int(row["phase"]))
+
+
+# -- modules and tensors -----------------------------------------------------------------------------------------------
+
+
+def _modules(rows: list[ModuleRow]) -> Iterator[str]:
+    if not any(row.name for row in rows):
+        return
+    yield "Modules that hold most of it (each row is the sum of the four parts that follow):"
+    yield "       holds parameters grads+state activations temp.+other calls  module"
+    for row in rows:
+        parts = f"{format_size(row.holds):>12}{_cell(row.parameters, 11)}{_cell(row.kept, 12)}"
+        parts += f"{_cell(row.activations, 12)}{_cell(row.rest, 12)}{row.calls or '':>6}  "
+        yield _cut(parts + _module_label(row, WIDTH - len(parts)))
+
+
+def _cell(size: int, width: int) -> str:
+    return f"{format_size(size) if size else '-':>{width}}"
+
+
+def _module_label(row: ModuleRow, width: int) -> str:
+    if not row.name:
+        return "(no module, or a smaller one)"
+    name = f"{row.count} x " * (row.count > 1) + row.name + " itself" * row.own
+    kind = f" ({row.kind})"
+    shape = " -> " + "x".join(map(str, row.output_shape)) if row.output_shape and not row.own else ""
+    return next((label for label in (name + kind + shape, name + shape, name + kind) if len(label) <= width), name)
+
+
+def _tensors(groups: list[Tensors]) -> Iterator[str]:
+    if not groups:
+        return
+    yield "Largest tensors:"
+    for each in groups:
+        count = f"{each.count} x " if each.count > 1 else ""
+        names = ", ".join(each.names[:2]) + (", ..." if len(each.names) > 2 else "")
+        if each.named:
+            made = names
+        elif each.phase is Phase.OUTSIDE:
+            made = "made outside of forward, backward and optimizer step"
+        else:
+            made = f"made in the {_PHASES[each.phase]}"
+            made += f" of {names}" if names else ", in no module" * (each.phase is not Phase.OPTIMIZER)
+        yield _cut(f"{count + format_size(each.size):>18}  {_SINGULAR[each.category]:<16}  {made}")
+
+
+def _cut(line: str) -> str:
+    line = line.rstrip()
+    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
+
+
+# -- the rest ----------------------------------------------------------------------------------------------------------
+
+
+def _advice(result: MemoryResult, moment: Moment) -> Iterator[str]:
+    found = advise(result, moment)
+    if not found:
+        return
+    yield "What would help most (each alone, and at most):"
+    for each in found:
+        text = each.text + " [of reserved]" * each.of_reserved
+        yield from _wrapped(text, f"{format_size(each.saves):>12}  ")
+
+
+def _other_device(result: MemoryResult) -> str:
+    used = result.peak.outside + result.peak_reserved
+    of = f" of {format_size(result.capacity)}" if result.capacity else ""
+    return _cut(
+        f"Also {result.device}: at most {format_size(result.peak_allocated)} allocated, "
+        f"{format_size(result.peak_reserved)} reserved, {format_size(used)} used{of}"
+    )
+
+
+def _wrapped(text: str, head: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
