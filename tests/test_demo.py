@@ -90,7 +90,7 @@ def test_the_demo_explains_itself_on_two_screens(where: str) -> None:
 
 
 @pytest.mark.virtual_gpu
-@pytest.mark.parametrize(("room", "words"), [(1, "not even its model fits"), (12, "OUT OF MEMORY")])
+@pytest.mark.parametrize(("room", "words"), [(1, "Not even its model fits"), (12, "OUT OF MEMORY")])
 def test_a_device_that_is_too_small_is_status_1(room: int, words: str) -> None:
     context = CATALOGUE[GENERIC].context >> 20
     done = subprocess.run(
