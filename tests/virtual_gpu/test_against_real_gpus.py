@@ -1,0 +1,121 @@
+"""The virtual GPU does what real GPUs did: whole allocator histories, and published figures."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import histories
+import pytest
+from subprocesses import run_on
+
+pytestmark = pytest.mark.virtual_gpu
+
+# Recordings, by the process that runs their programs. Those of one process must not disturb each other: the short ones
+# use no cuBLAS and start from an emptied allocator, the warm ones start with a step of their own.
+_PROCESSES = {
+    "short": {
+        "double-multiplication": "double_multiplication(record)",
+        "powers": "powers(record)",
+        "powers-checkpointed": "powers(record, checkpointed=True)",
+        "adam-foreach": "adam(record, (True,))",
+        "adam-forloop": "adam(record, (True, False))",
+    },
+    "attention": {"naive-attention": "naive_attention(record)"},
+    "cold": {"lm-small-t512-inference": "lm_inference(record, 512, programs.SMALL, cold=True)"},
+    "warm": {
+        "lm-medium-t128-inference": "lm_inference(record, 128)",
+        "lm-medium-t128-training": "lm_training(record, 128)",
+        "lm-medium-t512-training": "lm_training(record, 512, autocast=True)",
+    },
+}
+# Segments compare where the recording starts before the first segment that the program needs.
+_CASES = [(process, name, process != "warm") for process, programs in _PROCESSES.items() for name in programs]
+
+
+@pytest.fixture(scope="module")
+def measured() -> Callable[[str, str, bool], list[histories.Event]]:
+    """The history of a program on the virtual GPU; each process runs once, when it is first asked for."""
+
+    @functools.cache
+    def run(process: str) -> dict[str, dict[str, list[list[object]]]]:
+        runs = "".join(
+            f"""
+record = histories.Recorder()
+programs.{program}
+result[{name!r}] = {{str(flag): record.events(segments=flag) for flag in (False, True)}}
+gc.collect()
+torch.cuda.empty_cache()
+"""
+            for name, program in _PROCESSES[process].items()
+        )
+        return run_on("a100-80gb", "import gc, histories, programs, torch\nresult = {}\n" + runs)
+
+    def history(process: str, name: str, segments: bool) -> list[histories.Event]:
+        return [histories.Event(*event) for event in run(process)[name][str(segments)]]
+
+    return history
+
+
+@pytest.mark.parametrize(("process", "name", "segments"), _CASES, ids=[name for _, name, _ in _CASES])
+def test_every_event_is_as_a_real_gpu_recorded_it(
+    process: str, name: str, segments: bool, measured: Callable[[str, str, bool], list[histories.Event]]
+) -> None:
+    assert measured(process, name, segments) == histories.recorded(name, segments=segments)
+
+
+def test_the_comparison_notices_a_variable_that_lives_too_long() -> None:
+    recorded = histories.recorded("double-multiplication", segments=True)
+
+    answer = run_on(
+        "a100-80gb",
+        """
+        import histories, torch
+        record = histories.Recorder()
+        with record():
+            x = torch.ones(16384, 16384, device="cuda")
+            w = torch.ones(16384, 16384, device="cuda", requires_grad=True)
+            y = (w * x) * w
+            loss = y.sum()
+            loss.backward()
+        result = record.events(segments=True)
+        """,
+    )
+
+    assert [histories.Event(*event) for event in answer] != recorded
+
+
+# Attention by hand, batch 8, one head, fp32, torch 2.11: memory_allocated() just before the backward; (d, T): bytes.
+# Published by MAGMA27/assignment2-systems.
+_ATTENTION = {
+    (16, 256): 19_660_800,
+    (16, 1024): 52_690_944,
+    (16, 4096): 562_298_880,
+    (16, 8192): 2_181_300_224,
+    (32, 256): 20_185_088,
+    (32, 1024): 54_788_096,
+    (32, 4096): 570_687_488,
+    (32, 8192): 2_198_077_440,
+}
+
+
+def test_attention_holds_what_was_measured_on_a_real_gpu() -> None:
+    answer = run_on(
+        "a100-80gb",
+        f"""
+        import math, torch
+        result = []
+        for d, t in {list(_ATTENTION)}:
+            q, k, v = (torch.ones(8, t, d, device="cuda", requires_grad=True) for _ in range(3))
+            for _ in range(2):
+                for tensor in (q, k, v):
+                    tensor.grad = None
+                out = torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(d), dim=-1) @ v
+                allocated = torch.cuda.memory_allocated()
+                out.sum().backward()
+            result.append(allocated)
+            del q, k, v, out
+        """,
+    )
+
+    assert dict(zip(_ATTENTION, answer, strict=True)) == _ATTENTION

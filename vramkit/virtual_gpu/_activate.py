@@ -1,0 +1,180 @@
+"""Switches the virtual GPU on. Knows how it gets under torch, how children inherit it, and how a process ends cleanly;
+what a device is, the catalogue and the C library know.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import sys
+import time
+from pathlib import Path
+
+from .. import gpus
+from ..errors import UsageError
+from ..gpus import GPU
+from ..sizes import parse_size
+from ._handle import MAX_MEMORY, AddressOrder, Settings, VirtualGPU
+from .build import ALIASES, LIBRARY, build, find_torch
+
+ENVIRONMENT = "VRAMKIT_VIRTUAL_GPU"
+"""The variable by which children get the settings."""
+
+_active: VirtualGPU | None = None
+
+
+def activate(
+    gpu: str | int | GPU = gpus.GENERIC,
+    *,
+    count: int = 1,
+    address_order: AddressOrder = "falling",
+    copy_limit: int | str = 0,
+    children: bool = False,
+) -> VirtualGPU:
+    """Put a virtual GPU under the torch that is about to be imported.
+
+    ::
+
+        gpu = vramkit.virtual_gpu.activate("rtx4090", count=2)
+        import torch
+        torch.cuda.get_device_name(1)                      # 'NVIDIA GeForce RTX 4090'
+
+    The first call on a machine compiles a C library, in about 2 s, into ``~/.cache/vramkit``. Activating again with the
+    same settings returns the same handle. It can't be switched off: torch asks for its devices once. The environment is
+    left alone, but for ``TRITON_LIBCUDA_PATH``, by which ``torch.compile`` finds the driver.
+
+    *Child processes.* A forked child has it, as far as CUDA survives a fork (torch refuses to start CUDA in one). A
+    spawned child or a subprocess is a new process: it calls ``activate`` itself before it imports torch, which a call
+    at the top of the main script does for ``multiprocessing``; or it inherits the virtual GPU through its environment,
+    with ``children=True``. A ``DataLoader``'s workers need neither: they work on the CPU.
+
+    Args:
+        gpu: a name of the catalogue ("a100-40gb"), a size ("24 GiB": a card with that memory, otherwise like the A100),
+            bytes, or a ``vramkit.GPU``.
+        count: devices, 1 to 16, all alike. ``CUDA_VISIBLE_DEVICES`` chooses among them.
+        address_order: where new segments go; torch's best fit prefers low addresses among blocks of one size, so the
+            order can, rarely, change what is reserved.
+        copy_limit: bytes; copies to a device up to this size move data. With the default, 0, all device memory reads as
+            zero, and every run reads the same. With more, small tensors keep their values, but a tensor that later
+            takes the same block reads them too, because no kernel ever overwrites them.
+        children: let every process that this one starts have the virtual GPU too, whatever it runs: LD_PRELOAD and
+            ``VRAMKIT_VIRTUAL_GPU`` are set in ``os.environ``. Such a child that ends right after a ``backward()`` may
+            abort at its exit unless it calls ``activate`` too (see README.md, "The exit").
+
+    Returns:
+        The handle, for changing capacities and asking what is used.
+
+    Raises:
+        UsageError: an unknown GPU, torch is imported already, or another virtual GPU is active.
+        DeviceError: it can't be built or doesn't run here; the text says what is missing.
+    """
+    global _active
+    found = gpus.find(gpu)
+    settings = Settings(gpu=found, count=count, address_order=address_order, copy_limit=parse_size(copy_limit))
+    if found.memory > MAX_MEMORY:
+        raise UsageError(f"A virtual GPU with {found.memory} bytes was asked for", instead="The most is 1 TiB")
+    active = current()
+    if active is not None and active.settings != settings:
+        raise UsageError(
+            f"A virtual GPU was asked for: {_describe(settings)}",
+            f"one is active already: {_describe(active.settings)}",
+            "A process keeps the devices that it started with",
+            "Use vramkit.virtual_gpu.current(), or start another process",
+        )
+    if active is None:
+        if "torch" in sys.modules:
+            raise UsageError(
+                "A virtual GPU was asked for",
+                "torch is imported already",
+                "torch binds to the CUDA libraries while it is imported",
+                "Call vramkit.virtual_gpu.activate() before the first `import torch`,"
+                " or start the script with `vramkit run --gpu NAME script.py`",
+            )
+        folder = build(find_torch())
+        # First in the loader's global scope: torch's references to CUDA functions then find ours, the real libraries
+        # (which torch still loads) come after. The aliases answer to the names that are opened at run time.
+        library, *_ = [ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL) for name in (LIBRARY, *ALIASES)]
+        active = VirtualGPU(library, settings)
+        library.vgpu_configure(settings.to_text().encode())
+        # Triton (torch.compile) asks ldconfig where the driver is, unless it is told.
+        os.environ.setdefault("TRITON_LIBCUDA_PATH", str(folder))
+        _arm(active)
+    if children:
+        _bequeath(active.settings, build(find_torch()))
+    return active
+
+
+def current() -> VirtualGPU | None:
+    """The virtual GPU of this process, also if a parent process gave it; None if there is none."""
+    if _active is None and ENVIRONMENT in os.environ:
+        library = ctypes.CDLL(None)
+        if hasattr(library, "vgpu_configure"):  # preloaded: the environment reached the loader too
+            _arm(VirtualGPU(library, Settings.from_text(os.environ[ENVIRONMENT])))
+    return _active
+
+
+def is_active() -> bool:
+    """Whether torch runs, or will run, on a virtual GPU in this process."""
+    return current() is not None
+
+
+def _arm(handle: VirtualGPU) -> None:
+    global _active
+    _active = handle
+    atexit.register(_let_autograd_rest)
+
+
+def _describe(settings: Settings) -> str:
+    return f"{settings.gpu.name!r} x {settings.count}, {settings.address_order}, copy_limit={settings.copy_limit}"
+
+
+def _bequeath(settings: Settings, folder: Path) -> None:
+    if any(sign in str(folder) for sign in " :"):  # LD_PRELOAD is split at both, and knows no quotes
+        raise UsageError(
+            "A virtual GPU for child processes was asked for",
+            f"the cache folder {folder} has a space or a colon in its name",
+            "The loader can't be told of such a path",
+            "Set XDG_CACHE_HOME to another folder",
+        )
+    ours = [str(folder / name) for name in (LIBRARY, *ALIASES)]
+    others = [path for path in os.environ.get("LD_PRELOAD", "").split(":") if path and path not in ours]
+    os.environ["LD_PRELOAD"] = ":".join([*ours, *others])
+    os.environ[ENVIRONMENT] = settings.to_text()
+
+
+def _let_autograd_rest(limit: float = 2.0) -> None:
+    """Wait until torch's autograd threads sleep.
+
+    A program that ends within a millisecond of ``backward()`` can catch the device's autograd thread while it drops the
+    last graph, for which it wants the interpreter's lock; Python then ends that thread in a place where C++ may not be
+    left, and the process aborts ("terminate called without an active exception"; 13 of 20 runs). It is torch's race,
+    not ours: a real GPU is slow enough to hide it. So give the threads the lock until each of them has been asleep,
+    without having run in between, for three looks in a row; a thread that merely waits for the processor is not asleep.
+
+    Args:
+        limit: seconds after which to give up.
+    """
+    seen, calm, deadline = None, 0, time.monotonic() + limit
+    while calm < 3 and time.monotonic() < deadline:
+        threads = _autograd_threads()
+        if not threads:
+            return
+        asleep = all(state == "S" for state, _ in threads.values())
+        calm = calm + 1 if asleep and threads == seen else 0
+        seen = threads
+        time.sleep(0.005)  # hands the lock over
+
+
+def _autograd_threads() -> dict[str, tuple[str, str]]:
+    """Of each autograd thread its state, and how often it was put to sleep so far."""
+    threads = {}
+    for task in Path("/proc/self/task").glob("*"):
+        try:
+            if task.joinpath("comm").read_text().startswith("pt_autograd"):
+                lines = task.joinpath("status").read_text().splitlines()
+                status = dict(line.split(":", 1) for line in lines)
+                threads[task.name] = (status["State"].split()[0], status["voluntary_ctxt_switches"].strip())
+        except OSError:  # the thread has just ended
+            continue
+    return threads

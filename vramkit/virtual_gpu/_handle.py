@@ -1,0 +1,156 @@
+"""The handle of an active virtual GPU, and the text its C library is configured with. Knows the library's own calls;
+doesn't load or build it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from ..errors import UsageError
+from ..gpus import GPU
+from ..sizes import format_size, parse_size
+
+AddressOrder = Literal["falling", "rising"]
+"""Where new device memory goes: below what is there (as drivers mostly do), or above it."""
+
+MAX_DEVICES = 16
+MAX_MEMORY = 1 << 40  # the stretch of addresses that each device has
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a virtual GPU is activated with."""
+
+    gpu: GPU
+    count: int
+    address_order: AddressOrder
+    copy_limit: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.count, int) or not 1 <= self.count <= MAX_DEVICES:
+            raise UsageError(
+                f"{self.count!r} virtual GPUs were asked for", instead=f"Give a count of 1 to {MAX_DEVICES}"
+            )
+        if self.address_order not in ("falling", "rising"):
+            raise UsageError(
+                f"The address order {self.address_order!r} was asked for", instead="Give 'falling' or 'rising'"
+            )
+
+    def to_text(self) -> str:
+        """The text that the C library reads; also the environment variable by which children get it."""
+        gpu = self.gpu
+        values = {
+            "count": self.count,
+            "rising": int(self.address_order == "rising"),
+            "copy_limit": self.copy_limit,
+            "major": gpu.capability[0],
+            "minor": gpu.capability[1],
+            **{field.name: getattr(gpu, field.name) for field in fields(gpu) if field.name != "capability"},
+            "threads_per_multiprocessor": gpu.threads_per_multiprocessor,
+            "blocks_per_multiprocessor": gpu.blocks_per_multiprocessor,
+            "shared_memory_per_multiprocessor": gpu.shared_memory_per_multiprocessor,
+            "shared_memory_per_block": gpu.shared_memory_per_block,
+        }
+        return ";".join(f"{key}={value}" for key, value in values.items())
+
+    @staticmethod
+    def from_text(text: str) -> Settings:
+        """The settings of a parent process. Raises: ValueError or KeyError on a text that ``to_text`` didn't write."""
+        values = dict(pair.split("=", 1) for pair in text.split(";"))
+        numbers = ("memory", "multiprocessors", "board_memory", "l2_cache", "clock_mhz", "memory_clock_mhz")
+        gpu = GPU(
+            name=values["name"],
+            product=values["product"],
+            capability=(int(values["major"]), int(values["minor"])),
+            **{name: int(values[name]) for name in (*numbers, "bus_width", "context")},
+        )
+        return Settings(
+            gpu=gpu,
+            count=int(values["count"]),
+            address_order="rising" if values["rising"] == "1" else "falling",
+            copy_limit=int(values["copy_limit"]),
+        )
+
+
+class VirtualGPU:
+    """The virtual GPUs of this process. ``activate`` makes it.
+
+    Devices are numbered as the machine does, whatever ``CUDA_VISIBLE_DEVICES`` says.
+    """
+
+    __slots__ = ("_library", "_settings")
+
+    def __init__(self, library: ctypes.CDLL, settings: Settings) -> None:
+        library.vgpu_configure.argtypes = [ctypes.c_char_p]
+        library.vgpu_configure.restype = None
+        library.vgpu_set_memory.argtypes = [ctypes.c_int, ctypes.c_size_t]
+        library.vgpu_set_memory.restype = None
+        library.vgpu_memory.argtypes = [ctypes.c_int]
+        library.vgpu_memory.restype = ctypes.c_size_t
+        library.vgpu_used.argtypes = [ctypes.c_int]
+        library.vgpu_used.restype = ctypes.c_size_t
+        library.vgpu_launches.argtypes = []
+        library.vgpu_launches.restype = ctypes.c_ulonglong
+        self._library = library
+        self._settings = settings
+
+    @property
+    def settings(self) -> Settings:
+        """What it was activated with."""
+        return self._settings
+
+    @property
+    def gpu(self) -> GPU:
+        """The card that every device is."""
+        return self._settings.gpu
+
+    @property
+    def count(self) -> int:
+        """How many devices there are."""
+        return self._settings.count
+
+    @property
+    def launches(self) -> int:
+        """Kernels launched so far in this process, cuDNN's plans included; products of cuBLAS are not counted."""
+        return int(self._library.vgpu_launches())
+
+    def memory(self, device: int = 0) -> int:
+        """The capacity of a device, bytes."""
+        return int(self._library.vgpu_memory(self._number(device)))
+
+    def set_memory(self, size: int | str | None, device: int = 0) -> None:
+        """Change a device's capacity while the program runs, for instance to provoke an out-of-memory error.
+
+        What is allocated stays, even if it is more than the new capacity; the next allocation is measured against it.
+        torch keeps the ``total_memory`` that it saw when it first asked for the device's properties, and memory
+        fractions are of that; ``torch.cuda.mem_get_info`` asks anew.
+
+        Args:
+            size: bytes, or a text such as ``"8 GiB"``; None: the card's own memory again.
+            device: which device.
+
+        Raises:
+            UsageError: no size, no such device, or 0 bytes.
+        """
+        number = self._number(device)
+        capacity = 0 if size is None else parse_size(size)
+        if size is not None and not 0 < capacity <= MAX_MEMORY:
+            raise UsageError(
+                f"A virtual GPU with {format_size(capacity)} was asked for", instead="Give a size of 1 B to 1 TiB"
+            )
+        self._library.vgpu_set_memory(number, capacity)
+
+    def used(self, device: int = 0) -> int:
+        """Bytes of a device that are handed out: torch's segments, without the CUDA context."""
+        return int(self._library.vgpu_used(self._number(device)))
+
+    def _number(self, device: int) -> int:
+        if not isinstance(device, int) or not 0 <= device < self.count:
+            raise UsageError(f"Device {device!r} was asked for", f"there are {self.count}, numbered from 0")
+        return device
+
+    def __repr__(self) -> str:
+        many = f", count={self.count}" if self.count > 1 else ""
+        return f"VirtualGPU({self.gpu.name!r}, {format_size(self.gpu.memory)}{many})"

@@ -1,0 +1,218 @@
+"""Builds the virtual GPU for the installed torch, once, into the user's cache. Knows compilers, headers and torch's
+libraries as files; imports no torch and configures no GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DeviceError
+from .elf import imported_names
+
+NATIVE = Path(__file__).parent / "native"
+LIBRARY = "libvgpu.so"
+ALIASES = ("libcuda.so.1", "libnvidia-ml.so.1")
+"""Names that torch and others open at run time: empty libraries that depend on ours."""
+
+_CUDA = re.compile(r"__cuda|cuda|cublas|cudnn|cusolver|cusparse|cufft|curand|cuFile|nccl|nvshmem|cu[A-Z]")
+# These need no device, and the real libraries answer them: versions, texts, run-time compilation.
+_LEFT_ALONE = re.compile(r"Version|ErrorString|StatusString|GetProperty|^nccl(GetUniqueId|GetLastError)")
+# A stub can't say how large a work area has to be: it refuses, with the number by which the library calls
+# "not supported" (cuSOLVER's own has no name in torch, "architecture mismatch" has), and torch reports a clean error.
+_ASKS_A_SIZE = re.compile(r"[bB]uffer_?[sS]ize|MakePlan|WorkSize|WorkspaceSize|ReserveSpaceSize")
+_REFUSALS = {"cufft": 16, "cusolver": 4, "cusparse": 10, "cudnn": 3000}
+_HEADERS = {
+    "cuda_runtime_api.h": "nvidia-cuda-runtime",
+    "cuda.h": "nvidia-cuda-runtime",
+    "cudnn.h": "nvidia-cudnn",
+}
+_FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-fPIC", "-pthread")
+_ASKED = "The virtual GPU was asked for"
+
+
+@dataclass(frozen=True, slots=True)
+class Torch:
+    """The installed torch, seen from outside."""
+
+    folder: Path
+    """Its package folder."""
+    version: str
+    """Such as ``"2.14.1+cu130"``."""
+
+    @property
+    def libraries(self) -> list[Path]:
+        """The libraries whose CUDA calls have to be answered: torch's own, and its companions'."""
+        site = self.folder.parent
+        found = [*self.folder.glob("lib/lib*.so"), *site.glob("torchvision/*.so"), *site.glob("torchaudio/**/*.so")]
+        return sorted(path for path in found if path.is_file())
+
+
+def find_torch() -> Torch:
+    """The torch that ``import torch`` would load, without loading it.
+
+    Raises:
+        DeviceError: this is not Linux on x86-64 or aarch64, there is no torch, or it is not a CUDA build.
+    """
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
+        raise DeviceError(
+            _ASKED,
+            f"this is {sys.platform} on {platform.machine()}",
+            "It stands in for libraries of the CUDA build of torch for Linux on x86-64 (aarch64 is not tested)",
+            "Use engine='fake' for estimates, or run in a Linux container",
+        )
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.origin:
+        raise DeviceError(
+            _ASKED, f"{sys.executable} has no torch", "It runs the real torch", "Install torch, its CUDA build"
+        )
+    folder = Path(spec.origin).parent
+    text = (folder / "version.py").read_text()
+    match = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", text, re.MULTILINE)
+    version = match[1] if match else "unknown"
+    if not (folder / "lib" / "libtorch_cuda.so").exists():
+        raise DeviceError(
+            _ASKED,
+            f"torch {version} in {folder} is not a CUDA build",
+            "It stands in for the CUDA libraries under torch, and a build for the CPU (or ROCm) calls none",
+            "Install a CUDA build of torch (no GPU or driver is needed), or use engine='fake' for estimates",
+        )
+    return Torch(folder, version)
+
+
+def cache_folder() -> Path:
+    """Where builds are kept: ``$XDG_CACHE_HOME/vramkit``, else ``~/.cache/vramkit``."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "vramkit"
+
+
+def build(torch: Torch) -> Path:
+    """The folder with the built libraries; builds them if they are not there.
+
+    A build happens in a folder of its own that is renamed when it is complete: of two processes that start at once,
+    both build, one wins, and both go on with a whole build.
+
+    Raises:
+        DeviceError: no C compiler, no CUDA headers, the compiler failed, or the cache can't be written.
+    """
+    target = cache_folder() / f"virtual-gpu-{torch.version}-{platform.machine()}-{_key(torch)}"
+    if (target / LIBRARY).exists():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))
+    except OSError as error:
+        raise DeviceError(
+            _ASKED,
+            f"its cache folder {target.parent} can't be written ({error.strerror})",
+            instead="Set XDG_CACHE_HOME to a folder that can be",
+        ) from error
+    try:
+        _compile(torch, scratch)
+        for source in scratch.glob("*.c"):
+            source.unlink()
+        try:
+            os.replace(scratch, target)
+        except OSError:
+            if not (target / LIBRARY).exists():  # not merely that another process was faster
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _key(torch: Torch) -> str:
+    digest = hashlib.sha256()
+    sources = [Path(__file__), *NATIVE.rglob("*.[ch]")]
+    for source in sorted(sources):
+        digest.update(source.read_bytes())
+    for library in torch.libraries:
+        digest.update(f"{library.name} {library.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _compile(torch: Torch, scratch: Path) -> None:
+    compiler = _compiler()
+    includes = _include_folders(torch)
+    flags = [*_FLAGS, *(f"-I{folder}" for folder in includes), "-idirafter", str(NATIVE / "include")]
+    stubs = scratch / "stubs.c"
+    stubs.write_text(_stubs(torch, includes))
+    sources = [str(path) for path in sorted(NATIVE.glob("*.c"))]
+    library = scratch / LIBRARY
+    link = ("-shared", f"-Wl,-soname,{LIBRARY}", "-Wl,-Bsymbolic", "-ldl")
+    _run([*compiler, *flags, *sources, str(stubs), "-o", str(library), *link])
+    empty = scratch / "empty.c"
+    empty.write_text("typedef int nothing;\n")
+    for name in ALIASES:
+        depends = ("-Wl,--no-as-needed", str(library), "-Wl,-rpath,$ORIGIN")
+        _run([*compiler, "-shared", "-fPIC", str(empty), "-o", str(scratch / name), f"-Wl,-soname,{name}", *depends])
+
+
+def _compiler() -> list[str]:
+    wanted = os.environ.get("CC", "").split()
+    for command in [wanted] if wanted else [["cc"], ["gcc"], ["clang"]]:
+        if shutil.which(command[0]):
+            return command
+    raise DeviceError(
+        _ASKED,
+        f"there is no C compiler ({wanted[0] if wanted else 'cc, gcc, clang'})",
+        "It is compiled when it is first used, for the torch that is installed",
+        "Install one (gcc on most systems), or name it in CC",
+    )
+
+
+def _include_folders(torch: Torch) -> list[Path]:
+    spec = importlib.util.find_spec("nvidia")
+    roots = [Path(path) for path in (spec.submodule_search_locations or ())] if spec else []
+    folders = [folder for root in roots for folder in sorted(root.glob("*/include"))]
+    toolkits = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), sys.prefix, "/usr/local/cuda"]
+    folders += [Path(toolkit) / "include" for toolkit in toolkits if toolkit]
+    absent = {header for header in _HEADERS if not any((folder / header).exists() for folder in folders)}
+    if absent:
+        raise DeviceError(
+            _ASKED,
+            f"the headers {', '.join(sorted(absent))} were found neither beside torch nor in a CUDA toolkit",
+            "Its functions have to match the ones of the CUDA version that torch was built for",
+            f"Install {' and '.join(sorted({_HEADERS[header] for header in absent}))} of torch {torch.version}"
+            " (pip installs them with torch), or set CUDA_HOME",
+        )
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _stubs(torch: Torch, includes: list[Path]) -> str:
+    """C for every CUDA function that is imported but not written by hand.
+
+    The definitions are weak: where a hand-written one exists, the linker takes that. All driver functions that the
+    headers name are there too, because torch looks them up at run time and insists on finding some.
+    """
+    imported = {name for library in torch.libraries for name in imported_names(library) if _CUDA.match(name)}
+    imported = {name for name in imported if not _LEFT_ALONE.search(name)}
+    header = next(folder / "cuda.h" for folder in includes if (folder / "cuda.h").exists())
+    driver = set(re.findall(r"\bcu[A-Z]\w+", header.read_text(errors="replace"))) - imported
+    lines = ["void vgpu_stub(const char *);", "#define WEAK __attribute__((weak)) int"]
+    for name in sorted(imported):
+        refusal = next((number for prefix, number in _REFUSALS.items() if name.startswith(prefix)), 801)
+        answer = refusal if _ASKS_A_SIZE.search(name) else 0
+        lines.append(f'WEAK {name}(void) {{ vgpu_stub("stub {name}"); return {answer}; }}')
+    for name in sorted(driver):
+        lines.append(f'WEAK {name}(void) {{ vgpu_stub("not supported: {name}"); return 801; }}')
+    return "\n".join(lines) + "\n"
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise DeviceError(
+            "The virtual GPU was being built",
+            f"{command[0]} failed with status {done.returncode}:\n{done.stderr.strip()[-2000:]}\n",
+            instead="Please report this with the versions of torch and of the compiler",
+        )

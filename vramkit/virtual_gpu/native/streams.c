@@ -1,0 +1,130 @@
+/* The CUDA runtime, part two: streams, events and graph capture.
+ * Work completes the moment it is asked for, so synchronising and querying always succeed. */
+#define _GNU_SOURCE
+#include "vgpu.h"
+
+#include <time.h>
+
+struct CUstream_st {
+  int priority, device;
+  unsigned long long capture;
+};
+struct CUevent_st {
+  struct timespec recorded;
+  unsigned long long capture;
+};
+
+static bool is_handle(cudaStream_t stream) { return (uintptr_t)stream > 2; } /* 0, 1, 2 are the default streams */
+
+/* ---- streams */
+
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags UNUSED, int priority) {
+  configure();
+  context_create(device_current());
+  *stream = calloc(1, sizeof **stream);
+  (*stream)->priority = priority;
+  (*stream)->device = device_current();
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {
+  return cudaStreamCreateWithPriority(stream, flags, 0);
+}
+cudaError_t cudaStreamCreate(cudaStream_t *stream) { return cudaStreamCreateWithPriority(stream, 0, 0); }
+cudaError_t cudaStreamDestroy(cudaStream_t stream) { return free(stream), cudaSuccess; }
+cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority) {
+  *priority = is_handle(stream) ? stream->priority : 0;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamQuery(cudaStream_t stream UNUSED) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream UNUSED) { return cudaSuccess; }
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags UNUSED) {
+  if (is_handle(stream) && event && event->capture) stream->capture = event->capture; /* a capture forks */
+  return cudaSuccess;
+}
+cudaError_t cudaStreamAddCallback(cudaStream_t stream, cudaStreamCallback_t callback, void *data,
+                                  unsigned flags UNUSED) {
+  callback(stream, cudaSuccess, data);
+  return cudaSuccess;
+}
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream UNUSED, cudaHostFn_t function, void *data) {
+  return function(data), cudaSuccess;
+}
+
+/* ---- graph capture: only the state that torch's allocator looks at; the graph itself is empty */
+
+static unsigned long long capture_active, capture_last; /* the number of the capture in progress; 0: none */
+
+static unsigned long long capture_of(cudaStream_t stream) {
+  return is_handle(stream) && capture_active && stream->capture == capture_active ? capture_active : 0;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode UNUSED) {
+  if (!is_handle(stream)) return fail(cudaErrorStreamCaptureUnsupported);
+  stream->capture = capture_active = ++capture_last;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream UNUSED, cudaGraph_t *graph) {
+  capture_active = 0;
+  *graph = calloc(1, 64);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus *status) {
+  *status = capture_of(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+/* CUDA 12 maps this name to the one of the second version, which has no edges. */
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id,
+                                     cudaGraph_t *graph, const cudaGraphNode_t **nodes,
+#if CUDART_VERSION >= 13000
+                                     const cudaGraphEdgeData **edges,
+#endif
+                                     size_t *count) {
+  cudaStreamIsCapturing(stream, status);
+  if (id) *id = capture_of(stream);
+  if (graph) *graph = NULL;
+  if (nodes) *nodes = NULL;
+#if CUDART_VERSION >= 13000
+  if (edges) *edges = NULL;
+#endif
+  if (count) *count = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode UNUSED) { return cudaSuccess; }
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *exec, cudaGraph_t graph UNUSED,
+                                          unsigned long long flags UNUSED) {
+  *exec = calloc(1, 64);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags) {
+  return cudaGraphInstantiateWithFlags(exec, graph, flags);
+}
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph UNUSED, cudaGraphNode_t *nodes UNUSED, size_t *count) {
+  *count = 1; /* torch warns about an empty graph */
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return free(graph), cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return free(exec), cudaSuccess; }
+
+/* ---- events: the host's clock, so that elapsed times are not negative; they mean nothing else */
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags UNUSED) {
+  *event = calloc(1, sizeof **event);
+  return cudaSuccess;
+}
+cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlags(event, 0); }
+cudaError_t cudaEventDestroy(cudaEvent_t event) { return free(event), cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  clock_gettime(CLOCK_MONOTONIC, &event->recorded);
+  event->capture = capture_of(stream);
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags UNUSED) {
+  return cudaEventRecord(event, stream);
+}
+cudaError_t cudaEventQuery(cudaEvent_t event UNUSED) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t event UNUSED) { return cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to) {
+  *milliseconds = (float)(to->recorded.tv_sec - from->recorded.tv_sec) * 1e3f +
+                  (float)(to->recorded.tv_nsec - from->recorded.tv_nsec) * 1e-6f;
+  return cudaSuccess;
+}
