@@ -64,6 +64,7 @@ class Marks:
         self._optimizers: list[weakref.ref[torch.optim.Optimizer]] = []
         self._loose: list[_Root] = []  # parameters that an optimizer has and no model
         self._state_names: list[list[str]] = []
+        self._samples: dict[int, list[int]] = {}
         self._last_scan: dict[tuple[Category, int], int] = {}
         self._local = _Thread()
         self._marked_nodes: set[int] = set()
@@ -157,8 +158,11 @@ class Marks:
     def _scan_gradient(self, name: str, grad: torch.Tensor) -> None:
         self._scan(Category.GRADIENT, self._locate_all([grad]), [name])
 
-    def _scan_held(self) -> None:
+    def _scan_held(self, *, again: bool = True) -> None:
+        """Look at parameters and buffers; unless ``again``, only where some have moved."""
         for root in (*self._roots, *self._loose):
+            if not (self._moved(id(root), root.sample()) or again):
+                continue
             if root.parameters:
                 self._scan(Category.PARAMETER, self._locate_all(root.live_parameters()), root.parameter_names)
             if root.buffers:
@@ -170,9 +174,10 @@ class Marks:
             if any(gradient is not None for gradient in gradients):
                 self._scan(Category.GRADIENT, self._locate_all(gradients), root.parameter_names)
 
-    def _scan_state(self, index: int) -> None:
+    def _scan_state(self, index: int, *, again: bool = True) -> None:
+        """Look at what an optimizer keeps; unless ``again``, only where some of it is new."""
         optimizer = self._optimizers[index]()
-        if optimizer is None:
+        if optimizer is None or not (self._moved(id(optimizer), _sample_state(optimizer)) or again):
             return
         tensors: list[torch.Tensor | None] = []
         for state in optimizer.state.values():
@@ -189,6 +194,17 @@ class Marks:
             tensors += _tensors([value for key, value in group.items() if key != "params"])
         if tensors:
             self._scan(Category.OPTIMIZER_STATE, self._locate_all(tensors), names)
+
+    def _moved(self, key: int, sample: Sequence[torch.Tensor | None]) -> bool:
+        """Whether the first and the last tensors of many lie elsewhere than when this was asked last.
+
+        Assumes that a program moves all of them or none: looking at each in every step would be a third of a profile's
+        cost. Wrong for an optimizer that replaces only some states between; those are seen at the next whole scan.
+        """
+        found = [len(sample), *self._locate_all(sample)]
+        moved = found != self._samples.get(key)
+        self._samples[key] = found
+        return moved
 
     def _locate_all(self, tensors: Sequence[torch.Tensor | None]) -> list[int]:
         try:
@@ -245,6 +261,22 @@ class Marks:
                 return original(module, *args, **kwargs)
             stack = local.stack
             index = known.get(id(module), -1)
+            if stack and not followed and index >= 0:
+                stack.append(index)
+                entries.append(inside[index])
+                place(str(len(entries)))
+                try:
+                    return original(module, *args, **kwargs)
+                finally:
+                    stack.pop()
+                    entries.append(inside[stack[-1]])
+                    place(str(len(entries)))
+                    calls[index] += 1
+            return outermost_or_followed(module, index, stack, args, kwargs)
+
+        def outermost_or_followed(
+            module: torch.nn.Module, index: int, stack: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Any:
             if index < 0:
                 index = self._meet_in(module, stack)
             if stack:
@@ -264,9 +296,9 @@ class Marks:
                 stack.pop()
                 entries.append(inside[stack[-1]] if stack else (Kind.ROOT_END, index))
                 place(str(len(entries)))
+                calls[index] += 1
                 if not stack and self._in_backward:  # a recomputation: the backward goes on where it was
                     self._mark(Kind.BACKWARD_AT, self._backward_at[0])
-            calls[index] += 1
             if not shapes[index]:
                 shapes[index] = _first_shape(output)
             if followed:
@@ -286,7 +318,7 @@ class Marks:
 
     def _scan_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """At the begin of an outermost forward: where the models' tensors are by now, and what came in."""
-        self._scan_held()
+        self._scan_held(again=bool(self._followed))
         inputs = [
             tensor
             for tensor in _tensors((args, kwargs))
@@ -404,13 +436,13 @@ class Marks:
     def _optimizer_ended(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         index = self._optimizer_index(optimizer)
         self._mark(Kind.OPTIMIZER_END, index)
-        self._scan_state(index)
+        self._scan_state(index, again=bool(self._followed))
 
 
 # Prehooks on some 150 nodes are most of what a profile costs, and one backward is like the next. So only these are
 # followed; the others' modules are found afterwards, where their events are the same. An odd number, because programs
 # with two or four backwards a step are common.
-_FOLLOW_FIRST, _FOLLOW_EVERY = 3, 11
+_FOLLOW_FIRST, _FOLLOW_EVERY = 2, 11
 _LOSS_NODES = 64  # how far a loss may lie from the model's output before its target is taken for "other"
 
 
@@ -432,6 +464,11 @@ class _Root:
         self.buffers: list[weakref.ref[torch.Tensor]] = []
         self.buffer_names: Sequence[str] = []
         self.refresh()
+
+    def sample(self) -> list[torch.Tensor | None]:
+        """The first and the last of its tensors."""
+        refs = (*self.parameters[:1], *self.parameters[-1:], *self.buffers[:1], *self.buffers[-1:])
+        return [ref() for ref in refs]
 
     def live_parameters(self) -> list[torch.Tensor | None]:
         """The parameters, None for one that is gone."""
@@ -460,6 +497,13 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _tensors(item)
+
+
+def _sample_state(optimizer: torch.optim.Optimizer) -> list[torch.Tensor | None]:
+    """The tensors that an optimizer keeps for its first and its last parameter."""
+    state, groups = optimizer.state, optimizer.param_groups
+    ends = [parameters[i] for i in (0, -1) for group in (groups[i],) if (parameters := group["params"])]
+    return [tensor for parameter in ends if parameter in state for tensor in _tensors(state[parameter])]
 
 
 def _first_shape(output: Any) -> tuple[int, ...]:
