@@ -1,0 +1,214 @@
+"""Runs one program of allocations on torch's own allocator and on the simulator. Judges nothing.
+
+The simulator is told the addresses that the driver gave, and nothing else.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.cuda import memory
+
+from vramkit.allocator import CachingAllocator, SegmentState, SimulatedOutOfMemory, segments_from_torch
+from vramkit.events import Action
+
+MIB = 1 << 20
+DEFAULTS = (
+    "large_segment_size_mb:20,max_non_split_rounding_mb:20,expandable_segments:False,throw_on_cudamalloc_oom:False"
+)
+"""What torch does not reset by itself when settings change at run time."""
+
+_CODES = {
+    "alloc": Action.ALLOC,
+    "free_requested": Action.FREE,
+    "free_completed": Action.FREE_COMPLETED,
+    "segment_alloc": Action.SEGMENT_ALLOC,
+    "segment_free": Action.SEGMENT_FREE,
+    "segment_map": Action.SEGMENT_MAP,
+    "segment_unmap": Action.SEGMENT_UNMAP,
+    "oom": Action.OOM,
+}
+
+Event = tuple[int, int, int, int]
+Step = tuple[Any, ...]
+"""("malloc", bytes, stream number), ("free", which of those alive), ("use", which, stream number), ("empty",),
+("conf", text), ("fraction", MiB of the limit)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an allocator did with a program, and what it held afterwards."""
+
+    events: tuple[Event, ...]
+    failed: tuple[int, ...]
+    """Numbers of the steps that ran out of memory."""
+    stats: dict[str, int]
+    segments: tuple[SegmentState, ...]
+
+
+_streams: list[torch.cuda.Stream] = []
+
+
+def streams() -> list[torch.cuda.Stream]:
+    """The default stream and two others, always the same."""
+    if not _streams:
+        _streams.extend([torch.cuda.default_stream(), torch.cuda.Stream(), torch.cuda.Stream()])
+    return _streams
+
+
+def clear() -> None:
+    """Bring torch's allocator to the state of a new process."""
+    torch._C._cuda_clearCublasWorkspaces()
+    if torch.cuda.memory_allocated():
+        gc.collect()  # what earlier tests dropped in cycles; a tenth of a second, so not for every example
+    configure(DEFAULTS)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    memory._record_memory_history(None)
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.reset_accumulated_memory_stats()
+    assert torch.cuda.memory_reserved() == 0, "an earlier test in this process left tensors on the device"
+
+
+def configure(conf: str) -> None:
+    """Change the settings at run time."""
+    torch._C._accelerator_setAllocatorSettings(conf)
+
+
+def on_torch(program: Sequence[Step], conf: str) -> Outcome:
+    """Run a program on torch's allocator, from an empty one."""
+    clear()
+    before = torch.cuda.memory_stats()
+    memory._record_memory_history(context=None, max_entries=1_000_000)
+    alive: list[torch.Tensor] = []
+    failed = []
+    try:
+        configure(conf)
+        for number, (what, *arguments) in enumerate(program):
+            try:
+                _step(what, arguments, alive)
+            except torch.OutOfMemoryError:
+                failed.append(number)
+        snapshot = memory._snapshot()
+        stats = torch.cuda.memory_stats()
+    finally:
+        memory._record_memory_history(None)
+        alive.clear()
+        # While the settings are the program's: torch counts a segment as oversize by the settings of the moment.
+        torch.cuda.empty_cache()
+        configure(DEFAULTS)
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    counted = {name: value - _base(before, name) for name, value in stats.items()}
+    return Outcome(
+        tuple(
+            (int(_CODES[e["action"]]), e["device_free"] if e["action"] == "oom" else e["addr"], e["size"], e["stream"])
+            for e in snapshot["device_traces"][torch.cuda.current_device()]
+            if e["action"] in _CODES
+        ),
+        tuple(failed),
+        counted,
+        tuple(sorted(segments_from_torch(snapshot["segments"]), key=lambda segment: segment.address)),
+    )
+
+
+def _base(before: dict[str, int], name: str) -> int:
+    """What of a statistic is left over from earlier programs: torch resets neither events nor oversize counts."""
+    if name.startswith("num_"):
+        return before[name]
+    if name.startswith("oversize") and name.endswith((".current", ".peak")):
+        return before[f"{name.partition('.')[0]}.current"]
+    return 0
+
+
+def _step(what: str, arguments: list[Any], alive: list[torch.Tensor]) -> None:
+    if what == "malloc":
+        size, stream = arguments
+        with torch.cuda.stream(streams()[stream]):
+            alive.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+    elif what == "free":
+        if alive:
+            del alive[arguments[0] % len(alive)]
+    elif what == "use":
+        if alive:
+            alive[arguments[0] % len(alive)].record_stream(streams()[arguments[1]])
+    elif what == "empty":
+        torch.cuda.empty_cache()
+    elif what == "conf":
+        configure(arguments[0])
+    else:
+        total = torch.cuda.get_device_properties("cuda").total_memory
+        torch.cuda.set_per_process_memory_fraction(min(arguments[0] * MIB / total, 1.0))
+
+
+class _Answers:
+    """Gives each new segment the address that it had on torch's side."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.expected = [event for event in events if event[0] >= Action.SEGMENT_ALLOC]
+        self.allocator: CachingAllocator | None = None
+
+    def take(self, size: int) -> int:
+        assert self.allocator is not None
+        done = sum(event[0] >= Action.SEGMENT_ALLOC for event in self.allocator.events)
+        # An expandable segment whose first page can't be had has its address long before an event tells it.
+        came = (event for event in self.expected[done:] if event[0] in (Action.SEGMENT_ALLOC, Action.SEGMENT_MAP))
+        return next(came, (0, 0, 0, 0))[1]
+
+    def give_back(self, address: int, size: int) -> None:
+        """Recorded addresses are never used up."""
+
+
+def on_simulator(program: Sequence[Step], conf: str, real: Outcome, **options: Any) -> Outcome:
+    """Run a program on the simulator, which gets the driver's addresses from what torch did.
+
+    Args:
+        options: of `CachingAllocator`, for wrong ones that must not pass.
+    """
+    clear()
+    free, total = torch.cuda.mem_get_info()
+    answers = _Answers(real.events)
+    allocator = CachingAllocator(total, conf, context=total - free, addresses=answers, history=True, **options)
+    answers.allocator = allocator
+    numbers = [stream.cuda_stream for stream in streams()]
+    alive: list[Any] = []
+    failed = []
+    for number, (what, *arguments) in enumerate(program):
+        if what == "malloc":
+            if arguments[0]:
+                # Virtual kernels take no time, so whatever was waiting is over at the next allocation.
+                allocator.synchronize()
+            try:
+                alive.append(allocator.malloc(arguments[0], numbers[arguments[1]]))
+            except SimulatedOutOfMemory:
+                failed.append(number)
+        elif what == "free":
+            if alive:
+                allocator.free(alive.pop(arguments[0] % len(alive)))
+        elif what == "use":
+            if alive and (block := alive[arguments[0] % len(alive)]) is not None:
+                allocator.record_stream(block, numbers[arguments[1]])
+        elif what == "empty":
+            allocator.empty_cache()
+        elif what == "conf":
+            allocator.configure(arguments[0])
+        else:
+            allocator.set_memory_fraction(min(arguments[0] * MIB / total, 1.0))
+    return Outcome(tuple(allocator.events), tuple(failed), allocator.memory_stats(), allocator.segments())
+
+
+def comparable(events: Sequence[Event]) -> list[Event]:
+    """Events with runs of completed frees in order of address: torch walks its streams in the order of a hash table."""
+    result: list[Event] = []
+    run: list[Event] = []
+    for event in [*events, (-1, 0, 0, 0)]:
+        if event[0] == Action.FREE_COMPLETED:
+            run.append(event)
+        else:
+            result += [*sorted(run), event]
+            run = []
+    return result[:-1]

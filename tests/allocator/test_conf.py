@@ -1,0 +1,165 @@
+"""Settings are read as torch reads them, and what can't be simulated is refused with a way out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vramkit.allocator import AllocatorConf
+from vramkit.allocator.conf import UNLIMITED
+from vramkit.errors import UsageError
+
+MIB = 1 << 20
+
+
+def test_no_text_gives_torchs_defaults():
+    assert AllocatorConf.parse("") == AllocatorConf()
+    assert AllocatorConf().large_segment_size == 20 * MIB
+    assert AllocatorConf().max_split_size == UNLIMITED
+    assert not AllocatorConf().expandable_segments
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("max_split_size_mb:128", "max_split_size", 128 * MIB),
+        ("large_segment_size_mb:12", "large_segment_size", 12 * MIB),
+        ("max_non_split_rounding_mb:64", "max_non_split_rounding", 64 * MIB),
+        ("garbage_collection_threshold:0.6", "garbage_collection_threshold", 0.6),
+        ("expandable_segments:True", "expandable_segments", True),
+        ("per_process_memory_fraction:0.5", "per_process_memory_fraction", 0.5),
+        ("throw_on_cudamalloc_oom:True", "throw_on_cudamalloc_oom", True),
+        ("roundup_power2_divisions:4", "roundup_power2_divisions", (4,) * 16),
+        ("backend:native,expandable_segments:True", "expandable_segments", True),
+        (" max_split_size_mb : 40 , garbage_collection_threshold: 0.5,", "max_split_size", 40 * MIB),
+        ("max_split_size_mb:40,max_split_size_mb:50", "max_split_size", 50 * MIB),
+        ("large_segment_size_mb:12,max_split_size_mb:15", "max_split_size", 15 * MIB),
+        ("pinned_use_background_threads:True,max_split_size_mb:40", "max_split_size", 40 * MIB),
+    ],
+)
+def test_a_setting_is_read(text, field, value):
+    assert getattr(AllocatorConf.parse(text), field) == value
+
+
+def test_a_list_of_divisions_covers_what_it_does_not_name_as_torch_does():
+    """As torch 2.14.1 shows it in its snapshot: below the first size its value, between two of them nothing."""
+    conf = AllocatorConf.parse("roundup_power2_divisions:[64:8,256:4,1024:4,>:1]")
+
+    assert conf.roundup_power2_divisions == (8, 8, 8, 8, 8, 8, 8, 0, 4, 0, 4, 1, 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_split_size_mb",
+        "max_split_size_mb:",
+        "max_split_size_mb:10",
+        "max_split_size_mb=40",
+        "max_split_size_mb:40;x:1",
+        "max_split_size_mb:-1",
+        "max_split_size_mb:15,large_segment_size_mb:12",
+        "large_segment_size_mb:10",
+        "garbage_collection_threshold:0",
+        "garbage_collection_threshold:1.0",
+        "garbage_collection_threshold:x",
+        "expandable_segments:true",
+        "per_process_memory_fraction:1.5",
+        "roundup_power2_divisions:3",
+        "roundup_power2_divisions:0",
+        "roundup_power2_divisions:[3:4]",
+        "roundup_power2_divisions:[64:8",
+        ",",
+    ],
+)
+def test_what_torch_refuses_is_refused(text):
+    with pytest.raises(UsageError) as caught:
+        AllocatorConf.parse(text)
+
+    assert repr(text) in str(caught.value)
+
+
+def test_an_unknown_key_gets_the_known_ones():
+    with pytest.raises(UsageError, match="expandable_segments") as caught:
+        AllocatorConf.parse("expandable_segment:True")
+
+    assert "'expandable_segment'" in str(caught.value)
+
+
+def test_the_drivers_own_allocator_is_refused():
+    with pytest.raises(UsageError, match="backend:native"):
+        AllocatorConf.parse("backend:cudaMallocAsync")
+
+
+def test_settings_that_are_no_text_are_refused():
+    with pytest.raises(UsageError, match="PYTORCH_CUDA_ALLOC_CONF"):
+        AllocatorConf.parse(None)
+
+
+@pytest.mark.parametrize(
+    ("size", "divisions", "rounded"),
+    [
+        (1, 0, 512),
+        (511, 0, 512),
+        (512, 0, 512),
+        (513, 0, 1024),
+        (MIB + 1, 0, MIB + 512),
+        (1200, 4, 1536),  # up to 512 * divisions, divisions do not count
+        (2100, 4, 2560),
+        (5 * MIB, 4, 5 * MIB),
+        (5 * MIB + 1, 4, 6 * MIB),
+        (8 * MIB, 4, 8 * MIB),
+        (5 * MIB + 1, 1, 5 * MIB + 512),
+    ],
+)
+def test_requests_are_rounded(size, divisions, rounded):
+    conf = AllocatorConf(roundup_power2_divisions=(divisions,) * 16)
+
+    assert conf.round_size(size) == rounded
+
+
+divisions = st.lists(st.sampled_from([0, 1, 2, 4, 8, 16, 32]), min_size=16, max_size=16)
+
+
+@given(st.integers(1, 1 << 37), divisions)
+def test_a_rounded_request_is_enough_and_wastes_less_than_a_step(size, steps):
+    conf = AllocatorConf(roundup_power2_divisions=tuple(steps))
+
+    rounded = conf.round_size(size)
+
+    assert rounded >= size
+    assert rounded - size < max(512, size)
+    assert conf.round_size(rounded) == rounded
+
+
+@given(st.lists(st.integers(1, 1 << 37), max_size=30), divisions)
+def test_rounding_many_is_rounding_each(requests, steps):
+    conf = AllocatorConf(roundup_power2_divisions=tuple(steps))
+
+    assert conf.round_sizes(np.array(requests, np.int64)).tolist() == [conf.round_size(size) for size in requests]
+
+
+@pytest.mark.parametrize(
+    ("rounded", "segment"),
+    [
+        (512, 2 * MIB),
+        (MIB, 2 * MIB),
+        (MIB + 512, 20 * MIB),
+        (10 * MIB - 512, 20 * MIB),
+        (10 * MIB, 10 * MIB),
+        (10 * MIB + 512, 12 * MIB),
+    ],
+)
+def test_segments_have_torchs_sizes(rounded, segment):
+    assert AllocatorConf().segment_size(rounded) == segment
+
+
+@given(st.lists(st.integers(1, 1 << 30), max_size=20), st.booleans(), st.sampled_from([UNLIMITED, 40 * MIB]))
+def test_the_split_rule_for_many_is_that_for_each(requests, expandable, limit):
+    conf = AllocatorConf(max_split_size=limit)
+    rounded = conf.round_sizes(np.array(requests, np.int64))
+
+    many = conf.least_rests(rounded, expandable=expandable)
+
+    assert many.tolist() == [conf.least_rest(size, expandable=expandable) for size in rounded.tolist()]

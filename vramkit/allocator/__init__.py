@@ -1,0 +1,33 @@
+"""The caching allocator of torch's CUDA backend, without torch: simulated, and followed through a recorded trace."""
+
+from __future__ import annotations
+
+from .blocks import Block
+from .conf import AllocatorConf
+from .driver import Addresses, AddressOrder, AddressSpace
+from .following import ImpossibleEvent, final_state, follow
+from .replaying import Replay
+from .reserve import SimulatedOutOfMemory
+from .rewinding import AmbiguousBlock, InitialState, initial_state
+from .simulator import CachingAllocator
+from .states import BlockState, SegmentState, segments_from_torch
+
+__all__ = [
+    "AddressOrder",
+    "AddressSpace",
+    "Addresses",
+    "AllocatorConf",
+    "AmbiguousBlock",
+    "Block",
+    "BlockState",
+    "CachingAllocator",
+    "ImpossibleEvent",
+    "InitialState",
+    "Replay",
+    "SegmentState",
+    "SimulatedOutOfMemory",
+    "final_state",
+    "follow",
+    "initial_state",
+    "segments_from_torch",
+]

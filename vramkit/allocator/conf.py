@@ -1,0 +1,290 @@
+"""The allocator's settings, and the sizes that follow from them. Knows the text of PYTORCH_CUDA_ALLOC_CONF; no state.
+
+Every rule is that of torch's native CUDA caching allocator (c10/core/AllocatorConfig.cpp and
+c10/cuda/CUDACachingAllocator.cpp, as of torch 2.14).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UsageError
+
+MIN_BLOCK = 512
+SMALL_SIZE = 1 << 20
+"""Largest rounded request, in bytes, that goes to the small pool; also the largest rest that stays unsplit."""
+SMALL_SEGMENT = 2 << 20
+MIN_LARGE_ALLOC = 10 << 20
+ROUND_LARGE = 2 << 20
+UNLIMITED = (1 << 63) - 1
+_MIB = 1 << 20
+_INTERVALS = 16  # of roundup_power2_divisions: 1 MiB .. 64 GiB, a power of two each
+
+# Settings of the pinned host allocator and of how the driver is called: they change no block and no segment.
+_HARMLESS = frozenset(
+    {
+        "pinned_use_background_threads",
+        "pinned_max_round_threshold_mb",
+        "pinned_max_cached_size_mb",
+        "pinned_use_cuda_host_register",
+        "pinned_use_hip_host_register",
+        "pinned_num_register_threads",
+        "pinned_reserve_segment_size_mb",
+        "pinned_free_catch_all",
+        "release_lock_on_cudamalloc",
+        "release_lock_on_hipmalloc",
+        "graph_capture_record_stream_reuse",
+    }
+)
+_KNOWN = (
+    "large_segment_size_mb",
+    "max_split_size_mb",
+    "max_non_split_rounding_mb",
+    "garbage_collection_threshold",
+    "roundup_power2_divisions",
+    "expandable_segments",
+    "per_process_memory_fraction",
+    "throw_on_cudamalloc_oom",
+    "backend",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocatorConf:
+    """Settings of torch's native CUDA caching allocator.
+
+    ::
+
+        AllocatorConf.parse("max_split_size_mb:128,roundup_power2_divisions:8")
+    """
+
+    large_segment_size: int = 20 * _MIB
+    """Bytes of the segment for a large request under 10 MiB, and of a large page of an expandable segment."""
+    max_split_size: int = UNLIMITED
+    """Bytes; a block of at least this size is never split."""
+    max_non_split_rounding: int = 20 * _MIB
+    """Bytes by which such a block may exceed the request that it serves."""
+    garbage_collection_threshold: float = 0.0
+    """Part of the memory limit above which old cached blocks are freed; 0: off."""
+    roundup_power2_divisions: tuple[int, ...] = (0,) * _INTERVALS
+    """Steps between two powers of two that requests are rounded up to, for 1 MiB, 2 MiB ... 32 GiB; 0: off."""
+    expandable_segments: bool = False
+    per_process_memory_fraction: float = 1.0
+    """Part of the device's memory that segments may take; 1: no limit of the allocator's own."""
+    throw_on_cudamalloc_oom: bool = False
+    """Give up before the driver is asked, without freeing cached blocks, what would exceed the fraction."""
+
+    @classmethod
+    def parse(cls, text: str) -> AllocatorConf:
+        """Settings written as in the environment variable ``PYTORCH_CUDA_ALLOC_CONF``.
+
+        Args:
+            text: ``key:value`` pairs with commas between them; spaces do not matter, and a later key overrides an
+                earlier one. Empty: the defaults.
+
+        Raises:
+            UsageError: an unknown key, a value that torch would refuse, or a backend that is not simulated.
+        """
+        return _Parser(text).conf()
+
+    def round_size(self, size: int) -> int:
+        """Bytes of the block that a request needs: a multiple of 512, or a step between powers of two."""
+        if size < MIN_BLOCK:
+            return MIN_BLOCK
+        divisions = self.roundup_power2_divisions[min(max(size.bit_length() - 21, 0), _INTERVALS - 1)]
+        if divisions > 1 and size > MIN_BLOCK * divisions:
+            floor = 1 << (size.bit_length() - 1)
+            if size == floor:
+                return size
+            step = floor // divisions
+            if not step:
+                return 2 * floor
+            return -(-size // step) * step
+        return -(-size // MIN_BLOCK) * MIN_BLOCK
+
+    def round_sizes(self, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """`round_size` of many requests at once."""
+        if any(divisions > 1 for divisions in self.roundup_power2_divisions):
+            distinct, places = np.unique(sizes, return_inverse=True)
+            rounded = np.array([self.round_size(size) for size in distinct.tolist()], np.int64)
+            return rounded[places.reshape(sizes.shape)]
+        return np.maximum(-(-sizes // MIN_BLOCK) * MIN_BLOCK, MIN_BLOCK)
+
+    def segment_size(self, rounded: int) -> int:
+        """Bytes of the segment that is made for a rounded request no cached block can serve."""
+        if rounded <= SMALL_SIZE:
+            return SMALL_SEGMENT
+        if rounded < MIN_LARGE_ALLOC:
+            return self.large_segment_size
+        return -(-rounded // ROUND_LARGE) * ROUND_LARGE
+
+    def is_small_segment(self, size: int) -> bool:
+        """Whether a new segment, or newly mapped pages, belong to the small pool: large ones have 10 MiB or more."""
+        return size == SMALL_SEGMENT
+
+    def least_rest(self, rounded: int, *, expandable: bool) -> int:
+        """Bytes that must be left over for a block to be split when it serves a rounded request."""
+        if rounded <= SMALL_SIZE or expandable:
+            return MIN_BLOCK
+        return SMALL_SIZE + 1 if rounded < self.max_split_size else UNLIMITED
+
+    def least_rests(self, rounded: npt.NDArray[np.int64], *, expandable: bool) -> npt.NDArray[np.int64]:
+        """`least_rest` of many requests at once."""
+        if expandable:
+            return np.full(rounded.shape, MIN_BLOCK, np.int64)
+        large = np.where(rounded < self.max_split_size, SMALL_SIZE + 1, UNLIMITED)
+        return np.where(rounded <= SMALL_SIZE, MIN_BLOCK, large)
+
+
+class _Parser:
+    """Reads the text token by token, as torch's ``ConfigTokenizer`` cuts it."""
+
+    def __init__(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise UsageError(
+                "Allocator settings were expected as text",
+                f"got {text!r}",
+                instead="Write them as in PYTORCH_CUDA_ALLOC_CONF, such as 'expandable_segments:True'",
+            )
+        self.text = text
+        self.tokens: list[str] = re.findall(r"[,:\[\]]|[^,:\[\]]+", re.sub(r"\s", "", text))
+        self.place = 0
+
+    def conf(self) -> AllocatorConf:
+        values: dict[str, Any] = {}
+        while self.place < len(self.tokens):
+            key = self.next("a key")
+            self.expect(":")
+            if key in _HARMLESS:
+                self.skip_value()
+            elif key in _KNOWN:
+                getattr(self, f"_{key}")(key, values)
+            else:
+                self.refuse(f"the key {key!r} is unknown", f"Use one of {', '.join(_KNOWN)}")
+            if self.place < len(self.tokens):
+                self.expect(",")
+        return replace(AllocatorConf(), **values)
+
+    def refuse(self, found: str, instead: str, why: str = "") -> NoReturn:
+        raise UsageError(f"Allocator settings were read from {self.text!r}", found, why, instead)
+
+    def next(self, wanted: str) -> str:
+        if self.place >= len(self.tokens):
+            self.refuse(f"{wanted} is missing at the end", "Write key:value pairs with commas between them")
+        self.place += 1
+        return self.tokens[self.place - 1]
+
+    def expect(self, sign: str) -> None:
+        if (found := self.next(repr(sign))) != sign:
+            self.refuse(f"{found!r} stands where {sign!r} belongs", "Write key:value pairs with commas between them")
+
+    def skip_value(self) -> None:
+        if self.next("a value") == "[":
+            while self.next("']'") != "]":
+                pass
+
+    def number(self, key: str, text: str | None = None) -> int:
+        text = self.next("a number") if text is None else text
+        if not re.fullmatch(r"\d+", text, re.ASCII):
+            self.refuse(f"{key} is {text!r}", f"Give {key} a whole number of 0 or more")
+        return int(text)
+
+    def fraction(self, key: str) -> float:
+        text = self.next("a number")
+        if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text, re.ASCII):
+            self.refuse(f"{key} is {text!r}", f"Give {key} a number between 0 and 1")
+        return float(text)
+
+    def switch(self, key: str) -> bool:
+        text = self.next("True or False")
+        if text not in ("True", "False"):
+            self.refuse(f"{key} is {text!r}", f"Write {key}:True or {key}:False, with a capital")
+        return text == "True"
+
+    def mebibytes(self, key: str, values: dict[str, Any]) -> int:
+        size = self.number(key) * _MIB
+        least = values.get("large_segment_size", AllocatorConf().large_segment_size)
+        if size < least:
+            self.refuse(
+                f"{key} is {size // _MIB}", f"Give {key} at least {least // _MIB}", "torch refuses less than a segment"
+            )
+        return min(size, UNLIMITED)
+
+    def _large_segment_size_mb(self, key: str, values: dict[str, Any]) -> None:
+        size = self.number(key) * _MIB
+        if size <= MIN_LARGE_ALLOC:
+            self.refuse(f"{key} is {size // _MIB}", f"Give {key} more than 10", "A request of 10 MiB must fit into it")
+        values["large_segment_size"] = size
+
+    def _max_split_size_mb(self, key: str, values: dict[str, Any]) -> None:
+        values["max_split_size"] = self.mebibytes(key, values)
+
+    def _max_non_split_rounding_mb(self, key: str, values: dict[str, Any]) -> None:
+        values["max_non_split_rounding"] = self.mebibytes(key, values)
+
+    def _garbage_collection_threshold(self, key: str, values: dict[str, Any]) -> None:
+        threshold = self.fraction(key)
+        if not 0 < threshold < 1:
+            self.refuse(f"{key} is {threshold}", f"Give {key} a number above 0 and below 1")
+        values["garbage_collection_threshold"] = threshold
+
+    def _per_process_memory_fraction(self, key: str, values: dict[str, Any]) -> None:
+        fraction = self.fraction(key)
+        if fraction > 1:
+            self.refuse(f"{key} is {fraction}", f"Give {key} a number from 0 to 1")
+        values["per_process_memory_fraction"] = fraction
+
+    def _expandable_segments(self, key: str, values: dict[str, Any]) -> None:
+        values["expandable_segments"] = self.switch(key)
+
+    def _throw_on_cudamalloc_oom(self, key: str, values: dict[str, Any]) -> None:
+        values["throw_on_cudamalloc_oom"] = self.switch(key)
+
+    def _backend(self, key: str, values: dict[str, Any]) -> None:
+        if (backend := self.next("a backend")) != "native":
+            self.refuse(
+                f"the backend is {backend!r}",
+                "Leave the backend out, or write backend:native",
+                "Only torch's native allocator is simulated: the driver's own gives out memory by rules of its own",
+            )
+
+    def _roundup_power2_divisions(self, key: str, values: dict[str, Any]) -> None:
+        first = self.next("a number or a list")
+        if first != "[":
+            value = self.divisions(key, first)
+            if not value:
+                self.refuse(f"{key} is 0", f"Leave {key} out for no rounding", "torch takes a 0 only inside a list")
+            values[key] = (value,) * _INTERVALS
+            return
+        steps = list(values.get(key, AllocatorConf().roundup_power2_divisions))
+        last = None
+        while (limit := self.next("']'")) != "]":
+            if limit == ",":
+                continue
+            self.expect(":")
+            value = self.divisions(key)
+            if limit == ">":
+                # torch counts from the interval after the last one named, also when none was.
+                start = 1 if last is None else last + 1
+                steps[start:] = [value] * (_INTERVALS - start)
+                continue
+            bound = self.number(key, limit)
+            if bound & (bound - 1) or not bound:
+                self.refuse(f"{key} has the size {bound}", "Give the sizes in MB as powers of two, from 1 to 32768")
+            index = min(bound.bit_length() - 1, _INTERVALS - 1)
+            if last is None:
+                steps[:index] = [value] * index
+            steps[index] = value
+            last = index
+        values[key] = tuple(steps)
+
+    def divisions(self, key: str, text: str | None = None) -> int:
+        value = self.number(key, text)
+        if value & (value - 1):
+            self.refuse(f"{key} has the number {value}", "Give powers of two, or 0 for no rounding")
+        return value

@@ -1,0 +1,426 @@
+"""Between the cache and the device: how segments and pages come and go. Knows nothing of who asks for blocks.
+
+Every rule is that of torch 2.14's ``DeviceCachingAllocator`` (c10/cuda/CUDACachingAllocator.cpp); the functions are
+named there where they have another name here.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Literal
+
+from ..errors import UsageError, VramkitError
+from ..events import Action
+from ..sizes import format_size
+from .blocks import AGE_SHIFT, SIZE_SHIFT, Block, ExpandableRange, Pool, PoolId, merge
+from .conf import SMALL_SEGMENT, SMALL_SIZE, UNLIMITED, AllocatorConf
+from .driver import Addresses, AddressOrder, AddressSpace, Device
+from .statistics import Usage
+
+TieBreak = Literal["age", "address"]
+"""Which of equally large free blocks is taken: of the oldest segment, or of the lowest address."""
+
+Event = tuple[int, int, int, int]
+"""Action, address, bytes, stream; sizes as torch traces them."""
+
+NO_POOL: PoolId = (0, 0)
+_SEGMENT_ALLOC, _SEGMENT_FREE = int(Action.SEGMENT_ALLOC), int(Action.SEGMENT_FREE)
+_SEGMENT_MAP, _SEGMENT_UNMAP, _OOM = int(Action.SEGMENT_MAP), int(Action.SEGMENT_UNMAP), int(Action.OOM)
+
+
+class SimulatedOutOfMemory(VramkitError):  # noqa: N818 - as torch names its own
+    """The simulated allocator could not serve a request, also not after all it had cached was given back.
+
+    Args:
+        requested: bytes that were asked for.
+        needed: bytes of the segment that could not be had: torch's "Tried to allocate".
+        reserve: the allocator, as it was left.
+    """
+
+    def __init__(self, requested: int, needed: int, reserve: Reserve) -> None:
+        free = reserve.device.free
+        limit = "" if reserve.limit is None else f" of {format_size(reserve.limit)} allowed"
+        super().__init__(
+            f"A block of {format_size(requested)} was asked for, which takes {format_size(needed)} of the device",
+            f"{format_size(reserve.total.allocated_bytes)} are allocated, {format_size(reserve.reserved)} are "
+            f"reserved{limit}, and {'no end' if free is None else format_size(free)} of the device is free",
+            "No cached segment is left that could be given back, or the settings forbid to try",
+            "Use a smaller batch, a larger capacity, or expandable_segments:True against fragmentation",
+        )
+        self.requested = requested
+        self.needed = needed
+        self.allocated_bytes = reserve.total.allocated_bytes
+        self.reserved_bytes = reserve.reserved
+
+
+class Reserve:
+    """The segments that the allocator holds, and their free blocks.
+
+    Args: as of `vramkit.CachingAllocator`, which is built on this.
+    """
+
+    def __init__(
+        self,
+        capacity: int | None,
+        conf: AllocatorConf,
+        *,
+        address_order: AddressOrder,
+        context: int,
+        addresses: AddressSpace | None,
+        tie_break: TieBreak,
+    ) -> None:
+        if tie_break not in ("age", "address"):
+            raise UsageError("A tie-break was expected", f"got {tie_break!r}", instead="Write 'age' or 'address'")
+        self.tie_break = tie_break
+        self.age = 0  # of the newest segment: how many were made before it
+        self.conf = conf
+        self.device = Device(capacity, context)
+        self.addresses: AddressSpace = Addresses(address_order) if addresses is None else addresses
+        self.limit: int | None = None
+        self.set_memory_fraction(conf.per_process_memory_fraction)
+        self.reserved = 0
+        self.events: list[Event] = []
+        self.pools: dict[PoolId, tuple[Pool, Pool]] = {NO_POOL: _pools(NO_POOL)}  # small, large
+        self.released: dict[PoolId, None] = {}  # private pools without a user, in the order in which they lost it
+        self.pending: dict[int, Block] = {}  # address -> block that was given back but is in use, in that order
+        self.total = Usage()
+        self.usage = (Usage(), Usage())  # of the large pools, of the small ones: indexed by Pool.small
+        self.counters = dict.fromkeys(
+            (
+                "num_alloc_retries",
+                "num_ooms",
+                "num_oom_rejections",
+                "num_sync_all_streams",
+                "num_device_alloc",
+                "num_device_free",
+            ),
+            0,
+        )
+        self.oversize = {"oversize_allocations": [0, 0, 0], "oversize_segments": [0, 0, 0]}  # current, peak, came
+
+    def set_memory_fraction(self, fraction: float) -> None:
+        """Limit all segments together to a part of the device, as ``torch.cuda.set_per_process_memory_fraction``.
+
+        Raises:
+            UsageError: the fraction is not within 0 and 1, or the device has no capacity.
+        """
+        if not 0 <= fraction <= 1:
+            raise UsageError("A fraction of the device's memory was set", f"to {fraction}", instead="Give 0 to 1")
+        if fraction < 1 and self.device.capacity is None:
+            raise UsageError(
+                f"{fraction} of the device's memory was set as the limit",
+                "The device has no capacity",
+                instead="Give CachingAllocator a capacity",
+            )
+        self.limit = None if fraction == 1 else int(fraction * (self.device.capacity or 0))
+
+    def pool(self, rounded: int, identity: PoolId) -> Pool:
+        """The pool for a rounded request."""
+        both = self.pools.get(identity)
+        if both is None:
+            both = self.pools[identity] = _pools(identity)
+        return both[rounded > SMALL_SIZE]
+
+    def cached(self, pool: Pool, need: int, stream: int) -> Block | None:
+        """Take the best fitting free block out of the pool, if one may be used (torch: ``get_free_block``)."""
+        conf = self.conf
+        if conf.garbage_collection_threshold and self.limit is not None:
+            pool.searches += 1
+        keys = pool.sorted.get(stream)
+        if not keys:
+            return None
+        place = bisect_left(keys, need << SIZE_SHIFT)
+        if place == len(keys):
+            return None
+        block = pool.blocks[keys[place]]
+        if block.range is not None:
+            if conf.expandable_segments:
+                # What follows a block unmapped counts as its size: prefer the one that can grow least.
+                size = _expandable_size(block)
+                while block.range is not None and place + 1 < len(keys):
+                    following = pool.blocks[keys[place + 1]]
+                    following_size = _expandable_size(following)
+                    if following_size >= size:
+                        break
+                    place, block, size = place + 1, following, following_size
+            else:
+                # Expandable segments were switched off after some were made: their blocks are passed over.
+                while block.range is not None:
+                    place += 1
+                    if place == len(keys):
+                        return None
+                    block = pool.blocks[keys[place]]
+        if need < conf.max_split_size:
+            if block.size >= conf.max_split_size:
+                return None
+        elif block.size >= need + conf.max_non_split_rounding:
+            return None
+        del pool.blocks[keys[place]]
+        del keys[place]
+        return block
+
+    def fresh(self, pool: Pool, need: int, stream: int, requested: int) -> Block:
+        """A free block from new memory, after giving back cached memory if it must be.
+
+        Raises:
+            SimulatedOutOfMemory: there is none.
+        """
+        size = self.conf.segment_size(need)
+        if self.limit is not None and self.conf.garbage_collection_threshold:
+            self._collect_garbage()
+        block = self._new(pool, need, size, stream, requested)
+        if block is None and self._release_oversize(pool, need, stream):
+            block = self._new(pool, need, size, stream, requested)
+        if block is None:
+            self.release_all()
+            self.counters["num_alloc_retries"] += 1
+            block = self._new(pool, need, size, stream, requested)
+        if block is None:
+            self.counters["num_ooms"] += 1
+            self.events.append((_OOM, self.device.free or 0, need, stream))
+            raise SimulatedOutOfMemory(requested, size, self)
+        return block
+
+    def complete(self, block: Block) -> None:
+        """A block's last use ended; see `vramkit.CachingAllocator.complete`."""
+        raise NotImplementedError
+
+    def synchronize(self) -> None:
+        """All streams have finished: every block that was given back can be used again."""
+        for block in list(self.pending.values()):
+            self.complete(block)
+
+    def release_all(self) -> None:
+        """Give back all that is wholly free (torch: ``release_cached_blocks``)."""
+        self.counters["num_sync_all_streams"] += 1
+        self.synchronize()
+        small, large = self.pools[NO_POOL]
+        self._release_blocks(large)
+        self._release_blocks(small)
+        for identity in self.released:
+            for pool in self.pools[identity]:
+                self._release_blocks(pool)
+
+    def count_oversize(self, name: Literal["oversize_allocations", "oversize_segments"], size: int, sign: int) -> None:
+        """Count a block or segment that is too large to be split."""
+        if size >= self.conf.max_split_size:
+            row = self.oversize[name]
+            row[0] += sign
+            row[1] = max(row[:2])
+            row[2] += max(sign, 0)
+
+    def _new(self, pool: Pool, need: int, size: int, stream: int, requested: int) -> Block | None:
+        """torch: ``alloc_block``."""
+        if self.limit is not None and self.reserved + size > self.limit:
+            return None
+        if self.conf.throw_on_cudamalloc_oom and self.device.capacity is not None:
+            most = int(self.conf.per_process_memory_fraction * self.device.capacity)
+            if self.reserved + size > most:
+                # Neither an OOM event nor a retry: torch raises out of the middle of the chain.
+                self.counters["num_oom_rejections"] += 1
+                raise SimulatedOutOfMemory(requested, size, self)
+        if self.conf.expandable_segments:
+            return self._expand(pool, need, stream)
+        if not self.device.take(size):
+            return None
+        address = self.addresses.take(size)
+        block = Block(address, size, stream, pool, self.shift(address))
+        self._reserve(block.address, size, pool, stream, segments=1)
+        self.count_oversize("oversize_segments", size, 1)
+        return block
+
+    def shift(self, address: int) -> int:
+        """`Block.shift` for a new segment."""
+        self.age += 1
+        return 0 if self.tie_break == "address" else (self.age << AGE_SHIFT) - address
+
+    def _reserve(self, address: int, size: int, pool: Pool, stream: int, *, segments: int) -> None:
+        self.reserved += size
+        self.total.reserve(segments, size)
+        self.usage[pool.small].reserve(segments, size)
+        self.counters["num_device_alloc"] += 1
+        self.events.append((_SEGMENT_ALLOC if segments else _SEGMENT_MAP, address, size, stream))
+
+    def _release(self, address: int, size: int, pool: Pool, stream: int, *, segments: int) -> None:
+        self.device.give_back(size)
+        self.reserved -= size
+        self.total.release(segments, size)
+        self.usage[pool.small].release(segments, size)
+        self.counters["num_device_free"] += 1
+        self.events.append((_SEGMENT_FREE if segments else _SEGMENT_UNMAP, address, size, stream))
+
+    def _release_segment(self, block: Block) -> None:
+        """torch: ``release_block``."""
+        if block.is_split:
+            raise UsageError(
+                "max_split_size_mb was changed while the allocator runs",
+                f"{block!r} is larger and was split before",
+                "torch gives a part of a segment back to the driver then, which the driver refuses",
+                "Set max_split_size_mb from the start",
+            )
+        block.pool.remove(block)
+        self._release(block.address, block.size, block.pool, block.stream, segments=1)
+        self.addresses.give_back(block.address, block.size)
+        self.count_oversize("oversize_segments", block.size, -1)
+
+    def _release_blocks(self, pool: Pool) -> None:
+        in_order = pool.in_order()
+        for block in in_order:
+            if block.range is None and not block.is_split:
+                self._release_segment(block)
+        for block in in_order:
+            if block.range is not None:
+                self._unmap(block, block.range)
+
+    def _release_oversize(self, pool: Pool, need: int, stream: int) -> bool:
+        """Free just enough of the blocks that are never split (torch: ``release_available_cached_blocks``)."""
+        if self.conf.max_split_size == UNLIMITED:
+            return False
+        least = max(need, self.conf.max_split_size)
+        keys = pool.sorted.get(stream, [])
+        place = bisect_left(keys, least << SIZE_SHIFT)
+        if place < len(keys) and pool.blocks[keys[place]].range is None:
+            self._release_segment(pool.blocks[keys[place]])
+            return True
+        released = 0
+        for block in [pool.blocks[key] for key in reversed(keys[:place])]:
+            if released >= least or block.size < self.conf.max_split_size:
+                break
+            if block.range is None:
+                released += block.size
+                self._release_segment(block)
+        return released >= least
+
+    def _collect_garbage(self) -> None:
+        """Free cached segments that were not used for long (torch: ``garbage_collect_cached_blocks``)."""
+        threshold = int(self.conf.garbage_collection_threshold * (self.limit or 0))
+        if self.reserved <= threshold:
+            return
+        target = self.reserved - threshold
+        pool = self.pools[NO_POOL][True]
+        # torch counts fully mapped expandable blocks here though it never frees them; so does this.
+        candidates = [block for block in pool.in_order() if not block.is_split]
+        total_age = sum(pool.searches - block.born for block in candidates)
+        count = len(candidates)
+        reclaimed, freed = 0, True
+        while reclaimed < target and freed and count:
+            threshold_age = total_age / count
+            freed = False
+            for block in pool.in_order():
+                age = pool.searches - block.born
+                if not block.is_split and block.range is None and age >= threshold_age:
+                    freed = True
+                    reclaimed += block.size
+                    total_age -= age
+                    count -= 1
+                    self._release_segment(block)
+
+    # ---- expandable segments -------------------------------------------------------------------------------------
+
+    def _expand(self, pool: Pool, need: int, stream: int) -> Block | None:
+        """torch: ``try_allocate_expandable_block``."""
+        block = self._expandable(pool, need, stream)
+        if not block.mapped and not self._map(block, min(block.size, need)):
+            return None
+        while block.size < need:
+            following = block.next
+            assert following is not None  # `_expandable` made sure of the room
+            if not self._map(following, min(need - block.size, following.size)):
+                return None
+            block = following
+        pool.remove(block)
+        return block
+
+    def _expandable(self, pool: Pool, need: int, stream: int) -> Block:
+        """First of free and unmapped blocks with room for a request (torch: ``find_expandable_block``)."""
+        for block in pool.unmapped.get(stream, []):
+            first = block
+            if block.prev is not None and not block.prev.allocated and not block.prev.pending:
+                first = block.prev
+            room = 0
+            each: Block | None = first
+            while each is not None and room < need and not each.allocated and not each.pending:
+                room += each.size
+                each = each.next
+            if room >= need:
+                return first
+        page = self.page(small=pool.small)
+        size = self.range_size(page)
+        address = self.addresses.take(size)
+        made = Block(address, size, stream, pool, self.shift(address))
+        made.range = ExpandableRange(made.address, size, page)
+        made.mapped = False
+        pool.insert_unmapped(made)
+        return made
+
+    def page(self, *, small: bool) -> int:
+        """Bytes of an expandable segment's page."""
+        return SMALL_SEGMENT if small else self.conf.large_segment_size
+
+    def range_size(self, page: int) -> int:
+        """Bytes of address space for an expandable segment: 1 1/8 of the device, in whole pages."""
+        capacity = self.device.capacity or _ENDLESS
+        return -(-(capacity + capacity // 8) // page) * page
+
+    def _map(self, block: Block, size: int) -> bool:
+        """Put memory behind the first bytes of an unmapped block; False: the device has none left."""
+        assert block.range is not None
+        _, end = block.range.pages_around(block.address, block.address + size)
+        size = end - block.address
+        if not self.device.take(size):
+            return False
+        pool = block.pool
+        pool.remove_unmapped(block)
+        block.mapped = True
+        if size < block.size:
+            rest = Block(end, block.size - size, block.stream, pool, block.shift)
+            rest.mapped = False
+            rest.range = block.range
+            rest.put_after(block)
+            pool.insert_unmapped(rest)
+            block.size = size
+        start = block.address
+        merge(block, block.prev)
+        merge(block, block.next)
+        pool.insert(block)
+        self._reserve(start, size, pool, block.stream, segments=0)
+        return True
+
+    def _unmap(self, block: Block, home: ExpandableRange) -> None:
+        """Give back the pages that lie wholly in a free block (torch: ``unmap_block``)."""
+        start, end = home.pages_within(block.address, block.address + block.size)
+        if start >= end:
+            return
+        pool = block.pool
+        pool.remove(block)
+        if block.address < start:
+            before = Block(block.address, start - block.address, block.stream, pool, block.shift)
+            before.range = home
+            before.put_before(block)
+            pool.insert(before)
+        if end < block.address + block.size:
+            after = Block(end, block.address + block.size - end, block.stream, pool, block.shift)
+            after.range = home
+            after.put_after(block)
+            pool.insert(after)
+        block.address, block.size = start, end - start
+        block.mapped = False
+        merge(block, block.prev)
+        merge(block, block.next)
+        pool.insert_unmapped(block)
+        self._release(start, end - start, pool, block.stream, segments=0)
+        if not block.is_split:
+            pool.remove_unmapped(block)
+            self.addresses.give_back(block.address, block.size)
+
+
+_ENDLESS = 1 << 40  # bytes of address space for an expandable segment of a device without a capacity
+
+
+def _pools(identity: PoolId) -> tuple[Pool, Pool]:
+    return Pool(identity, small=True), Pool(identity, small=False)
+
+
+def _expandable_size(block: Block) -> int:
+    following = block.next
+    return block.size + (following.size if following is not None and not following.mapped else 0)

@@ -1,0 +1,405 @@
+"""The caching allocator of torch's CUDA backend, simulated. Knows no torch and not where requests come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..errors import UsageError
+from ..events import Action, Tape
+from ..sizes import format_size
+from . import statistics
+from .blocks import Block, ExpandableRange, PoolId, merge
+from .conf import MIN_BLOCK, SMALL_SIZE, UNLIMITED, AllocatorConf
+from .driver import AddressOrder, AddressSpace
+from .replaying import Replay, replay
+from .reserve import NO_POOL, Reserve, TieBreak
+from .states import BlockState, SegmentState
+
+_ALLOC, _FREE, _FREE_COMPLETED = int(Action.ALLOC), int(Action.FREE), int(Action.FREE_COMPLETED)
+_TRACE_NAMES = {
+    Action.ALLOC: "alloc",
+    Action.FREE: "free_requested",
+    Action.FREE_COMPLETED: "free_completed",
+    Action.SEGMENT_ALLOC: "segment_alloc",
+    Action.SEGMENT_FREE: "segment_free",
+    Action.SEGMENT_MAP: "segment_map",
+    Action.SEGMENT_UNMAP: "segment_unmap",
+    Action.OOM: "oom",
+}
+
+
+class CachingAllocator(Reserve):
+    """The native caching allocator of torch's CUDA backend, without CUDA and without torch.
+
+    ::
+
+        allocator = CachingAllocator(24 << 30, "max_split_size_mb:128")
+        block = allocator.malloc(3 << 20)
+        allocator.free(block)
+        allocator.memory_stats()["reserved_bytes.all.peak"]
+
+    Every rule is that of torch 2.14's ``DeviceCachingAllocator`` (c10/cuda/CUDACachingAllocator.cpp): the same
+    requests in the same order give the same segments, blocks and statistics.
+
+    Args:
+        capacity: bytes of the device; None: without end.
+        conf: settings as in ``PYTORCH_CUDA_ALLOC_CONF``, or read already.
+        address_order: where new segments lie; see `vramkit.allocator.driver.Addresses`.
+        context: bytes of the device that the CUDA context and other processes take. They count against the
+            capacity, not against ``per_process_memory_fraction``.
+        addresses: gives the segments' addresses in place of ``address_order``: a recording's own.
+        tie_break: which of equally large free blocks is taken. "age": of the oldest segment, as torch 2.14 does, so
+            that addresses decide nothing. "address": the lowest, as torch 2.11 and older do.
+        history: keep every event in `events`, not only those of segments.
+
+    Raises:
+        UsageError: the settings can't be simulated, or a fraction is given of a device without a capacity.
+
+    Known limitations: a block that several streams use comes back when `complete` says so, as nobody knows when
+    their kernels end. A CUDA graph's capture, which defers that to its end, and what can be set of a ``MemPool``
+    (``use_on_oom``, ``no_split``, an allocator of its own) are not simulated.
+    """
+
+    def __init__(
+        self,
+        capacity: int | None = None,
+        conf: str | AllocatorConf = "",
+        *,
+        address_order: AddressOrder = "falling",
+        context: int = 0,
+        addresses: AddressSpace | None = None,
+        tie_break: TieBreak = "age",
+        history: bool = False,
+    ) -> None:
+        conf = conf if isinstance(conf, AllocatorConf) else AllocatorConf.parse(conf)
+        super().__init__(
+            capacity,
+            conf,
+            address_order=address_order,
+            context=context,
+            addresses=addresses,
+            tie_break=tie_break,
+        )
+        self._falling = address_order == "falling"
+        self._max_split_size_at_start = conf.max_split_size
+        self.history = history
+        self.active: dict[int, Block] = {}
+        """By address: the blocks that are handed out, or given back and still in use by another stream."""
+
+    def __repr__(self) -> str:
+        allocated, reserved = format_size(self.allocated_bytes), format_size(self.reserved_bytes)
+        return f"CachingAllocator({allocated} allocated of {reserved} reserved)"
+
+    @property
+    def allocated_bytes(self) -> int:
+        """What ``torch.cuda.memory_allocated()`` says."""
+        return self.total.allocated_bytes
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What ``torch.cuda.memory_reserved()`` says."""
+        return self.total.reserved_bytes
+
+    @property
+    def peak_allocated_bytes(self) -> int:
+        """What ``torch.cuda.max_memory_allocated()`` says."""
+        return self.total.allocated_bytes_peak
+
+    @property
+    def peak_reserved_bytes(self) -> int:
+        """What ``torch.cuda.max_memory_reserved()`` says."""
+        return self.total.reserved_bytes_peak
+
+    def malloc(self, size: int, stream: int = 0, *, pool: PoolId = NO_POOL) -> Block | None:
+        """A block for a request, from the cache or from a new segment.
+
+        Args:
+            size: bytes; 0 gives None, as torch hands out a null pointer then.
+            stream: the stream that asks. A free block of another stream is never given.
+            pool: torch's id of a private pool.
+
+        Raises:
+            SimulatedOutOfMemory: neither the cache nor the device has room. Cached segments were given back.
+        """
+        if size <= 0:
+            if size < 0:
+                raise UsageError("A block was asked for", f"of {size} bytes", instead="Ask for 0 bytes or more")
+            return None
+        return self.serve(size, self.conf.round_size(size), stream, pool)
+
+    def serve(self, size: int, need: int, stream: int, pool: PoolId = NO_POOL) -> Block:
+        """`malloc` of a request whose rounding is known; a replay rounds all of its requests at once."""
+        conf = self.conf
+        home = self.pools[pool][need > SMALL_SIZE] if pool in self.pools else self.pool(need, pool)
+        block = self.cached(home, need, stream) or self.fresh(home, need, stream, size)
+
+        usage = self.usage[home.small]
+        was_split = block.prev is not None or block.next is not None
+        rest = block.size - need
+        # As `AllocatorConf.least_rest`, which a call would make the dearest line here.
+        if (
+            rest >= MIN_BLOCK
+            if home.small or conf.expandable_segments
+            else rest > SMALL_SIZE and need < conf.max_split_size
+        ):
+            # The caller gets the front as a new block; the old one shrinks and stays free.
+            front = Block(block.address, need, stream, home, block.shift)
+            front.range = block.range
+            front.put_before(block)
+            block.address += need
+            block.size = rest
+            home.insert(block)
+            if block.range is None:
+                if was_split:
+                    statistics.split(self.total, usage, 0, -need)
+                else:
+                    statistics.split(self.total, usage, 1, rest)
+            block = front
+        elif was_split and block.range is None:
+            statistics.split(self.total, usage, -1, -block.size)
+        block.allocated = True
+        block.requested = size
+        self.active[block.address] = block
+        statistics.take(self.total, usage, block.size, size)
+        if conf.max_split_size != UNLIMITED:
+            self.count_oversize("oversize_allocations", block.size, 1)
+        if self.history:
+            self.events.append((_ALLOC, block.address, size, stream))
+        return block
+
+    def record_stream(self, block: Block, stream: int) -> None:
+        """Note that a kernel on another stream uses the block, as ``Tensor.record_stream`` does."""
+        if stream != block.stream:
+            block.uses = (block.uses or set()) | {stream}
+
+    def free(self, block: Block | None) -> None:
+        """Give a block back; one that other streams use (`record_stream`) stays active until `complete`."""
+        if block is None:
+            return
+        if block.uses:
+            self.give_back(block)
+        else:
+            self._give_back(block)
+            self._complete(block)
+
+    def give_back(self, block: Block) -> None:
+        """The first half of `free`: ``allocated`` shrinks, and the block can't be used again before `complete`."""
+        self._give_back(block)
+        block.pending = True
+        self.pending[block.address] = block
+
+    def complete(self, block: Block) -> None:
+        """The second half of `free`: the block merges with its free neighbours and can be used again."""
+        if not block.pending:
+            raise UsageError(
+                "A block's last use was completed", f"{block!r} was not given back", instead="Call give_back first"
+            )
+        del self.pending[block.address]
+        block.pending = False
+        block.uses = None
+        self._complete(block)
+
+    def empty_cache(self) -> None:
+        """Give all segments that are wholly free, and all free pages, back to the device."""
+        self.release_all()
+
+    def release_pool(self, pool: PoolId) -> None:
+        """No graph and no ``MemPool`` uses a private pool any more: `empty_cache` may give its segments back."""
+        if pool in self.pools and pool != NO_POOL:
+            self.released[pool] = None
+
+    def configure(self, conf: str | AllocatorConf) -> None:
+        """Change the settings while the allocator runs; the memory fraction stays what it is, as in torch."""
+        self.conf = conf if isinstance(conf, AllocatorConf) else AllocatorConf.parse(conf)
+
+    def replay(self, tape: Tape, *, flushes: bool = True) -> Replay:
+        """Serve all requests of a tape; see `vramkit.allocator.replaying.replay`."""
+        return replay(self, tape, flushes=flushes)
+
+    def _give_back(self, block: Block) -> None:
+        if not block.allocated:
+            raise UsageError("A block was freed", f"{block!r} is not in use", instead="Free each block once")
+        block.allocated = False
+        statistics.give_back(self.total, self.usage[block.pool.small], block.size)
+        if self.conf.max_split_size != UNLIMITED:
+            self.count_oversize("oversize_allocations", block.size, -1)
+        if self.history:
+            self.events.append((_FREE, block.address, block.requested, block.stream))
+
+    def _complete(self, block: Block) -> None:
+        """torch: ``free_block``."""
+        if self.history:
+            self.events.append((_FREE_COMPLETED, block.address, block.requested, block.stream))
+        del self.active[block.address]
+        home = block.pool
+        usage = self.usage[home.small]
+        statistics.complete(self.total, usage, block.size, block.requested)
+        blocks = change = 0
+        if (neighbour := block.prev) is not None and (size := merge(block, neighbour)):
+            blocks -= 1
+            change -= size
+        if (neighbour := block.next) is not None and (size := merge(block, neighbour)):
+            blocks -= 1
+            change -= size
+        home.insert(block)
+        if block.range is None:
+            if block.prev is not None or block.next is not None:
+                blocks += 1
+                change += block.size
+            if blocks or change:
+                statistics.split(self.total, usage, blocks, change)
+
+    # ---- what it looks like from outside -------------------------------------------------------------------------
+
+    def memory_stats(self) -> dict[str, int]:
+        """The statistics under the names of ``torch.cuda.memory_stats()``, sizes in bytes."""
+        large, small = self.usage
+        stats = statistics.flatten({"all": self.total, "large_pool": large, "small_pool": small})
+        for name, (current, peak, came) in self.oversize.items():
+            row = {"current": current, "peak": peak, "allocated": came, "freed": came - current}
+            stats.update({f"{name}.{kind}": value for kind, value in row.items()})
+        limit = self._max_split_size_at_start  # torch never updates it
+        return stats | self.counters | {"max_split_size": -1 if limit == UNLIMITED else limit}
+
+    def reset_peak_memory_stats(self) -> None:
+        """Let every peak begin anew at the current value."""
+        for usage in (self.total, *self.usage):
+            usage.reset_peaks()
+        for row in self.oversize.values():
+            row[1] = row[0]
+
+    def segments(self) -> tuple[SegmentState, ...]:
+        """The segments with their blocks, in order of address; an expandable one is an entry per mapped range."""
+        heads = [block for pools in self.pools.values() for pool in pools for block in pool.blocks.values()]
+        heads += self.active.values()
+        # Where the block to the left has no memory behind it, a mapped range begins.
+        heads = [block for block in heads if block.prev is None or not block.prev.mapped]
+        return tuple(_segment(head) for head in sorted(heads, key=lambda block: block.address))
+
+    def snapshot(self) -> dict[str, Any]:
+        """Segments, blocks and (with ``history``) events as ``torch.cuda.memory._snapshot()`` gives them."""
+        trace = [
+            {"action": _TRACE_NAMES[Action(action)], "addr": address, "size": size, "stream": stream}
+            for action, address, size, stream in self.events
+        ]
+        return {"segments": [_torch_segment(each) for each in self.segments()], "device_traces": [trace]}
+
+    def restore(self, segments: Sequence[SegmentState]) -> None:
+        """Take over segments and blocks that were there before, such as those of a recording.
+
+        Raises:
+            UsageError: the allocator has served a request already.
+        """
+        if self.reserved:
+            raise UsageError(
+                "Segments were to be taken over", f"{self!r} has some", instead="Use a new CachingAllocator"
+            )
+        spans: dict[tuple[int, bool, PoolId], list[SegmentState]] = {}
+        # Nobody recorded the segments' ages. Assumed: those of the order in which addresses are given out.
+        for segment in sorted(segments, key=lambda each: each.address, reverse=self._falling):
+            if segment.expandable:
+                spans.setdefault((segment.stream, segment.small, segment.pool), []).append(segment)
+            else:
+                self._link([segment], None)
+        for mapped in spans.values():
+            mapped.sort(key=lambda each: each.address)
+            # A snapshot does not say which addresses are set aside. Assumed: one range for each stream and pool, as
+            # torch makes it, from the first mapped page on. Wrong where pages before that one were unmapped.
+            page = self.page(small=mapped[0].small)
+            self._link(mapped, ExpandableRange(mapped[0].address, self.range_size(page), page))
+        self.events.clear()
+        self.counters["num_device_alloc"] = 0
+        self.reset_peak_memory_stats()
+
+    def _link(self, segments: Sequence[SegmentState], span: ExpandableRange | None) -> None:
+        """Make the blocks of one segment, or of all mapped ranges of an expandable one, and what lies between."""
+        first = segments[0]
+        home = self.pool(1 if first.small else self.conf.large_segment_size, first.pool)
+        end = first.address + first.size if span is None else span.address + span.size
+        shift = self.shift(first.address)
+        chain: list[Block] = []
+
+        def add(address: int, size: int) -> Block:
+            block = Block(address, size, first.stream, home, shift)
+            block.range = span
+            if chain:
+                block.put_after(chain[-1])
+            chain.append(block)
+            return block
+
+        at = first.address
+        for segment in segments:
+            if at < segment.address:
+                add(at, segment.address - at).mapped = False
+            for state in segment.blocks:
+                block = add(state.address, state.size)
+                block.requested = state.requested
+                block.allocated = state.state == "active_allocated"
+                block.pending = state.state == "active_pending_free"
+            at = segment.address + segment.size
+            self.device.take(segment.size)
+            self._reserve(segment.address, segment.size, home, segment.stream, segments=int(span is None))
+        if at < end:
+            add(at, end - at).mapped = False
+        for block in chain:
+            self._take_over(block)
+
+    def _take_over(self, block: Block) -> None:
+        usage = self.usage[block.pool.small]
+        if not block.mapped:
+            block.pool.insert_unmapped(block)
+        elif block.allocated or block.pending:
+            self.active[block.address] = block
+            statistics.take(self.total, usage, block.size, block.requested)
+            if block.pending:
+                statistics.give_back(self.total, usage, block.size)
+                self.pending[block.address] = block
+        else:
+            block.pool.insert(block)
+            if block.is_split and block.range is None:
+                statistics.split(self.total, usage, 1, block.size)
+
+
+def _chain(head: Block) -> Iterator[Block]:
+    block: Block | None = head
+    while block is not None and block.mapped:
+        yield block
+        block = block.next
+
+
+def _segment(head: Block) -> SegmentState:
+    blocks = [BlockState(block.address, block.size, block.requested, block.state) for block in _chain(head)]
+    size = sum(block.size for block in blocks)
+    home = head.pool
+    return SegmentState(
+        head.address, size, tuple(blocks), head.stream, home.small, head.range is not None, home.identity
+    )
+
+
+def _torch_segment(segment: SegmentState) -> dict[str, Any]:
+    allocated = [block for block in segment.blocks if block.state == "active_allocated"]
+    active = [block for block in segment.blocks if block.state != "inactive"]
+    return {
+        "device": 0,
+        "address": segment.address,
+        "total_size": segment.size,
+        "allocated_size": sum(block.size for block in allocated),
+        "active_size": sum(block.size for block in active),
+        "requested_size": sum(block.requested for block in active),
+        "stream": segment.stream,
+        "segment_type": "small" if segment.small else "large",
+        "segment_pool_id": segment.pool,
+        "is_expandable": segment.expandable,
+        "frames": [],
+        "blocks": [
+            {
+                "address": block.address,
+                "size": block.size,
+                "requested_size": block.requested,
+                "state": block.state,
+                "frames": [],
+            }
+            for block in segment.blocks
+        ],
+    }
