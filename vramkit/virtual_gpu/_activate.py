@@ -53,8 +53,8 @@ def activate(
         gpu: a name of the catalogue ("a100-40gb"), a size ("24 GiB": a card with that memory, otherwise like the A100),
             bytes, or a ``vramkit.GPU``.
         count: devices, 1 to 16, all alike. ``CUDA_VISIBLE_DEVICES`` chooses among them.
-        address_order: where new segments go; torch's best fit prefers low addresses among blocks of one size, so the
-            order can, rarely, change what is reserved.
+        address_order: where new segments go. Among blocks of one size torch 2.11 and older prefer the lowest address,
+            so there the order can, rarely, change what is reserved; torch 2.14 prefers the oldest segment.
         copy_limit: bytes; copies to a device up to this size move data. With the default, 0, all device memory reads as
             zero, and every run reads the same. With more, small tensors keep their values, but a tensor that later
             takes the same block reads them too, because no kernel ever overwrites them.
