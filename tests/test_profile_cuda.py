@@ -219,6 +219,10 @@ def test_a_checkpoints_second_forward_is_recomputation(how: str) -> None:
     recomputed = table[table["phase"] == Phase.RECOMPUTE]
     assert {modules[index].name for index in recomputed["module"]} >= {"GPT.blocks.0.up", "GPT.blocks.1.up"}
     assert (recomputed["category"] == Category.ACTIVATION).any()
+    block = next(usage for usage in profile.by_module[0].walk() if usage.name == "GPT.blocks.0")
+    assert [each.phase for each in block.phases] == [Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE]
+    assert max(each.peak for each in block.phases) == block.peak <= profile.peak_allocated
+    assert max(each.temporaries for each in block.phases) <= block.temporaries
 
 
 def test_several_models_and_optimizers_each_keep_their_own() -> None:

@@ -17,6 +17,7 @@ _HOMES = {
     "Tape": "events",
     "Breakdown": "breakdown",
     "Timeline": "timeline",
+    "ModulePhase": "usage",
     "ModuleUsage": "usage",
     "StepUsage": "usage",
     "OutOfMemory": "result",

@@ -13,6 +13,17 @@ from .sizes import format_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModulePhase:
+    """What happened in one module's forward, backward or recomputation, with everything inside it; bytes."""
+
+    phase: Phase
+    temporaries: int
+    """Most bytes of temporaries, made in it, that were alive at once."""
+    peak: int
+    """Highest ``memory_allocated()`` of the whole device while the program was in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleUsage:
     """What one module held, with everything inside it; bytes as the program asked for them."""
 
@@ -30,6 +41,8 @@ class ModuleUsage:
     """Bytes made in it that were alive when the whole device's allocated memory was highest."""
     peak: int = 0
     """Highest ``memory_allocated()`` of the whole device while the program was inside it; 0: nothing happened there."""
+    phases: tuple[ModulePhase, ...] = ()
+    """Its forward, backward and recomputation apart, as far as anything happened in them."""
     calls: int = 0
     """How often its forward ran, recomputations included."""
     output_shape: tuple[int, ...] = ()
@@ -89,8 +102,13 @@ def module_tree(tape: Tape) -> tuple[ModuleUsage, ...]:
     np.add.at(at_peak, owner[held] + 1, table["requested"][held])
     at_peak = np.cumsum(at_peak)
     inside = events["module"] >= 0
-    peaks = np.zeros(len(modules), np.int64)
-    np.maximum.at(peaks, rank[events["module"][inside]], tape.allocated[inside])
+    peaks = np.zeros((len(Phase), len(modules)), np.int64)
+    np.maximum.at(peaks, (events["phase"][inside], rank[events["module"][inside]]), tape.allocated[inside])
+    temporary = table["category"] == Category.TEMPORARY
+    in_phase = {
+        phase: _Spans.of(tape, owner, temporary & (table["phase"] == phase))
+        for phase in (Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE)
+    }
     parameters = np.zeros(len(modules) + 1, np.int64)
     for index, info in enumerate(modules):
         parameters[rank[index] + 1] = info.parameters
@@ -106,7 +124,12 @@ def module_tree(tape: Tape) -> tuple[ModuleUsage, ...]:
             activations=activations.most(first, end),
             temporaries=temporaries.most(first, end),
             at_peak=int(at_peak[end] - at_peak[first]),
-            peak=int(peaks[first:end].max()),
+            peak=int(peaks[:, first:end].max()),
+            phases=tuple(
+                ModulePhase(phase=phase, temporaries=spans.most(first, end), peak=peak)
+                for phase, spans in in_phase.items()
+                if (peak := int(peaks[phase, first:end].max()))
+            ),
             calls=info.calls,
             output_shape=info.output_shape,
             children=tuple(build(child) for child in children[index]),
