@@ -77,6 +77,18 @@ class Action(enum.IntEnum):
     """An allocation failed; nothing changed."""
 
 
+TORCH_ACTIONS = {
+    "alloc": Action.ALLOC,
+    "free_requested": Action.FREE,
+    "free_completed": Action.FREE_COMPLETED,
+    "segment_alloc": Action.SEGMENT_ALLOC,
+    "segment_free": Action.SEGMENT_FREE,
+    "segment_map": Action.SEGMENT_MAP,
+    "segment_unmap": Action.SEGMENT_UNMAP,
+    "oom": Action.OOM,
+}
+"""torch's names in a trace; it has others, of things that change no memory."""
+
 EVENT = np.dtype(
     [
         ("action", "u1"),  # Action

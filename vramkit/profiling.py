@@ -243,7 +243,7 @@ def _source(device: str, max_events: int) -> _Source:
 
 
 def _settle(recordings: Sequence[Recording], marks: Marks, device: str) -> Profile:
-    modules = marks.modules
+    modules = marks.modules.described()
     versions = {"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]}
     profiles = [
         Profile(

@@ -22,7 +22,7 @@ from vramkit.allocator import (
     segments_from_torch,
 )
 from vramkit.allocator.driver import Device
-from vramkit.events import Action
+from vramkit.events import TORCH_ACTIONS, Action
 
 FOLDER = Path(__file__).parent.parent / "recordings"
 NAMES = tuple(sorted(path.name.removesuffix(".json.gz") for path in FOLDER.glob("*.json.gz")))
@@ -30,16 +30,6 @@ NAMES = tuple(sorted(path.name.removesuffix(".json.gz") for path in FOLDER.glob(
 Event = tuple[int, int, int, int]
 """Action, address, bytes, stream."""
 
-_CODES = {
-    "alloc": Action.ALLOC,
-    "free_requested": Action.FREE,
-    "free_completed": Action.FREE_COMPLETED,
-    "segment_alloc": Action.SEGMENT_ALLOC,
-    "segment_free": Action.SEGMENT_FREE,
-    "segment_map": Action.SEGMENT_MAP,
-    "segment_unmap": Action.SEGMENT_UNMAP,
-    "oom": Action.OOM,
-}
 _CAME = (Action.SEGMENT_ALLOC, Action.SEGMENT_MAP)
 _WENT = (Action.SEGMENT_FREE, Action.SEGMENT_UNMAP)
 
@@ -74,9 +64,9 @@ def traces(name: str) -> tuple[Trace, ...]:
     found = []
     for device, entries in enumerate(recording["device_traces"]):
         events = tuple(
-            (int(_CODES[action]), address or 0, size, stream)
+            (int(TORCH_ACTIONS[action]), address or 0, size, stream)
             for action, size, address, stream in entries
-            if action in _CODES
+            if action in TORCH_ACTIONS
         )
         if events:
             segments = segments_from_torch(map(_torch_segment, recording["segments"]), device=device)

@@ -14,24 +14,13 @@ import torch
 from torch.cuda import memory
 
 from vramkit.allocator import CachingAllocator, SegmentState, SimulatedOutOfMemory, segments_from_torch
-from vramkit.events import Action
+from vramkit.events import TORCH_ACTIONS, Action
 
 MIB = 1 << 20
 DEFAULTS = (
     "large_segment_size_mb:20,max_non_split_rounding_mb:20,expandable_segments:False,throw_on_cudamalloc_oom:False"
 )
 """What torch does not reset by itself when settings change at run time."""
-
-_CODES = {
-    "alloc": Action.ALLOC,
-    "free_requested": Action.FREE,
-    "free_completed": Action.FREE_COMPLETED,
-    "segment_alloc": Action.SEGMENT_ALLOC,
-    "segment_free": Action.SEGMENT_FREE,
-    "segment_map": Action.SEGMENT_MAP,
-    "segment_unmap": Action.SEGMENT_UNMAP,
-    "oom": Action.OOM,
-}
 
 Event = tuple[int, int, int, int]
 Step = tuple[Any, ...]
@@ -106,9 +95,14 @@ def on_torch(program: Sequence[Step], conf: str) -> Outcome:
     counted = {name: value - _base(before, name) for name, value in stats.items()}
     return Outcome(
         tuple(
-            (int(_CODES[e["action"]]), e["device_free"] if e["action"] == "oom" else e["addr"], e["size"], e["stream"])
+            (
+                int(TORCH_ACTIONS[e["action"]]),
+                e["device_free"] if e["action"] == "oom" else e["addr"],
+                e["size"],
+                e["stream"],
+            )
             for e in snapshot["device_traces"][torch.cuda.current_device()]
-            if e["action"] in _CODES
+            if e["action"] in TORCH_ACTIONS
         ),
         tuple(failed),
         counted,

@@ -18,21 +18,10 @@ import torch
 
 from ..allocator import AllocatorConf, ImpossibleEvent, SegmentState, follow, initial_state, segments_from_torch
 from ..errors import DeviceError
-from ..events import SEGMENT, Action, Ints, Table
+from ..events import SEGMENT, TORCH_ACTIONS, Action, Ints, Table
 from .marks import Marks
 from .recorded import NO_MODULE, Before, Recording
 
-_ACTIONS = {
-    "alloc": Action.ALLOC,
-    "free_requested": Action.FREE,
-    "free": Action.FREE_COMPLETED,
-    "free_completed": Action.FREE_COMPLETED,
-    "segment_alloc": Action.SEGMENT_ALLOC,
-    "segment_free": Action.SEGMENT_FREE,
-    "segment_map": Action.SEGMENT_MAP,
-    "segment_unmap": Action.SEGMENT_UNMAP,
-    "oom": Action.OOM,
-}
 _STAMP = re.compile(r"(-?\d+)@(\d+)")
 _COUNTED = ("alloc", "free_requested")  # what torch's statistics count as "allocated" and "freed"
 
@@ -125,7 +114,7 @@ class CudaHistory:
         if not entries and not first:
             return None
         count = len(entries)
-        action = np.fromiter((_ACTIONS[entry["action"]] for entry in entries), np.uint8, count)
+        action = np.fromiter((TORCH_ACTIONS[entry["action"]] for entry in entries), np.uint8, count)
         counts = (action == Action.ALLOC) | (action == Action.FREE)
         address = np.fromiter((_signed(entry["addr"]) if "addr" in entry else 0 for entry in entries), np.int64, count)
         size = np.fromiter((entry["size"] for entry in entries), np.int64, count)
@@ -203,11 +192,11 @@ def _since(trace: Sequence[dict[str, Any]], skip: int, happened: int) -> tuple[l
         skip: how many entries were there when the recording began.
         happened: allocations plus frees since, by the allocator's own counters.
     """
-    own = [entry for entry in trace[skip:] if entry["action"] in _ACTIONS]
+    own = [entry for entry in trace[skip:] if entry["action"] in TORCH_ACTIONS]
     if happened <= sum(entry["action"] in _COUNTED for entry in own):
         return own, 0
     # The ring of entries came round: what was there before has gone, in whole or in part.
-    entries = [entry for entry in trace if entry["action"] in _ACTIONS]
+    entries = [entry for entry in trace if entry["action"] in TORCH_ACTIONS]
     counted = [i for i, entry in enumerate(entries) if entry["action"] in _COUNTED]
     if len(counted) >= happened:
         return entries[counted[len(counted) - happened] :], 0
