@@ -23,6 +23,7 @@ _HOMES = {
     "OutOfMemory": "result",
     "Profile": "result",
     "load": "archive",
+    "open_snapshot": "opening",
     "profile": "profiling",
     "DeviceError": "errors",
     "DoesNotFit": "errors",

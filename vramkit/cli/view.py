@@ -36,8 +36,11 @@ def open_result(path: str) -> MemoryResult:
         SnapshotError: it is none, or it can't be read.
     """
     from ..archive import load
+    from ..opening import open_snapshot
 
     try:
-        return load(path)
+        with open(path, "rb") as file:
+            is_saved = file.read(2) == b"PK"  # a zip: what vramkit saves; torch's snapshots are pickles
+        return load(path) if is_saved else open_snapshot(path)
     except OSError as error:
         raise SnapshotError(f"{path} was to be shown", f"it can't be read: {error.strerror or error}") from error

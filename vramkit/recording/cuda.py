@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..allocator import AllocatorConf, ImpossibleEvent, SegmentState, follow, initial_state, segments_from_torch
+from ..allocator import segments_from_torch
 from ..errors import DeviceError
-from ..events import SEGMENT, TORCH_ACTIONS, Action, Ints, Table
+from ..events import TORCH_ACTIONS, Action, Ints
 from .marks import Marks
-from .recorded import NO_MODULE, Before, Recording
+from .recorded import NO_MODULE, Recording
+from .trace import columns_of, conf_text_of, follow_trace
 
 _STAMP = re.compile(r"(-?\d+)@(\d+)")
 _COUNTED = ("alloc", "free_requested")  # what torch's statistics count as "allocated" and "freed"
@@ -113,21 +114,10 @@ class CudaHistory:
         entries, lost = _since(trace, self._skip[device], counted - self._base[device])
         if not entries and not first:
             return None
-        count = len(entries)
-        action = np.fromiter((TORCH_ACTIONS[entry["action"]] for entry in entries), np.uint8, count)
-        counts = (action == Action.ALLOC) | (action == Action.FREE)
-        address = np.fromiter((_signed(entry["addr"]) if "addr" in entry else 0 for entry in entries), np.int64, count)
-        size = np.fromiter((entry["size"] for entry in entries), np.int64, count)
-        stream = np.fromiter((entry["stream"] for entry in entries), np.int64, count)
-        time = np.fromiter((entry.get("time_us", 0) for entry in entries), np.int64, count)
-        notes: list[str] = []
-        conf_text = str((snapshot.get("allocator_settings") or {}).get("PYTORCH_CUDA_ALLOC_CONF") or "")
-        conf = AllocatorConf.parse(conf_text)
-        events = (action, address, size, stream)
+        columns = columns_of(entries)
+        counts = np.isin(columns.action, (Action.ALLOC, Action.FREE))
+        notes = []
         if lost:
-            last = segments_from_torch(snapshot["segments"], device=device)
-            state = initial_state(last, *events, conf)
-            first = list(state.segments)
             notes.append(
                 f"{lost:,} allocations and frees on cuda:{device} came before the last {self.max_events:,} events and "
                 "were not kept: the profile covers what came after. Raise max_events, or profile fewer steps."
@@ -135,14 +125,9 @@ class CudaHistory:
             peak = torch.cuda.max_memory_allocated(device)
             if peak > self._old_peaks[device]:
                 notes.append(f"The highest memory_allocated() of the whole block was {peak:,} bytes.")
-            if state.ambiguous:
-                most = sum(each.largest - each.size for each in state.ambiguous)
-                notes.append(f"Blocks from before that may be larger than assumed, by {most:,} bytes in all.")
-        try:
-            block = follow(first, *events, conf)
-        except ImpossibleEvent as error:
-            block = error.blocks
-            notes.append(f"From event {error.event:,} on, sizes of blocks are rounded requests: {error}")
+        last = segments_from_torch(snapshot["segments"], device=device)
+        followed = follow_trace(columns, conf_text_of(snapshot), None if lost else first, last)
+        count = len(entries)
         if self._metadata:
             mark, at_module = _stamps(entries)
             reached = np.maximum.accumulate(mark) if count else mark
@@ -150,38 +135,34 @@ class CudaHistory:
             position[position == 0] = -1 if lost else 0
         else:
             counter = np.array([each[device] for each in self._counts], np.int64) - counted + int(counts.sum())
-            position = _positions(counter, action, counts)
+            position = _positions(counter, columns.action, counts)
             mark = np.searchsorted(position, np.arange(count), side="right").astype(np.int64) - 1
             position[counter < 0] = -1
             at_module = np.full(count, NO_MODULE, np.int32)
         return Recording(
             device=f"cuda:{device}",
-            action=action,
-            address=address,
-            size=size,
-            stream=stream,
-            time=time,
-            block=block,
+            action=columns.action,
+            address=columns.address,
+            size=columns.size,
+            stream=columns.stream,
+            time=columns.time,
+            block=followed.block,
             mark=mark,
             at_module=at_module,
             position=position,
-            before=_alive(first),
-            segments=_segment_table(first),
-            alloc_conf=conf_text,
+            before=followed.before,
+            segments=followed.segments,
+            alloc_conf=followed.alloc_conf,
             workspace_sizes=_workspace_sizes(),
             outside=outside,
             capacity=capacity,
             lost=lost,
-            notes=notes,
+            notes=[*notes, *followed.notes],
         )
 
 
 def _has_metadata() -> bool:
     return hasattr(torch._C, "_cuda_setMemoryMetadata") and hasattr(torch.cuda.memory, "_set_memory_metadata")
-
-
-def _signed(address: int) -> int:
-    return address - (1 << 64) if address >= 1 << 63 else address
 
 
 def _since(trace: Sequence[dict[str, Any]], skip: int, happened: int) -> tuple[list[dict[str, Any]], int]:
@@ -225,29 +206,12 @@ def _stamps(entries: Sequence[dict[str, Any]]) -> tuple[Ints, Any]:
     return mark, at_module
 
 
-def _alive(segments: Sequence[SegmentState]) -> list[Before]:
-    return [
-        Before(address=block.address, block=block.size, requested=block.requested, stream=segment.stream)
-        for segment in segments
-        for block in segment.blocks
-        if block.state == "active_allocated"
-    ]
-
-
-def _segment_table(segments: Sequence[SegmentState]) -> Table:
-    table = np.zeros(len(segments), SEGMENT)
-    for i, each in enumerate(segments):
-        table[i] = (each.address, each.size, each.stream, each.small, each.expandable)
-    return table
-
-
 def _workspace_sizes() -> frozenset[int]:
     """What cuBLAS asks torch for, once for each handle and stream; cuBLASLt shares it."""
     if hasattr(torch._C, "_cuda_getCublasWorkspaceSize"):
         return frozenset({int(torch._C._cuda_getCublasWorkspaceSize())})
-    return frozenset(
-        {8_519_680, 33_554_432}
-    )  # torch's defaults, the second on Hopper; CUBLAS_WORKSPACE_CONFIG changes it
+    # torch's defaults, the second on Hopper; CUBLAS_WORKSPACE_CONFIG changes them.
+    return frozenset({8_519_680, 33_554_432})
 
 
 def _outside(device: int) -> tuple[int, int]:

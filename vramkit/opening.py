@@ -1,0 +1,116 @@
+"""``vramkit.open_snapshot``: a snapshot that torch wrote, as a profile. Knows the snapshot's keys; needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from .allocator import segments_from_torch
+from .attribution import attribute
+from .errors import SnapshotError
+from .events import TORCH_ACTIONS, Category, Tape
+from .recording.recorded import NO_MODULE, Recording
+from .recording.trace import columns_of, conf_text_of, follow_trace
+from .result import Profile
+from .snapshots import load_snapshot
+
+# What cuBLAS asks torch for where nothing else was configured; 32 MiB on Hopper, but that is a common size of tensors.
+_WORKSPACE = 8_519_680
+
+
+def open_snapshot(path: str | PathLike[str]) -> Profile:
+    """Open the file of ``torch.cuda.memory._dump_snapshot`` as a profile, without running anything that is in it.
+
+    ::
+
+        profile = vramkit.open_snapshot("oom.pickle")
+        print(profile)
+
+    Args:
+        path: of the file. Nothing in it is trusted: a pickle that would run code is refused.
+
+    Returns:
+        The profile of the fullest device, with the others in it. A snapshot doesn't say what memory was for, so all of
+        it is ``OTHER``, but for cuBLAS's workspaces, which have a size of their own. Where the snapshot has stacks,
+        allocations are named by the innermost line of Python that isn't torch's.
+
+    Raises:
+        SnapshotError: the file is not a snapshot, is damaged, or would run code.
+        OSError: it can't be read.
+    """
+    snapshot = load_snapshot(path)
+    try:
+        profiles = [
+            profile
+            for device in range(len(snapshot["device_traces"]))
+            if (profile := _profile(snapshot, device)) is not None
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SnapshotError(
+            f"{path} was opened as a snapshot of torch's allocator",
+            f"it lacks something: {type(error).__name__}: {error}",
+            instead="Write it with torch.cuda.memory._dump_snapshot(path)",
+        ) from error
+    if not profiles:
+        raise SnapshotError(
+            f"{path} was opened as a snapshot of torch's allocator",
+            "it holds no memory and no history",
+            instead="Call torch.cuda.memory._record_memory_history() before what is to be seen, and dump it after",
+        )
+    profiles.sort(key=lambda each: -each.peak_reserved)
+    return replace(profiles[0], others=tuple(profiles[1:]))
+
+
+def _profile(snapshot: Mapping[str, Any], device: int) -> Profile | None:
+    entries = [entry for entry in snapshot["device_traces"][device] if entry["action"] in TORCH_ACTIONS]
+    last = segments_from_torch(snapshot["segments"], device=device)
+    if not entries and not last:
+        return None
+    columns = columns_of(entries)
+    followed = follow_trace(columns, conf_text_of(snapshot), None, last)
+    count = len(entries)
+    recording = Recording(
+        device=f"cuda:{device}",
+        action=columns.action,
+        address=columns.address,
+        size=columns.size,
+        stream=columns.stream,
+        time=columns.time,
+        block=followed.block,
+        mark=np.zeros(count, np.int64),
+        at_module=np.full(count, NO_MODULE, np.int32),
+        position=np.zeros(1, np.int64),
+        before=followed.before,
+        segments=followed.segments,
+        alloc_conf=followed.alloc_conf,
+        workspace_sizes=frozenset({_WORKSPACE}),
+    )
+    notes = ["A snapshot says where memory was, not what it was for: profile with vramkit.profile to see categories."]
+    if not entries:
+        notes.append("It has no history, so this is one moment only.")
+    return Profile(tape=_unlabelled(attribute(recording, [], [], []), entries), notes=(*notes, *followed.notes))
+
+
+def _unlabelled(tape: Tape, entries: Sequence[Mapping[str, Any]]) -> Tape:
+    """A tape whose categories claim no more than a snapshot knows."""
+    table = tape.allocations.copy()
+    table["category"][table["category"] != Category.WORKSPACE] = Category.OTHER
+    names: dict[str, int] = {}
+    for row, born in enumerate(table["born"]):
+        if born >= 0 and (name := _line(entries[born].get("frames") or ())):
+            table["name"][row] = names.setdefault(name, len(names))
+    return replace(tape, allocations=table, names=tuple(names))
+
+
+def _line(frames: Sequence[Mapping[str, Any]]) -> str:
+    """The innermost line of Python outside torch: ``"train.py:31 step"``; empty where there is none."""
+    for frame in frames:
+        file = str(frame.get("filename", ""))
+        parts = file.replace("\\", "/").split("/")
+        if file.endswith(".py") and "torch" not in parts:
+            return f"{parts[-1]}:{frame.get('line')} {frame.get('name')}"
+    return ""
