@@ -1,4 +1,4 @@
-"""``vramkit view FILE``: a saved result as text."""
+"""``vramkit view FILE``: a saved result, or a snapshot that torch wrote, as text."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ def add_to(verbs: Verbs) -> None:
     """Add the verb to the command line."""
     parser = verbs.add_parser(
         "view",
-        help="a saved profile as text",
-        description="Prints the report of a profile that `profile.save(FILE)` or `vramkit run --save FILE` wrote.",
+        help="a saved profile, or torch's own snapshot, as text",
+        description="Prints the report of a profile that `profile.save(FILE)` or `vramkit run --save FILE` wrote, or of "
+        "a snapshot that torch.cuda.memory._dump_snapshot(FILE) wrote. Nothing in the file is run.",
     )
     parser.add_argument("file", metavar="FILE")
     parser.set_defaults(main=main)

@@ -68,7 +68,7 @@ def find_torch() -> Torch:
             _ASKED,
             f"this is {sys.platform} on {platform.machine()}",
             "It stands in for libraries of the CUDA build of torch for Linux on x86-64 (aarch64 is not tested)",
-            "Use engine='fake' for estimates, or run in a Linux container",
+            "Run in a Linux container",
         )
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.origin:
@@ -84,7 +84,7 @@ def find_torch() -> Torch:
             _ASKED,
             f"torch {version} in {folder} is not a CUDA build",
             "It stands in for the CUDA libraries under torch, and a build for the CPU (or ROCm) calls none",
-            "Install a CUDA build of torch (no GPU or driver is needed), or use engine='fake' for estimates",
+            "Install a CUDA build of torch; no GPU or driver is needed",
         )
     return Torch(folder, version)
 
