@@ -19,6 +19,7 @@ from vramkit.events import Category
 @pytest.fixture
 def snapshot(tmp_path: Path) -> Path:
     """A training step with stacks, recorded by torch, whose start the profile has to work out."""
+    torch._C._cuda_clearCublasWorkspaces()
     model = nn.Linear(256, 256).cuda()
     model(torch.zeros(64, 256, device="cuda")).sum().backward()
     torch.cuda.reset_peak_memory_stats()

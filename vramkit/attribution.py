@@ -107,16 +107,20 @@ class _Story:
         steps = np.zeros(len(self.marks) + 1, np.int32)
         step, busy = 0, 0
         seen: set[int] = set()
-        every = {value for kind, value in self.marks if kind is Kind.OPTIMIZER_END}
+        expected = self._optimizer_periods()
         first_root = next((value for kind, value in self.marks if kind is Kind.ROOT), -1)
         for number, (kind, value) in enumerate(self.marks, 1):
             if kind in (Kind.ROOT, Kind.BACKWARD, Kind.OPTIMIZER):
                 busy = step
             if Kind.STEP in kinds:
                 ends = kind is Kind.STEP
-            elif every:
+            elif expected:
                 seen |= {value} if kind is Kind.OPTIMIZER_END else set()
-                ends = seen == every
+                ends = (
+                    kind is Kind.OPTIMIZER_END
+                    and value >= 0
+                    and all(each in seen for each, (begin, end) in expected.items() if begin <= number <= end)
+                )
             elif Kind.BACKWARD in kinds:
                 ends = kind is Kind.BACKWARD_END
             else:
@@ -127,12 +131,31 @@ class _Story:
             steps[number] = step
         return np.minimum(steps, busy)  # what comes after the last step is its end, not another step
 
+    def _optimizer_periods(self) -> dict[int, tuple[int, int]]:
+        """Between which marks each optimizer belongs to every step.
+
+        From its first step to its last; and before the first, as long as it takes turns with one that goes on after it.
+        So models that are trained one after another don't wait for each other, and those of a GAN do.
+        """
+        ended = [
+            (number, value)
+            for number, (kind, value) in enumerate(self.marks, 1)
+            if kind is Kind.OPTIMIZER_END and value >= 0
+        ]
+        last = {value: number for number, value in ended}
+        first = {value: number for number, value in reversed(ended)}
+        return {
+            value: (min(first[other] for other in first if last[other] >= begin), last[value])
+            for value, begin in first.items()
+        }
+
     def _read(self) -> None:
         open_zones = [0]
         self.zones.append(_Zone(Phase.OUTSIDE, 0))
         in_backward = False
         forward_at = backward_at = -1
         boundary = 0
+        left = []  # zones of steps that raised: nobody knows when the program left them
         for number, (kind, value) in enumerate(self.marks, 1):
             match kind:
                 case Kind.ROOT:
@@ -156,6 +179,8 @@ class _Story:
                 case Kind.OPTIMIZER:
                     self._open(open_zones, Phase.OPTIMIZER, number)
                 case Kind.OPTIMIZER_END:
+                    if value < 0:
+                        left.append(open_zones[-1])
                     self._close(open_zones, number)
             zone = open_zones[-1]
             if zone != self.zone[number - 1] or self.step[number] != self.step[number - 1]:
@@ -167,6 +192,9 @@ class _Story:
             elif phase is Phase.BACKWARD:
                 self.module[number] = backward_at
             self.zone[number], self.boundary[number] = zone, boundary
+        for zone in left:
+            self.zones[zone].phase = Phase.OUTSIDE
+            self.phase[self.zone == zone] = Phase.OUTSIDE
 
     def _open(self, open_zones: list[int], phase: Phase, number: int) -> None:
         if self.zones[open_zones[-1]].phase is Phase.OUTSIDE:
@@ -367,13 +395,13 @@ def _settle(recording: Recording, story: _Story, context: _Contexts, table: Tabl
     category[(category == _UNSEEN) & foreign] = Category.OTHER
     unseen = category == _UNSEEN
 
-    workspace = unseen & np.isin(table["requested"], sorted(recording.workspace_sizes)) & (died < 0)
-    category[workspace & ~_repeated(table, workspace & new)] = Category.WORKSPACE
-    unseen = category == _UNSEEN
-
     last = len(recording.action)
     ends = np.array([recording.position[each.end] if each.end >= 0 else last for each in story.zones], np.int64)
     outlives = (died < 0) | (died >= ends[zone])
+    workspace = unseen & np.isin(table["requested"], sorted(recording.workspace_sizes))
+    category[workspace & ~_doubtful(table, workspace & new)] = Category.WORKSPACE
+    unseen = category == _UNSEEN
+
     creates_graph = np.array([each.creates_graph for each in story.zones])[zone]
     for_backward = np.isin(zone_phase, (Phase.FORWARD, Phase.RECOMPUTE)) | is_loss | creates_graph
     category[unseen & new] = Category.TEMPORARY
@@ -386,16 +414,21 @@ def _settle(recording: Recording, story: _Story, context: _Contexts, table: Tabl
     category[unseen & ~new] = Category.OTHER
 
 
-def _repeated(table: Table, candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """All candidates but the first of each stream and side of autograd: a library has one workspace for each.
+def _doubtful(table: Table, candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Candidates for a workspace that are rather tensors of that size.
 
-    Wrong where a program keeps a tensor of just a workspace's size that it made before its first matrix product.
+    A workspace of 8,519,680 bytes is told by its size: tensors seldom have it. One of 32 MiB is not; of those, the
+    first of each stream and side of autograd is believed, if it lives on: there is one for each thread that multiplies.
+    Wrong where a program keeps a tensor of just 32 MiB that it made before its first matrix product.
     """
     result = np.zeros(len(table), bool)
     seen: set[tuple[int, bool]] = set()
     for row in np.flatnonzero(candidates):
+        size = int(table["requested"][row])
+        if size & (size - 1):
+            continue
         key = int(table["stream"][row]), table["phase"][row] in (Phase.BACKWARD, Phase.RECOMPUTE)
-        result[row] = key in seen
+        result[row] = key in seen or table["died"][row] >= 0
         seen.add(key)
     return result
 
@@ -417,5 +450,9 @@ def _of_a_batch(
             next_forward[index] = next_forward[index + 1]
     begins = next_forward[zone]
     died, step = table["died"], table["step"]
-    died_step = np.where(died >= 0, context.step[np.maximum(died, 0)], last_step) if len(context.step) else step
-    return (begins >= 0) & ((died < 0) | (died >= begins)) & (died_step <= step + 1)
+    if not len(context.step):
+        return np.zeros(len(table), bool)
+    gone_soon = (died >= begins) & (context.step[np.maximum(died, 0)] <= step + 1)
+    in_the_last = (died < 0) & (step == last_step)  # nobody knows how long it would have lived
+    of_a_batch: npt.NDArray[np.bool_] = (begins >= 0) & np.where(died >= 0, gone_soon, in_the_last)
+    return of_a_batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -48,11 +49,12 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
     Args:
         model: one module, a sequence, or a dict of them by name. None: whatever runs inside the block is found.
         optimizer: one ``torch.optim.Optimizer``, a sequence, or a dict of them by name. None: as above.
-        device: "cuda" or "cpu", what to record. None: where the models' parameters are; without models, CUDA if
-            there is a device.
+        device: "cuda" or "cpu", what to record. With an index, "cuda:1", the result is that device's, and else the
+            fullest one's; the others are in it. None: where the models' parameters are; without models, CUDA if there
+            is a device.
         max_events: how many events of each device to keep, at most. Of more, the last are kept, and
             ``result.notes`` says how many were dropped. An event takes about 0.2 kB while it is recorded and 1 kB more
-            for a moment at the end.
+            for a moment at the end; what the program was doing takes some 3 kB a step beside that.
 
     Raises:
         UsageError: an argument is not what it should be; on entering, a profile is being measured already.
@@ -63,6 +65,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
     """
 
     _active: profile | None = None  # torch's hooks and history are the process's, so two would see each other
+    _owner = ""  # who measures, where it isn't the user's own block: for the error's text
 
     def __init__(
         self,
@@ -81,11 +84,12 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
                 "a recording without events shows nothing",
                 "Give a whole number of at least 1; 500000 is the default",
             )
-        self._device = _device_type(device, self._models)
+        self._device = _device(device, self._models)
         self._max_events = max_events
         self._source: _Source | None = None
         self._result: Profile | None = None
         self._entered = False
+        self._process = 0
 
     def __enter__(self) -> Self:
         if self._entered:
@@ -93,18 +97,21 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
                 "A vramkit.profile was entered for the second time",
                 instead="Make a new one for each block: with vramkit.profile(...) as prof",
             )
-        if profile._active is not None:
+        if profile._active is not None and profile._active._process == os.getpid():
             raise UsageError(
                 "A vramkit.profile was entered",
-                "another one is still measuring in this process",
+                f"another one is still measuring in this process{f', of {self._owner}' if self._owner else ''}",
                 "their marks would mix",
-                "Leave the outer block first, or measure both in one and end the parts with prof.step()",
+                f"{self._owner} measures the whole script already: take the block out, or run the script with python"
+                if self._owner
+                else "Leave the outer block first, or measure both in one and end the parts with prof.step()",
             )
         source = _source(self._device, self._max_events)
         source.marks.add_models(self._models)
         source.marks.add_optimizers(self._optimizers.values())
         source.start()
         self._entered = True
+        self._process = os.getpid()  # a fork inside the block is not measured, and may measure itself
         self._source = source
         profile._active = self
         return self
@@ -115,13 +122,18 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         source, self._source = self._source, None
         assert source is not None
         self._models, self._optimizers = {}, {}  # a result must not keep the program's objects alive
-        with ExitStack() as stack:
-            stack.callback(setattr, profile, "_active", None)
-            recordings = source.stop()
-        marks = source.marks
-        self._result = _settle(recordings, marks, self._device)
-        if isinstance(error, torch.OutOfMemoryError):
-            _add_note(error, self._result.report())
+        try:
+            with ExitStack() as stack:
+                stack.callback(setattr, profile, "_active", None)
+                recordings = source.stop()
+            self._result = _settle(recordings, source.marks, self._device)
+            if error is not None and _ran_out(error):
+                _add_note(error, self._result.report())
+        except Exception as failure:
+            if error is None:
+                raise
+            # Nothing of this recording's may take the place of what the program raised.
+            _add_note(error, f"vramkit.profile could not settle what it had measured: {failure!r}")
 
     def step(self) -> None:
         """End a training step. Optional: without it, steps are told apart by the optimizers' steps.
@@ -192,23 +204,21 @@ def _unique(each: object, taken: Mapping[str, object]) -> str:
     return unique
 
 
-def _device_type(device: str | torch.device | None, models: Mapping[str, torch.nn.Module]) -> str:
+def _device(device: str | torch.device | None, models: Mapping[str, torch.nn.Module]) -> torch.device:
+    """What to measure; an index says which device the result is of, as all devices of a kind are measured at once."""
     if device is not None:
         try:
-            kind = torch.device(device).type
-        except (RuntimeError, TypeError) as error:
-            kind = f"{device!r}"
-            cause: Exception | None = error
-        else:
-            cause = None
-        if kind not in ("cuda", "cpu"):
+            found = torch.device(device)
+        except (RuntimeError, TypeError):
+            found = None
+        if found is None or found.type not in ("cuda", "cpu"):
             raise UsageError(
                 "vramkit.profile was given a device",
-                f"{kind}",
+                f"{device!r}",
                 "only CUDA devices and the CPU can be measured",
                 'Pass device="cuda" or device="cpu", or leave it out',
-            ) from cause
-        return kind
+            )
+        return found
     held = [t for model in models.values() for t in (*model.parameters(), *model.buffers())]
     kinds = {tensor.device.type for tensor in held}
     if models and not kinds - {"meta"}:
@@ -219,14 +229,20 @@ def _device_type(device: str | torch.device | None, models: Mapping[str, torch.n
             'Pass device="cuda" or device="cpu"; to predict without running, use vramkit.estimate',
         )
     if "cuda" in kinds:
-        return "cuda"
+        return torch.device("cuda")
     if models:
-        return "cpu"
-    return "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device("cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _source(device: str, max_events: int) -> _Source:
-    if device == "cuda":
+def _source(device: torch.device, max_events: int) -> _Source:
+    if device.type == "cuda":
+        if device.index is not None and torch.cuda.is_available() and device.index >= torch.cuda.device_count():
+            raise DeviceError(
+                f"vramkit.profile was to measure {device}",
+                f"there are {torch.cuda.device_count()} CUDA devices, from cuda:0 on",
+                instead="Name one of those",
+            )
         if not torch.cuda.is_available():
             raise DeviceError(
                 "vramkit.profile was to measure CUDA memory",
@@ -242,13 +258,13 @@ def _source(device: str, max_events: int) -> _Source:
     return StorageLifetimes(max_events)
 
 
-def _settle(recordings: Sequence[Recording], marks: Marks, device: str) -> Profile:
+def _settle(recordings: Sequence[Recording], marks: Marks, device: torch.device) -> Profile:
     modules = marks.modules.described()
     versions = {"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]}
     profiles = [
         Profile(
-            tape=attribute(recording, marks.entries, marks.scans, modules),
-            device_name=torch.cuda.get_device_name(recording.device) if device == "cuda" else "",
+            tape=attribute(recording, marks.kept, marks.scans, modules),
+            device_name=torch.cuda.get_device_name(recording.device) if device.type == "cuda" else "",
             capacity=recording.capacity,
             outside=recording.outside,
             versions=versions,
@@ -257,11 +273,21 @@ def _settle(recordings: Sequence[Recording], marks: Marks, device: str) -> Profi
         for recording in recordings
     ]
     if not profiles:
-        empty = Tape(events=np.zeros(0, EVENT), allocations=np.zeros(0, ALLOCATION), device="cuda:0")
+        empty = Tape(events=np.zeros(0, EVENT), allocations=np.zeros(0, ALLOCATION), device=str(device))
         return Profile(tape=empty, versions=versions, notes=("Nothing used the device inside the block.",))
-    profiles.sort(key=lambda each: -each.peak_reserved)
+    profiles.sort(key=lambda each: (each.device != str(device), -each.peak_reserved))
     first, *others = profiles
     return replace(first, others=tuple(others))
+
+
+def _ran_out(error: BaseException | None) -> bool:
+    """Whether an exception is, or comes from, torch's out-of-memory error."""
+    seen = 0
+    while error is not None and seen < 100:  # chains can be circular
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
 
 
 def _add_note(error: BaseException, note: str) -> None:

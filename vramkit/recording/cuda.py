@@ -7,7 +7,7 @@ says as exactly after how many allocations and frees the mark came, for 20 µs a
 
 from __future__ import annotations
 
-import re
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..allocator import segments_from_torch
+from ..allocator import SegmentState, segments_from_torch
 from ..errors import DeviceError
 from ..events import TORCH_ACTIONS, Action, Ints
 from .marks import Marks
 from .recorded import NO_MODULE, Recording
 from .trace import columns_of, conf_text_of, follow_trace
 
-_STAMP = re.compile(r"(-?\d+)@(\d+)")
+_recordings = itertools.count(1)
 _COUNTED = ("alloc", "free_requested")  # what torch's statistics count as "allocated" and "freed"
 
 
@@ -51,7 +51,11 @@ class CudaHistory:
         self._metadata = self.use_metadata and _has_metadata()
         self._counts: list[tuple[int, ...]] = []
         if self._metadata:
-            self.marks = Marks(torch._C._cuda_setMemoryMetadata, torch.Tensor.data_ptr, stamps=True)
+            # Threads keep what an earlier recording stamped them with, and programs may have metadata of their own.
+            self._prefix = f"vramkit {next(_recordings)}:"
+            self.marks = Marks(
+                torch._C._cuda_setMemoryMetadata, torch.Tensor.data_ptr, stamps=True, prefix=self._prefix
+            )
         else:
             self.marks = Marks(lambda _number: self._counts.append(self._count()), torch.Tensor.data_ptr)
 
@@ -65,7 +69,7 @@ class CudaHistory:
             torch.cuda.memory._record_memory_history("all", context=None, stacks="python", max_entries=self.max_events)
         if self._metadata:
             self._old_metadata = torch._C._cuda_getMemoryMetadata()
-            torch._C._cuda_setMemoryMetadata("0")
+            torch._C._cuda_setMemoryMetadata("")
         snapshot = torch._C._cuda_memorySnapshot(None)
         self._first = [segments_from_torch(snapshot["segments"], device=device) for device in self._devices]
         self._skip = [len(trace) for trace in snapshot["device_traces"]]
@@ -75,6 +79,7 @@ class CudaHistory:
         try:
             self.marks.install()
         except BaseException:
+            self.marks.abandon()
             self._restore()
             raise
 
@@ -82,6 +87,7 @@ class CudaHistory:
         """Detach everything, set the history back as it was, and hand over what was recorded on each device in use."""
         try:
             self.marks.remove()
+            self._was_off = not torch._C._cuda_isHistoryEnabled()
             snapshot = torch._C._cuda_memorySnapshot(None)
             counts = self._count()
             outside = [_outside(device) for device in self._devices]
@@ -112,29 +118,44 @@ class CudaHistory:
         first = self._first[device]
         trace = snapshot["device_traces"][device] if device < len(snapshot["device_traces"]) else []
         entries, lost = _since(trace, self._skip[device], counted - self._base[device])
-        if not entries and not first:
+        if not entries and not first and not lost:
             return None
         columns = columns_of(entries)
         counts = np.isin(columns.action, (Action.ALLOC, Action.FREE))
         notes = []
-        if lost:
+        last = segments_from_torch(snapshot["segments"], device=device)
+        if not lost and not _leads_to(first, last, columns.action, columns.size):
+            lost = 1
+            notes.append(
+                "Some of the allocator's history is missing: something inside the block set its counters back."
+            )
+        elif lost and self._was_off:
+            notes.append(
+                f"The history of {lost:,} allocations and frees on cuda:{device} is gone: something inside the block "
+                "called torch.cuda.memory._record_memory_history(None)."
+            )
+        elif lost:
             notes.append(
                 f"{lost:,} allocations and frees on cuda:{device} came before the last {self.max_events:,} events and "
                 "were not kept: the profile covers what came after. Raise max_events, or profile fewer steps."
             )
+        if lost:
             peak = torch.cuda.max_memory_allocated(device)
             if peak > self._old_peaks[device]:
                 notes.append(f"The highest memory_allocated() of the whole block was {peak:,} bytes.")
-        last = segments_from_torch(snapshot["segments"], device=device)
         followed = follow_trace(columns, conf_text_of(snapshot), None if lost else first, last)
         count = len(entries)
         if self._metadata:
-            mark, at_module = _stamps(entries)
+            mark, at_module = _stamps(entries, self._prefix)
             reached = np.maximum.accumulate(mark) if count else mark
-            position = np.searchsorted(reached, np.arange(len(self.marks.entries) + 1)).astype(np.int64)
+            position = np.searchsorted(reached, np.arange(len(self.marks.kept) + 1)).astype(np.int64)
             position[position == 0] = -1 if lost else 0
         else:
-            counter = np.array([each[device] for each in self._counts], np.int64) - counted + int(counts.sum())
+            counter = (
+                np.array([each[device] for each in self._counts[: len(self.marks.kept) + 1]], np.int64)
+                - counted
+                + int(counts.sum())
+            )
             position = _positions(counter, columns.action, counts)
             mark = np.searchsorted(position, np.arange(count), side="right").astype(np.int64) - 1
             position[counter < 0] = -1
@@ -184,6 +205,15 @@ def _since(trace: Sequence[dict[str, Any]], skip: int, happened: int) -> tuple[l
     return entries, happened - len(counted)
 
 
+def _leads_to(
+    first: Sequence[SegmentState], last: Sequence[SegmentState], action: npt.NDArray[np.uint8], size: Ints
+) -> bool:
+    """Whether what was reserved at the start, with all that came and went, is what is reserved at the end."""
+    came = int(size[np.isin(action, (Action.SEGMENT_ALLOC, Action.SEGMENT_MAP))].sum())
+    went = int(size[np.isin(action, (Action.SEGMENT_FREE, Action.SEGMENT_UNMAP))].sum())
+    return sum(each.size for each in first) + came - went == sum(each.size for each in last)
+
+
 def _positions(counter: Ints, action: npt.NDArray[np.uint8], counts: npt.NDArray[np.bool_]) -> Ints:
     """Index of the first event after so many allocations and frees, for each mark."""
     after = np.concatenate([np.zeros(1, np.int64), np.flatnonzero(counts) + 1])
@@ -193,16 +223,18 @@ def _positions(counter: Ints, action: npt.NDArray[np.uint8], counts: npt.NDArray
     return after[np.clip(counter, 0, len(after) - 1)]
 
 
-def _stamps(entries: Sequence[dict[str, Any]]) -> tuple[Ints, Any]:
+def _stamps(entries: Sequence[dict[str, Any]], prefix: str) -> tuple[Ints, Any]:
     """The mark and the backward's module that the metadata of each entry name."""
     mark = np.zeros(len(entries), np.int64)
     at_module = np.full(len(entries), NO_MODULE, np.int32)
-    texts = [entry.get("user_metadata", "") for entry in entries]
-    for i, text in enumerate(texts):
-        if text.isdigit():
-            mark[i] = int(text)
-        elif (stamp := _STAMP.fullmatch(text)) is not None:
-            at_module[i], mark[i] = int(stamp[1]), int(stamp[2])
+    skip = len(prefix)
+    for i, entry in enumerate(entries):
+        text = entry.get("user_metadata", "")
+        if text.startswith(prefix):
+            module, _, number = text[skip:].rpartition("@")
+            mark[i] = int(number)
+            if module:
+                at_module[i] = int(module)
     return mark, at_module
 
 
@@ -215,6 +247,9 @@ def _workspace_sizes() -> frozenset[int]:
 
 
 def _outside(device: int) -> tuple[int, int]:
-    """Bytes in use on the device beside this allocator's, and the device's capacity."""
+    """Bytes in use on the device beside this allocator's, and the device's capacity; zeros where nothing runs."""
+    has_context = vars(torch._C)["_cuda_hasPrimaryContext"]
+    if not has_context(device):  # to ask how much is free would make a context, of hundreds of MiB
+        return 0, 0
     free, total = torch.cuda.mem_get_info(device)
     return max(0, total - free - torch.cuda.memory_reserved(device)), total

@@ -1,7 +1,8 @@
 """The measured source on the CPU: lifetimes of storages under a dispatch mode. Knows tensors; no allocator.
 
 Every operator passes through Python here, so a step is slower than without it (on CUDA the allocator's own history is
-used instead). What an operator takes and gives back inside its kernel is not seen.
+used instead), and ``torch.compile`` compiles nothing while any dispatch mode is on. What an operator takes and gives
+back inside its kernel is not seen.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
         try:
             self.marks.install()
         except BaseException:
+            self.marks.abandon()
             self._end()
             raise
         self._drop(len(self._events))
@@ -71,7 +73,7 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
                 f"{lost:,} allocations and frees came before the last {len(self._events):,} and were not kept: the "
                 "profile covers what came after. Raise max_events, or profile fewer steps."
             )
-        position = np.array(self._positions, np.int64) - self._dropped
+        position = np.array(self._positions[: len(self.marks.kept) + 1], np.int64) - self._dropped
         columns = np.array(self._events, np.int64).reshape(-1, 5)
         action, storage, size, mark, foreign = columns.T
         return [

@@ -7,7 +7,7 @@ have. Knows no hooks; `vramkit.recording.marks` says when to look.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -43,9 +43,12 @@ class Holdings:
     def add_model(self, name: str, model: torch.nn.Module) -> None:
         """Make a model known."""
         root = _Root(name, model)
+        self._roots = [each for each in self._roots if each.is_alive()]
+        if not root.parameters and not root.buffers:
+            return  # a loss or an activation, which programs make anew in every step
         self._roots.append(root)
-        for parameter, parameter_name in zip(model.parameters(), root.parameter_names, strict=True):
-            if getattr(parameter, "_post_accumulate_grad_hooks", None):
+        for parameter, parameter_name in zip(root.live_parameters(), root.parameter_names, strict=True):
+            if parameter is not None and parameter.requires_grad and parameter._post_accumulate_grad_hooks:
                 # Such a hook may use up the gradient at once, so that no later look would find it.
                 handle = parameter.register_hook(partial(self._look_at_gradient, parameter_name))  # type: ignore[no-untyped-call] # torch's
                 self._handles.callback(handle.remove)
@@ -63,9 +66,12 @@ class Holdings:
         self._state_names.append([])
         return len(self._optimizers) - 1
 
-    def close(self) -> None:
-        """Detach every hook from the parameters, and look once more at what is there."""
+    def detach(self) -> None:
+        """Detach every hook from the parameters."""
         self._handles.close()
+
+    def look_once_more(self) -> None:
+        """Look at everything for the last time; parameters may have come and gone."""
         for root in self._roots:
             root.refresh()
         self.look_at_all()
@@ -95,7 +101,13 @@ class Holdings:
         for root in (*self._roots, *self._loose):
             gradients = [None if p is None else p.grad for p in root.live_parameters()]
             if any(gradient is not None for gradient in gradients):
-                self._found(Category.GRADIENT, self.locate_all(gradients), root.parameter_names)
+                names = root.parameter_names
+                for name, gradient in zip(root.parameter_names, tuple(gradients), strict=True):
+                    if gradient is not None and gradient.layout is not torch.strided:
+                        parts = _parts(gradient)
+                        gradients += parts
+                        names = [*names, *[name] * len(parts)]
+                self._found(Category.GRADIENT, self.locate_all(gradients), names)
 
     def look_at_state(self, index: int, *, again: bool = True) -> None:
         """Look at what an optimizer keeps; unless ``again``, only where some of it is new."""
@@ -133,7 +145,7 @@ class Holdings:
         """One address a tensor; 0 for none."""
         try:
             return list(map(self._locate, tensors))  # type: ignore[arg-type] # the usual case, without None
-        except (RuntimeError, TypeError):
+        except Exception:  # a wrapper (fake, sparse, distributed), a lazy parameter, or None: not all have memory
             return [_locate_or_0(self._locate, tensor) for tensor in tensors]
 
     def _state_names_of(self, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -153,8 +165,16 @@ class Holdings:
 def _locate_or_0(locate: Callable[[torch.Tensor], int], tensor: torch.Tensor | None) -> int:
     try:
         return 0 if tensor is None else locate(tensor)
-    except RuntimeError:  # a wrapper (fake, sparse, distributed) or a lazy parameter: no memory of its own
+    except Exception:  # whatever a tensor that has no memory of its own raises must not end the user's training
         return 0
+
+
+def _parts(sparse: torch.Tensor) -> list[torch.Tensor]:
+    """The dense tensors of a sparse gradient."""
+    try:
+        return [sparse._values(), sparse._indices()]
+    except Exception:  # another layout
+        return []
 
 
 class _Root:
@@ -168,6 +188,10 @@ class _Root:
         self.buffers: list[weakref.ref[torch.Tensor]] = []
         self.buffer_names: Sequence[str] = []
         self.refresh()
+
+    def is_alive(self) -> bool:
+        """Whether the model is still there; loose parameters count as there."""
+        return self._model is None or self._model() is not None
 
     def sample(self) -> list[torch.Tensor | None]:
         """The first and the last of its tensors."""
@@ -198,13 +222,10 @@ def _sample_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor | None]:
     return [tensor for parameter in ends if parameter in state for tensor in tensors_in(state[parameter])]
 
 
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in nested tuples, lists and dicts."""
+def tensors_in(value: Any, depth: int = 8) -> Iterator[torch.Tensor]:
+    """Every tensor in nested tuples, lists and dicts; not in other containers, which may do anything when asked."""
     if isinstance(value, torch.Tensor):
         yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
+    elif depth and isinstance(value, (tuple, list, dict)):
+        for item in dict.values(value) if isinstance(value, dict) else value:
+            yield from tensors_in(item, depth - 1)

@@ -24,7 +24,9 @@ class Modules:
         self.calls: list[int] = []
         self.shapes: list[tuple[int, ...]] = []
         self._met: list[Module] = []
-        self._deaths: list[weakref.ref[torch.nn.Module]] = []
+        self._roots: dict[str, int] = {}  # how often a name was asked for
+        self._unused: dict[tuple[int, str], list[int]] = {}  # (parent, class) of modules without children that died
+        self._refs: dict[int, weakref.ref[torch.nn.Module]] = {}
 
     def __len__(self) -> int:
         return len(self._met)
@@ -36,31 +38,39 @@ class Modules:
 
     def unique_name(self, wanted: str) -> str:
         """A name for a model that no other has: ``"Net"``, ``"Net#2"``."""
-        taken = {module.name for module in self._met if module.parent < 0}
-        unique, number = wanted, 1
-        while unique in taken:
-            number += 1
-            unique = f"{wanted}#{number}"
-        return unique
+        number = self._roots[wanted] = self._roots.get(wanted, 0) + 1
+        return wanted if number == 1 else f"{wanted}#{number}"
 
     def meet(self, module: torch.nn.Module, name: str) -> int:
         """Make a model known, with all modules in it; returns its index."""
         return self._meet(module, name, -1, set())
 
+    def meet_again(self, module: torch.nn.Module, parent: int = -1) -> int:
+        """Let a module stand for one like it that died, such as a loss that is made anew in each step; -1: none did."""
+        unused = self._unused.get((parent, type(module).__name__))
+        if not unused or module._modules:
+            return -1
+        index = unused.pop()
+        self._watch(module, index)
+        return index
+
     def meet_inside(self, module: torch.nn.Module, parent: int) -> int:
         """Make a module known that a forward has just made; returns its index."""
-        return self._meet(module, f"{self._met[parent].name}.<{type(module).__name__}>", parent, set())
+        again = self.meet_again(module, parent)
+        return (
+            again
+            if again >= 0
+            else self._meet(module, f"{self._met[parent].name}.<{type(module).__name__}>", parent, set())
+        )
 
     def forget(self) -> None:
         """Let go of the modules; what is known of them stays."""
-        self._deaths.clear()
+        self._refs.clear()
         self.index.clear()
 
     def _meet(self, module: torch.nn.Module, name: str, parent: int, counted: set[int]) -> int:
         index = len(self._met)
-        identity = id(module)
-        self.index[identity] = index
-        self._deaths.append(weakref.ref(module, lambda _ref: self.index.pop(identity, None)))
+        self._watch(module, index)
         own = 0
         for parameter in module._parameters.values():
             if parameter is not None and id(parameter) not in counted:
@@ -74,15 +84,30 @@ class Modules:
                 self._meet(child, f"{name}.{child_name}", index, counted)
         return index
 
+    def _watch(self, module: torch.nn.Module, index: int) -> None:
+        identity = id(module)
+        has_children = bool(module._modules)
+
+        def died(_ref: object) -> None:
+            if self.index.pop(identity, None) is None:
+                return
+            self._refs.pop(identity, None)
+            if not has_children:
+                met = self._met[index]
+                self._unused.setdefault((met.parent, met.kind), []).append(index)
+
+        self.index[identity] = index
+        self._refs[identity] = weakref.ref(module, died)
+
 
 def first_shape(output: Any) -> tuple[int, ...]:
     """Shape of the first tensor in a module's output; empty where there is none."""
     first = next(tensors_in(output), None)
-    return () if first is None else tuple(first.shape)
+    return () if first is None else tuple(int(size) for size in first.shape)
 
 
 def _nbytes(tensor: torch.Tensor) -> int:
     try:
         return tensor.numel() * tensor.element_size()
-    except (RuntimeError, ValueError):  # a lazy module's parameter has no shape yet
+    except Exception:  # a lazy module's parameter has no shape yet, and wrappers raise what they like
         return 0

@@ -32,7 +32,7 @@ class Kind(enum.IntEnum):
     OPTIMIZER = 7
     """``optimizer.step()`` begins; value: the optimizer."""
     OPTIMIZER_END = 8
-    """``optimizer.step()`` has ended; value: the optimizer."""
+    """``optimizer.step()`` has ended; value: the optimizer, or -1 for a step that raised, some time before."""
     STEP = 9
     """The user says that a training step has ended."""
     SCAN = 10
