@@ -182,6 +182,7 @@ def test_the_backward_is_followed_module_by_module() -> None:
     model = GPT(layers=2, width=64, heads=2, vocabulary=100, length=32).cuda()
     with vramkit.profile(model) as prof:
         for _ in range(8):  # the last ones are not followed, and get the modules of those that were
+            model.zero_grad()
             F.cross_entropy(model(torch.zeros(2, 32, dtype=torch.long, device="cuda")).flatten(0, 1),
                             torch.zeros(64, dtype=torch.long, device="cuda")).backward()  # fmt: skip
 

@@ -63,6 +63,7 @@ def test_what_an_earlier_profile_left_in_other_threads_confuses_no_later_one() -
 
     def steps(count: int) -> None:
         for _ in range(count):
+            first.zero_grad(), second.zero_grad()
             second(first(torch.zeros(8, 64, device="cuda:0")).to("cuda:1")).sum().backward()
 
     one = profiled(lambda: steps(30), [first, second], device="cuda")
@@ -291,6 +292,18 @@ def test_a_history_that_is_switched_off_inside_is_said() -> None:
     assert profile.final.allocated == torch.cuda.memory_allocated()
 
 
+def test_accumulating_backwards_are_one_step_where_no_optimizer_steps() -> None:
+    model = nn.Linear(4, 4)
+
+    def run() -> None:
+        for _ in range(2):
+            model.zero_grad()
+            for _ in range(3):
+                model(torch.zeros(2, 4)).sum().backward()
+
+    assert {each.step for each in profiled(run, model).steps} == {0, 1}
+
+
 def test_models_trained_one_after_another_have_steps_of_their_own() -> None:
     def run() -> None:
         for _ in range(2):
@@ -310,6 +323,7 @@ def test_a_copy_of_the_model_is_no_input() -> None:
     def run() -> None:
         copies.append(copy.deepcopy(model))
         for _ in range(3):
+            model.zero_grad()
             model(torch.zeros(2, 32)).sum().backward()
 
     profile = profiled(run, model)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .events import ALLOCATION, EVENT, Action, Category, Ints, Module, Phase, Table, Tape
-from .recording.recorded import CREATES_GRAPH, FOLLOWED, NO_MODULE, Kind, Mark, Recording, Scan
+from .recording.recorded import ACCUMULATES, CREATES_GRAPH, FOLLOWED, NO_MODULE, Kind, Mark, Recording, Scan
 
 _UNSEEN = 255
 _ALLOC, _FREE, _FREE_COMPLETED = int(Action.ALLOC), int(Action.FREE), int(Action.FREE_COMPLETED)
@@ -108,6 +108,7 @@ class _Story:
         step, busy = 0, 0
         seen: set[int] = set()
         expected = self._optimizer_periods()
+        unstepped = self._ends_of_accumulation()
         first_root = next((value for kind, value in self.marks if kind is Kind.ROOT), -1)
         for number, (kind, value) in enumerate(self.marks, 1):
             if kind in (Kind.ROOT, Kind.BACKWARD, Kind.OPTIMIZER):
@@ -122,7 +123,7 @@ class _Story:
                     and all(each in seen for each, (begin, end) in expected.items() if begin <= number <= end)
                 )
             elif Kind.BACKWARD in kinds:
-                ends = kind is Kind.BACKWARD_END
+                ends = number in unstepped
             else:
                 ends = kind is Kind.ROOT_END and value == first_root
             if ends:
@@ -148,6 +149,17 @@ class _Story:
             value: (min(first[other] for other in first if last[other] >= begin), last[value])
             for value, begin in first.items()
         }
+
+    def _ends_of_accumulation(self) -> set[int]:
+        """Ends of backwards whose gradients are gone before the next: steps, where no optimizer ever steps."""
+        ends: set[int] = set()
+        last = -1
+        for number, (kind, value) in enumerate(self.marks, 1):
+            if kind is Kind.BACKWARD and last >= 0 and not value & ACCUMULATES:
+                ends.add(last)
+            elif kind is Kind.BACKWARD_END:
+                last = number
+        return ends
 
     def _read(self) -> None:
         open_zones = [0]

@@ -96,6 +96,14 @@ class Holdings:
             if root.buffers:
                 self._found(Category.BUFFER, self.locate_all([ref() for ref in root.buffers]), root.buffer_names)
 
+    def has_gradients(self) -> bool:
+        """Whether the first or the last parameter of any model has a gradient; looking at all would cost too much."""
+        return any(
+            parameter is not None and parameter.grad is not None
+            for root in (*self._roots, *self._loose)
+            for parameter in (ref() for ref in (*root.parameters[:1], *root.parameters[-1:]))
+        )
+
     def look_at_gradients(self) -> None:
         """Look at every parameter's gradient."""
         for root in (*self._roots, *self._loose):

@@ -26,7 +26,7 @@ from torch.optim import optimizer as optimizer_hooks
 from ..events import Category
 from .holdings import Holdings, tensors_in
 from .modules import Modules, first_shape
-from .recorded import CREATES_GRAPH, FOLLOWED, Kind, Mark, Scan
+from .recorded import ACCUMULATES, CREATES_GRAPH, FOLLOWED, Kind, Mark, Scan
 
 # Prehooks on some 150 nodes are most of what a profile costs, and one backward is like the next. So only these are
 # followed; the others' modules are found afterwards, where their events are the same. An odd number, because programs
@@ -291,7 +291,11 @@ class Marks:
             self._scan_inputs(self._targets(nodes))
         # (tensors, grad_tensors, retain_graph, create_graph, ...), as torch.autograd calls it
         keeps_graph, creates_graph = bool(args[1]), bool(args[2])
-        self._mark(Kind.BACKWARD, CREATES_GRAPH * creates_graph + FOLLOWED * bool(self._followed))
+        accumulates = self._holdings.has_gradients()
+        self._mark(
+            Kind.BACKWARD,
+            CREATES_GRAPH * creates_graph + FOLLOWED * bool(self._followed) + ACCUMULATES * accumulates,
+        )
         self._marked_nodes.clear()  # numbers of nodes are a thread's own, and checkpoints recompute in another thread
         # The autograd threads have marks of their own: the first node to run says there that this backward began.
         handles = [node.register_prehook(lambda _grads: self._mark(Kind.BACKWARD_AT, -1)) for node in nodes]

@@ -24,7 +24,7 @@ class Kind(enum.IntEnum):
     GRAPH = 3
     """The outermost forward that has just ended made an autograd graph; value: the module."""
     BACKWARD = 4
-    """``backward()`` begins; value: the sum of ``CREATES_GRAPH`` and ``FOLLOWED``, where they hold."""
+    """``backward()`` begins; value: the sum of ``CREATES_GRAPH``, ``FOLLOWED`` and ``ACCUMULATES``, where they hold."""
     BACKWARD_END = 5
     """``backward()`` has ended."""
     BACKWARD_AT = 6
@@ -47,6 +47,8 @@ CREATES_GRAPH = 1
 """This backward builds a graph itself (``create_graph=True``)."""
 FOLLOWED = 2
 """This backward is followed module by module."""
+ACCUMULATES = 4
+"""Gradients of an earlier backward are still there when this one begins."""
 NO_MODULE = -2
 """In ``Recording.at_module``: the source noted no module, the marks decide."""
 
