@@ -83,6 +83,17 @@ def test_a_driver_that_fails_has_no_devices(code: str, monkeypatch: pytest.Monke
     assert driver.cuda_devices() == []
 
 
+def test_a_damaged_profile_is_told_by_its_name_whatever_it_begins_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.npz").write_bytes(b"\0" * 100)
+
+    assert main(["view", str(tmp_path / "bad.npz")]) == 2
+    shown = capsys.readouterr().err
+    assert "a saved profile's" in shown
+    assert not any(word in shown for word in ("snapshot", "pickle"))
+
+
 def test_view_prints_the_report_of_a_saved_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile = training().profile(reserved=200 * MIB, device_name="A Card")
     profile.save(tmp_path / "step.npz")
@@ -97,8 +108,10 @@ def test_view_prints_the_report_of_a_saved_profile(tmp_path: Path, capsys: pytes
         (["view", "missing.npz"], ["missing.npz", "can't be read"]),
         (["view", __file__], ["test_cli.py", "damaged"]),
         (["run", "--gpu", "t4", "missing.py"], ["'missing.py'", "no such file"]),
-        (["run", "--gpu", "t4"], ["no script"]),
+        (["view", str(Path(__file__).parent)], [f"vramkit: {Path(__file__).parent} was to be shown"]),
+        (["run", "--gpu", "t4"], ["vramkit: vramkit run was called with no script to run. Add"]),
         (["run", "--gpu", "t44", __file__], ["'t44'", "nearest are 't4'"]),
+        (["run", "--gpu", "24g", __file__], ["'24g'", "Write '24 GiB' if that is meant"]),
         (["run", "--gpu", "real", "--count", "2", __file__], ["--count", "--gpu real"]),
         (["demo", "--device", "cpu", "--gpu", "t4"], ["--device cpu and --gpu"]),
         (["demo", "--gpu", "t44"], ["'t44'"]),
@@ -202,6 +215,71 @@ def test_an_exception_shows_the_scripts_own_frames(tmp_path: Path) -> None:
 
 
 @pytest.mark.virtual_gpu
+def test_an_error_hides_our_frames_that_it_passed_through_and_no_others(tmp_path: Path) -> None:
+    script = write(
+        tmp_path / "deep.py",
+        """
+        import torch
+
+        class Broken(torch.nn.Module):
+            def forward(self, x):
+                try:
+                    raise KeyError("first")
+                except KeyError as error:
+                    raise ValueError("on purpose") from error
+
+        torch.nn.Sequential(Broken()).cuda()(torch.ones(2, device="cuda"))
+        """,
+    )
+
+    done = command("run", "--gpu", "t4", str(script))
+
+    assert done.returncode == 1
+    assert "KeyError: 'first'" in done.stderr
+    assert "ValueError: on purpose" in done.stderr
+    assert done.stderr.count("deep.py") == 3
+    assert "container.py" in done.stderr, "torch's frames stay"
+    assert not [line for line in done.stderr.splitlines() if line.startswith("  File") and "/vramkit/" in line]
+
+
+@pytest.mark.virtual_gpu
+def test_an_error_of_ours_keeps_the_frames_that_raised_it_and_says_who_measures(tmp_path: Path) -> None:
+    script = write(tmp_path / "own.py", "import vramkit\nwith vramkit.profile():\n    pass\n")
+
+    done = command("run", "--gpu", "t4", str(script))
+
+    assert done.returncode == 1
+    assert "profiling.py" in done.stderr
+    assert "vramkit run" in done.stderr.split("vramkit.errors.UsageError: ")[1]
+    assert "used no CUDA memory" not in done.stderr, "what it raised says more"
+
+
+@pytest.mark.virtual_gpu
+def test_where_to_save_is_looked_at_before_the_script_runs(tmp_path: Path) -> None:
+    script = write(tmp_path / "train.py", "print('ran')")
+
+    done = command("run", "--gpu", "t4", "--save", str(tmp_path / "nowhere" / "x.npz"), str(script))
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no folder" in done.stderr
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize(("ending", "code"), [("raise ValueError", 1), ("raise SystemExit(3)", 3), ("", 0)])
+def test_a_reader_that_leaves_early_does_not_change_the_exit_code(tmp_path: Path, ending: str, code: int) -> None:
+    script = write(tmp_path / "train.py", f"import torch\nkept = torch.ones(9, device='cuda')\n{ending}\n")
+    read, written = os.pipe()
+    os.close(read)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "vramkit", "run", "--gpu", "t4", str(script)], stdout=written, stderr=written
+    )
+
+    os.close(written)
+    assert done.returncode == code
+
+
+@pytest.mark.virtual_gpu
 def test_running_out_of_memory_ends_with_what_held_it_and_status_1(tmp_path: Path) -> None:
     script = write(
         tmp_path / "large.py",
@@ -236,7 +314,9 @@ def test_a_module_runs_with_its_package(tmp_path: Path) -> None:
 
     assert done.stdout == "3 __main__ package __main__.py ['-m', '--save'] True\n"
     assert done.returncode == 0
-    assert "package used no CUDA memory" in done.stderr
+    assert "package: this process used no CUDA memory; processes that it starts are not measured" in " ".join(
+        done.stderr.split()
+    )
 
 
 @pytest.mark.virtual_gpu

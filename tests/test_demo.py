@@ -10,6 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vramkit import virtual_gpu
+from vramkit.cli import demo
+from vramkit.errors import DeviceError
 from vramkit.events import Category
 from vramkit.gpus import CATALOGUE, GENERIC
 from vramkit.textbook import Textbook
@@ -87,6 +90,21 @@ def test_the_demo_explains_itself_on_two_screens(where: str) -> None:
     for size in (64, 256, 1024, 4096):
         for optimizer in ("sgd", "adam"):
             assert f"{Textbook(layers=LAYERS, batch=size, optimizer=optimizer).total:,}" in done.stdout
+
+
+def test_the_cpu_says_plainly_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(gpu: str) -> None:
+        raise DeviceError("The virtual GPU was asked for", "there is no C compiler", instead="Install one")
+
+    monkeypatch.setattr(demo, "cuda_devices", list)
+    monkeypatch.setattr(virtual_gpu, "activate", refuse)
+
+    where, sentence = demo._choose(None, None)
+
+    assert where == "cpu"
+    assert sentence == (
+        "On the CPU: there is no GPU, and a virtual one is not possible here. There is no C compiler. Install one."
+    )
 
 
 @pytest.mark.virtual_gpu

@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import builtins
+
 
 class VramkitError(Exception):
     """Base class of every error that vramkit raises itself.
@@ -23,19 +25,26 @@ class VramkitError(Exception):
         why: why that can't work.
         instead: what to write instead.
 
-    The four parts become one text, a sentence each; a part that would only repeat another is left out.
+    The four parts become one text, a sentence each; a part that would only repeat another is left out. What was found
+    goes on with the sentence if it begins with "with".
     """
 
     def __init__(self, asked: str, found: str = "", why: str = "", instead: str = "") -> None:
-        super().__init__(" ".join(_sentence(part) for part in (asked, found, why, instead) if part))
+        if found.startswith("with "):
+            asked, found = f"{asked} {found}", ""
+        parts = (asked, *(_capitalised(part) for part in (found, why, instead)))
+        super().__init__(" ".join(_ended(part.strip()) for part in parts if part))
 
 
-def _sentence(part: str) -> str:
-    part = part.strip()
-    first = part.split(None, 1)[0]
-    if first.isalpha() and first.islower():  # a word, and not the name of something
-        part = part[0].upper() + part[1:]
-    return part if part.endswith((".", "!", "?", ":")) else part + "."
+def _capitalised(part: str) -> str:
+    word, space, _ = part.partition(" ")
+    is_name = isinstance(getattr(builtins, word, None), type) and word != "set"  # str 'x'
+    is_word = word.isalpha() and word.islower() and space and not is_name
+    return part[0].upper() + part[1:] if is_word else part
+
+
+def _ended(part: str) -> str:
+    return part if part.endswith((".", "!", "?", ":")) else f"{part}."
 
 
 class UsageError(VramkitError, ValueError):

@@ -267,9 +267,11 @@ def _unknown(gpu: object) -> UsageError:
     # "a100" means one of the A100s, however close in letters "h100" may be.
     near = [name for name in names if len(wanted) > 1 and wanted in name]
     near += [name for name in difflib.get_close_matches(wanted, names, n=4, cutoff=0.5) if name not in near]
+    number = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*g?i?b?\s*", str(gpu), re.IGNORECASE)
+    meant = f"Write '{number[1]} GiB' if that is meant; or name" if number else "Name"
     return UsageError(
         f"The GPU {gpu!r} was asked for",
         "it is neither in the catalogue nor a size"
         + (f"; nearest are {', '.join(repr(names[name]) for name in near[:4])}" if near else ""),
-        instead=f"Name one of {', '.join(CATALOGUE)}, a size such as '24 GiB', or describe it with vramkit.GPU(...)",
+        instead=f"{meant} one of {', '.join(CATALOGUE)}, a size such as '24 GiB', or describe it with vramkit.GPU(...)",
     )

@@ -37,7 +37,7 @@ def test_the_same_settings_return_the_same_handle() -> None:
 def test_other_settings_are_refused(change: dict[str, object]) -> None:
     settings = {"gpu": "a100-80gb", "count": 2, **change}
 
-    with pytest.raises(UsageError, match="One is active already: 'a100-80gb' x 2, falling"):
+    with pytest.raises(UsageError, match="One is active already: 2 x NVIDIA A100"):
         virtual_gpu.activate(**settings)  # type: ignore[arg-type]
 
 

@@ -37,7 +37,7 @@ def _positive(text: str) -> int:
 def main(options: argparse.Namespace) -> int:
     """Choose a device, train, and print. Returns the exit code."""
     if options.device == "cpu" and options.gpu is not None:
-        raise UsageError("vramkit demo was called", "with --device cpu and --gpu", instead="Leave one of them out")
+        raise UsageError("vramkit demo was called with --device cpu and --gpu", instead="Leave one of them out")
     where, place = _choose(options.device, options.gpu)
     # Only now: the virtual GPU has to be there before torch is.
     import torch
@@ -74,5 +74,6 @@ def _choose(device: str | None, gpu: str | None) -> tuple[str, str]:
     except DeviceError as error:
         if gpu is not None or device is not None:
             raise
-        return "cpu", f"On the CPU, because there is no GPU and no virtual one: {error}"
+        reason = str(error).removeprefix("The virtual GPU was asked for. ")
+        return "cpu", f"On the CPU: there is no GPU, and a virtual one is not possible here. {reason}"
     return "virtual", f"On a virtual GPU ({card.product}): the memory is as on the card, and nothing is computed."

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+import textwrap
+from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from .script import NotAProgramError, Program, own_traceback
+from .script import NotAProgramError, Program, without_our_frames
 
 if TYPE_CHECKING:
     from ..profiling import profile
     from ..result import Profile
     from . import Verbs
 
-VIRTUAL_NOTE = (
-    "measured on a virtual GPU: memory is as on the card, but nothing was computed, so losses, accuracies and times "
-    "mean nothing."
-)
+VIRTUAL_NOTE = "measured on a virtual GPU: memory is as on the card; losses, results and times mean nothing."
 
 
 def add_to(verbs: Verbs) -> None:
@@ -64,6 +64,8 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError("--count was given with --gpu real", "the number of real GPUs is what it is")
     from .. import profiling
 
+    if options.save:
+        _check_folder(options.save)
     error, result = _measure(program, profiling.profile(device="cuda", max_events=options.max_events))
     if result is None:  # a forked child of the script came out here; the report is its parent's
         if error is not None:
@@ -71,25 +73,37 @@ def main(options: argparse.Namespace) -> int:
         return 0
     if isinstance(error, NotAProgramError):
         raise error
+    _flush()
     code = _ended(error, result)
     if virtual:
         result = _with_note(result)
-    _flush()
-    print(f"\n{_summary(result, program, virtual=virtual)}", file=sys.stderr)
+    summary = _summary(result, program, virtual=virtual, crashed=code != 0)
+    if summary:
+        _tell(f"\n{summary}")
     if options.save:
         try:
             result.save(options.save)
         except OSError as failure:
-            raise UsageError(
-                f"The profile was to be saved as {options.save!r}", f"it can't be written: {failure.strerror}"
-            ) from failure
-        print(
-            f"\nvramkit: the profile is in {options.save}; see it again with: vramkit view {options.save}",
-            file=sys.stderr,
-        )
+            raise _cannot_save(options.save, failure.strerror or str(failure)) from failure
+        _tell(f"\nvramkit: the profile is in {options.save}; see it again with: vramkit view {options.save}")
     if isinstance(error, SystemExit):
         raise error  # Python itself knows best what its code means
     return code
+
+
+def _check_folder(path: str) -> None:
+    """A script can run for hours: what is wrong with where its profile goes is said before."""
+    folder = os.path.dirname(path) or os.curdir
+    if not os.path.isdir(folder):
+        raise _cannot_save(path, f"there is no folder {folder!r}")
+    if os.path.isdir(path):
+        raise _cannot_save(path, "that is a folder")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise _cannot_save(path, "permission denied")
+
+
+def _cannot_save(path: str, why: str) -> UsageError:
+    return UsageError(f"The profile was to be saved as {path!r}", f"it can't be written: {why}")
 
 
 def _program(options: argparse.Namespace) -> Program:
@@ -97,7 +111,7 @@ def _program(options: argparse.Namespace) -> Program:
         return Program(target=options.module[0], arguments=tuple(options.module[1:]), is_module=True)
     script = options.script[1:] if options.script[:1] == ["--"] else options.script
     if not script or options.module is not None:
-        raise UsageError("vramkit run was called", "with no script to run", instead="Add a script, or -m and a module")
+        raise UsageError("vramkit run was called with no script to run", instead="Add a script, or -m and a module")
     if script[0].startswith("-"):
         raise UsageError(f"vramkit run was given {script[0]!r}", "it has no such option")
     return Program(target=script[0], arguments=tuple(script[1:]))
@@ -108,6 +122,7 @@ def _measure(program: Program, measuring: profile) -> tuple[BaseException | None
     process = os.getpid()
     raised: BaseException | None = None
     measuring.__enter__()
+    type(measuring)._owner = "vramkit run"  # a script that measures itself is told who does already
     try:
         program.run()
     except BaseException as error:
@@ -116,6 +131,7 @@ def _measure(program: Program, measuring: profile) -> tuple[BaseException | None
         return raised, None
     trace: TracebackType | None = raised.__traceback__ if raised else None
     measuring.__exit__(type(raised) if raised else None, raised, trace)
+    type(measuring)._owner = ""
     return raised, measuring.result
 
 
@@ -128,19 +144,23 @@ def _ended(error: BaseException | None, result: Profile) -> int:
     notes = [note for note in getattr(error, "__notes__", []) if note != result.report()]
     if hasattr(error, "__notes__"):
         error.__notes__ = notes
-    traceback = own_traceback(error)
-    sys.excepthook(type(error), error.with_traceback(traceback), traceback)
+    without_our_frames(error)
+    sys.excepthook(type(error), error, error.__traceback__)
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
-def _summary(result: Profile, program: Program, *, virtual: bool) -> str:
+def _summary(result: Profile, program: Program, *, virtual: bool, crashed: bool) -> str:
     used = [each for each in result.each_device() if len(each.tape.events) or len(each.tape.allocations)]
     if used:
         return result.report()
+    if crashed:
+        return ""  # what it raised says more than what it didn't use
     kind = "virtual " * virtual
-    return (
-        f"vramkit: {program.target} used no CUDA memory. It ran with {kind}CUDA devices: torch.cuda.is_available() is "
-        'True and torch.device("cuda") works; does it need an option to use them?'
+    return textwrap.fill(
+        f"vramkit: {program.target}: this process used no CUDA memory; processes that it starts are not measured. It "
+        f"ran with {kind}CUDA devices (torch.cuda.is_available() is True): does it need an option to use them?",
+        width=100,
+        break_on_hyphens=False,
     )
 
 
@@ -149,7 +169,27 @@ def _with_note(result: Profile) -> Profile:
     return replace(result, notes=(*result.notes, VIRTUAL_NOTE), others=others)
 
 
+def _tell(text: str) -> None:
+    """Write to the standard error stream, after whatever the script wrote."""
+    _flush()
+    _survive(lambda: print(text, file=sys.stderr, flush=True))
+
+
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.flush()
+            _survive(stream.flush)
+
+
+def _survive(write: Callable[[], object]) -> None:
+    """Write, even if the reader of a pipe has had enough (``| head``): the exit code is still the script's."""
+    try:
+        write()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # a stream that has no descriptor was not the pipe
+                stream.flush()
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

@@ -17,6 +17,8 @@ from types import CodeType, ModuleType, TracebackType
 
 from ..errors import UsageError
 
+_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+
 
 class NotAProgramError(UsageError):
     """What was to be run can't run at all."""
@@ -72,15 +74,35 @@ class Program:
         exec(code, vars(module))
 
 
-def own_traceback(error: BaseException) -> TracebackType | None:
-    """The traceback of what a program raised, without the frames above it."""
-    traceback = error.__traceback__
-    mine = traceback
+def without_our_frames(error: BaseException) -> None:
+    """Take vramkit's frames out of what a program's error shows: those above the program, and those that its calls
+    passed through. A trail that ends in vramkit's own code keeps its end.
+    """
+    pending: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while pending:
+        each = pending.pop()
+        if each is None or id(each) in seen:  # chains can be circular
+            continue
+        seen.add(id(each))
+        each.__traceback__ = _own_traceback(each.__traceback__)
+        pending += [each.__cause__, each.__context__]
+
+
+def _own_traceback(traceback: TracebackType | None) -> TracebackType | None:
+    trail: list[TracebackType] = []
     while traceback is not None:
-        if traceback.tb_frame.f_code.co_filename == __file__:
-            mine = traceback.tb_next
+        trail.append(traceback)
         traceback = traceback.tb_next
-    return mine
+    above = max((i for i, each in enumerate(trail) if each.tb_frame.f_code.co_filename == __file__), default=-1)
+    own = None
+    ends_here = True
+    for each in reversed(trail[above + 1 :]):
+        ours = each.tb_frame.f_code.co_filename.startswith(_PACKAGE)
+        ends_here = ends_here and ours
+        if ends_here or not ours:
+            own = TracebackType(own, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return own
 
 
 def _set_first_path(path: str) -> None:

@@ -17,8 +17,8 @@ def add_to(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "view",
         help="a saved profile, or torch's own snapshot, as text",
-        description="Prints the report of a profile that `profile.save(FILE)` or `vramkit run --save FILE` wrote, or of "
-        "a snapshot that torch.cuda.memory._dump_snapshot(FILE) wrote. Nothing in the file is run.",
+        description="Prints the report of a profile that `profile.save(FILE)` or `vramkit run --save FILE` wrote, or "
+        "of a snapshot that torch.cuda.memory._dump_snapshot(FILE) wrote. Nothing in the file is run.",
     )
     parser.add_argument("file", metavar="FILE")
     parser.set_defaults(main=main)
@@ -42,6 +42,13 @@ def open_result(path: str) -> MemoryResult:
     try:
         with open(path, "rb") as file:
             is_saved = file.read(2) == b"PK"  # a zip: what vramkit saves; torch's snapshots are pickles
+        if path.endswith(".npz") and not is_saved:
+            raise SnapshotError(
+                f"{path} was to be shown",
+                "its name is a saved profile's, but it is no zip file, which those are",
+                "It is damaged",
+                "Save the profile again with profile.save(path)",
+            )
         return load(path) if is_saved else open_snapshot(path)
     except OSError as error:
         raise SnapshotError(f"{path} was to be shown", f"it can't be read: {error.strerror or error}") from error

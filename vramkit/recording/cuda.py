@@ -51,8 +51,8 @@ class CudaHistory:
         self._metadata = self.use_metadata and _has_metadata()
         self._counts: list[tuple[int, ...]] = []
         if self._metadata:
-            # Threads keep what an earlier recording stamped them with, and programs may have metadata of their own. Up to
-            # 15 letters a text costs torch no memory of its own in every entry.
+            # Threads keep what an earlier recording stamped them with, and programs may have metadata of their own. A
+            # text of up to 15 letters costs torch no memory of its own in every entry.
             self._prefix = f"v{next(_recordings)}:"
             self.marks = Marks(
                 torch._C._cuda_setMemoryMetadata, torch.Tensor.data_ptr, stamps=True, prefix=self._prefix

@@ -52,7 +52,7 @@ class ModuleRow:
         return self.parameters + self.kept + self.activations + self.rest
 
 
-def module_rows(result: MemoryResult, moment: Moment, limit: int = 7) -> list[ModuleRow]:
+def module_rows(result: MemoryResult, moment: Moment, limit: int = 6) -> list[ModuleRow]:
     """The modules that hold most at a moment, each byte in one row.
 
     Starts from whole models, and opens the largest row again and again, while the rows within the limit still cover

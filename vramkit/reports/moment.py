@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..breakdown import Breakdown
-from ..events import Category, Ints, Phase, Table
+from ..events import Action, Category, Ints, Phase, Table, Tape
 from ..result import MemoryResult, OutOfMemory
 from .tree import starred_names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """The peak, or the last allocation that failed: then it is that, and not the peak, which needs explaining."""
+    """The peak; or, if an allocation failed and that ended the training, that: then it needs explaining."""
 
     event: int
     """Index of the event after which it is; -1: before the first one."""
@@ -28,13 +28,16 @@ class Moment:
     module: str
     """Name of the module that was running; empty: none."""
     failed: OutOfMemory | None = None
-    """The allocation that failed; None: this is the peak."""
+    """The allocation that failed and ended it; None: this is the peak."""
+    recovered: tuple[OutOfMemory, ...] = ()
+    """Allocations that failed, after which the program went on."""
 
 
 def moment_of(result: MemoryResult) -> Moment:
-    """The last allocation of a result that failed; without one, the peak."""
-    failed = result.out_of_memory[-1] if result.out_of_memory else None
+    """The last allocation of a result that failed, if the training ended there; else the peak."""
     tape = result.tape
+    failures = result.out_of_memory
+    failed = failures[-1] if failures and not _went_on(tape, failures[-1].event) else None
     event = failed.event if failed else tape.peak_event
     row = tape.events[event] if event >= 0 else None
     module = int(row["module"]) if row is not None else -1
@@ -46,7 +49,14 @@ def moment_of(result: MemoryResult) -> Moment:
         phase=Phase(int(row["phase"])) if row is not None else Phase.OUTSIDE,
         module=tape.modules[module].name if module >= 0 else "",
         failed=failed,
+        recovered=() if failed else failures,
     )
+
+
+def _went_on(tape: Tape, event: int) -> bool:
+    """Whether a model or an optimizer ran after an event: an exception on its way out only frees."""
+    later = tape.events[event + 1 :]
+    return bool(((later["action"] == Action.ALLOC) & (later["phase"] != Phase.OUTSIDE)).any())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,15 +10,19 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from ..events import Category, Phase
+from ..events import Action, Category, Phase
 from ..result import MemoryResult, Profile
 from ..sizes import format_size
 from .advice import advise
 from .modules import ModuleRow, module_rows
 from .moment import Moment, Tensors, largest_tensors, moment_of
+from .tree import shown_name
 
 WIDTH = 100
 """Characters of a line, at most."""
+
+_NAME = 60
+"""Characters of a module's name in a sentence, at most."""
 
 _BAR = 26
 _NAMES = {
@@ -46,19 +50,19 @@ def report(result: MemoryResult) -> str:
     """One screen of text about a result: the bridge, the modules, the largest tensors, and what would help most.
 
     Args:
-        result: a profile or an estimate. Of several devices, the one that ran out of memory is shown, else the fullest.
+        result: a profile or an estimate. Of several devices, the one whose memory ran out is shown, else the fullest.
 
     Returns:
         Lines of at most 100 characters, without a newline at the end.
     """
     devices = list(result.each_device()) if isinstance(result, Profile) else [result]
-    shown = next((each for each in devices if each.out_of_memory), result)
+    shown = next((each for each in devices if moment_of(each).failed), result)
     sections = [[_title(shown)]]
     if not len(shown.tape.events) and not len(shown.tape.allocations):
         sections.append([f"Nothing was allocated on {shown.device} meanwhile."])
     else:
         moment = moment_of(shown)
-        sections[0] += _failure(shown, moment) if moment.failed else []
+        sections[0] += _failure(shown, moment) if moment.failed else _recovered(shown, moment)
         sections += [
             list(_bridge(shown, moment)),
             list(_modules(module_rows(shown, moment))),
@@ -90,7 +94,7 @@ def _failure(result: MemoryResult, moment: Moment) -> list[str]:
     failed, held = moment.failed, moment.breakdown
     assert failed is not None
     failures = len(result.out_of_memory)
-    several = f" {_counted(failures, 'allocation')} failed; this is the last." if failures > 1 else ""
+    several = f" {_counted(failures, 'allocation')} failed; this is the last." * (failures > 1)
     free = f" {format_size(max(0, result.capacity - held.used))} of {format_size(result.capacity)} were free, and"
     return _wrapped(
         f"{format_size(failed.requested)} ({failed.requested:,} B) were asked for {_when(result, moment)}."
@@ -100,13 +104,31 @@ def _failure(result: MemoryResult, moment: Moment) -> list[str]:
     )
 
 
+def _recovered(result: MemoryResult, moment: Moment) -> list[str]:
+    if not moment.recovered:
+        return []
+    last, many = moment.recovered[-1], len(moment.recovered)
+    events = result.tape.events[last.event + 1 :]
+    again = int(((events["action"] == Action.ALLOC) & (events["phase"] != Phase.OUTSIDE)).argmax())
+    since = int(result.tape.allocated[last.event + 1 :][again:].max())
+    step = int(result.tape.events["step"][last.event])
+    head = f"{_counted(many, 'allocation')} failed, the last" if many > 1 else "An allocation failed,"
+    return _wrapped(
+        f"{head} of {format_size(last.requested)} {_place(last.phase, last.module)} (step {step + 1}), and the program "
+        f"went on: with at most {format_size(since)} allocated since.",
+        "",
+    )
+
+
 def _when(result: MemoryResult, moment: Moment) -> str:
     if moment.event < 0:
         return "before the first event"
-    steps = _step_count(result)
-    place = _PHASES[moment.phase] if moment.phase is Phase.OUTSIDE else f"in the {_PHASES[moment.phase]}"
-    module = f" of {moment.module}" if moment.module else ""
-    return f"{place}{module}, step {moment.step + 1} of {steps}"
+    return f"{_place(moment.phase, moment.module)}, step {moment.step + 1} of {_step_count(result)}"
+
+
+def _place(phase: Phase, module: str = "") -> str:
+    place = _PHASES[phase] if phase is Phase.OUTSIDE else f"in the {_PHASES[phase]}"
+    return place + (f" of {shown_name(module, _NAME)}" if module else "")
 
 
 # -- the bridge --------------------------------------------------------------------------------------------------------
@@ -118,7 +140,7 @@ def _bridge(result: MemoryResult, moment: Moment) -> Iterator[str]:
     if moment.failed:
         yield "What held the memory then:"
     else:
-        yield f"Most memory was allocated {_when(result, moment)}:"
+        yield from _wrapped(f"Most memory was allocated {_when(result, moment)}:", "")
     ever = result.timeline.by_category.max(axis=0)
     for category in sorted((c for c in Category if ever[c]), key=lambda c: -held.of(c)):
         size = held.of(category)
@@ -143,9 +165,8 @@ def _bridge(result: MemoryResult, moment: Moment) -> Iterator[str]:
         yield _line("=", "used on the device", held.used) + f"  what nvidia-smi shows{part}"
     if highest:
         step, phase = _reserved_peak(result)
-        where = _PHASES[phase] if phase is Phase.OUTSIDE else f"in the {_PHASES[phase]}"
         yield from _wrapped(
-            f"Reserved memory was highest {where} of step {step + 1}: {format_size(result.peak_reserved)} "
+            f"Reserved memory was highest {_place(phase)}, step {step + 1}: {format_size(result.peak_reserved)} "
             f"({result.peak_reserved:,} B), torch.cuda.max_memory_reserved().",
             "    ",
         )
@@ -174,7 +195,7 @@ def _modules(rows: list[ModuleRow]) -> Iterator[str]:
     for row in rows:
         parts = f"{format_size(row.holds):>12}{_cell(row.parameters, 11)}{_cell(row.kept, 12)}"
         parts += f"{_cell(row.activations, 12)}{_cell(row.rest, 12)}{row.calls or '':>6}  "
-        yield _cut(parts + _module_label(row, WIDTH - len(parts)))
+        yield parts + _module_label(row, WIDTH - len(parts))
 
 
 def _cell(size: int, width: int) -> str:
@@ -184,10 +205,12 @@ def _cell(size: int, width: int) -> str:
 def _module_label(row: ModuleRow, width: int) -> str:
     if not row.name:
         return "(no module, or a smaller one)"
-    name = f"{row.count} x " * (row.count > 1) + row.name + " itself" * row.own
+    count, own = f"{row.count} x " * (row.count > 1), " itself" * row.own
+    name = count + shown_name(row.name) + own
     kind = f" ({row.kind})"
     shape = " -> " + "x".join(map(str, row.output_shape)) if row.output_shape and not row.own else ""
-    return next((label for label in (name + kind + shape, name + shape, name + kind) if len(label) <= width), name)
+    short = count + shown_name(row.name, width - len(count) - len(own)) + own
+    return next((label for label in (name + kind + shape, name + shape, name + kind) if len(label) <= width), short)
 
 
 def _tensors(groups: list[Tensors]) -> Iterator[str]:
@@ -196,15 +219,27 @@ def _tensors(groups: list[Tensors]) -> Iterator[str]:
     yield "Largest tensors:"
     for each in groups:
         count = f"{each.count} x " if each.count > 1 else ""
-        names = ", ".join(each.names[:2]) + (", ..." if len(each.names) > 2 else "")
-        if each.named:
-            made = names
-        elif each.phase is Phase.OUTSIDE:
-            made = "made outside of forward, backward and optimizer step"
-        else:
-            made = f"made in the {_PHASES[each.phase]}"
-            made += f" of {names}" if names else ", in no module" * (each.phase is not Phase.OPTIMIZER)
-        yield _cut(f"{count + format_size(each.size):>18}  {_SINGULAR[each.category]:<16}  {made}")
+        head = f"{count + format_size(each.size):>18}  {_SINGULAR[each.category]:<16}  "
+        if not each.named and each.phase is Phase.OUTSIDE:
+            yield f"{head}made outside of forward, backward and optimizer step"
+            continue
+        if not each.named:
+            head += f"made in the {_PHASES[each.phase]}" + " of " * bool(each.names)
+            head += ", in no module" * (not each.names and each.phase is not Phase.OPTIMIZER)
+        yield head + _listed(each.names, WIDTH - len(head))
+
+
+def _listed(names: tuple[str, ...], width: int) -> str:
+    """The first two names, as far as they have room, and whether there are more."""
+    more = ", ..." if len(names) > 2 else ""
+    room = width - len(more)
+    first, second = shown_name(names[0], room) if names else "", ""
+    if len(names) > 1:
+        # Two names that are cut say less than one that is not.
+        second = f", {shown_name(names[1])}"
+        if len(first + second) > room:
+            first, second, more = shown_name(names[0], width - 5), "", ", ..."
+    return first + second + more
 
 
 def _cut(line: str) -> str:
@@ -219,10 +254,10 @@ def _advice(result: MemoryResult, moment: Moment) -> Iterator[str]:
     found = advise(result, moment)
     if not found:
         return
-    yield "What would help most (each alone, and at most):"
+    yield "What would help most (each alone):"
     for each in found:
-        text = each.text + " [of reserved]" * each.of_reserved
-        yield from _wrapped(text, f"{format_size(each.saves):>12}  ")
+        size = f"{'up to' if each.of_reserved else 'about'} {format_size(each.saves)}"
+        yield from _wrapped(each.text + " [of reserved]" * each.of_reserved, f"{size:>18}  ")
 
 
 def _other_device(result: MemoryResult) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..events import Module
+
+_CONTAINERS = {"ModuleDict", "ModuleList", "Sequential"}
+_NUMBERED = re.compile(r"(.*?)\d+")
 
 
 @dataclass
@@ -20,11 +24,16 @@ class Node:
 
 
 def merged_tree(modules: Sequence[Module]) -> list[Node]:
-    """The models as trees in which equal blocks (numbered siblings of one class, with modules inside) are one node."""
-    has_children = {module.parent for module in modules}
+    """The models as trees in which equal blocks are one node.
+
+    Those are siblings of one class with modules inside, called by a number; or by a name that ends in one
+    (``encoder_layer_3``) if they hold modules of the same names and classes. Not the general containers: a ResNet's
+    ``layer1`` and ``layer4`` are stages, and the blocks are inside them.
+    """
+    insides = _insides(modules)
     roots: list[Node] = []
     place: list[Node] = []
-    merged: dict[tuple[int, str, str], Node] = {}
+    merged: dict[tuple[int, str, str, int], Node] = {}
     for index, module in enumerate(modules):
         if module.parent < 0:
             node = Node(module.name, module.kind)
@@ -32,17 +41,35 @@ def merged_tree(modules: Sequence[Module]) -> list[Node]:
         else:
             parent = place[module.parent]
             local = module.name[len(modules[module.parent].name) + 1 :]
-            is_block = local.isdigit() and index in has_children
-            key = (id(parent), "*" if is_block else local, module.kind)
+            name, inside = local, 0
+            numbered = _NUMBERED.fullmatch(local) if insides[index] else None
+            if numbered and (not numbered[1] or module.kind not in _CONTAINERS):
+                name, inside = f"{numbered[1]}*", insides[index] if numbered[1] else 0
+            key = (id(parent), name, module.kind, inside)
             if key not in merged:
                 merged[key] = Node(local, module.kind)
                 parent.children.append(merged[key])
             node = merged[key]
             if node.name != local:
-                node.name = "*"
+                node.name = name
         node.members.append(index)
         place.append(node)
     return [_qualified(root, "") for root in roots]
+
+
+def _insides(modules: Sequence[Module]) -> list[int]:
+    """For each module a number for the names and classes of all that is inside it; 0: nothing is."""
+    children: list[list[int]] = [[] for _ in modules]
+    for index, module in enumerate(modules):
+        if module.parent >= 0:
+            children[module.parent].append(index)
+    numbers: dict[tuple[tuple[str, str, int], ...], int] = {(): 0}
+    insides = [0] * len(modules)
+    for index in range(len(modules) - 1, -1, -1):  # parents come first
+        skip = len(modules[index].name) + 1
+        key = tuple((modules[i].name[skip:], modules[i].kind, insides[i]) for i in children[index])
+        insides[index] = numbers.setdefault(key, len(numbers))
+    return insides
 
 
 def _qualified(node: Node, prefix: str) -> Node:
@@ -62,3 +89,19 @@ def starred_names(modules: Sequence[Module]) -> list[str]:
             names[index] = node.name
         pending += node.children
     return names
+
+
+def shown_name(name: str, width: int = 0) -> str:
+    """A module's or a tensor's name as a report shows it: without what ``torch.compile`` wraps models in.
+
+    Args:
+        name: qualified.
+        width: characters that there are; of a longer name the middle is left out, as the end tells most. 0: enough.
+    """
+    name = re.sub(r"\bOptimizedModule(#\d+)?\._orig_mod\.", "", name).replace("._orig_mod", "")
+    if not 0 < width < len(name):
+        return name
+    head = width // 3 if width >= 40 else 0  # of a name's beginning, a few letters say nothing
+    tail = name[len(name) - max(0, width - 3 - head) :]
+    _, dot, whole = tail.partition(".")  # rather a part less than half of one
+    return f"{name[:head]}...{whole if dot and len(whole) * 2 > len(tail) else tail}"

@@ -79,7 +79,7 @@ def activate(
         raise UsageError(
             f"A virtual GPU was asked for: {_describe(settings)}",
             f"one is active already: {_describe(active.settings)}",
-            "A process keeps the devices that it started with",
+            "A process keeps the devices that it started with (under `vramkit run`, those of its --gpu)",
             "Use vramkit.virtual_gpu.current(), or start another process",
         )
     if active is None:
@@ -126,7 +126,9 @@ def _arm(handle: VirtualGPU) -> None:
 
 
 def _describe(settings: Settings) -> str:
-    return f"{settings.gpu.name!r} x {settings.count}, {settings.address_order}, copy_limit={settings.copy_limit}"
+    more = f", address_order={settings.address_order!r}" * (settings.address_order != "falling")
+    more += f", copy_limit={settings.copy_limit}" * (settings.copy_limit != 0)
+    return f"{settings.count} x {settings.gpu.product}{more}"
 
 
 def _bequeath(settings: Settings, folder: Path) -> None:
