@@ -20,6 +20,12 @@ from .events import ALLOCATION, EVENT, SEGMENT, Module, Table, Tape
 from .result import MemoryResult, Profile
 
 FORMAT = 1
+
+
+class _DamagedError(Exception):
+    """What is wrong with a file, in words of this module."""
+
+
 _TABLES = {"events": EVENT, "allocations": ALLOCATION, "segments": SEGMENT}
 
 
@@ -81,7 +87,7 @@ def load(path: str | PathLike[str]) -> Profile:
     except Exception as error:  # what a damaged file makes zipfile, zlib, numpy and json raise is anything
         raise SnapshotError(
             f"{path} was opened as a saved profile",
-            f"it can't be read: {type(error).__name__}: {error}",
+            f"it can't be read: {error if isinstance(error, _DamagedError) else type(error).__name__}",
             "It is damaged, or is not what vramkit saved",
             "Save the profile again with profile.save(path)",
         ) from error
@@ -103,7 +109,7 @@ def _profile(each: dict[str, Any], number: int, table: Callable[[str], Table]) -
     for name, dtype in _TABLES.items():
         tables[name] = table(f"{number}.{name}")
         if tables[name].dtype != dtype or tables[name].ndim != 1:
-            raise ValueError(f"the table {name!r} has the wrong columns")
+            raise _DamagedError(f"the table {name!r} has the wrong columns")
     modules = tuple(Module(**{**module, "output_shape": tuple(module["output_shape"])}) for module in each["modules"])
     names = tuple(map(str, each["names"]))
     _check(tables, len(modules), len(names))
@@ -130,7 +136,7 @@ def _check(tables: dict[str, Table], modules: int, names: int) -> None:
         ("allocations.died", allocations["died"], len(events)),
     ):
         if len(column) and (column.max() >= limit or column.min() < -1):
-            raise ValueError(f"the column {what} points outside its table")
+            raise _DamagedError(f"the column {what} points outside its table")
     for what, column, limit in (
         ("events.action", events["action"], 8),
         ("events.phase", events["phase"], 5),
@@ -138,4 +144,4 @@ def _check(tables: dict[str, Table], modules: int, names: int) -> None:
         ("allocations.category", allocations["category"], 9),
     ):
         if len(column) and column.max() >= limit:
-            raise ValueError(f"the column {what} has an unknown code")
+            raise _DamagedError(f"the column {what} has an unknown code")
