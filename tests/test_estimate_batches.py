@@ -1,0 +1,140 @@
+"""Batches, the plain step's parts and the search for the largest batch, without an engine."""
+
+from __future__ import annotations
+
+from collections import UserDict
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import vramkit
+from vramkit import gpus
+from vramkit.engines import Run, batches, training
+from vramkit.estimate_result import LARGEST_BATCH, _Search
+
+MIB = 1 << 20
+
+
+def test_a_batch_has_the_size_of_dimension_0() -> None:
+    assert batches.batch_size_of(torch.zeros(7, 3)) == 7
+    assert batches.batch_size_of({"x": torch.zeros(7, 3), "y": [torch.zeros(7)], "n": 3, "s": torch.zeros(())}) == 7
+    assert batches.batch_size_of((torch.zeros(7), vramkit.fixed(torch.zeros(2)))) == 7
+    assert batches.batch_size_of(UserDict(x=torch.zeros(7))) == 7
+    assert batches.batch_size_of({"n": 3}) == 0
+
+
+@given(st.integers(1, 40), st.permutations([0, 1, 2, 3]))
+def test_a_batch_at_another_size_repeats_its_rows_and_keeps_its_layout(size: int, order: list[int]) -> None:
+    sample = torch.arange(4 * 3 * 5 * 2).view(4, 3, 5, 2)
+    sample = sample.permute(order).contiguous().permute([order.index(dim) for dim in range(4)])
+
+    resized: Any = batches.at_size({"x": sample, "kept": vramkit.fixed(sample), "n": 3}, size)
+
+    assert torch.equal(resized["x"], sample[torch.arange(size) % 4])
+    assert resized["kept"] is sample
+    assert resized["n"] == 3
+    assert not size > 1 or sorted(range(4), key=resized["x"].stride) == sorted(range(4), key=sample.stride)
+    assert resized["x"].untyped_storage().nbytes() == resized["x"].nbytes
+
+
+def test_a_large_batch_takes_no_memory_of_the_host() -> None:
+    sample = torch.zeros(1, 1 << 20)
+
+    resized: Any = batches.at_size(sample, 1 << 24)
+
+    assert resized.shape == (1 << 24, 1 << 20)  # 64 TiB
+    assert not resized[123456, :1000].any()
+
+
+def test_only_tensors_can_be_fixed() -> None:
+    with pytest.raises(vramkit.UsageError, match="with list"):
+        vramkit.fixed([1, 2])  # type: ignore[arg-type]
+
+
+class Takes(nn.Module):
+    """Says what it was called with."""
+
+    def forward(self, x: object, y: object = None) -> tuple[object, object]:
+        return x, y
+
+
+def test_a_model_is_called_with_what_it_takes() -> None:
+    model = Takes()
+
+    assert training.call(model, (1, 2), takes_part=False) == (1, 2)
+    assert training.call(model, [1, 2, 3], takes_part=True) == (1, 2)
+    assert training.call(model, {"y": 2, "x": 1}, takes_part=False) == (1, 2)
+    assert training.call(model, {"y": 2, "x": 1, "labels": 3}, takes_part=True) == (1, 2)
+    with pytest.raises(TypeError):
+        training.call(model, (1, 2, 3), takes_part=False)
+    with pytest.raises(TypeError):
+        training.call(model, {"x": 1, "labels": 3}, takes_part=False)
+
+
+def test_the_loss_is_found_in_what_a_model_returns() -> None:
+    scalar, several = torch.ones((), requires_grad=True), torch.ones(3, requires_grad=True)
+
+    class Output:
+        loss = scalar
+
+    assert training.loss_of(Output()) is scalar
+    assert training.loss_of({"loss": scalar, "logits": several}) is scalar
+    assert training.loss_of(scalar) is scalar
+    assert training.loss_of(several).item() == 3
+    assert training.loss_of({"a": several, "b": torch.ones(3), "c": [several]}).item() == 6
+    with pytest.raises(TypeError, match="no tensor to begin a backward with"):
+        training.loss_of("text")
+
+
+class Needs:
+    """A session whose program needs so much memory, in segments, as a function of the batch size."""
+
+    engine = "virtual"
+
+    def __init__(self, base: int, per_row: int, segment: int) -> None:
+        self.base, self.per_row, self.segment = base, per_row, segment
+        self.sizes: list[int] = []
+
+    def reserved(self, size: int) -> int:
+        return -(-(self.base + self.per_row * size) // self.segment) * self.segment
+
+    def run(self, gpu: vramkit.GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True) -> Run:
+        self.sizes.append(batch_size)
+        needed = self.reserved(batch_size)
+        return Run(ran_out=needed > gpu.memory - gpu.context, peak_allocated=needed, peak_reserved=needed, profile=None)
+
+
+@given(
+    base=st.integers(0, 15_000 * MIB),
+    per_row=st.integers(0, 20_000 * MIB),
+    segment=st.sampled_from([1, 512, 2 * MIB, 20 * MIB]),
+    start=st.integers(1, 100_000),
+)
+def test_the_search_finds_the_largest_batch_and_has_tried_the_next(
+    base: int, per_row: int, segment: int, start: int
+) -> None:
+    gpu = gpus.find("t4")
+    session = Needs(base, per_row, segment)
+
+    try:
+        found = _Search(session, gpu).run(start)
+    except vramkit.DoesNotFit:
+        found = 0
+
+    room = gpu.memory - gpu.context
+    assert found == LARGEST_BATCH or session.reserved(found + 1) > room
+    assert found == LARGEST_BATCH or found + 1 in session.sizes
+    assert not found or (session.reserved(found) <= room and found in session.sizes)
+    assert len(session.sizes) <= 60
+
+
+def test_where_memory_is_a_line_few_runs_find_the_end() -> None:
+    session = Needs(500 * MIB, 3 * MIB, 1)
+
+    _Search(session, gpus.find("t4")).run(16)
+
+    assert len(session.sizes) <= 8

@@ -1,0 +1,76 @@
+"""``vramkit estimate``: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import vramkit
+from vramkit.__main__ import main
+
+MODULE = """
+import torch
+
+def pair():
+    return torch.nn.Linear(512, 512), torch.zeros(8, 512)
+
+def arguments():
+    return {"model": torch.nn.Linear(512, 512), "batch": torch.zeros(8, 512), "optimizer": torch.optim.SGD}
+
+def nothing():
+    return None
+
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "described.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.virtual_gpu
+def test_the_report_is_printed_and_saved(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code = main(["estimate", "described:arguments", "--gpu", "t4", "--save", "step.npz", "--batch-size", "32"])
+
+    shown = capsys.readouterr().out
+    assert code == 0
+    assert shown.startswith("vramkit: predicted memory (virtual engine) of Tesla T4")
+    assert "-> 32x512" in shown
+    assert "Fits Tesla T4" in shown
+    assert vramkit.load(tmp_path / "step.npz").device_name == "Tesla T4"
+
+
+@pytest.mark.virtual_gpu
+def test_several_sizes_are_a_table_and_one_that_does_not_fit_is_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["estimate", "described:pair", "--gpu", "1 GiB", "--batch-size", "8", "1000000", "--max-batch-size"])
+
+    *_, head, first, second, _, last = capsys.readouterr().out.splitlines()
+    assert code == 1
+    assert head.split()[:2] == ["batch", "size"]
+    assert first.split()[0] == "8"
+    assert second.split()[0] == "1,000,000"
+    assert second.endswith("does not fit")
+    assert last.startswith("The largest batch that fits Virtual GPU 1.00 GiB: ")
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("described", "'described' names none"),
+        ("absent:build", "no module 'absent'"),
+        ("described:absent", "has no 'absent'"),
+        ("described:number", "is int"),
+        ("described:nothing", "returned NoneType"),
+    ],
+)
+def test_wrong_use_is_one_message_and_status_2(function: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["estimate", function, "--gpu", "t4"])
+
+    shown = capsys.readouterr()
+    assert code == 2
+    assert shown.out == ""
+    assert words in shown.err

@@ -1,0 +1,113 @@
+"""``vramkit estimate``: predict the memory of a training step that a function describes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from ..sizes import format_size
+
+if TYPE_CHECKING:
+    from ..estimate_result import BatchSizeRow, Estimate
+    from . import Verbs
+
+_ASKED = "vramkit estimate was given a function"
+
+
+def add_to(verbs: Verbs) -> None:
+    """Add the verb to the command line."""
+    parser = verbs.add_parser(
+        "estimate",
+        help="predict the memory of a training step on a GPU that isn't here",
+        description="Calls a function that returns (model, batch), or a dict of the arguments of vramkit.estimate, and "
+        "prints where the memory of its training step would go.",
+        epilog="Exit code: 0 if it fits (with several batch sizes: each of them), 1 if it does not, 2 for wrong use.",
+    )
+    parser.add_argument("function", metavar="MODULE:FUNCTION", help="as from this folder, such as package.train:build")
+    parser.add_argument("--gpu", metavar="NAME|SIZE", help="a card of `vramkit gpus`, or a size such as '24 GiB'")
+    parser.add_argument("--batch-size", type=int, nargs="+", metavar="N", help="resize the batch; several: a table too")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: 3)")
+    parser.add_argument("--max-batch-size", action="store_true", help="also search the largest batch that fits")
+    parser.add_argument("--save", metavar="FILE", help="also write the prediction, for `vramkit view` and vramkit.load")
+    parser.set_defaults(main=main)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Predict, and print. Returns the exit code."""
+    given = _arguments(options.function)
+    sizes: list[int] = options.batch_size or []
+    named = {"gpu": options.gpu, "steps": options.steps, "batch_size": sizes[0] if sizes else None}
+    given |= {name: value for name, value in named.items() if value is not None}
+    from ..estimation import estimate
+
+    found: Estimate = estimate(**given)
+    print(found.report())
+    if options.save:
+        try:
+            found.save(options.save)
+        except OSError as failure:
+            raise UsageError(
+                f"The estimate was to be saved as {options.save!r}", f"it can't be written: {failure.strerror}"
+            ) from failure
+    fits = found.fits()
+    if len(sizes) > 1:
+        rows = found.batch_sizes(sizes)
+        print(f"\n{table(rows)}")
+        fits = all(row.fits for row in rows)
+    if options.max_batch_size:
+        print(f"\nThe largest batch that fits {found.gpu.product}: {found.max_batch_size():,}")
+    return 0 if fits else 1
+
+
+def table(rows: tuple[BatchSizeRow, ...]) -> str:
+    """Batch sizes and what each needs, as text."""
+    lines = [f"{'batch size':>10}{'allocated':>13}{'reserved':>13}{'used':>13}{'of the card':>13}"]
+    lines += [
+        f"{row.batch_size:>10,}{format_size(row.peak_allocated):>13}{format_size(row.peak_reserved):>13}"
+        f"{format_size(row.used):>13}{row.used / row.capacity:>13.1%}" + ("" if row.fits else "  does not fit")
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _arguments(name: str) -> dict[str, Any]:
+    """What the function that is meant returns, as arguments of ``vramkit.estimate``."""
+    result = _function(name)()
+    if isinstance(result, Mapping):
+        return {str(key): value for key, value in result.items()}
+    if isinstance(result, (tuple, list)) and len(result) == 2:
+        return {"model": result[0], "batch": result[1]}
+    raise UsageError(
+        _ASKED,
+        f"{name} returned {type(result).__name__}",
+        "It has to say what is trained",
+        'Return (model, batch), or a dict such as {"model": model, "batch": batch, "optimizer": torch.optim.AdamW}',
+    )
+
+
+def _function(name: str) -> Callable[[], object]:
+    module_name, colon, path = name.partition(":")
+    if not (module_name and colon and path):
+        raise UsageError(_ASKED, f"{name!r} names none", instead="Write MODULE:FUNCTION, such as package.train:build")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and misses something itself
+        raise UsageError(
+            _ASKED, f"there is no module {module_name!r}", instead="Call it from the folder that holds it"
+        ) from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise UsageError(_ASKED, f"{module_name!r} has no {path!r}", instead="Name a function without arguments")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UsageError(_ASKED, f"{name} is {type(found).__name__}", instead="Name a function without arguments")
+    return found  # type: ignore[no-any-return] # it is called without arguments, and says so itself if that can't be

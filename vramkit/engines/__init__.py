@@ -1,0 +1,77 @@
+"""What can predict a training step. This file knows what is asked of an engine and what it answers; no engine.
+
+An engine opens a *session* for one program. A session runs the program on any card, at any batch size, as often as it
+is asked, each time as a fresh process would; ``vramkit.estimate`` and ``Estimate`` know nothing else of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..gpus import GPU
+    from ..result import Profile
+
+EngineName = Literal["virtual", "fake"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A training program, as it was given to ``vramkit.estimate`` and checked there."""
+
+    models: Mapping[str, torch.nn.Module]
+    batch: object
+    """A pytree of tensors, or a callable ``size -> batch``."""
+    batch_size: int
+    """Of the sample batch; 0: a callable makes the batches, or nothing in it has a dimension 0."""
+    steps: int
+    optimizers: tuple[torch.optim.Optimizer, ...] = ()
+    make_optimizer: Callable[..., object] | None = None
+    """Makes the optimizer from the parameters, once the models are on the device."""
+    step: Callable[..., object] | None = None
+    """The user's training step; None: the plain one."""
+    loss: Callable[..., object] | None = None
+    autocast: torch.dtype | None = None
+    gradients: Literal["on", "off", "inference"] = "on"
+    """Whether autograd was on where the estimate was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one run of a program came to."""
+
+    ran_out: bool
+    """It ended with ``torch.OutOfMemoryError``."""
+    peak_allocated: int
+    """``torch.cuda.max_memory_allocated()``, bytes."""
+    peak_reserved: int
+    """``torch.cuda.max_memory_reserved()``, bytes."""
+    profile: Profile | None
+    """The whole tape, where it was asked for."""
+    notes: tuple[str, ...] = ()
+    """What had to be assumed, in sentences."""
+
+
+class Session(Protocol):
+    """One program, ready to be run again and again."""
+
+    @property
+    def engine(self) -> EngineName: ...
+
+    def run(self, gpu: GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True) -> Run:
+        """Run the program as a fresh process would.
+
+        Args:
+            gpu: the card.
+            batch_size: 0: the batch as it was given.
+            unlimited: the card has as much memory as is needed, and is otherwise the same.
+            detailed: whether the tape is wanted; figures alone take less time.
+
+        Raises:
+            UsageError: the program itself fails, other than by running out of memory; the cause is its traceback.
+            DeviceError: it ended without an answer.
+        """

@@ -1,0 +1,164 @@
+"""Batches: how large one is, and the same at another size. Knows tensors in nested containers; runs nothing."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..errors import UsageError
+
+VALUES_KEPT = 64 << 20
+"""Up to this many bytes a tensor of a batch keeps its values. A larger one becomes zeros that take no memory of the
+host: values that decide about sizes (lengths, masks, offsets) are in small tensors."""
+
+_BACKED = 128 << 10  # below, a mapping of its own costs more than the memory does
+_NO_RESERVE = 0x4000  # MAP_NORESERVE, which Python's mmap names from 3.13 on
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fixed:
+    """A tensor of a batch that stays as it is when the batch grows. ``fixed`` makes it."""
+
+    tensor: torch.Tensor
+
+
+def fixed(tensor: torch.Tensor) -> Fixed:
+    """Mark a tensor of a batch as having no batch dimension: it is the same at every batch size.
+
+    ::
+
+        vramkit.estimate(model, {"tokens": tokens, "mask": vramkit.fixed(mask)})
+
+    Args:
+        tensor: the model gets it as it is, without the mark.
+
+    Raises:
+        UsageError: it is no tensor.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise UsageError(
+            "vramkit.fixed was called",
+            f"with {type(tensor).__name__}",
+            instead="Pass a tensor; whatever is none stays as it is anyway",
+        )
+    return Fixed(tensor)
+
+
+def batch_size_of(batch: object) -> int:
+    """Size of dimension 0 of a batch's tensors; 0: none has one.
+
+    Raises:
+        UsageError: they disagree, or it is 0.
+    """
+    sizes: dict[str, tuple[int, ...]] = {}
+    for path, leaf in pytree.tree_flatten_with_path(_as_dict(batch))[0]:
+        if isinstance(leaf, torch.Tensor) and leaf.dim():
+            sizes[pytree.keystr(path) or "the tensor"] = tuple(leaf.shape)
+    found = {shape[0] for shape in sizes.values()}
+    if len(found) > 1 or 0 in found:
+        shown = ", ".join(f"{name}: {'x'.join(map(str, shape))}" for name, shape in list(sizes.items())[:6])
+        raise UsageError(
+            "A batch was given",
+            f"the sizes of dimension 0 are {', '.join(map(str, sorted(found)))} ({shown})",
+            "Dimension 0 of every tensor has to be the batch, so that it can be made larger and smaller",
+            "Wrap a tensor that has no batch dimension: vramkit.fixed(tensor)" if len(found) > 1 else "Give a sample",
+        )
+    return found.pop() if found else 0
+
+
+def at_size(batch: object, size: int) -> object:
+    """The batch at another size: its rows are repeated. Marks of `fixed` are taken off.
+
+    Args:
+        batch: a pytree of tensors on the CPU, or a callable ``size -> batch``.
+        size: rows; 0: as it is.
+    """
+    if callable(batch) and not isinstance(batch, (torch.Tensor, Mapping)):
+        return _unwrapped(batch(size))
+    return pytree.tree_map(lambda leaf: _leaf_at(leaf, size), _as_dict(batch))
+
+
+def moved(batch: Any, device: str) -> Any:
+    """The batch with every tensor on a device, as a training loop does it."""
+    return pytree.tree_map(lambda leaf: _leaf_on(leaf, device), _as_dict(batch))
+
+
+def described(batch: object) -> str:
+    """How a model is called with a batch, in short: ``model(f32[64,512])``."""
+    if callable(batch) and not isinstance(batch, (torch.Tensor, Mapping)):
+        return "model(...) with what the callable makes"
+    if isinstance(batch, Mapping):
+        return f"model({', '.join(f'{name}={_short(value)}' for name, value in batch.items())})"
+    return f"model({', '.join(map(_short, batch if isinstance(batch, (tuple, list)) else [batch]))})"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Fixed):
+        value = value.tensor
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    kind = str(value.dtype).removeprefix("torch.")
+    for long, short in (("bfloat", "bf"), ("float", "f"), ("uint", "u"), ("int", "i")):
+        if kind.startswith(long):
+            kind = short + kind[len(long) :]
+            break
+    return f"{kind}[{','.join(map(str, value.shape))}]"
+
+
+def _leaf_at(leaf: Any, size: int) -> Any:
+    if isinstance(leaf, Fixed):
+        return leaf.tensor
+    return _rows(leaf, size) if isinstance(leaf, torch.Tensor) and leaf.dim() and size else leaf
+
+
+def _leaf_on(leaf: Any, device: str) -> Any:
+    move: Callable[[str], Any] | None = getattr(leaf, "to", None)
+    return leaf if move is None or isinstance(leaf, type) else move(device)
+
+
+def _unwrapped(batch: Any) -> Any:
+    return pytree.tree_map(lambda leaf: leaf.tensor if isinstance(leaf, Fixed) else leaf, _as_dict(batch))
+
+
+def _as_dict(batch: Any) -> Any:
+    """Mappings that pytrees don't know, such as a tokenizer's output, as a dict."""
+    return dict(batch) if isinstance(batch, Mapping) and not isinstance(batch, dict) else batch
+
+
+def _rows(tensor: torch.Tensor, size: int) -> torch.Tensor:
+    """The tensor with ``size`` rows and its dimensions in the same order in memory."""
+    if size == len(tensor):
+        return tensor
+    shape = (size, *tensor.shape[1:])
+    # Dense strides in the order of the sample's own, so that channels_last stays channels_last.
+    strides, step = [0] * len(shape), 1
+    for dim in sorted(range(len(shape)), key=lambda dim: (tensor.stride(dim), -dim)):
+        strides[dim] = step
+        step *= shape[dim]
+    keeps_values = step * tensor.element_size() <= VALUES_KEPT
+    if keeps_values:
+        result = torch.empty_strided(shape, strides, dtype=tensor.dtype)
+        result.copy_(tensor.detach()[torch.arange(size) % len(tensor)])
+    else:
+        result = torch.empty(0, dtype=tensor.dtype)
+        result.set_(unbacked(step * tensor.element_size()), 0, shape, tuple(strides))
+    return result.requires_grad_(tensor.requires_grad)
+
+
+def unbacked(size: int) -> torch.UntypedStorage:
+    """Zeros on the host that take memory only where somebody writes.
+
+    Args:
+        size: bytes.
+    """
+    if size < _BACKED or sys.platform == "win32":
+        return torch.zeros(size, dtype=torch.uint8).untyped_storage()
+    # Without MAP_NORESERVE Linux refuses what is obviously more than the machine has: a model of 65 billion parameters.
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
+    return torch.frombuffer(pages, dtype=torch.uint8).untyped_storage()

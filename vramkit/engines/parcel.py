@@ -1,0 +1,277 @@
+"""Programs by value: a model, its batch, optimizer and step as bytes that another process makes the same objects of.
+
+Everything goes into one pickle, so that a step still closes over the very model and optimizer that are sent beside it.
+Of tensors only shapes go, never a model's values: parameters and buffers arrive as zeros that take no memory, whatever
+device they were on, ``meta`` included, and storages that were shared are shared again. Other tensors keep their values
+up to 64 MiB each, because lengths and masks decide about sizes.
+
+An optimizer arrives without its state, as a fresh process has none.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import importlib
+import io
+import pickle
+import sys
+import types
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..errors import UsageError
+from . import Program
+from .batches import VALUES_KEPT, Fixed, unbacked
+
+INSTALL_CLOUDPICKLE = (
+    "Install cloudpickle, which sends lambdas, local functions and a script's own classes: pip install "
+    "'vramkit[estimate]'"
+)
+
+_KIND = "storage of a tensor"
+_arrived_on_cuda: list[torch.Tensor] = []
+"""While a parcel is opened: tensors that were on a CUDA device and belong to no model and no batch."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A program as bytes."""
+
+    content: bytes
+    notes: tuple[str, ...]
+    """What had to be assumed, in sentences."""
+    move_batch: bool
+    """Some tensor of the batch was on a CUDA device: the user's step gets its batch there."""
+    by_name: bool
+    """Functions and classes were sent by name, because there is no cloudpickle."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a parcel held."""
+
+    program: Program
+    on_cuda: list[torch.Tensor]
+    """Tensors that the program had on a CUDA device, beside models and batch; now they are on the CPU."""
+
+
+def pack(program: Program) -> Parcel:
+    """Make bytes of a program. Nothing of the user's is changed.
+
+    Raises:
+        UsageError: something in it can't be sent; the text says which part, and why.
+    """
+    cloudpickle = _cloudpickle()
+    with _by_value(program.step, cloudpickle), _by_value(program.loss, cloudpickle):
+        sender = _make_sender(program, cloudpickle)
+        try:
+            sender.dump(program)
+        except Exception as error:  # whatever a user's __getstate__ raises
+            raise _refusal(program, cloudpickle, error) from error
+    leaves = pytree.tree_leaves(program.batch)
+    move = any(isinstance(leaf, torch.Tensor) and leaf.device.type == "cuda" for leaf in leaves)
+    return Parcel(sender.file.getvalue(), tuple(sender.notes), move, by_name=cloudpickle is None)
+
+
+def unpack(content: bytes) -> Opened:
+    """Make the objects of a program again, on the CPU."""
+    _arrived_on_cuda.clear()
+    program = _Receiver(io.BytesIO(content)).load()
+    assert isinstance(program, Program)
+    return Opened(program, [*_arrived_on_cuda])
+
+
+# -- sending ----------------------------------------------------------------------------------------------------------
+
+
+def _cloudpickle() -> Any | None:
+    """The optional package that sends what has no importable name; None: it is not installed."""
+    try:
+        return importlib.import_module("cloudpickle")
+    except ImportError:
+        return None
+
+
+def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
+    base: type[Any] = pickle.Pickler if cloudpickle is None else cloudpickle.Pickler
+    held = [t for model in program.models.values() for t in (*model.parameters(), *model.buffers())]
+    valueless = {_key(tensor) for tensor in held if _is_plain(tensor)}
+    leaves = (leaf.tensor if isinstance(leaf, Fixed) else leaf for leaf in pytree.tree_leaves(program.batch))
+    moved_anyway = valueless | {_key(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor) and _is_plain(leaf)}
+    has_cuda = torch.cuda.is_available()
+
+    class Sender(base):  # type: ignore[misc] # which of the two it is, is known only now
+        def __init__(self) -> None:
+            self.file = io.BytesIO()
+            self.notes: dict[str, None] = {}
+            self.sent: set[int] = set()
+            self.kept: list[object] = []  # a storage's address is its name only as long as it lives
+            super().__init__(self.file, protocol=5)
+
+        def persistent_id(self, value: Any) -> object:
+            if not isinstance(value, torch.storage.TypedStorage):
+                return None
+            storage = value._untyped_storage
+            key = storage._cdata
+            data = None
+            if key not in self.sent:
+                self.kept.append(storage)
+                self.sent.add(key)
+                if key not in valueless and storage.device.type == "cpu" and storage.nbytes() <= VALUES_KEPT:
+                    data = _bytes_of(storage)
+            return _KIND, key, storage.nbytes(), value.dtype, data
+
+        def reducer_override(self, value: Any) -> Any:
+            if isinstance(value, torch.Tensor) and _is_plain(value):
+                kind = value.device.type
+                if kind == "meta" and type(value) is torch.Tensor:
+                    return _rebuild_of(value)
+                if kind == "cuda" and _key(value) not in moved_anyway:
+                    function, arguments = value.__reduce_ex__(2)  # type: ignore[no-untyped-call] # torch's
+                    return _arrive_on_cuda, (function, *arguments)
+            elif isinstance(value, torch.optim.Optimizer):
+                return _without_state(value)
+            elif isinstance(value, torch.device) and value.type == "cpu" and not has_cuda:
+                # `device = torch.device("cuda" if torch.cuda.is_available() else "cpu")`, in a step that moves a batch.
+                return torch.device, ("cuda",)
+            elif isinstance(value, torch.amp.GradScaler) and not has_cuda and not value.is_enabled():
+                self.notes[
+                    "A GradScaler was taken as enabled: torch disables it where it finds no CUDA device, as here."
+                ] = None
+                return torch.amp.GradScaler, ("cuda",)
+            inherited = getattr(super(), "reducer_override", None)
+            return NotImplemented if inherited is None else inherited(value)
+
+    return Sender()
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is one stretch of memory: subclasses bring their own way of being pickled."""
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.layout is torch.strided
+        and not tensor.is_quantized
+    )
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _typed(storage: torch.UntypedStorage, dtype: torch.dtype) -> torch.storage.TypedStorage:
+    return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call] # torch's
+
+
+def _rebuild_of(tensor: torch.Tensor) -> tuple[Callable[..., object], tuple[object, ...]]:
+    """How torch pickles a tensor with a storage. Of ``meta`` it leaves that out, and with it what shares memory."""
+    return torch._utils._rebuild_tensor_v2, (
+        _typed(tensor.untyped_storage(), tensor.dtype),
+        tensor.storage_offset(),
+        tuple(tensor.size()),
+        tensor.stride(),
+        tensor.requires_grad,
+        OrderedDict(),  # of hooks
+    )
+
+
+def _bytes_of(storage: torch.UntypedStorage) -> bytes:
+    if not storage.nbytes():
+        return b""
+    return torch.empty(0, dtype=torch.uint8).set_(storage).numpy().tobytes()
+
+
+def _without_state(optimizer: torch.optim.Optimizer) -> Any:
+    """An optimizer as it was made. Adagrad's state is made with it, so it stays."""
+    if isinstance(optimizer, torch.optim.Adagrad):
+        return optimizer.__reduce_ex__(2)
+    state = optimizer.__getstate__()
+    if "state" in state:
+        state = {**state, "state": defaultdict(dict)}
+    return copyreg.__newobj__, (type(optimizer),), state  # type: ignore[attr-defined] # not in typeshed
+
+
+@contextmanager
+def _by_value(function: object, cloudpickle: Any | None) -> Iterator[None]:
+    """Send a function's module by value while this holds, if its functions use models or optimizers that it holds.
+
+    A function of a module that can be imported goes as a name. The other process would then import the module, whose
+    code builds a second model there, and the step would train that one.
+    """
+    module = sys.modules.get(function.__module__) if _uses_globals(function) else None
+    if module is None or cloudpickle is None or module.__name__ in cloudpickle.list_registry_pickle_by_value():
+        yield
+        return
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+def _uses_globals(function: object) -> TypeGuard[types.FunctionType]:
+    if not isinstance(function, types.FunctionType) or function.__module__ in (None, "__main__"):
+        return False
+    held = (torch.nn.Module, torch.optim.Optimizer)
+    return any(isinstance(value, held) for value in function.__globals__.values())
+
+
+def _refusal(program: Program, cloudpickle: Any | None, error: Exception) -> UsageError:
+    """What to say when a program can't be sent."""
+    parts: Mapping[str, object] = {
+        "model": program.models,
+        "batch": program.batch,
+        "optimizer": program.make_optimizer or program.optimizers,
+        "loss": program.loss,
+        "step": program.step,
+    }
+    part = next((name for name, value in parts.items() if not _can_be_sent(program, value, cloudpickle)), "program")
+    hint = (
+        INSTALL_CLOUDPICKLE
+        if cloudpickle is None
+        else "Keep what can't be sent (open files, locks, loggers, iterators of a loader) out of what it uses, or let "
+        "the step make it when it runs"
+    )
+    return UsageError(
+        "vramkit.estimate was to run a training step",
+        f"its {part} can't be sent: {type(error).__name__}: {error}",
+        "The step runs in a process of its own, so that this one stays as it is",
+        hint,
+    )
+
+
+def _can_be_sent(program: Program, part: object, cloudpickle: Any | None) -> bool:
+    try:
+        with _by_value(part, cloudpickle):
+            _make_sender(program, cloudpickle).dump(part)
+    except Exception:
+        return False
+    return True
+
+
+# -- receiving --------------------------------------------------------------------------------------------------------
+
+
+class _Receiver(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self._storages: dict[int, torch.UntypedStorage] = {}
+
+    def persistent_load(self, value: Any) -> object:
+        _, key, size, dtype, data = value
+        if key not in self._storages:
+            self._storages[key] = unbacked(size)
+            if data:
+                self._storages[key] = torch.frombuffer(bytearray(data), dtype=torch.uint8).untyped_storage()
+        return _typed(self._storages[key], dtype)
+
+
+def _arrive_on_cuda(function: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
+    tensor = function(*arguments)
+    _arrived_on_cuda.append(tensor)
+    return tensor

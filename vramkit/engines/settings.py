@@ -1,0 +1,79 @@
+"""torch's own settings, carried from one process to another: those that decide which kernels run. Knows their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+_ATTRIBUTES = (
+    "backends.fp32_precision",
+    "backends.cuda.matmul.fp32_precision",
+    "backends.cuda.matmul.allow_fp16_reduced_precision_reduction",
+    "backends.cuda.matmul.allow_bf16_reduced_precision_reduction",
+    "backends.cudnn.fp32_precision",
+    "backends.cudnn.conv.fp32_precision",
+    "backends.cudnn.rnn.fp32_precision",
+    "backends.cudnn.enabled",
+    "backends.cudnn.benchmark",
+    "backends.cudnn.benchmark_limit",
+    "backends.cudnn.deterministic",
+    "utils.deterministic.fill_uninitialized_memory",
+)
+
+
+def _set_deterministic(value: Any) -> None:
+    torch.use_deterministic_algorithms(value > 0, warn_only=value == 1)
+
+
+# name -> how to read it, how to set it
+_FUNCTIONS: dict[str, tuple[Any, Any]] = {
+    "default_dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "deterministic": (torch.get_deterministic_debug_mode, _set_deterministic),
+    "flash_sdp": (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    "mem_efficient_sdp": (
+        torch.backends.cuda.mem_efficient_sdp_enabled,
+        torch.backends.cuda.enable_mem_efficient_sdp,
+    ),
+    "math_sdp": (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
+    "cudnn_sdp": (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
+    "swap_params": (
+        torch.__future__.get_swap_module_params_on_conversion,
+        torch.__future__.set_swap_module_params_on_conversion,
+    ),
+    "overwrite_params": (
+        torch.__future__.get_overwrite_module_params_on_conversion,
+        torch.__future__.set_overwrite_module_params_on_conversion,
+    ),
+}
+
+
+def read() -> dict[str, object]:
+    """Every setting of this process that this torch has."""
+    found: dict[str, object] = {}
+    for name in _ATTRIBUTES:
+        try:
+            found[name] = getattr(_owner(name), name.rpartition(".")[2])
+        except (AttributeError, RuntimeError):  # another torch, or one without that backend
+            continue
+    return {**found, **{name: get() for name, (get, _) in _FUNCTIONS.items()}}
+
+
+def apply(settings: Mapping[str, object]) -> None:
+    """Set what is different here."""
+    here = read()
+    for name, value in settings.items():
+        if name not in here or here[name] == value:
+            continue
+        if name in _FUNCTIONS:
+            _FUNCTIONS[name][1](value)
+        else:
+            setattr(_owner(name), name.rpartition(".")[2], value)
+
+
+def _owner(name: str) -> Any:
+    owner: Any = torch
+    for part in name.split(".")[:-1]:
+        owner = getattr(owner, part)
+    return owner

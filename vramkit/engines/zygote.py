@@ -1,0 +1,257 @@
+"""The helper process: torch on the virtual GPU, imported once, and a fork for every run.
+
+Three generations. The *zygote* imports torch and waits. For each session it forks a process that opens the parcel, and
+so imports what the user's objects need. That one forks a process for each run, in which CUDA begins: so a run finds
+what a fresh process finds, an allocator that has served nothing, for 30 ms instead of the 3 s of a real start.
+
+Nothing here speaks to the user: output goes to a file that the other side may read, errors go back as messages.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import traceback
+import warnings
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import virtual_gpu
+from ..gpus import GPU
+from ..virtual_gpu import _activate
+from ..virtual_gpu._handle import MAX_MEMORY, Settings
+from . import Run
+from .messages import Ended, Failed, Open, Request, UsesCuda, read_all, receive, send, send_bytes
+
+if TYPE_CHECKING:
+    from .parcel import Opened
+
+IDLE = 300
+"""Seconds after which a process that nobody asks anything ends. The other side starts a new one."""
+
+_MOST_EVENTS = 5_000_000
+_OWN_VARIABLES = ("TRITON_LIBCUDA_PATH",)  # what activate() sets, for torch.compile
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
+
+
+def serve(control: int) -> None:
+    """Be the zygote. Called in a new process, before torch is imported.
+
+    Args:
+        control: descriptor of a socket. Each message on it is a byte with two descriptors: a socket for a session, and
+            a file for what is printed there.
+    """
+    handle = virtual_gpu.activate()
+    warnings.simplefilter("ignore")  # nobody reads them here
+    import torch
+    import torch._dynamo  # the first optimizer of a process would import it, and take 1.5 s
+
+    from .. import profiling
+    from ..recording import cuda
+
+    # A fork has only the thread that forked: pools of threads must not exist by then.
+    torch.set_num_threads(1)
+    del profiling, cuda
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(fileno=control) as commands:
+        while _is_ready(commands):
+            message, descriptors, _, _ = socket.recv_fds(commands, 1, 2)
+            if not message:
+                break
+            if os.fork() == 0:
+                commands.close()
+                _become_session(handle, *descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def _is_ready(source: socket.socket) -> bool:
+    return bool(select.select([source], [], [], IDLE)[0])
+
+
+# -- a session ---------------------------------------------------------------------------------------------------------
+
+
+def _become_session(handle: virtual_gpu.VirtualGPU, connection: int, output: int) -> None:
+    status = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(output)
+        with socket.socket(fileno=connection) as asked:
+            _session(handle, asked)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _flush()
+        os._exit(status)  # whatever the zygote had registered for its own exit is not for this process
+
+
+def _session(handle: virtual_gpu.VirtualGPU, asked: socket.socket) -> None:
+    opening: Open = receive(asked)
+    os.chdir(opening.folder)
+    own = {name: os.environ[name] for name in _OWN_VARIABLES if name in os.environ}
+    os.environ.clear()
+    os.environ.update(opening.environment | own)
+    sys.path[:] = opening.path
+    handle = _with_card(handle, opening.gpu)
+    import torch
+
+    from . import settings
+
+    settings.apply(opening.settings)
+    opened: Opened | bytes = opening.parcel
+    if not opening.unpack_late:
+        # Modules count devices when they are imported, and after that torch refuses to begin CUDA in a fork.
+        counting = torch._C._cuda_getDeviceCount
+        torch._C._cuda_getDeviceCount = lambda: 1
+        found = _unpacked(opening.parcel)
+        torch._C._cuda_getDeviceCount = counting
+        if isinstance(found, Failed) or torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch's
+            send(asked, found if isinstance(found, Failed) else UsesCuda())
+            return
+        opened = found
+    send(asked, None)
+    gc.collect()
+    gc.freeze()  # the runs' collections need not look at what they share
+    while _is_ready(asked):
+        try:
+            request: Request = receive(asked)
+        except EOFError:
+            return
+        _fork_run(handle, opened, request, asked)
+
+
+def _unpacked(parcel: bytes) -> Opened | Failed:
+    from .parcel import unpack
+
+    try:
+        return unpack(parcel)
+    except Exception as error:
+        return _failure("unpack the program in its own process", error)
+
+
+def _with_card(handle: virtual_gpu.VirtualGPU, gpu: GPU) -> virtual_gpu.VirtualGPU:
+    """Another card under the same library, which reads its settings when CUDA is first asked for anything."""
+    old = handle.settings
+    new = Settings(gpu=gpu, count=1, address_order=old.address_order, copy_limit=old.copy_limit)
+    library = handle._library
+    library.vgpu_configure(new.to_text().encode())
+    _activate._active = virtual_gpu.VirtualGPU(library, new)
+    return _activate._active
+
+
+def _fork_run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Request, asked: socket.socket) -> None:
+    source, sink = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(source)
+        asked.close()
+        status = 1
+        try:
+            content = pickle.dumps(_run(handle, opened, request), protocol=5)
+            with open(sink, "wb") as file:
+                file.write(content)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            _flush()
+            os._exit(status)
+    os.close(sink)
+    # An end of the connection means that the user's process has gone, or does not want the answer any more.
+    waited: list[Any] = [source, asked]
+    if source not in select.select(waited, [], [])[0]:
+        os.kill(child, signal.SIGKILL)
+    content = read_all(source)
+    os.close(source)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status or not content:
+        send(asked, Ended(status=status))
+    else:
+        send_bytes(asked, content)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Request) -> Run | Failed:
+    import torch
+
+    from ..profiling import profile
+    from .training import Training
+
+    if request.unlimited:
+        # Before torch asks for the device's properties: limits that are fractions of its memory have to grow with it.
+        # Which kernels run does not depend on it, cuDNN's choice of engines included.
+        handle.set_memory(MAX_MEMORY)
+    torch.cuda.init()  # type: ignore[no-untyped-call] # torch's
+    if isinstance(opened, bytes):
+        found = _unpacked(opened)
+        if isinstance(found, Failed):
+            return found
+        opened = found
+    on_cuda, program = opened.on_cuda, opened.program
+    training = Training(program, request.batch_size, request.move_batch)
+
+    def arrive() -> None:
+        for tensor in on_cuda:
+            tensor.data = tensor.data.to("cuda")
+
+    ran_out = False
+    with ExitStack() as stack:
+        measuring: Any = nullcontext()
+        if request.detailed:
+            measuring = profile(program.models, program.optimizers, device="cuda", max_events=_MOST_EVENTS)
+        stack.enter_context(measuring)
+        try:
+            training.run(arrive, measuring.step if request.detailed else _nothing)
+        except BaseException as error:  # sys.exit() in a step is a failure like any other
+            if not _is_out_of_memory(error):
+                return _failure(training.doing, error)
+            ran_out = True
+            del error
+    return Run(
+        ran_out=ran_out,
+        peak_allocated=torch.cuda.max_memory_allocated(),
+        peak_reserved=torch.cuda.max_memory_reserved(),
+        profile=measuring.result if request.detailed else None,
+    )
+
+
+def _nothing() -> None:
+    pass
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether this is one, or something that a program made of one."""
+    import torch
+
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _failure(doing: str, error: BaseException) -> Failed:
+    """An exception as a message: classes of the user's may not arrive at the other side."""
+    shown = traceback.TracebackException.from_exception(error)
+    part: traceback.TracebackException | None = shown
+    while part is not None:
+        part.stack[:] = [frame for frame in part.stack if not frame.filename.startswith(_PACKAGE)]
+        part = part.__cause__ or part.__context__
+    return Failed(doing=doing, kind=type(error).__name__, text=str(error), traceback="".join(shown.format()))
