@@ -69,7 +69,9 @@ class _Zone:
     """Number of the mark that ended it; -1: none did."""
     creates_graph: bool = False
     is_followed: bool = False
-    """A backward whose modules are known."""
+    """A forward or backward whose modules are known."""
+    root: int = -1
+    """The outermost module of a forward."""
     is_loss: bool = False
     """Outside every model, but between a forward and the backward of what it made."""
 
@@ -173,8 +175,10 @@ class _Story:
                 case Kind.ROOT:
                     forward_at = value
                     self._open(open_zones, Phase.RECOMPUTE if in_backward else Phase.FORWARD, number)
+                    self.zones[-1].root = value
                 case Kind.IN:
                     forward_at = value
+                    self.zones[open_zones[-1]].is_followed = True
                 case Kind.ROOT_END:
                     forward_at = -1
                     self._close(open_zones, number)
@@ -259,30 +263,39 @@ class _Story:
         return contexts
 
     def _complete(self, recording: Recording, contexts: _Contexts) -> None:
-        """Give a backward that was not followed the modules of one that was, if their events are the same.
+        """Give a forward or backward that was not followed the modules of one that was, if their events are the same.
 
-        The same allocations and frees in the same order come from the same graph; sizes may differ with the batch.
+        The same allocations and frees in the same order come from the same code; sizes may differ with the batch. One
+        that an exception ended has the modules of one that begins like it.
         """
         phase, module, zone = contexts.phase, contexts.module, contexts.zone
         # Segments come and go as the cache has it, and workspaces only in a thread's first backward.
         of_blocks = recording.action <= _FREE_COMPLETED
         of_blocks &= ~np.isin(recording.size, sorted(recording.workspace_sizes))
-        backward = np.flatnonzero(of_blocks & (phase == Phase.BACKWARD))
-        order = backward[np.argsort(zone[backward], kind="stable")]
-        begins = np.flatnonzero(np.diff(zone[order], prepend=-1))
-        known: dict[bytes, npt.NDArray[np.int32]] = {}
-        unknown = []
-        for rows in np.split(order, begins[1:]):
-            if not len(rows):
-                continue
-            key = recording.action[rows].tobytes()
-            if self.zones[zone[rows[0]]].is_followed:
-                known[key] = module[rows]
-            else:
-                unknown.append((rows, key))
-        for rows, key in unknown:
-            if key in known:
-                module[rows] = known[key]
+        for each_phase in (Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE):
+            of_phase = of_blocks & (phase == each_phase)
+            if each_phase is Phase.FORWARD:
+                of_phase &= module >= 0  # a loss belongs to no module
+            chosen = np.flatnonzero(of_phase)
+            order = chosen[np.argsort(zone[chosen], kind="stable")]
+            begins = np.flatnonzero(np.diff(zone[order], prepend=-1))
+            known: dict[bytes, npt.NDArray[np.int32]] = {}
+            unknown = []
+            for rows in np.split(order, begins[1:]):
+                if not len(rows):
+                    continue
+                its_zone = self.zones[zone[rows[0]]]
+                key = f"{its_zone.root} ".encode() + recording.action[rows].tobytes()
+                if its_zone.is_followed:
+                    known[key] = module[rows]
+                else:
+                    unknown.append((rows, key))
+            for rows, key in unknown:
+                match = known.get(key)
+                if match is None:
+                    match = next((modules for other, modules in known.items() if other.startswith(key)), None)
+                if match is not None:
+                    module[rows] = match[: len(rows)]
 
 
 # -- allocations, and what scans saw of them --------------------------------------------------------------------------

@@ -28,9 +28,9 @@ from .holdings import Holdings, tensors_in
 from .modules import Modules, first_shape
 from .recorded import ACCUMULATES, CREATES_GRAPH, FOLLOWED, Kind, Mark, Scan
 
-# Prehooks on some 150 nodes are most of what a profile costs, and one backward is like the next. So only these are
-# followed; the others' modules are found afterwards, where their events are the same. An odd number, because programs
-# with two or four backwards a step are common.
+# Marks at every module, and prehooks on its nodes, are most of what a profile costs, and one step is like the next. So
+# only the forwards before these backwards are followed, with the backwards; the others' modules are found afterwards,
+# where their events are the same. An odd number, because programs with two or four backwards a step are common.
 _FOLLOW_FIRST, _FOLLOW_EVERY = 2, 11
 _MOST_NODES = 100_000
 _LOSS_NODES = 64  # how far a loss may lie from the model's output before its target is taken for "other"
@@ -199,16 +199,8 @@ class Marks:
             stack = local.stack
             index = known.get(id(module), -1)
             if stack and not followed and index >= 0:
-                stack.append(index)
-                entries.append(inside[index])
-                place(f"{prefix}{len(entries)}")
-                try:
-                    return original(module, *args, **kwargs)
-                finally:
-                    stack.pop()
-                    entries.append(inside[stack[-1]])
-                    place(f"{prefix}{len(entries)}")
-                    calls[index] += 1
+                calls[index] += 1
+                return original(module, *args, **kwargs)
             return outermost_or_followed(module, index, stack, args, kwargs)
 
         def outermost_or_followed(
