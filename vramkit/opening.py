@@ -7,14 +7,11 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-import numpy as np
-
 from .allocator import segments_from_torch
 from .attribution import attribute
 from .errors import SnapshotError
 from .events import TORCH_ACTIONS, Category, Tape
-from .recording.recorded import NO_MODULE, Recording
-from .recording.trace import columns_of, conf_text_of, follow_trace
+from .recording.trace import columns_of, conf_text_of, follow_trace, recording_of
 from .result import Profile
 from .snapshots import load_snapshot
 
@@ -72,23 +69,7 @@ def _profile(snapshot: Mapping[str, Any], device: int) -> Profile | None:
         return None
     columns = columns_of(entries)
     followed = follow_trace(columns, conf_text_of(snapshot), None, last)
-    count = len(entries)
-    recording = Recording(
-        device=f"cuda:{device}",
-        action=columns.action,
-        address=columns.address,
-        size=columns.size,
-        stream=columns.stream,
-        time=columns.time,
-        block=followed.block,
-        mark=np.zeros(count, np.int64),
-        at_module=np.full(count, NO_MODULE, np.int32),
-        position=np.zeros(1, np.int64),
-        before=followed.before,
-        segments=followed.segments,
-        alloc_conf=followed.alloc_conf,
-        workspace_sizes=frozenset({_WORKSPACE}),
-    )
+    recording = replace(recording_of(f"cuda:{device}", columns, followed), workspace_sizes=frozenset({_WORKSPACE}))
     notes = ["A snapshot says where memory was, not what it was for: profile with vramkit.profile to see categories."]
     if not entries:
         notes.append("It has no history, so this is one moment only.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from ..errors import DeviceError
 from ..events import TORCH_ACTIONS, Action, Ints
 from .marks import Marks
 from .recorded import NO_MODULE, Recording
-from .trace import columns_of, conf_text_of, follow_trace
+from .trace import columns_of, conf_text_of, follow_trace, recording_of
 
 _recordings = itertools.count(1)
 _COUNTED = ("alloc", "free_requested")  # what torch's statistics count as "allocated" and "freed"
@@ -146,6 +146,8 @@ class CudaHistory:
                 notes.append(f"The highest memory_allocated() of the whole block was {peak:,} bytes.")
         followed = follow_trace(columns, conf_text_of(snapshot), None if lost else first, last)
         count = len(entries)
+        recording = recording_of(f"cuda:{device}", columns, followed)
+        at_module = recording.at_module
         if self._metadata:
             mark, at_module = _stamps(entries, self._prefix)
             reached = np.maximum.accumulate(mark) if count else mark
@@ -160,21 +162,11 @@ class CudaHistory:
             position = _positions(counter, columns.action, counts)
             mark = np.searchsorted(position, np.arange(count), side="right").astype(np.int64) - 1
             position[counter < 0] = -1
-            at_module = np.full(count, NO_MODULE, np.int32)
-        return Recording(
-            device=f"cuda:{device}",
-            action=columns.action,
-            address=columns.address,
-            size=columns.size,
-            stream=columns.stream,
-            time=columns.time,
-            block=followed.block,
+        return replace(
+            recording,
             mark=mark,
             at_module=at_module,
             position=position,
-            before=followed.before,
-            segments=followed.segments,
-            alloc_conf=followed.alloc_conf,
             workspace_sizes=_workspace_sizes(),
             outside=outside,
             capacity=capacity,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..allocator import AllocatorConf, ImpossibleEvent, SegmentState, follow, initial_state
 from ..errors import UsageError
 from ..events import SEGMENT, TORCH_ACTIONS, Ints, Table
-from .recorded import Before
+from .recorded import NO_MODULE, Before, Recording
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,32 @@ def follow_trace(
     for i, each in enumerate(first):
         table[i] = (each.address, each.size, each.stream, each.small, each.expandable)
     return Followed(block=block, before=before, segments=table, alloc_conf=conf_text, notes=notes)
+
+
+def recording_of(device: str, columns: Columns, followed: Followed) -> Recording:
+    """What a trace alone says: a recording without marks, to which a source that made some adds them.
+
+    Args:
+        device: in torch's words, ``"cuda:0"``.
+        columns: the trace.
+        followed: what it implies.
+    """
+    count = len(columns.action)
+    return Recording(
+        device=device,
+        action=columns.action,
+        address=columns.address,
+        size=columns.size,
+        stream=columns.stream,
+        time=columns.time,
+        block=followed.block,
+        mark=np.zeros(count, np.int64),
+        at_module=np.full(count, NO_MODULE, np.int32),
+        position=np.zeros(1, np.int64),
+        before=followed.before,
+        segments=followed.segments,
+        alloc_conf=followed.alloc_conf,
+    )
 
 
 def _signed(address: int) -> int:
