@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -199,6 +200,33 @@ def test_the_backward_is_followed_module_by_module() -> None:
         steps = [events[chosen & (events["step"] == step)]["module"] for step in range(1, 8)]
         assert len(set(steps[0].tolist())) > 10
         assert all((step == steps[0]).all() for step in steps)
+
+
+def test_a_forward_that_was_not_followed_and_ended_by_an_exception_has_its_modules() -> None:
+    class Full(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                return x
+            raise torch.OutOfMemoryError
+
+    layers = [nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), Full(), nn.Linear(32, 32)]
+    model = nn.Sequential(*layers).cuda()
+    with vramkit.profile(model) as prof:
+        for _ in range(4):
+            model.zero_grad()
+            model(torch.zeros(8, 32, device="cuda")).sum().backward()
+        model.eval()
+        with contextlib.suppress(torch.OutOfMemoryError):
+            model(torch.zeros(8, 32, device="cuda"))
+
+    events = prof.result.tape.events
+    begins = np.flatnonzero(events["phase"] == Phase.BACKWARD)[-1] + 1
+    made = (events["action"] == Action.ALLOC) & (events["phase"] == Phase.FORWARD) & (events["module"] >= 0)
+    ended = events[begins:][made[begins:]]
+    # The second forward, because in the first one cuBLAS takes its workspace.
+    wanted = events[made & (events["step"] == 1)]["module"].tolist()
+    assert len(wanted) == len(set(wanted)) == 4
+    assert ended["module"].tolist() == wanted[:3]
 
 
 def test_optimizer_transients_are_temporary_and_only_what_stays_is_state() -> None:
