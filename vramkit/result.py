@@ -173,8 +173,8 @@ class Profile(MemoryResult):
     Known limitations: memory that a kernel takes and gives back inside one operator is TEMPORARY, whichever library
     asked for it; only cuBLAS's lasting workspace is told apart. Memory that torch's allocator does not hand out (NCCL,
     other libraries, the CUDA context) is in ``outside``, as one figure. Module by module only some steps are followed
-    (the first two, then every eleventh); the others get the modules of one with the same sequence of allocations and
-    frees, or, where none has it, the outermost module alone.
+    (the first two, then every 23rd); the others get the modules of one with the same sequence of allocations and frees,
+    or, where none has it, the outermost module alone.
     """
 
     others: tuple[Profile, ...] = ()

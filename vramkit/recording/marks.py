@@ -30,8 +30,8 @@ from .recorded import ACCUMULATES, CREATES_GRAPH, FOLLOWED, Kind, Mark, Scan
 
 # Marks at every module, and prehooks on its nodes, are most of what a profile costs, and one step is like the next. So
 # only the forwards before these backwards are followed, with the backwards; the others' modules are found afterwards,
-# where their events are the same. An odd number, because programs with two or four backwards a step are common.
-_FOLLOW_FIRST, _FOLLOW_EVERY = 2, 11
+# where their events are the same. A prime number: where a step has several backwards, each of them gets its turn.
+_FOLLOW_FIRST, _FOLLOW_EVERY = 2, 23
 _MOST_NODES = 100_000
 _LOSS_NODES = 64  # how far a loss may lie from the model's output before its target is taken for "other"
 
