@@ -124,6 +124,44 @@ def test_expandable_segments_grow_in_place_and_give_pages_back() -> None:
     assert result["again"] == 6 << 30
 
 
+@pytest.mark.parametrize("conf", ["", "expandable_segments:True"])
+def test_the_largest_card_can_be_used_up(conf: str) -> None:
+    answer = run_on(
+        "4 TiB",
+        """
+        import torch
+        x = [torch.empty(1 << 40, dtype=torch.uint8, device="cuda") for _ in range(3)]
+        torch.cuda.empty_cache()
+        rest = torch.cuda.mem_get_info()[0] - (64 << 20)
+        x.append(torch.empty(rest, dtype=torch.uint8, device="cuda"))
+        result = [torch.cuda.memory_allocated() - rest]
+        try:
+            x.append(torch.empty(65 << 20, dtype=torch.uint8, device="cuda"))
+        except torch.OutOfMemoryError:
+            result.append("full")
+        """,
+        environment={"PYTORCH_CUDA_ALLOC_CONF": conf},
+    )
+
+    assert answer == [3 << 40, "full"]
+
+
+def test_sixteen_cards_share_the_addresses() -> None:
+    answer = run_on(
+        "1 TiB",
+        """
+        import torch
+        size = (1 << 40) - (1 << 30)
+        x = [torch.empty(size, dtype=torch.uint8, device=f"cuda:{i}") for i in range(16)]
+        places = sorted(each.data_ptr() for each in x)
+        result = all(b - a >= size for a, b in zip(places, places[1:]))
+        """,
+        count=16,
+    )
+
+    assert answer is True
+
+
 def test_visible_devices_are_chosen_as_the_driver_does() -> None:
     count, used, index, properties = run_on(
         "a100-80gb",

@@ -19,13 +19,11 @@ import sys
 import traceback
 import warnings
 from contextlib import ExitStack, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import virtual_gpu
-from ..gpus import GPU
-from ..virtual_gpu import _activate
-from ..virtual_gpu._handle import MAX_MEMORY, Settings
+from ..virtual_gpu._activate import exchange
+from ..virtual_gpu._handle import MAX_MEMORY
 from . import Run
 from .messages import Ended, Failed, Open, Request, UsesCuda, read_all, receive, send, send_bytes
 
@@ -37,7 +35,6 @@ IDLE = 300
 
 _MOST_EVENTS = 5_000_000
 _OWN_VARIABLES = ("TRITON_LIBCUDA_PATH",)  # what activate() sets, for torch.compile
-_PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
 def serve(control: int) -> None:
@@ -102,7 +99,7 @@ def _session(handle: virtual_gpu.VirtualGPU, asked: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(opening.environment | own)
     sys.path[:] = opening.path
-    handle = _with_card(handle, opening.gpu)
+    exchange(opening.gpu)
     import torch
 
     from . import settings
@@ -131,22 +128,13 @@ def _session(handle: virtual_gpu.VirtualGPU, asked: socket.socket) -> None:
 
 
 def _unpacked(parcel: bytes) -> Opened | Failed:
+    from .failures import failure_of
     from .parcel import unpack
 
     try:
         return unpack(parcel)
     except Exception as error:
-        return _failure("unpack the program in its own process", error)
-
-
-def _with_card(handle: virtual_gpu.VirtualGPU, gpu: GPU) -> virtual_gpu.VirtualGPU:
-    """Another card under the same library, which reads its settings when CUDA is first asked for anything."""
-    old = handle.settings
-    new = Settings(gpu=gpu, count=1, address_order=old.address_order, copy_limit=old.copy_limit)
-    library = handle._library
-    library.vgpu_configure(new.to_text().encode())
-    _activate._active = virtual_gpu.VirtualGPU(library, new)
-    return _activate._active
+        return failure_of("unpack the program in its own process", error)
 
 
 def _fork_run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Request, asked: socket.socket) -> None:
@@ -192,6 +180,7 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
     import torch
 
     from ..profiling import profile
+    from .failures import failure_of, is_out_of_memory
     from .training import Training
 
     if request.unlimited:
@@ -220,8 +209,8 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
         try:
             training.run(arrive, measuring.step if request.detailed else _nothing)
         except BaseException as error:  # sys.exit() in a step is a failure like any other
-            if not _is_out_of_memory(error):
-                return _failure(training.doing, error)
+            if not is_out_of_memory(error):
+                return failure_of(training.doing, error)
             ran_out = True
             del error
     return Run(
@@ -234,24 +223,3 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
 
 def _nothing() -> None:
     pass
-
-
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether this is one, or something that a program made of one."""
-    import torch
-
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _failure(doing: str, error: BaseException) -> Failed:
-    """An exception as a message: classes of the user's may not arrive at the other side."""
-    shown = traceback.TracebackException.from_exception(error)
-    part: traceback.TracebackException | None = shown
-    while part is not None:
-        part.stack[:] = [frame for frame in part.stack if not frame.filename.startswith(_PACKAGE)]
-        part = part.__cause__ or part.__context__
-    return Failed(doing=doing, kind=type(error).__name__, text=str(error), traceback="".join(shown.format()))

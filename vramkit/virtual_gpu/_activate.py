@@ -9,13 +9,14 @@ import ctypes
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from .. import gpus
 from ..errors import UsageError
 from ..gpus import GPU
 from ..sizes import parse_size
-from ._handle import MAX_MEMORY, AddressOrder, Settings, VirtualGPU
+from ._handle import AddressOrder, Settings, VirtualGPU
 from .build import ALIASES, LIBRARY, build, find_torch
 
 ENVIRONMENT = "VRAMKIT_VIRTUAL_GPU"
@@ -70,10 +71,7 @@ def activate(
         DeviceError: it can't be built or doesn't run here; the text says what is missing.
     """
     global _active
-    found = gpus.find(gpu)
-    settings = Settings(gpu=found, count=count, address_order=address_order, copy_limit=parse_size(copy_limit))
-    if found.memory > MAX_MEMORY:
-        raise UsageError(f"A virtual GPU with {found.memory} bytes was asked for", instead="The most is 1 TiB")
+    settings = Settings(gpu=gpus.find(gpu), count=count, address_order=address_order, copy_limit=parse_size(copy_limit))
     active = current()
     if active is not None and active.settings != settings:
         raise UsageError(
@@ -96,7 +94,7 @@ def activate(
         # (which torch still loads) come after. The aliases answer to the names that are opened at run time.
         library, *_ = [ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL) for name in (LIBRARY, *ALIASES)]
         active = VirtualGPU(library, settings)
-        library.vgpu_configure(settings.to_text().encode())
+        active.configure(settings)
         # Triton (torch.compile) asks ldconfig where the driver is, unless it is told.
         os.environ.setdefault("TRITON_LIBCUDA_PATH", str(folder))
         _arm(active)
@@ -112,6 +110,16 @@ def current() -> VirtualGPU | None:
         if hasattr(library, "vgpu_configure"):  # preloaded: the environment reached the loader too
             _arm(VirtualGPU(library, Settings.from_text(os.environ[ENVIRONMENT])))
     return _active
+
+
+def exchange(gpu: GPU) -> None:
+    """Make the devices of this process one device, another card. For a fork of a process that has torch and no CUDA.
+
+    Once CUDA was asked for anything this does nothing: library and torch keep what they read first.
+    """
+    handle = current()
+    assert handle is not None
+    handle.configure(replace(handle.settings, gpu=gpu, count=1))
 
 
 def is_active() -> bool:

@@ -16,7 +16,9 @@ AddressOrder = Literal["falling", "rising"]
 """Where new device memory goes: below what is there (as drivers mostly do), or above it."""
 
 MAX_DEVICES = 16
-MAX_MEMORY = 1 << 40  # the stretch of addresses that each device has
+MAX_MEMORY = 4 << 40
+"""Bytes: the most that one device can have."""
+_ALL_MEMORY = 16 << 40  # the stretch of addresses that all devices share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,17 @@ class Settings:
             raise UsageError(
                 f"The address order {self.address_order!r} was asked for", instead="Give 'falling' or 'rising'"
             )
+        if self.gpu.memory > self.most_memory:
+            raise UsageError(
+                f"A virtual GPU with {self.gpu.memory} bytes was asked for",
+                instead=f"The most is {format_size(self.most_memory)}"
+                + f", with {self.count} of them" * (self.count > 1),
+            )
+
+    @property
+    def most_memory(self) -> int:
+        """Bytes: the most that each of so many devices can have."""
+        return min(MAX_MEMORY, _ALL_MEMORY // self.count)
 
     def to_text(self) -> str:
         """The text that the C library reads; also the environment variable by which children get it."""
@@ -87,6 +100,10 @@ class VirtualGPU:
         library.vgpu_configure.restype = None
         library.vgpu_set_memory.argtypes = [ctypes.c_int, ctypes.c_size_t]
         library.vgpu_set_memory.restype = None
+        library.vgpu_refuse.argtypes = [ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t]
+        library.vgpu_refuse.restype = None
+        library.vgpu_refusals.argtypes = [ctypes.c_int]
+        library.vgpu_refusals.restype = ctypes.c_size_t
         library.vgpu_memory.argtypes = [ctypes.c_int]
         library.vgpu_memory.restype = ctypes.c_size_t
         library.vgpu_used.argtypes = [ctypes.c_int]
@@ -94,6 +111,11 @@ class VirtualGPU:
         library.vgpu_launches.argtypes = []
         library.vgpu_launches.restype = ctypes.c_ulonglong
         self._library = library
+        self._settings = settings
+
+    def configure(self, settings: Settings) -> None:
+        """Tell the library what its devices are; it listens until CUDA is first asked for anything. Internal."""
+        self._library.vgpu_configure(settings.to_text().encode())
         self._settings = settings
 
     @property
@@ -136,11 +158,29 @@ class VirtualGPU:
         """
         number = self._number(device)
         capacity = 0 if size is None else parse_size(size)
-        if size is not None and not 0 < capacity <= MAX_MEMORY:
+        most = self.settings.most_memory
+        if size is not None and not 0 < capacity <= most:
             raise UsageError(
-                f"A virtual GPU with {format_size(capacity)} was asked for", instead="Give a size of 1 B to 1 TiB"
+                f"A virtual GPU with {format_size(capacity)} was asked for",
+                instead=f"Give a size of 1 B to {format_size(most)}",
             )
         self._library.vgpu_set_memory(number, capacity)
+
+    def refuse(self, *, after: int, times: int = 2, device: int = 0) -> None:
+        """Let some requests for device memory fail, to test what a program does then.
+
+        Args:
+            after: how many requests from now on are served as always. One is what torch's allocator asks the driver
+                for: a segment, or pages of an expandable one; most of its own blocks come from its cache.
+            times: how many fail after that. torch asks twice before it raises an out-of-memory error: the second time
+                when it has given its cache back. 0: none, from now on.
+            device: which device.
+        """
+        self._library.vgpu_refuse(self._number(device), after, times)
+
+    def refusals(self, device: int = 0) -> int:
+        """How many of the failures that `refuse` ordered are still to come."""
+        return int(self._library.vgpu_refusals(self._number(device)))
 
     def used(self, device: int = 0) -> int:
         """Bytes of a device that are handed out: torch's segments, without the CUDA context."""

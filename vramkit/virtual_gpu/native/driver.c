@@ -19,6 +19,13 @@ CUresult cuDeviceGetName(char *name, int length, CUdevice device UNUSED) {
   snprintf(name, (size_t)length, "%s", settings.name);
   return CUDA_SUCCESS;
 }
+CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
+  size_t available;
+  configure();
+  if (device < 0 || device >= settings.devices) return CUDA_ERROR_INVALID_DEVICE;
+  device_memory(device, &available, bytes);
+  return CUDA_SUCCESS;
+}
 CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute name, CUdevice device) {
   return (CUresult)cudaDeviceGetAttribute(value, (enum cudaDeviceAttr)name, device);
 }

@@ -11,10 +11,12 @@
 
 #include <sys/mman.h>
 
-#define MALLOC_ROOM (1 * TIB) /* per device, for cudaMalloc */
-#define RESERVE_ROOM                                                                                                   \
-  (3 * TIB) /* per device, for cuMemAddressReserve: expandable segments take 9/8 of the device each */
-#define FIRST_BASE ((uintptr_t)0x100000000000) /* far from heap and libraries, so that every run gets the same place */
+/* All devices share 64 TiB of addresses, between FIRST_BASE and where Linux puts programs: far from heap and libraries,
+ * so that every run gets the same place. A quarter is for cudaMalloc, the rest for cuMemAddressReserve: expandable
+ * segments reserve 9/8 of the device for each pool. */
+#define FIRST_BASE  ((uintptr_t)0x100000000000)
+#define ALL_MALLOCS (16 * TIB)
+#define MOST_MEMORY (4 * TIB) /* of one device */
 
 struct arena {
   uintptr_t start;
@@ -27,6 +29,9 @@ static size_t range_count, range_room;
 static struct arena malloc_arena[MAX_DEVICES], reserve_arena[MAX_DEVICES];
 static size_t taken[MAX_DEVICES];
 static size_t capacities[MAX_DEVICES]; /* set by vgpu_set_memory; 0: the card's own */
+static struct {
+  size_t after, times;
+} refusal[MAX_DEVICES]; /* set by vgpu_refuse: after so many requests, so many get nothing */
 static bool contexts[MAX_DEVICES];
 
 static void before_fork(void) { pthread_mutex_lock(&lock); }
@@ -75,6 +80,15 @@ static void leave(struct range *range) {
 
 /* ---- address space */
 
+static size_t malloc_room(void) {
+  size_t share = ALL_MALLOCS / (size_t)(settings.installed ? settings.installed : 1);
+  return share < MOST_MEMORY ? share / GRANULE * GRANULE : MOST_MEMORY;
+}
+
+static size_t reserve_room(void) { return 3 * malloc_room(); }
+
+static uintptr_t base_of(int board) { return FIRST_BASE + (size_t)board * (malloc_room() + reserve_room()); }
+
 static bool open_arena(struct arena *arena, uintptr_t wanted, size_t room) {
   if (arena->start) return true;
   /* Where address space is limited (ulimit -v), a smaller stretch has to do. */
@@ -119,7 +133,13 @@ static size_t capacity(int board) { return capacities[board] ? capacities[board]
 
 static size_t in_use(int board) { return taken[board] + (contexts[board] ? settings.context : 0); }
 
+static bool refuses(int board) {
+  if (refusal[board].after) return refusal[board].after--, false;
+  return refusal[board].times && refusal[board].times--;
+}
+
 static bool charge(int board, size_t size) {
+  if (refuses(board)) return false;
   size_t used = in_use(board);
   if (used > capacity(board) || size > capacity(board) - used) return false;
   taken[board] += size;
@@ -192,11 +212,11 @@ void *device_alloc(int device, size_t size) {
   int board = settings.board[device];
   struct arena *arena = &malloc_arena[board];
   uintptr_t start = 0;
-  if (size > MALLOC_ROOM) return NULL;
+  if (size > malloc_room()) return NULL;
   size = ROUND_UP(size, GRANULE);
   pthread_mutex_lock(&lock);
   if (charge(board, size)) {
-    if (open_arena(arena, FIRST_BASE + board * (MALLOC_ROOM + RESERVE_ROOM), MALLOC_ROOM)) start = place(arena, size);
+    if (open_arena(arena, base_of(board), malloc_room())) start = place(arena, size);
     if (start && !(address_map((void *)start, size, true) && enter((struct range){start, size, DEVICE_MEMORY, device})))
       start = 0;
     if (!start) taken[board] -= size;
@@ -210,8 +230,7 @@ void *address_reserve(int device, size_t size) {
   struct arena *arena = &reserve_arena[board];
   uintptr_t start = 0;
   pthread_mutex_lock(&lock);
-  if (size <= RESERVE_ROOM &&
-      open_arena(arena, FIRST_BASE + board * (MALLOC_ROOM + RESERVE_ROOM) + MALLOC_ROOM, RESERVE_ROOM - GRANULE))
+  if (size <= reserve_room() && open_arena(arena, base_of(board) + malloc_room(), reserve_room() - GRANULE))
     start = place(arena, ROUND_UP(size, GRANULE));
   if (start && !enter((struct range){start, size, RESERVED_ADDRESSES, device})) start = 0;
   pthread_mutex_unlock(&lock);
@@ -241,5 +260,12 @@ API void vgpu_set_memory(int board, size_t bytes) {
   capacities[board] = bytes;
   pthread_mutex_unlock(&lock);
 }
+API void vgpu_refuse(int board, size_t after, size_t times) {
+  pthread_mutex_lock(&lock);
+  refusal[board].after = times ? after : 0;
+  refusal[board].times = times;
+  pthread_mutex_unlock(&lock);
+}
+API size_t vgpu_refusals(int board) { return __atomic_load_n(&refusal[board].times, __ATOMIC_RELAXED); }
 API size_t vgpu_memory(int board) { return configure(), capacity(board); }
 API size_t vgpu_used(int board) { return __atomic_load_n(&taken[board], __ATOMIC_RELAXED); }
