@@ -13,8 +13,8 @@ import pytest
 from test_report import MIB, training
 
 import vramkit
+from vramkit import driver
 from vramkit.__main__ import main
-from vramkit.cli import driver
 from vramkit.gpus import CATALOGUE
 
 Done = subprocess.CompletedProcess[str]
@@ -67,7 +67,7 @@ def test_the_catalogue_is_listed_and_torch_is_not_needed() -> None:
 
 
 def test_devices_are_what_the_driver_lists(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = json.dumps([["A Card", 24 * MIB, 8, 6, 82]])
+    rows = json.dumps([["A Card", 24 * MIB, 8, 6, 82, 6 * MIB]])
     monkeypatch.setattr(driver, "_LIST", f"print({rows!r})")
 
     main(["gpus"])

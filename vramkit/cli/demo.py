@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ..driver import cuda_devices
 from ..errors import DeviceError, DoesNotFit, UsageError
-from .driver import cuda_devices
 
 if TYPE_CHECKING:
     from . import Verbs

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ..driver import cuda_devices
 from ..gpus import all_gpus
 from ..sizes import format_size
-from .driver import cuda_devices
 
 if TYPE_CHECKING:
     from . import Verbs

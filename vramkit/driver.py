@@ -1,4 +1,6 @@
-"""This machine's CUDA devices, as the driver lists them. Knows a few calls of the driver; needs no torch."""
+"""This machine's CUDA devices, as the driver lists them. Knows a few calls of the driver; needs no torch, and begins no
+context: a process that asked can still fork, or switch the virtual GPU on.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from . import gpus
+from .errors import UsageError
+from .gpus import GPU
+
 # In a process of its own: a driver that was loaded here would be found before the virtual GPU, and a context that was
-# begun here could not be used in a forked child. Attributes 16, 75 and 76: multiprocessors, capability.
+# begun here could not be used in a forked child. Attributes 75, 76, 16 and 38: capability, multiprocessors, L2 cache.
 _LIST = """
 import ctypes, json, sys
 try:
@@ -24,7 +30,7 @@ if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0:
         cuda.cuDeviceGetName(name, 256, device)
         cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
         values = []
-        for attribute in (75, 76, 16):
+        for attribute in (75, 76, 16, 38):
             value = ctypes.c_int()
             cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
             values.append(value.value)
@@ -42,6 +48,24 @@ class Device:
     """Bytes."""
     capability: tuple[int, int]
     multiprocessors: int
+    l2_cache: int
+    """Bytes."""
+
+    def as_gpu(self) -> GPU:
+        """The card, with the context that the catalogue assumes of it. Raises: UsageError for an unknown capability."""
+        try:
+            context = gpus.find(self.name).context
+        except UsageError:
+            context = gpus.find(gpus.GENERIC).context
+        return GPU(
+            name=self.name.lower().replace(" ", "-"),
+            product=self.name,
+            memory=self.memory,
+            capability=self.capability,
+            multiprocessors=self.multiprocessors,
+            l2_cache=self.l2_cache,
+            context=context,
+        )
 
 
 def cuda_devices() -> list[Device]:
@@ -54,6 +78,6 @@ def cuda_devices() -> list[Device]:
     except (OSError, subprocess.SubprocessError, ValueError):
         return []  # a driver that crashes or hangs has no device that could be used
     return [
-        Device(name=name, memory=memory, capability=(major, minor), multiprocessors=multiprocessors)
-        for name, memory, major, minor, multiprocessors in rows
+        Device(name=name, memory=memory, capability=(major, minor), multiprocessors=multiprocessors, l2_cache=l2_cache)
+        for name, memory, major, minor, multiprocessors, l2_cache in rows
     ]
