@@ -1,7 +1,8 @@
 """Results in a file: numpy's zip of plain arrays with one JSON text inside. Opening one runs no code.
 
 Format 1. ``meta`` is JSON as UTF-8 bytes: ``{"format": 1, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
-the n-th device are the arrays ``n.events``, ``n.allocations`` and ``n.segments``.
+the n-th device are the arrays ``n.events``, ``n.allocations`` and ``n.segments``. What a kind of result has besides, is
+in ``particulars``, of which only that kind knows what it means.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import SnapshotError
 from .events import ALLOCATION, EVENT, SEGMENT, Module, Table, Tape
 from .result import MemoryResult, Profile
+
+if TYPE_CHECKING:
+    from .estimate_result import Estimate
 
 FORMAT = 1
 
@@ -29,8 +33,14 @@ class _DamagedError(Exception):
 _TABLES = {"events": EVENT, "allocations": ALLOCATION, "segments": SEGMENT}
 
 
-def save(result: MemoryResult, path: str | PathLike[str]) -> None:
-    """Write a result to a file; see `MemoryResult.save`."""
+def save(result: MemoryResult, path: str | PathLike[str], particulars: dict[str, Any] | None = None) -> None:
+    """Write a result to a file; see `MemoryResult.save`.
+
+    Args:
+        result: whose tapes are written.
+        path: of the file.
+        particulars: what JSON can carry, of a kind of result that has more than a profile.
+    """
     each = list(result.each_device()) if isinstance(result, Profile) else [result]
     arrays: dict[str, Any] = {}
     devices = []
@@ -49,7 +59,7 @@ def save(result: MemoryResult, path: str | PathLike[str]) -> None:
                 "names": list(one.tape.names),
             }
         )
-    meta = {"format": FORMAT, "kind": type(result).__name__, "devices": devices}
+    meta = {"format": FORMAT, "kind": type(result).__name__, "devices": devices, "particulars": particulars}
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     # Through a buffer: numpy would append ".npz" to a path, and a full disk would leave half a file under its name.
     buffer = io.BytesIO()
@@ -58,8 +68,8 @@ def save(result: MemoryResult, path: str | PathLike[str]) -> None:
         file.write(buffer.getvalue())
 
 
-def load(path: str | PathLike[str]) -> Profile:
-    """Open what `MemoryResult.save` wrote.
+def load(path: str | PathLike[str]) -> Profile | Estimate:
+    """Open what ``save`` of a profile or an estimate wrote.
 
     ::
 
@@ -70,7 +80,7 @@ def load(path: str | PathLike[str]) -> Profile:
         path: of the file.
 
     Returns:
-        A result equal to the one that was saved, in every table and figure.
+        A result equal to the one that was saved, in every table and figure. An estimate can't run its program again.
 
     Raises:
         SnapshotError: the file is damaged, is something else, or was written by a newer vramkit.
@@ -98,9 +108,13 @@ def load(path: str | PathLike[str]) -> Profile:
     )
 
 
-def _read(meta: dict[str, Any], table: Callable[[str], Table]) -> Profile:
+def _read(meta: dict[str, Any], table: Callable[[str], Table]) -> Profile | Estimate:
     profiles = [_profile(each, number, table) for number, each in enumerate(meta["devices"])]
     first, *others = profiles
+    if meta["kind"] == "Estimate" and meta.get("particulars"):  # older files have none, and are opened as profiles
+        from .estimate_result import restored
+
+        return restored(first, meta["particulars"])
     return replace(first, others=tuple(others))
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
 from typing import Any
 
-from . import gpus
+from . import archive, gpus
+from .breakdown import Breakdown
 from .engines import EngineName, Run, Session
 from .errors import DoesNotFit, UsageError
 from .events import Phase
@@ -68,7 +69,7 @@ class Estimate(MemoryResult):
     failure: OutOfMemory | None = None
     """Where the card's own memory ran out; None: it did not."""
     session: Session | None = field(default=None, repr=False, compare=False)
-    """Runs the program again; None in a copy that was pickled."""
+    """Runs the program again; None in a copy that was pickled or saved."""
 
     def fits(self, gpu: str | int | GPU | None = None) -> bool:
         """Whether the program runs to its end on a card, the CUDA context counted.
@@ -140,9 +141,8 @@ class Estimate(MemoryResult):
         return _Search(session, card).run(self._checked(self.batch_size or 1))
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write everything to one file, with a note that it is a prediction; `vramkit.load` opens it as a profile."""
-        note = f"Predicted by the {self.engine} engine for {self.gpu}. {self._verdict()}".replace("\n", " ")
-        MemoryResult.save(replace(self, notes=(*self.notes, note)), path)
+        """Write everything but the program to one file; `vramkit.load` opens it."""
+        archive.save(self, path, _particulars(self))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "session": None}
@@ -170,7 +170,7 @@ class Estimate(MemoryResult):
         if self.session is None:
             raise UsageError(
                 f"{what} of an estimate was called",
-                "the estimate comes from another process",
+                "the estimate comes from another process, or from a file",
                 "it has the figures, and not the program",
                 "Call vramkit.estimate(...) again",
             )
@@ -189,6 +189,29 @@ class Estimate(MemoryResult):
                 "Give a batch whose tensors begin with the batch dimension, or a callable size -> batch",
             )
         return size
+
+
+def _particulars(estimate: Estimate) -> dict[str, Any]:
+    """What an estimate has and a profile has not, as JSON can carry it."""
+    shared = {each.name for each in fields(MemoryResult)} | {"session"}
+    own = {each.name: getattr(estimate, each.name) for each in fields(Estimate) if each.name not in shared}
+    failure = None if estimate.failure is None else asdict(estimate.failure)
+    return {**own, "gpu": asdict(estimate.gpu), "failure": failure}
+
+
+def restored(saved: MemoryResult, particulars: dict[str, Any]) -> Estimate:
+    """An estimate from a file. Raises: anything, if the file is damaged."""
+    own = dict(particulars)
+    gpu, failure = own.pop("gpu"), own.pop("failure")
+    if failure is not None:
+        breakdown, phase = Breakdown(**failure.pop("breakdown")), Phase(failure.pop("phase"))
+        failure = OutOfMemory(breakdown=breakdown, phase=phase, **failure)
+    return Estimate(
+        **{each.name: getattr(saved, each.name) for each in fields(MemoryResult)},
+        gpu=GPU(**{**gpu, "capability": tuple(gpu["capability"])}),
+        failure=failure,
+        **own,
+    )
 
 
 def predict(session: Session, gpu: GPU, batch_size: int) -> Estimate:
