@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from hypothesis import strategies as st
+from random_stacks import LAYERS, OPTIMIZERS, Layer, StackProgram
 
 from vramkit.events import ALLOCATION, EVENT, Action, Category, Module, Phase, Tape
 
@@ -48,3 +49,29 @@ def tapes(draw: st.DrawFn, max_allocations: int = 40) -> Tape:
                     event,
                 )  # fmt: skip
     return Tape(events=events, allocations=allocations, modules=modules, names=("w", "b"), device="cpu")
+
+
+@st.composite
+def stacks(
+    draw: st.DrawFn, dtypes: tuple[str, ...], autocast: tuple[str, ...] = ("",), max_batch: int = 70
+) -> StackProgram:
+    """Training programs of one to six layers of any kind."""
+    begins = draw(st.sampled_from(["words", *LAYERS]))
+    widths = st.sampled_from([8, 16, 24, 64, 136])
+    kind = "sequences" if begins == "words" else begins
+    layers = []
+    for _ in range(draw(st.integers(1, 6))):
+        name = draw(st.sampled_from(LAYERS[kind]))
+        layers.append(Layer(name, draw(widths), draw(st.booleans()) and draw(st.booleans())))
+        kind = name if name in LAYERS else kind
+    dtype = draw(st.sampled_from(dtypes))
+    return StackProgram(
+        begins=begins,
+        batch=draw(st.integers(2, max_batch)),
+        width=draw(widths),
+        size=draw(st.integers(4, 20)),
+        layers=tuple(layers),
+        optimizer=draw(st.sampled_from([*OPTIMIZERS])),
+        dtype=dtype,
+        autocast=draw(st.sampled_from(autocast)) if dtype == "float32" else "",
+    )

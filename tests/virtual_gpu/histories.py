@@ -71,3 +71,15 @@ class Recorder:
     def events(self, *, segments: bool) -> list[Event]:
         """What was recorded."""
         return events(((e["action"], e["size"], e["addr"]) for e in self.entries), segments=segments)
+
+
+def recorded_peak(name: str, *, device: int = 0) -> int:
+    """The most bytes that were asked for and alive in a recording, counted back from what was there at its end."""
+    with gzip.open(FOLDER / f"{name}.json.gz", "rt") as file:
+        recording = json.load(file)
+    blocks = [block for segment in recording["segments"] if segment["device"] == device for block in segment["blocks"]]
+    peak = alive = sum(requested for _, _, requested, state in blocks if state.startswith("active"))
+    for action, size, *_ in reversed(recording["device_traces"][device]):
+        alive += {"alloc": -size, "free_completed": size}.get(action, 0)
+        peak = max(peak, alive)
+    return peak

@@ -1,0 +1,60 @@
+"""Random models: what is predicted is what is measured, to the byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from random_stacks import OPTIMIZERS, FreshProcesses, Stack, StackProgram
+from strategies import stacks
+
+import vramkit
+from vramkit import closed_form
+from vramkit.events import Category
+
+relaxed = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[FreshProcesses]:
+    processes = FreshProcesses("a100-40gb")
+    yield processes
+    processes.close()
+
+
+@pytest.mark.virtual_gpu
+@relaxed
+@given(stacks(dtypes=("float32", "float32", "bfloat16", "float16"), autocast=("", "bfloat16", "float16")))
+def test_the_virtual_engine_predicts_what_a_fresh_process_shows(fresh: FreshProcesses, program: StackProgram) -> None:
+    autocast = getattr(torch, program.autocast) if program.autocast else None
+
+    estimate = vramkit.estimate(
+        Stack(program), program.inputs(), optimizer=OPTIMIZERS[program.optimizer], autocast=autocast, gpu="a100-40gb"
+    )
+
+    assert (estimate.peak_allocated, estimate.peak_reserved) == fresh.peaks(program)
+
+
+@relaxed
+@given(stacks(dtypes=("float32", "float64"), max_batch=8))
+def test_the_closed_forms_are_what_a_training_on_the_cpu_holds(program: StackProgram) -> None:
+    model, sample = Stack(program), program.inputs()
+    optimizer = OPTIMIZERS[program.optimizer](model.parameters())
+
+    with vramkit.profile(model, optimizer, device="cpu") as prof:
+        for _ in range(2):
+            batch = sample.clone()
+            model(batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            del batch
+
+    assert prof.result is not None
+    held = {category: int(prof.result.timeline.of(category).max()) for category in Category}
+    assert closed_form.parameters(model) == held[Category.PARAMETER]
+    assert closed_form.buffers(model) == held[Category.BUFFER]
+    assert closed_form.gradients(model) == held[Category.GRADIENT]
+    assert closed_form.optimizer_state(optimizer, device="cpu") == held[Category.OPTIMIZER_STATE]
+    assert closed_form.inputs(sample) == held[Category.INPUT]
