@@ -24,12 +24,18 @@ def class_loss(output: torch.Tensor, batch: tuple[torch.Tensor, torch.Tensor]) -
 
 def run_as_users_do(program: Program, steps: int = 3) -> tuple[int, int]:
     """Train on the CUDA device; return the peaks of allocated and of reserved memory."""
+    program["model"].to("cuda")
+    train_step = step_of(program)
+    for _ in range(steps):
+        train_step()
+    return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+
+
+def step_of(program: Program) -> Callable[[], object]:
+    """One training step on its batch; the model is on the CUDA device already."""
     model, batch, step = program["model"], program["batch"], program.get("step")
-    model.to("cuda")
     if step is not None:
-        for _ in range(steps):
-            step(batch)
-        return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        return lambda: step(batch)
     optimizer = program["optimizer"]
     if not isinstance(optimizer, torch.optim.Optimizer):
         optimizer = optimizer(model.parameters())
@@ -44,9 +50,7 @@ def run_as_users_do(program: Program, steps: int = 3) -> tuple[int, int]:
         optimizer.step()
         optimizer.zero_grad()
 
-    for _ in range(steps):
-        train_step(*batch)
-    return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    return lambda: train_step(*batch)
 
 
 class Conv1dNet(nn.Module):
