@@ -18,7 +18,7 @@ import sys
 import types
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -61,14 +61,21 @@ class Opened:
     """Tensors that the program had on a CUDA device, beside models and batch; now they are on the CPU."""
 
 
-def pack(program: Program) -> Parcel:
+def pack(program: Program, *, apart: bool = False) -> Parcel:
     """Make bytes of a program. Nothing of the user's is changed.
+
+    Args:
+        program: what to send.
+        apart: it will be opened in this very process, so that functions must not go as names: they would find the
+            user's own objects beside them.
 
     Raises:
         UsageError: something in it can't be sent; the text says which part, and why.
     """
     cloudpickle = _cloudpickle()
-    with _by_value(program.step, cloudpickle), _by_value(program.loss, cloudpickle):
+    with ExitStack() as stack:
+        for function in (program.step, program.loss, program.make_optimizer, program.batch):
+            stack.enter_context(_by_value(function, cloudpickle, always=apart))
         sender = _make_sender(program, cloudpickle)
         try:
             sender.dump(program)
@@ -79,10 +86,15 @@ def pack(program: Program) -> Parcel:
     return Parcel(sender.file.getvalue(), tuple(sender.notes), move, by_name=cloudpickle is None)
 
 
-def unpack(content: bytes) -> Opened:
-    """Make the objects of a program again, on the CPU."""
+def unpack(content: bytes, receiver: type[Receiver] | None = None) -> Opened:
+    """Make the objects of a program again, on the CPU.
+
+    Args:
+        content: of a parcel.
+        receiver: how tensors are made; None: without values they are zeros that take no memory.
+    """
     _arrived_on_cuda.clear()
-    program = _Receiver(io.BytesIO(content)).load()
+    program = (receiver or Receiver)(io.BytesIO(content)).load()
     assert isinstance(program, Program)
     return Opened(program, [*_arrived_on_cuda])
 
@@ -137,6 +149,8 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
                     return _arrive_on_cuda, (function, *arguments)
             elif isinstance(value, torch.optim.Optimizer):
                 return _without_state(value)
+            elif value is torch.ops:  # cloudpickle finds it among the modules that a function uses
+                return getattr, (torch, "ops")
             elif isinstance(value, torch.device) and value.type == "cpu" and not has_cuda:
                 # `device = torch.device("cuda" if torch.cuda.is_available() else "cpu")`, in a step that moves a batch.
                 return torch.device, ("cuda",)
@@ -197,13 +211,15 @@ def _without_state(optimizer: torch.optim.Optimizer) -> Any:
 
 
 @contextmanager
-def _by_value(function: object, cloudpickle: Any | None) -> Iterator[None]:
+def _by_value(function: object, cloudpickle: Any | None, *, always: bool) -> Iterator[None]:
     """Send a function's module by value while this holds, if its functions use models or optimizers that it holds.
 
     A function of a module that can be imported goes as a name. The other process would then import the module, whose
     code builds a second model there, and the step would train that one.
     """
-    module = sys.modules.get(function.__module__) if _uses_globals(function) else None
+    module = (
+        sys.modules.get(function.__module__) if _is_named(function) and (always or _uses_globals(function)) else None
+    )
     if module is None or cloudpickle is None or module.__name__ in cloudpickle.list_registry_pickle_by_value():
         yield
         return
@@ -214,9 +230,14 @@ def _by_value(function: object, cloudpickle: Any | None) -> Iterator[None]:
         cloudpickle.unregister_pickle_by_value(module)
 
 
-def _uses_globals(function: object) -> TypeGuard[types.FunctionType]:
+def _is_named(function: object) -> TypeGuard[types.FunctionType]:
+    """Whether it is a function of a module of the user's that can be imported."""
     if not isinstance(function, types.FunctionType) or function.__module__ in (None, "__main__"):
         return False
+    return function.__module__.partition(".")[0] not in ("torch", "torchvision", "vramkit")
+
+
+def _uses_globals(function: types.FunctionType) -> bool:
     held = (torch.nn.Module, torch.optim.Optimizer)
     return any(isinstance(value, held) for value in function.__globals__.values())
 
@@ -247,7 +268,7 @@ def _refusal(program: Program, cloudpickle: Any | None, error: Exception) -> Usa
 
 def _can_be_sent(program: Program, part: object, cloudpickle: Any | None) -> bool:
     try:
-        with _by_value(part, cloudpickle):
+        with _by_value(part, cloudpickle, always=False):
             _make_sender(program, cloudpickle).dump(part)
     except Exception:
         return False
@@ -257,7 +278,9 @@ def _can_be_sent(program: Program, part: object, cloudpickle: Any | None) -> boo
 # -- receiving --------------------------------------------------------------------------------------------------------
 
 
-class _Receiver(pickle.Unpickler):
+class Receiver(pickle.Unpickler):
+    """Reads what `pack` wrote."""
+
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
         self._storages: dict[int, torch.UntypedStorage] = {}
@@ -265,10 +288,14 @@ class _Receiver(pickle.Unpickler):
     def persistent_load(self, value: Any) -> object:
         _, key, size, dtype, data = value
         if key not in self._storages:
-            self._storages[key] = unbacked(size)
-            if data:
-                self._storages[key] = torch.frombuffer(bytearray(data), dtype=torch.uint8).untyped_storage()
+            self._storages[key] = (
+                torch.frombuffer(bytearray(data), dtype=torch.uint8).untyped_storage() if data else self.empty(size)
+            )
         return _typed(self._storages[key], dtype)
+
+    def empty(self, size: int) -> torch.UntypedStorage:
+        """A storage whose values were not sent."""
+        return unbacked(size)
 
 
 def _arrive_on_cuda(function: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -19,12 +18,15 @@ from typing import IO, Literal
 
 from ..errors import DeviceError, UsageError
 from ..gpus import GPU
+from ..sizes import format_size
 from ..virtual_gpu._activate import ENVIRONMENT
+from ..virtual_gpu._handle import MAX_MEMORY
 from ..virtual_gpu.build import ALIASES, LIBRARY, build, find_torch
 from . import Program, Run, settings
 from .batches import described
+from .failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, step_failed
 from .messages import Answer, Ended, Failed, Open, Request, UsesCuda, receive, send
-from .parcel import INSTALL_CLOUDPICKLE, Parcel, pack
+from .parcel import Parcel, pack
 
 _START = """
 import sys
@@ -32,18 +34,7 @@ sys.path[:] = {path!r}
 from vramkit.engines.zygote import serve
 serve({control})
 """
-_OTHER_DEVICE = re.compile(r"same device|cuda.* and cpu|cpu.* and cuda|is on cpu|on CPU|torch\.\w+Tensor\) and weight")
 _MOST_CARDS = 3  # whose processes are kept
-_PLACES_NOTE = (
-    "The step was given the batch on the GPU, because with a batch on the CPU it fails: it does not move it itself."
-)
-
-
-class RemoteTraceback(Exception):  # noqa: N818 - it is shown as the cause of an error, and says where that happened
-    """The traceback of what was raised in the helper process."""
-
-    def __str__(self) -> str:
-        return f"in the helper process\n\n{self.args[0]}"
 
 
 def why_not() -> DeviceError | None:
@@ -106,6 +97,11 @@ class VirtualSession:
 
     def run(self, gpu: GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True) -> Run:
         """See `Session.run`."""
+        if gpu.memory > MAX_MEMORY:
+            raise UsageError(
+                f"A prediction for {gpu} was asked for",
+                instead=f"No virtual card is larger than {format_size(MAX_MEMORY)}",
+            )
         with self._lock:
             request = Request(
                 batch_size=batch_size, unlimited=unlimited, detailed=detailed, move_batch=self._move_batch
@@ -114,16 +110,16 @@ class VirtualSession:
             if isinstance(answer, Failed) and self._may_want_it_moved(answer):
                 again = self._ask(gpu, replace(request, move_batch=True))
                 if isinstance(again, Run):
-                    self._move_batch, self._notes = True, (*self._notes, _PLACES_NOTE)
+                    self._move_batch, self._notes = True, (*self._notes, BATCH_MOVED)
                     answer = again
         if isinstance(answer, Failed):
-            raise _step_failed(answer, self._called, by_name=self._parcel.by_name) from RemoteTraceback(
-                answer.traceback
+            raise step_failed(answer, self._called, by_name=self._parcel.by_name) from StepTraceback(
+                "in the helper process", answer.traceback
             )
         return replace(answer, notes=(*answer.notes, *self._notes))
 
     def _may_want_it_moved(self, failure: Failed) -> bool:
-        return self._gives_batch and not self._move_batch and bool(_OTHER_DEVICE.search(failure.text))
+        return self._gives_batch and not self._move_batch and bool(OTHER_DEVICE.search(failure.text))
 
     def _open(self, gpu: GPU) -> Open:
         return Open(gpu=gpu, unpack_late=self._unpack_late, **self._opening)  # type: ignore[arg-type] # by their names
@@ -176,26 +172,6 @@ def _environment(alloc_conf: str | None) -> dict[str, str]:
         environment.pop("PYTORCH_ALLOC_CONF", None)
         environment["PYTORCH_CUDA_ALLOC_CONF"] = alloc_conf
     return environment
-
-
-def _step_failed(failure: Failed, called: str, *, by_name: bool) -> UsageError:
-    found = f"it raised {failure.kind}: {failure.text}"
-    if failure.doing.startswith("unpack"):
-        why = "What it needs can't be imported there"
-        instead = INSTALL_CLOUDPICKLE if by_name else "Define it in a module that can be imported, or in the script"
-    elif _OTHER_DEVICE.search(failure.text):
-        why = "Part of it is not on the GPU"
-        instead = (
-            "Pass every model that the step uses. Where the step moves tensors to a `device`, that has to be "
-            '"cuda": in a process without CUDA, "cuda" if torch.cuda.is_available() else "cpu" is "cpu"'
-        )
-    elif called:
-        why = f"The plain step calls {called}, then the loss as loss(output, batch)"
-        instead = "Give a batch that the model takes, with loss=... where it also has targets; or a step of your own"
-    else:
-        why = "Shapes, types and devices are real there, but nothing is computed: values are zeros"
-        instead = "Make sure that the step runs for this batch; the traceback above says where it stopped"
-    return UsageError(f"vramkit.estimate was to {failure.doing}", found, why, instead)
 
 
 def _died(answer: Ended, connection: _Connection | None) -> DeviceError:

@@ -1,0 +1,79 @@
+"""How a program's own failure reaches its user: as plain text, told in terms of what was asked. Knows no engine."""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+from pathlib import Path
+
+from ..errors import UsageError
+from .messages import Failed
+from .parcel import INSTALL_CLOUDPICKLE
+
+OTHER_DEVICE = re.compile(r"same device|cuda.* and cpu|cpu.* and cuda|is on cpu|on CPU|torch\.\w+Tensor\) and weight")
+"""What errors say where part of a computation is not on the GPU."""
+BATCH_MOVED = (
+    "The step was given the batch on the GPU, because with a batch on the CPU it fails: it does not move it itself."
+)
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
+
+
+class StepTraceback(Exception):  # noqa: N818 - it is shown as the cause of an error, and says where that happened
+    """The traceback of what was raised while a program ran for a prediction.
+
+    Args:
+        where: it ran, as "in ...".
+        text: the traceback.
+    """
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}\n\n{self.args[1]}"
+
+
+def failure_of(doing: str, error: BaseException) -> Failed:
+    """An exception as a message: classes of the user's may not arrive elsewhere, and frames would keep tensors."""
+    shown = traceback.TracebackException.from_exception(error)
+    part: traceback.TracebackException | None = shown
+    while part is not None:
+        part.stack[:] = [frame for frame in part.stack if not frame.filename.startswith(_PACKAGE)]
+        part = part.__cause__ or part.__context__
+    return Failed(doing=doing, kind=type(error).__name__, text=str(error), traceback="".join(shown.format()))
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether this is one, or something that a program made of one."""
+    import torch
+
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def step_failed(failure: Failed, called: str, *, by_name: bool) -> UsageError:
+    """What to tell of a program that failed.
+
+    Args:
+        failure: how.
+        called: how the plain step calls the model; empty: a step of the user's own ran.
+        by_name: functions and classes were sent by name.
+    """
+    found = f"it raised {failure.kind}: {failure.text}"
+    if failure.doing.startswith("unpack"):
+        why = "What it needs can't be imported there"
+        instead = INSTALL_CLOUDPICKLE if by_name else "Define it in a module that can be imported, or in the script"
+    elif OTHER_DEVICE.search(failure.text):
+        why = "Part of it is not on the GPU"
+        instead = (
+            "Pass every model that the step uses. Where the step moves tensors to a `device`, that has to be "
+            '"cuda": in a process without CUDA, "cuda" if torch.cuda.is_available() else "cpu" is "cpu"'
+        )
+    elif called:
+        why = f"The plain step calls {called}, then the loss as loss(output, batch)"
+        instead = "Give a batch that the model takes, with loss=... where it also has targets; or a step of your own"
+    else:
+        why = "Shapes, types and devices are real there, but nothing is computed: values are zeros"
+        instead = "Make sure that the step runs for this batch; the traceback above says where it stopped"
+    return UsageError(f"vramkit.estimate was to {failure.doing}", found, why, instead)

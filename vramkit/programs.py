@@ -1,0 +1,151 @@
+"""What the verbs that predict are given: checked, and made into a program. Knows what an argument may be; knows neither
+engines nor devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from .engines import Program
+from .engines.batches import batch_size_of
+from .errors import UsageError
+
+Models = torch.nn.Module | Sequence[torch.nn.Module] | Mapping[str, torch.nn.Module]
+OptimizerOrFactory = (
+    torch.optim.Optimizer
+    | Sequence[torch.optim.Optimizer]
+    | Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+)
+
+
+def program_of(
+    asked: str,
+    model: Models,
+    batch: object,
+    *,
+    optimizer: OptimizerOrFactory | None,
+    step: Callable[[Any], object] | None,
+    loss: Callable[[Any, Any], torch.Tensor] | None,
+    autocast: torch.dtype | None,
+    steps: int,
+) -> Program:
+    """A program, from the arguments of a verb; see ``vramkit.estimate``.
+
+    Args:
+        asked: what was asked for, as an error's text begins.
+
+    Raises:
+        UsageError: an argument is not what it should be.
+    """
+    models = _models(asked, model)
+    check_count(asked, "steps", steps)
+    optimizers, factory = _optimizers(asked, optimizer)
+    _check_step(asked, step, models, factory, loss, autocast)
+    return Program(
+        models=models,
+        batch=batch,
+        batch_size=0 if is_made(batch) else batch_size_of(batch),
+        steps=steps,
+        optimizers=optimizers,
+        make_optimizer=factory,
+        step=step,
+        loss=loss,
+        autocast=autocast,
+        gradients="inference" if torch.is_inference_mode_enabled() else "on" if torch.is_grad_enabled() else "off",
+    )
+
+
+def is_made(batch: object) -> bool:
+    """Whether a batch is a callable ``size -> batch``."""
+    return callable(batch) and not isinstance(batch, (torch.Tensor, Mapping))
+
+
+_T = TypeVar("_T")
+
+
+def _named(given: object, kind: type[_T]) -> dict[str, _T] | None:
+    """One object, a sequence, or a dict of them, by name; None: something else is in it, or nothing."""
+    if isinstance(given, kind):
+        return {type(given).__name__: given}
+    if isinstance(given, Mapping):
+        pairs = [(str(name), each) for name, each in given.items()]
+    elif isinstance(given, (list, tuple)):
+        pairs = [(f"{type(each).__name__}#{number}", each) for number, each in enumerate(given)]
+    else:
+        return None
+    found = {name: each for name, each in pairs if isinstance(each, kind)}
+    return found if found and len(found) == len(pairs) else None
+
+
+def _models(asked: str, given: object) -> dict[str, torch.nn.Module]:
+    models = _named(given, torch.nn.Module)
+    if models is None:
+        shown = f"{given.__name__}, a class" if isinstance(given, type) else f"{type(given).__name__} {given!r:.60}"
+        raise UsageError(
+            asked, f"the model is {shown}", "It takes models", "Pass an nn.Module, a sequence or a dict of them"
+        )
+    return models
+
+
+def _optimizers(
+    asked: str,
+    given: object,
+) -> tuple[tuple[torch.optim.Optimizer, ...], Callable[..., object] | None]:
+    if given is None:
+        return (), None
+    optimizers = _named(given, torch.optim.Optimizer)
+    if optimizers is not None:
+        return tuple(optimizers.values()), None
+    if callable(given):
+        return (), given
+    raise UsageError(
+        asked,
+        f"the optimizer is {type(given).__name__} {given!r:.60}",
+        "It takes optimizers, or what makes one",
+        "Pass a torch.optim.Optimizer, a sequence of them, or a factory: optimizer=torch.optim.AdamW",
+    )
+
+
+def _check_step(
+    asked: str,
+    step: object,
+    models: Mapping[str, object],
+    factory: object,
+    loss: object,
+    autocast: object,
+) -> None:
+    if step is None:
+        if len(models) > 1:
+            raise UsageError(
+                asked,
+                f"with {len(models)} models and no step",
+                "The plain step calls one model",
+                "Pass step=..., a function of the batch that calls them",
+            )
+        return
+    if not callable(step):
+        raise UsageError(
+            asked, f"the step is {step!r:.60}", "It is called with a batch", "Pass a function; how many: steps=3"
+        )
+    idle = [
+        name for name, value in (("optimizer", factory), ("loss", loss), ("autocast", autocast)) if value is not None
+    ]
+    if idle:
+        kind = " (a factory)" if idle[0] == "optimizer" else ""
+        raise UsageError(
+            asked,
+            f"with a step and with {idle[0]}={kind}".removesuffix("="),
+            "A step of your own brings everything itself, and would not use it",
+            "Pass the very optimizer that the step uses" if kind else f"Leave {idle[0]} out",
+        )
+
+
+def check_count(asked: str, name: str, value: object) -> None:
+    """Raises: UsageError if an argument is no whole number from 1 on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(
+            asked, f"with {name}={value!r}", "There is nothing to predict without one", "Give a whole number from 1 on"
+        )
