@@ -4,25 +4,19 @@ engine and the card; how a prediction is made, the engines know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from . import gpus, virtual_gpu
 from .allocator import AllocatorConf
-from .engines import EngineName, Program, virtual
-from .engines.batches import batch_size_of
-from .errors import DeviceError, UsageError
+from .driver import cuda_devices
+from .engines import EngineName, Program, Session, virtual
+from .errors import UsageError
 from .estimate_result import Estimate, predict
 from .gpus import GPU
-
-Models = torch.nn.Module | Sequence[torch.nn.Module] | Mapping[str, torch.nn.Module]
-OptimizerOrFactory = (
-    torch.optim.Optimizer
-    | Sequence[torch.optim.Optimizer]
-    | Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
-)
+from .programs import Models, OptimizerOrFactory, check_count, is_made, program_of
 
 _ASKED = "vramkit.estimate was called"
 
@@ -52,7 +46,7 @@ def estimate(
     What is predicted is a fresh process that builds the model on the CPU, moves it with ``.to("cuda")``, and runs
     ``steps`` steps: its ``torch.cuda.max_memory_allocated()`` and ``max_memory_reserved()``, to the byte. Gradients
     and optimizer states that are there already don't count, a fresh process has none; they and everything else of
-    yours are left as found, because the step runs in a helper process.
+    yours are left as found, because the step runs in a helper process, or on a copy.
 
     Without ``step`` the plain one runs, under ``torch.no_grad()`` and ``inference_mode()`` its first two lines::
 
@@ -78,7 +72,8 @@ def estimate(
         batch_size: resize the batch; None: as it is, or 1 for a callable.
         gpu: a name of the catalogue, a size such as "24 GiB", bytes, or a `GPU`. None: the current CUDA device, else
             "a100-80gb".
-        engine: "virtual": run the step on the virtual GPU; "fake": not there yet. None: virtual.
+        engine: "virtual": run the step on the virtual GPU, in a helper process; "fake": on fake tensors, in this one.
+            None: virtual where it can be, else fake, with a note that says why.
         alloc_conf: text of ``PYTORCH_CUDA_ALLOC_CONF`` to assume; None: the one in the environment.
         autocast: the plain step's forward and loss run under ``torch.autocast`` with this dtype.
 
@@ -89,40 +84,40 @@ def estimate(
         UsageError: an argument is not what it should be, something can't be sent to the helper process, or the step
             itself fails: the cause is its traceback.
         DeviceError: the virtual GPU can't be here; the text says what is missing.
-        DoesNotFit: more would be needed than the largest virtual card has, 1 TiB.
+        DoesNotFit: more would be needed than the largest virtual card has, 4 TiB.
 
     Known limitations: the helper computes nothing, so what depends on values on the device is as for zeros. A step
     that looks at other processes, or at a device by number, finds one GPU. Only a first device is predicted.
     """
-    models = _models(model)
-    _check_count("steps", steps)
+    program = program_of(
+        _ASKED, model, batch, optimizer=optimizer, step=step, loss=loss, autocast=autocast, steps=steps
+    )
     if batch_size is not None:
-        _check_count("batch_size", batch_size)
-    is_made = callable(batch) and not isinstance(batch, (torch.Tensor, Mapping))
-    sample = 0 if is_made else batch_size_of(batch)
-    if batch_size is not None and not is_made and not sample:
-        raise UsageError(
-            _ASKED, f"with batch_size={batch_size} and a batch in which no tensor has a dimension 0", "It can't grow"
-        )
-    optimizers, factory = _optimizers(optimizer)
-    _check_step(step, models, factory, loss, autocast)
+        check_count(_ASKED, "batch_size", batch_size)
+        if not is_made(batch) and not program.batch_size:
+            raise UsageError(
+                _ASKED,
+                f"with batch_size={batch_size} and a batch in which no tensor has a dimension 0",
+                "It can't grow",
+            )
     if alloc_conf is not None:
         AllocatorConf.parse(alloc_conf)
     _check_engine(engine)
-    program = Program(
-        models=models,
-        batch=batch,
-        batch_size=sample,
-        steps=steps,
-        optimizers=optimizers,
-        make_optimizer=factory,
-        step=step,
-        loss=loss,
-        autocast=autocast,
-        gradients="inference" if torch.is_inference_mode_enabled() else "on" if torch.is_grad_enabled() else "off",
-    )
     card = current_gpu() if gpu is None else gpus.find(gpu)
-    return predict(virtual.open_session(program, alloc_conf), card, batch_size or sample or int(is_made))
+    rows = batch_size or program.batch_size or int(is_made(batch))
+    return predict(open_session(program, engine, alloc_conf), card, rows)
+
+
+def open_session(program: Program, engine: EngineName | None = None, alloc_conf: str | None = None) -> Session:
+    """Make a program ready to be predicted, by an engine or by the one that can be here; see ``vramkit.estimate``."""
+    fallen_back = virtual.why_not() if engine != "fake" else None
+    if engine == "virtual" and fallen_back is not None:
+        raise fallen_back
+    if engine != "fake" and fallen_back is None:
+        return virtual.open_session(program, alloc_conf)
+    from .engines.fake import session as fake
+
+    return fake.open_session(program, alloc_conf, instead_of=fallen_back)
 
 
 def current_gpu() -> GPU:
@@ -130,122 +125,12 @@ def current_gpu() -> GPU:
     handle = virtual_gpu.current()
     if handle is not None:
         return handle.gpu
-    if not torch.cuda.is_available():
-        return gpus.find(gpus.GENERIC)
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    try:
-        known = gpus.find(properties.name).context
-    except UsageError:
-        known = gpus.find(gpus.GENERIC).context
-    return GPU(
-        name=properties.name.lower().replace(" ", "-"),
-        product=properties.name,
-        memory=properties.total_memory,
-        capability=(properties.major, properties.minor),
-        multiprocessors=properties.multi_processor_count,
-        l2_cache=properties.L2_cache_size,
-        context=known,
-    )
-
-
-# -- what was given ----------------------------------------------------------------------------------------------------
-
-_T = TypeVar("_T")
-
-
-def _named(given: object, kind: type[_T]) -> dict[str, _T] | None:
-    """One object, a sequence, or a dict of them, by name; None: something else is in it, or nothing."""
-    if isinstance(given, kind):
-        return {type(given).__name__: given}
-    if isinstance(given, Mapping):
-        pairs = [(str(name), each) for name, each in given.items()]
-    elif isinstance(given, (list, tuple)):
-        pairs = [(f"{type(each).__name__}#{number}", each) for number, each in enumerate(given)]
-    else:
-        return None
-    found = {name: each for name, each in pairs if isinstance(each, kind)}
-    return found if found and len(found) == len(pairs) else None
-
-
-def _models(given: object) -> dict[str, torch.nn.Module]:
-    models = _named(given, torch.nn.Module)
-    if models is None:
-        shown = f"{given.__name__}, a class" if isinstance(given, type) else f"{type(given).__name__} {given!r:.60}"
-        raise UsageError(
-            _ASKED, f"the model is {shown}", "It takes models", "Pass an nn.Module, a sequence or a dict of them"
-        )
-    return models
-
-
-def _optimizers(
-    given: object,
-) -> tuple[tuple[torch.optim.Optimizer, ...], Callable[..., object] | None]:
-    if given is None:
-        return (), None
-    optimizers = _named(given, torch.optim.Optimizer)
-    if optimizers is not None:
-        return tuple(optimizers.values()), None
-    if callable(given):
-        return (), given
-    raise UsageError(
-        _ASKED,
-        f"the optimizer is {type(given).__name__} {given!r:.60}",
-        "It takes optimizers, or what makes one",
-        "Pass a torch.optim.Optimizer, a sequence of them, or a factory: optimizer=torch.optim.AdamW",
-    )
-
-
-def _check_step(
-    step: object,
-    models: Mapping[str, object],
-    factory: object,
-    loss: object,
-    autocast: object,
-) -> None:
-    if step is None:
-        if len(models) > 1:
-            raise UsageError(
-                _ASKED,
-                f"with {len(models)} models and no step",
-                "The plain step calls one model",
-                "Pass step=..., a function of the batch that calls them",
-            )
-        return
-    if not callable(step):
-        raise UsageError(
-            _ASKED, f"the step is {step!r:.60}", "It is called with a batch", "Pass a function; how many: steps=3"
-        )
-    idle = [
-        name for name, value in (("optimizer", factory), ("loss", loss), ("autocast", autocast)) if value is not None
-    ]
-    if idle:
-        kind = " (a factory)" if idle[0] == "optimizer" else ""
-        raise UsageError(
-            _ASKED,
-            f"with a step and with {idle[0]}={kind}".removesuffix("="),
-            "A step of your own brings everything itself, and would not use it",
-            "Pass the very optimizer that the step uses" if kind else f"Leave {idle[0]} out",
-        )
-
-
-def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UsageError(
-            _ASKED, f"with {name}={value!r}", "There is nothing to predict without one", "Give a whole number from 1 on"
-        )
+    # The driver is asked, not torch: that would begin CUDA here, for a prediction that needs none.
+    devices = cuda_devices() if torch.version.cuda else []
+    number = torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call] # torch's
+    return devices[number].as_gpu() if number < len(devices) else gpus.find(gpus.GENERIC)
 
 
 def _check_engine(engine: object) -> None:
     if engine not in (None, "virtual", "fake"):
         raise UsageError(_ASKED, f"the engine is {engine!r}", instead='Give "virtual", "fake", or None for either')
-    missing = virtual.why_not() if engine != "fake" else None
-    if engine == "fake" or (engine is None and missing is not None):
-        why = f"The virtual engine can't be here: {missing}" if missing else ""
-        raise DeviceError(
-            "vramkit.estimate was asked for the fake engine" if engine == "fake" else _ASKED,
-            "the fake engine is not there yet",
-            why,
-            "Use the virtual engine, on Linux with a CUDA build of torch; it needs no GPU",
-        ) from missing
-    if missing is not None:
-        raise missing

@@ -1,0 +1,387 @@
+"""``vramkit.estimate`` with the fake engine: what it predicts, what it leaves alone, what it says where it can't."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import predicted_programs
+import pytest
+import torch
+import torch.nn.functional as F
+from predicted_programs import class_loss, small_gpt
+from torch import nn
+from workloads import tokens
+
+import vramkit
+from vramkit.devtools.tapediff import differences
+from vramkit.engines import Run, virtual
+from vramkit.engines.fake.recorder import Recorder
+from vramkit.engines.fake.session import open_session
+from vramkit.errors import DeviceError, UsageError
+from vramkit.events import Category
+from vramkit.programs import program_of
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def fake(model: nn.Module | None = None, batch: Any = None, **more: Any) -> vramkit.Estimate:
+    """A small prediction by the fake engine."""
+    model = mlp() if model is None else model
+    batch = torch.zeros(8, 64) if batch is None else batch
+    return vramkit.estimate(model, batch, engine="fake", **{"gpu": "a100-80gb", **more})
+
+
+def total(estimate: vramkit.Estimate, category: Category) -> int:
+    """Bytes that were asked for, at the end, of a category."""
+    table = estimate.tape.allocations
+    return int(table["requested"][(table["category"] == category) & (table["died"] < 0)].sum())
+
+
+# -- against the virtual engine, which equals a fresh process ----------------------------------------------------------
+
+
+def imitated(program: dict[str, Any]) -> tuple[vramkit.Estimate, Run, Recorder]:
+    """What the virtual engine predicts of a program, what the fake one does, and what that one recorded."""
+    real = vramkit.estimate(**program, gpu="a100-80gb", engine="virtual")
+    arguments = {"optimizer": None, "step": None, "loss": None, "autocast": None, **program}
+    session = open_session(program_of("A test called", **arguments, steps=3), None)
+    return real, *session.record(real.gpu, real.batch_size)
+
+
+class OneOfEach(nn.Module):
+    """Operators whose kernels take memory of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(1000, 64)
+        self.layer = nn.TransformerEncoderLayer(64, 4, batch_first=True)
+        self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
+        self.norm = nn.GroupNorm(8, 128)
+        self.head = nn.Linear(64, 1000)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer(self.embedding(x))
+        x = self.attention(x, x, x)[0].softmax(1) + self.norm(x)
+        x = F.layer_norm(x.transpose(0, 1), (64,)).transpose(0, 1)
+        return self.head(x) * x.std() + x.mean((0, 1)).sum() + x.gather(2, torch.zeros_like(x, dtype=torch.long)).sum()
+
+
+PROGRAMS: dict[str, Callable[[], dict[str, Any]]] = {
+    **{
+        name: predicted_programs.PROGRAMS[name]
+        for name in (
+            "gpt fp16, scaler, clipping", "gpt accumulating", "lstm", "gru", "sgd", "adamw, fused", "adafactor",
+            "adagrad",
+        )
+    },
+    "one of each": lambda: {
+        "model": OneOfEach(), "batch": tokens(32, 128)(), "optimizer": torch.optim.AdamW, "loss": class_loss,
+    },
+    "checkpointed, dropout, bf16": lambda: {
+        "model": small_gpt(checkpointed="reentrant", dropout=0.1), "batch": tokens(4, 256)(),
+        "optimizer": lambda parameters: torch.optim.AdamW(parameters, foreach=False), "loss": class_loss,
+        "autocast": torch.bfloat16,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_beside_a_cuda_device_fakes_ask_for_what_the_real_program_asks_for(name: str) -> None:
+    real, run, recorder = imitated(PROGRAMS[name]())
+
+    assert run.profile is not None
+    assert differences(real.tape, run.profile.tape, recorder.operators) == {}
+    assert (run.peak_allocated, run.peak_reserved) == (real.peak_allocated, real.peak_reserved)
+
+
+@pytest.mark.virtual_gpu
+def test_what_is_predicted_belongs_to_the_same_categories_and_modules() -> None:
+    real, run, _ = imitated(PROGRAMS["sgd"]())
+
+    assert run.profile is not None
+    assert run.profile.peak == real.peak
+    assert run.profile.tape.modules == real.tape.modules
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize("name", ["u-net", "conv1d", "frozen backbone"])
+def test_convolutions_are_within_two_and_five_percent(name: str) -> None:
+    program = predicted_programs.PROGRAMS[name]()
+
+    real, run, _ = imitated(program)
+
+    assert run.peak_allocated == pytest.approx(real.peak_allocated, rel=0.02)
+    assert run.peak_reserved == pytest.approx(real.peak_reserved, rel=0.05)
+    assert any("cuDNN's workspaces" in note for note in run.notes)
+
+
+# -- in any process ----------------------------------------------------------------------------------------------------
+
+
+def test_parameters_gradients_and_states_are_those_of_the_model() -> None:
+    model = mlp()
+    size = sum(parameter.numel() * 4 for parameter in model.parameters())
+
+    def step(batch: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        model(batch.to("cuda")).sum().backward()
+        optimizer.step()
+
+    optimizer = torch.optim.AdamW(model.parameters())
+    estimate = fake(model, optimizer=optimizer, step=step)
+
+    assert estimate.engine == "fake"
+    assert total(estimate, Category.PARAMETER) == size
+    assert total(estimate, Category.GRADIENT) == size
+    assert total(estimate, Category.OPTIMIZER_STATE) == 2 * size
+
+
+@pytest.mark.parametrize(("gpu", "size"), [("a100-80gb", 8_519_680), ("h100", 33_554_432)])
+def test_each_thread_that_multiplies_has_a_workspace_of_the_cards_size(gpu: str, size: int) -> None:
+    with torch.no_grad():
+        forward = fake(gpu=gpu)
+    both = fake(gpu=gpu)
+
+    assert total(forward, Category.WORKSPACE) == size
+    assert total(both, Category.WORKSPACE) == 2 * size
+
+
+def test_a_model_on_meta_needs_no_memory_and_gives_the_same() -> None:
+    with torch.device("meta"):
+        model = mlp()
+
+    assert fake(model).peak == fake().peak
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_rows_grow_with_the_batch() -> None:
+    rows = fake(optimizer=torch.optim.SGD).batch_sizes([8, 4096, 65_536])
+
+    allocated = [row.peak_allocated for row in rows]
+    assert allocated == sorted(set(allocated))
+
+
+def test_a_card_that_is_too_small_is_told() -> None:
+    estimate = fake(batch=torch.zeros(1 << 20, 64), gpu="1 GiB")
+
+    assert not estimate.fits()
+    assert estimate.failure is not None
+    assert estimate.peak_reserved > 1 << 30
+
+
+def test_a_step_may_catch_that_memory_ran_out() -> None:
+    model = mlp()
+
+    def step(batch: torch.Tensor) -> None:
+        try:
+            model(batch.to("cuda").repeat(1 << 20, 1))
+        except torch.OutOfMemoryError:
+            model(batch.to("cuda"))
+
+    estimate = fake(model, step=step, gpu="1 GiB")
+
+    assert estimate.fits()
+    assert estimate.peak_reserved < 1 << 30
+
+
+def test_the_host_keeps_its_values() -> None:
+    model = mlp()
+
+    def step(batch: torch.Tensor) -> None:
+        rows = int((batch[:, 0] > 0).sum().item())
+        model(batch[:rows].to("cuda"))
+
+    batch = torch.zeros(8, 64)
+    batch[:4] = 1
+
+    few, many = fake(model, batch, step=step, steps=1), fake(model, batch + 1, step=step, steps=1)
+
+    table = few.tape.allocations
+    assert 4 * 64 * 4 in table["requested"][table["category"] == Category.INPUT]
+    assert few.peak_allocated < many.peak_allocated
+
+
+# -- what it leaves alone ----------------------------------------------------------------------------------------------
+
+
+def _state() -> tuple[object, ...]:
+    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    return (
+        torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(), torch.get_default_dtype(),
+        torch.is_grad_enabled(), torch.is_autocast_enabled("cuda"), torch.is_autocast_enabled("cpu"), len(modes),
+        torch.nn.functional.linear, torch.Tensor.to, torch.cuda.is_available(), torch.utils.swap_tensors,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_everything_of_the_users_is_left_as_found(fails: bool) -> None:
+    model, batch = mlp(), torch.zeros(8, 64)
+    optimizer = torch.optim.AdamW(model.parameters())
+    parameters = list(model.parameters())
+    values = [parameter.detach().clone() for parameter in parameters]
+
+    def step(batch: torch.Tensor) -> None:
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        torch.set_default_dtype(torch.float64)
+        model(batch.to("cuda")).sum().backward()
+        optimizer.step()
+        if fails:
+            raise ValueError("no more")
+
+    torch.rand(1)
+    before = _state()
+
+    if fails:
+        with pytest.raises(UsageError, match="no more"):
+            fake(model, batch, optimizer=optimizer, step=step)
+    else:
+        fake(model, batch, optimizer=optimizer, step=step)
+
+    assert _state() == before
+    assert all(one is other for one, other in zip(parameters, model.parameters(), strict=True))
+    assert all(type(parameter) is nn.Parameter and parameter.grad is None for parameter in parameters)
+    assert all(torch.equal(value, parameter) for value, parameter in zip(values, parameters, strict=True))
+    assert not optimizer.state
+    assert torch.equal(model(batch), mlp_output(values, batch))
+
+
+def mlp_output(values: list[torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+    return F.linear(F.linear(batch, values[0], values[1]).relu(), values[2], values[3])
+
+
+def test_what_surrounds_the_call_does_not_count() -> None:
+    plain = fake()
+
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        surrounded = fake(mlp().to_empty(device="cpu"), torch.zeros(8, 64, device="cpu"))
+
+    assert surrounded.peak == plain.peak
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module that can be imported, with a model, a list and a step that uses both."""
+    (tmp_path / "users_training.py").write_text(
+        "import torch\n"
+        "model = torch.nn.Linear(64, 10)\n"
+        "losses = []\n"
+        "def step(batch):\n"
+        "    losses.append(model(batch.to('cuda')).sum())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("users_training")
+    del sys.modules["users_training"]
+
+
+def test_a_step_of_an_importable_module_gets_copies_of_what_lies_beside_it(module: Any) -> None:
+    estimate = fake(module.model, step=module.step)
+
+    assert total(estimate, Category.PARAMETER) == 650 * 4
+    assert module.losses == []
+    assert type(module.model.weight) is nn.Parameter
+
+
+# -- what it says ------------------------------------------------------------------------------------------------------
+
+
+class Kept:
+    """As a module's cache."""
+
+    tensors: list[torch.Tensor] = []  # noqa: RUF012 - that it is shared is the point
+
+
+def _keeps(output: torch.Tensor) -> None:
+    Kept.tensors.append(output)
+
+
+@pytest.mark.parametrize(
+    ("look", "found"),
+    [
+        (lambda output: output.sum().item(), "_local_scalar_dense"),
+        (lambda output: output.nonzero(), "nonzero"),
+        (lambda output: output[output > 0], "nonzero"),
+    ],
+    ids=["item", "nonzero", "mask"],
+)
+def test_a_step_that_needs_values_is_told_what_to_use_instead(look: Callable[[torch.Tensor], Any], found: str) -> None:
+    model = mlp()
+
+    with pytest.raises(UsageError, match=found) as raised:
+        fake(model, step=lambda batch: look(model(batch.to("cuda"))))
+
+    assert 'engine="virtual"' in str(raised.value)
+
+
+def test_an_operator_without_a_fake_kernel_is_named() -> None:
+    model = mlp()
+    with torch.library._scoped_library("vramkit_tests", "FRAGMENT") as library:
+        library.define("unheard_of(Tensor x) -> Tensor")
+
+        with pytest.raises(UsageError, match="unheard_of") as raised:
+            fake(model, step=lambda batch: torch.ops.vramkit_tests.unheard_of(model(batch.to("cuda"))))
+
+    assert "register_fake" in str(raised.value)
+
+
+def test_tensors_that_outlive_the_step_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mlp()
+    monkeypatch.setattr(Kept, "tensors", [])
+    kept = Kept.tensors
+    monkeypatch.setitem(sys.modules, "keeper", type(sys)("keeper"))
+    sys.modules["keeper"].keep = kept.append  # type: ignore[attr-defined] # a module of this test's
+
+    def step(batch: torch.Tensor) -> None:
+        import keeper
+
+        keeper.keep(model(batch.to("cuda")))
+
+    with pytest.raises(UsageError, match="outlive"):
+        fake(model, step=step)
+
+
+def test_a_step_that_does_not_move_its_batch_gets_it_moved() -> None:
+    model = mlp()
+
+    estimate = fake(model, step=lambda batch: model(batch))
+
+    assert any("does not move it itself" in note for note in estimate.notes)
+
+
+def test_an_operator_that_no_rule_knows_is_named_with_a_bound() -> None:
+    model = mlp()
+
+    estimate = fake(model, step=lambda batch: torch.cdist(model(batch.to("cuda")), model(batch.to("cuda"))))
+
+    assert any("no rule" in note and "B at a moment" in note for note in estimate.notes)
+
+
+def test_where_the_virtual_engine_cannot_be_the_fake_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = DeviceError("A virtual GPU was asked for", "there is no C compiler")
+    monkeypatch.setattr(virtual, "why_not", lambda: missing)
+
+    estimate = vramkit.estimate(mlp(), torch.zeros(8, 64))
+
+    assert estimate.engine == "fake"
+    assert any("no C compiler" in note for note in estimate.notes)
+
+
+@pytest.mark.virtual_gpu
+def test_beside_a_card_of_another_generation_it_says_whose_kernels_it_chose() -> None:
+    assert any("not as on NVIDIA H100" in note for note in fake(gpu="h100").notes)
+    assert not any("not as on" in note for note in fake(gpu="a100-40gb").notes)
+
+
+def test_inside_a_profile_it_refuses() -> None:
+    with vramkit.profile(device="cpu"), pytest.raises(UsageError, match="profile"):
+        fake()

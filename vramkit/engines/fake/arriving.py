@@ -1,0 +1,38 @@
+"""How a program's tensors arrive here as fakes. Knows pickles of tensors; runs nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from ..parcel import Receiver
+
+
+def receiver_of(mode: FakeTensorMode) -> type[Receiver]:
+    """What opens a parcel so that tensors whose values were not sent are fakes on the host; others are real."""
+
+    class FakeReceiver(Receiver):
+        def empty(self, size: int) -> torch.UntypedStorage:
+            return torch.UntypedStorage(size, device="meta")  # type: ignore[no-untyped-call] # torch's
+
+        def find_class(self, module: str, name: str) -> Any:
+            found = super().find_class(module, name)
+            return rebuild if found is torch._utils._rebuild_tensor_v2 else found
+
+    def rebuild(*arguments: Any) -> torch.Tensor:
+        tensor: torch.Tensor = torch._utils._rebuild_tensor_v2(*arguments)  # type: ignore[no-untyped-call] # torch's
+        return FakeTensor(mode, tensor, torch.device("cpu")) if tensor.device.type == "meta" else tensor
+
+    return FakeReceiver
+
+
+def swap(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Let each of two tensors be the other one, as ``torch.utils.swap_tensors`` does it.
+
+    That one refuses tensors that somebody holds weakly, as hooks of a recording do.
+    """
+    one.__class__, other.__class__ = other.__class__, one.__class__
+    one.__dict__, other.__dict__ = other.__dict__, one.__dict__
+    torch._C._swap_tensor_impl(one, other)

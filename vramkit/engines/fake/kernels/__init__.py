@@ -1,0 +1,14 @@
+"""What CUDA's kernels take beside their results, and in which order: a table of rules, filled by one file a family.
+
+Every rule was found by holding fakes against the virtual GPU (``vramkit.devtools.tapediff``).
+"""
+
+from __future__ import annotations
+
+from . import attention, convolution, elementwise, indexing, normalization, products, recurrent, reductions
+from .table import RULES, Rule, rule_of
+
+FAMILIES = (attention, convolution, elementwise, indexing, normalization, products, recurrent, reductions)
+"""The files that fill the table."""
+
+__all__ = ["FAMILIES", "RULES", "Rule", "rule_of"]

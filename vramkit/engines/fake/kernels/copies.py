@@ -1,0 +1,26 @@
+"""Copies that kernels make of inputs whose memory is not in the order that they read. Knows strides; no operator."""
+
+from __future__ import annotations
+
+import torch
+
+
+def size_of(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor's elements."""
+    return tensor.numel() * tensor.element_size()
+
+
+def copies(*tensors: torch.Tensor | None) -> list[int]:
+    """Bytes of the contiguous copies that a kernel makes of its inputs, of each that is not contiguous."""
+    return [size_of(tensor) for tensor in tensors if tensor is not None and not tensor.is_contiguous()]
+
+
+def matrix_copies(*tensors: torch.Tensor) -> list[int]:
+    """Bytes of the copies that are made for cuBLAS, which reads matrices by rows or by columns."""
+    return [size_of(tensor) for tensor in tensors if tensor.dim() >= 2 and not _is_matrix(tensor)]
+
+
+def _is_matrix(tensor: torch.Tensor) -> bool:
+    rows, columns = tensor.shape[-2:]
+    by_row, by_column = tensor.stride()[-2:]
+    return bool((by_column == 1 and by_row >= max(1, columns)) or (by_row == 1 and by_column >= max(1, rows)))

@@ -1,0 +1,63 @@
+"""The overlay: CUDA's choices in a process that has no CUDA device. Puts the parts together; each part knows its own.
+
+Fake tensors of the device "cuda" that reach C++ where nobody has CUDA abort the process, or fail in the backward. Under
+the overlay they are what C++ calls ``meta`` tensors, with CUDA's dispatch keys; Python sees ``cuda:0``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch._dynamo  # compares signatures of torch's functions when it is imported, so not while some are replaced
+
+from ....gpus import GPU
+from . import attention, autocast, devices, layers, recurrent, runtime
+from .patches import Kernels, answer_fakes
+
+
+@contextmanager
+def overlay(gpu: GPU) -> Iterator[None]:
+    """Let what runs inside, under a ``FakeTensorMode``, take the operators that it would take on a card.
+
+    ::
+
+        with overlay(gpus.find("h100")), FakeTensorMode():
+            model.to("cuda")
+            model(torch.zeros(8, 512, device="cuda")).sum().backward()
+
+    Enter it before the fake mode, in a process where ``torch.cuda.is_available()`` is False; one at a time.
+
+    Args:
+        gpu: the card. Its capability decides about attention kernels and number formats.
+    """
+    with ExitStack() as stack:
+        devices.install(stack)
+        runtime.install(stack, gpu)
+        kernels = Kernels(stack)
+        layers.install(kernels, stack)
+        attention.install(kernels, gpu)
+        _install_what_fakes_lack(kernels, stack, gpu)
+        autocast.install(kernels, stack)
+        yield
+
+
+@contextmanager
+def beside_a_device(gpu: GPU) -> Iterator[None]:
+    """That part of the overlay which fakes need where there is a CUDA device: recurrent layers, which ask cuDNN itself,
+    and operators that fakes can't run.
+
+    Args:
+        gpu: the card.
+    """
+    with ExitStack() as stack:
+        _install_what_fakes_lack(Kernels(stack), stack, gpu)
+        yield
+
+
+def _install_what_fakes_lack(kernels: Kernels, stack: ExitStack, gpu: GPU) -> None:
+    recurrent.install(kernels, stack, gpu)
+    for packet in (torch.ops.aten._fused_sgd_, torch.ops.aten._fused_adagrad_):
+        for overload in packet.overloads():  # type: ignore[no-untyped-call] # torch's
+            answer_fakes(stack, getattr(packet, overload), lambda *args, **kwargs: None)

@@ -1,0 +1,264 @@
+"""What a program on fake tensors asks of the device's allocator: a dispatch mode that serves it from a simulated one.
+
+Knows storages, when they are born and when they die. What a kernel takes beside its results, and the in-place forms of
+which fakes take another one, other files say.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...allocator import Block, CachingAllocator, SimulatedOutOfMemory
+from ...gpus import GPU
+from ...recording.marks import Marks
+from ...recording.recorded import NO_MODULE, Recording
+from ...sizes import format_size
+from .calls import Call
+from .corrections import CORRECTIONS
+from .kernels import rule_of
+from .quick import QuickFakes
+
+_Storage = torch.UntypedStorage
+_ITEM = torch.ops.aten._local_scalar_dense.default
+_DEVICE = torch.ops.prim.device.default
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
+    """Gives every storage on the device a block while it lives.
+
+    It belongs above a ``FakeTensorMode``. An operator of which nothing is fake runs for real: what a program computes
+    on the host (lengths, an optimizer's step counters) keeps its values.
+
+    Args:
+        allocator: serves the requests, from now on.
+        gpu: the card, whose kernels are imitated.
+        detailed: keep the history, and lay down marks.
+    """
+
+    def __init__(self, allocator: CachingAllocator, gpu: GPU, *, detailed: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # torch's
+        self.allocator = allocator
+        self.gpu = gpu
+        self.detailed = detailed
+        self.marks = Marks(self._place, self.locate)
+        self.operators: list[str] = []
+        """The operator during which each event of the allocator's history happened, or after which."""
+        self._operator = ""
+        self._blocks: dict[int, tuple[weakref.ref[_Storage], Block | None]] = {}
+        self._positions = [0]
+        self._mark_of: list[int] = []
+        self._sizes: list[int] = []
+        self._quick = QuickFakes()
+        self._lock = threading.RLock()
+        self._busy = False
+        self._waiting: list[Block] = []
+        self.assumed: dict[str, int] = {}
+        """What is only a bound, and the most bytes that are in question at a moment."""
+        self._remarks: list[str] = []
+        self.workspaces: set[tuple[str, bool]] = set()
+        """Library handles that have their workspace: of which library, and whether of the autograd thread."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would wrap the dispatch in two more calls
+
+    # -- operators ----------------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not _is_fake(args) and not (kwargs and (_is_fake(kwargs.values()) or _on_device(kwargs.get("device")))):
+            with torch._C._DisableTorchDispatch():
+                return func(*args, **kwargs)
+        if func is _DEVICE:
+            return args[0].device
+        if func is _ITEM and _is_asked_by_torch():
+            kind = args[0].dtype
+            return False if kind is torch.bool else 0.0 if kind.is_floating_point else 0
+        self._operator = func.__name__
+        correction = CORRECTIONS.get(func)
+        if correction is not None:
+            func, args, kwargs = correction(func, args, kwargs)
+        rule = rule_of(func)
+        if rule is None:
+            result = self.compute(func, args, kwargs)
+            self._see(result)
+            return result
+        call = Call(self, func, args, kwargs)
+        rule(call)
+        self._see(call.result)
+        return call.result
+
+    def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An operator's result, without its memory."""
+        quick = self._quick.of_each if func.__name__.startswith("_foreach_") else self._quick
+        return quick(func, args, kwargs)
+
+    def _see(self, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            if _is_on_gpu(value):
+                self.meet(value)
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                self._see(item)
+
+    def meet(self, tensor: torch.Tensor, size: int | None = None) -> None:
+        """Give a tensor's storage a block, unless it has one.
+
+        Args:
+            tensor: on the device.
+            size: bytes; None: as the storage says.
+        """
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        known = self._blocks.get(key)
+        if known is None or known[0]() is not storage:
+            block = self.take(storage.nbytes() if size is None else size)
+            self._blocks[key] = (weakref.ref(storage, lambda ref: self._died(key, ref)), block)
+
+    def _died(self, key: int, ref: weakref.ref[_Storage]) -> None:
+        known = self._blocks.get(key)
+        if known is not None and known[0] is ref:
+            del self._blocks[key]
+            self.give(known[1])
+
+    def locate(self, tensor: torch.Tensor) -> int:
+        """Where a tensor's memory begins; 0 where the device has none of it."""
+        if not isinstance(tensor, FakeTensor) or not _is_on_gpu(tensor):
+            return 0
+        known = self._blocks.get(tensor.untyped_storage()._cdata)
+        return 0 if known is None or known[1] is None else known[1].address
+
+    def data_ptr(self, tensor: torch.Tensor) -> int:
+        """``tensor.data_ptr()``, on the device."""
+        start = self.locate(tensor)
+        return start + int(tensor.storage_offset()) * tensor.element_size() if start else 0
+
+    # -- the allocator ------------------------------------------------------------------------------------------------
+
+    def take(self, size: int) -> Block | None:
+        """A block of the device. Raises: torch.OutOfMemoryError."""
+        with self._lock:
+            self._busy = True
+            block = None
+            try:
+                block = self.allocator.malloc(size)
+            except SimulatedOutOfMemory as error:
+                raise torch.OutOfMemoryError(
+                    f"CUDA out of memory. Tried to allocate {format_size(error.needed)}. {error}"
+                ) from error
+            finally:
+                self._busy = False
+                self._note(0 if block is None else block.size)
+                self._return_waiting()
+            return block
+
+    def give(self, block: Block | None) -> None:
+        """Give a block back; storages die at any moment, also while another one is being served."""
+        if block is None:
+            return
+        with self._lock:
+            self._waiting.append(block)
+            if not self._busy:
+                self._return_waiting()
+
+    def empty_cache(self) -> None:
+        """``torch.cuda.empty_cache()``."""
+        with self._lock:
+            self.allocator.empty_cache()
+            self._note()
+
+    def _return_waiting(self) -> None:
+        while self._waiting:
+            self._busy = True
+            self.allocator.free(self._waiting.pop(0))
+            self._busy = False
+            self._note()
+
+    def _note(self, taken: int = 0) -> None:
+        """Remember what was going on at the allocator's last events, of which the very last took so many bytes."""
+        if not self.detailed:
+            return
+        new = len(self.allocator.events) - len(self._mark_of)
+        self._mark_of += [len(self.marks.entries)] * new
+        self.operators += [self._operator] * new
+        self._sizes += [0] * new
+        if taken:
+            self._sizes[-1] = taken
+
+    def _place(self, _number: str) -> None:
+        self._positions.append(len(self._mark_of))
+
+    def stop(self) -> None:
+        """What happens from now on is not the program's."""
+        self.allocator.history = self.detailed = False
+
+    def lives(self) -> str:
+        """Which fakes are still there, in short; empty: none."""
+        sizes = [block.requested for _, block in list(self._blocks.values()) if block is not None]
+        return f"{len(sizes)} tensors of {format_size(sum(sizes))}" if sizes else ""
+
+    def notes(self) -> list[str]:
+        """What the result assumes, in sentences."""
+        bounds = [f"{what}: up to {format_size(most)} at a moment." for what, most in self.assumed.items() if most]
+        return [*self._remarks, *bounds]
+
+    def remark(self, note: str) -> None:
+        """Say something in the prediction's notes, a sentence."""
+        self._remarks.append(note)
+
+    def recording(self, alloc_conf: str, workspace_sizes: frozenset[int]) -> Recording:
+        """Everything that was recorded."""
+        columns = np.array(self.allocator.events[: len(self._mark_of)], np.int64).reshape(-1, 4)
+        action, address, size, stream = columns.T
+        return Recording(
+            device="cuda:0",
+            action=action.astype(np.uint8),
+            address=address,
+            size=size,
+            stream=stream,
+            time=np.arange(len(columns)),
+            block=np.array(self._sizes, np.int64),
+            mark=np.array(self._mark_of, np.int64),
+            at_module=np.full(len(columns), NO_MODULE, np.int32),
+            position=np.array(self._positions[: len(self.marks.kept) + 1], np.int64),
+            alloc_conf=alloc_conf,
+            workspace_sizes=workspace_sizes,
+            outside=self.gpu.context,
+            capacity=self.gpu.memory,
+        )
+
+
+def _is_fake(values: Iterable[Any]) -> bool:
+    """Whether a fake tensor is among an operator's arguments, which are tensors or flat lists of them."""
+    for value in values:
+        if isinstance(value, FakeTensor):
+            return True
+        if isinstance(value, (list, tuple)) and any(isinstance(item, FakeTensor) for item in value):
+            return True
+    return False
+
+
+def _is_on_gpu(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cuda"
+
+
+def _is_asked_by_torch() -> bool:
+    """Whether code of torch's own, such as an optimizer, looks at a value: it gets zero, as on a virtual GPU."""
+    frame = sys._getframe(2)
+    return frame is not None and str(frame.f_globals.get("__name__", "")).startswith("torch.")
+
+
+def _on_device(device: Any) -> bool:
+    """Whether an operator makes something on the device; under the overlay C++ calls it ``meta``."""
+    return device is not None and torch.device(device).type in ("cuda", "meta")

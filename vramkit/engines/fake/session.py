@@ -1,0 +1,233 @@
+"""The fake engine: a program on fake tensors, run in this process on a copy of it. Makes sessions and runs of them.
+
+Knows what a run comes to and what is told of one that fails. What operators do there, the recorder knows.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+from contextlib import ExitStack
+from typing import Literal
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+
+from ... import __version__
+from ...allocator import AllocatorConf, CachingAllocator
+from ...attribution import attribute
+from ...errors import DeviceError, UsageError
+from ...gpus import GPU
+from ...profiling import profile
+from ...result import Profile
+from .. import Program, Run, settings
+from ..batches import described
+from ..failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, failure_of, is_out_of_memory, step_failed
+from ..messages import Failed
+from ..parcel import Opened, Parcel, pack, unpack
+from ..training import Training
+from .arriving import receiver_of, swap
+from .corrections import counts_of_the_only_holder
+from .kernels.products import workspace_of
+from .recorder import Recorder
+from .surroundings import apart, cuda_for_fakes
+
+_VIRTUAL = 'Use engine="virtual", where values are zeros and every kernel is real'
+
+
+def open_session(program: Program, alloc_conf: str | None, *, instead_of: DeviceError | None = None) -> FakeSession:
+    """Make a program ready to run on fake tensors.
+
+    Args:
+        program: is copied; what it becomes later does not count.
+        alloc_conf: text of ``PYTORCH_CUDA_ALLOC_CONF``; None: as in the environment.
+        instead_of: why the virtual engine, which would have been preferred, can't be here.
+
+    Raises:
+        UsageError: the program can't be copied.
+    """
+    if alloc_conf is None:
+        alloc_conf = os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF") or ""
+    notes: tuple[str, ...] = ()
+    if instead_of is not None:
+        why = " ".join(str(instead_of).split())
+        notes = (f"The fake engine made this prediction. The virtual one, which is exact, can't be here: {why}",)
+    with apart():
+        parcel = pack(program, apart=True)
+    return FakeSession(
+        parcel,
+        gives_batch=program.step is not None,
+        called=described(program.batch),
+        alloc_conf=alloc_conf,
+        notes=notes,
+    )
+
+
+class FakeSession:
+    """One program, ready to run on fake tensors as if on any card.
+
+    Args:
+        parcel: the program.
+        gives_batch: it has a step of its own, which is given the batch.
+        called: how the plain step calls the model, for the text of an error.
+        alloc_conf: as in ``PYTORCH_CUDA_ALLOC_CONF``.
+        notes: what every run of it says.
+    """
+
+    engine: Literal["fake"] = "fake"
+
+    def __init__(
+        self, parcel: Parcel, *, gives_batch: bool, called: str, alloc_conf: str, notes: tuple[str, ...] = ()
+    ) -> None:
+        self._parcel = parcel
+        self._gives_batch = gives_batch
+        self._move_batch = parcel.move_batch
+        self._called = "" if gives_batch else called
+        self._conf = AllocatorConf.parse(alloc_conf)
+        self._conf_text = alloc_conf
+        self._notes = (*parcel.notes, *notes)
+        self._settings = settings.read()
+
+    def run(self, gpu: GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True) -> Run:
+        """See `Session.run`."""
+        return self.record(gpu, batch_size, unlimited=unlimited, detailed=detailed)[0]
+
+    def record(
+        self, gpu: GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True
+    ) -> tuple[Run, Recorder]:
+        """As `run`, with what was recorded."""
+        if profile._active is not None:
+            raise UsageError(
+                "vramkit.estimate was asked for the fake engine",
+                "a vramkit.profile is measuring in this process",
+                "It would take the prediction's step for the program's own",
+                'Estimate before the profile, or use engine="virtual"',
+            )
+        with _lock:
+            answer = self._attempt(gpu, batch_size, unlimited, detailed)
+            if isinstance(answer, Failed) and self._may_want_it_moved(answer):
+                self._move_batch = True
+                again = self._attempt(gpu, batch_size, unlimited, detailed)
+                if isinstance(again, Failed):
+                    self._move_batch = False
+                else:
+                    self._notes, answer = (*self._notes, BATCH_MOVED), again
+        if isinstance(answer, Failed):
+            raise self._error(answer) from StepTraceback("on fake tensors", answer.traceback)
+        ran_out, recorder = answer
+        run = Run(
+            ran_out=ran_out,
+            peak_allocated=recorder.allocator.peak_allocated_bytes,
+            peak_reserved=recorder.allocator.peak_reserved_bytes,
+            profile=self._profile(gpu, recorder) if detailed else None,
+            notes=(*self._notes, *recorder.notes()),
+        )
+        return run, recorder
+
+    def _may_want_it_moved(self, failure: Failed) -> bool:
+        return self._gives_batch and not self._move_batch and bool(OTHER_DEVICE.search(failure.text))
+
+    def _attempt(self, gpu: GPU, batch_size: int, unlimited: bool, detailed: bool) -> tuple[bool, Recorder] | Failed:
+        """Whether the program ran out of memory, and what it asked for; or how it failed."""
+        capacity = None if unlimited else gpu.memory
+        allocator = CachingAllocator(capacity, self._conf, context=gpu.context, history=detailed)
+        recorder = Recorder(allocator, gpu, detailed=detailed)
+        with apart():
+            settings.apply(self._settings)
+            counts_of_the_only_holder()
+            mode = FakeTensorMode(allow_non_fake_inputs=True)
+            mode.cache_enabled = False  # it would hold storages; what it is for, `QuickFakes` does
+            try:
+                opened = unpack(self._parcel.content, receiver_of(mode))
+            except Exception as error:
+                return failure_of("unpack a copy of the program", error)
+            answer = self._train(opened, batch_size, mode, recorder)
+            del opened
+            if recorder.lives():
+                gc.collect()
+        if recorder.lives() and not isinstance(answer, Failed):
+            return Failed(doing="leave nothing behind", kind="", text=recorder.lives(), traceback="")
+        return answer
+
+    def _train(
+        self, opened: Opened, batch_size: int, mode: FakeTensorMode, recorder: Recorder
+    ) -> tuple[bool, Recorder] | Failed:
+        training = Training(opened.program, batch_size, self._move_batch)
+        marks = recorder.marks if recorder.detailed else None
+
+        def arrive() -> None:
+            for tensor in opened.on_cuda:
+                swap(tensor, tensor.to("cuda"))
+
+        if marks is not None:
+            marks.add_models(opened.program.models)
+            marks.add_optimizers(opened.program.optimizers)
+        with ExitStack() as stack:
+            stack.enter_context(cuda_for_fakes(recorder))
+            stack.enter_context(mode)
+            stack.enter_context(recorder)
+            if marks is not None:
+                marks.install()
+                stack.callback(recorder.stop)
+                stack.callback(marks.remove)
+            try:
+                training.run(arrive, _nothing if marks is None else marks.step)
+            except BaseException as error:  # sys.exit() in a step is a failure like any other
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                if not is_out_of_memory(error):
+                    return failure_of(training.doing, error)
+                return True, recorder
+        return False, recorder
+
+    def _error(self, failure: Failed) -> UsageError:
+        asked = f"vramkit.estimate was to {failure.doing} on fake tensors"
+        if not failure.kind:
+            return UsageError(
+                asked,
+                f"{failure.text} outlive it",
+                "Something beside the step's copy keeps them, such as a module's cache, and would hand them out",
+                'Use engine="virtual", which runs in a process of its own',
+            )
+        if failure.kind in _VALUES:
+            return UsageError(
+                asked,
+                f"it looks at a value that only the GPU would know: {failure.text}",
+                "Fake tensors have shapes, and no values",
+                f"Take what looks at it (.item(), nonzero, a boolean mask) out of the step. {_VIRTUAL}",
+            )
+        if failure.kind in _NO_KERNEL:
+            return UsageError(
+                asked,
+                failure.text.partition("\n")[0],
+                "Nothing says what this operator's results look like",
+                f"Describe it with torch.library.register_fake. {_VIRTUAL}",
+            )
+        return step_failed(failure, self._called, by_name=self._parcel.by_name)
+
+    def _profile(self, gpu: GPU, recorder: Recorder) -> Profile:
+        marks = recorder.marks
+        recording = recorder.recording(self._conf_text, frozenset({workspace_of(gpu)}))
+        return Profile(
+            tape=attribute(recording, marks.kept, marks.scans, marks.modules.described()),
+            device_name=gpu.product,
+            capacity=gpu.memory,
+            outside=gpu.context,
+            versions={"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]},
+        )
+
+
+_VALUES = {DataDependentOutputException.__name__, DynamicOutputShapeException.__name__}
+_NO_KERNEL = {UnsupportedOperatorException.__name__, NotImplementedError.__name__}
+_lock = threading.RLock()  # parts of torch are replaced while a program runs
+
+
+def _nothing() -> None:
+    pass
