@@ -1,0 +1,211 @@
+"""Which sizes a search tries, on machines that are made up: no torch, and memory as a formula has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_fitting_affine import Op, program, requests, tape_of
+
+from vramkit import CachingAllocator, Trial
+from vramkit.fitting.search import Bounds, Found, Run, Search
+
+MIB = 1 << 20
+
+
+class Alone:
+    """One rank."""
+
+    def size(self, size: int) -> int:
+        return size
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def together(self, attempt: Callable[[], Run]) -> Run:
+        return attempt()
+
+
+class MadeUp:
+    """A machine whose steps are a program, served by the simulator."""
+
+    def __init__(self, make: Callable[[int], list[Op]], capacity: int = 8 << 30) -> None:
+        self.make, self.capacity = make, capacity
+        self.sizes: list[int] = []
+
+    def replayed(self, size: int, capacity: int | None = None) -> tuple[bool, CachingAllocator]:
+        allocator = CachingAllocator(capacity)
+        replay = allocator.replay(tape_of(self.make(size)))
+        return replay.fits and not allocator.counters["num_alloc_retries"], allocator
+
+    def truth(self, limit: int) -> int:
+        low, high = 0, 1
+        while self.replayed(high)[1].peak_reserved_bytes <= limit:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = self.replayed(middle)[1].peak_reserved_bytes <= limit
+            low, high = (middle, high) if fits else (low, middle)
+        return low
+
+    def run(self, batch_size: int, *, is_probe: bool) -> Run:
+        assert batch_size not in self.sizes, "no size is run twice"
+        self.sizes.append(batch_size)
+        fits, allocator = self.replayed(batch_size, self.capacity)
+        trial = Trial(
+            batch_size=batch_size, fits=fits, peak_allocated=allocator.peak_allocated_bytes,
+            peak_reserved=allocator.peak_reserved_bytes, is_probe=is_probe, ran_out=not fits,
+        )  # fmt: skip
+        return Run(trial=trial, requests=requests(self.make(batch_size), batch_size) if fits else None)
+
+
+def searched(machine: MadeUp, **asked: object) -> tuple[Found, Search]:
+    bounds = {"least": 1, "most": None, "multiple_of": 1, "memory_fraction": 0.8, "verify": True, **asked}
+    search = Search(machine, Alone(), Bounds(**bounds))
+    return search.run(), search
+
+
+def beyond_probes(search: Search) -> list[int]:
+    return [trial.batch_size for trial in search.trials if not trial.is_probe]
+
+
+@given(slopes=st.lists(st.integers(64, 40 * MIB), min_size=1, max_size=6))
+@settings(max_examples=15, deadline=None)
+def test_where_sizes_lie_on_lines_both_answers_are_found_in_three_trials(slopes):
+    machine = MadeUp(lambda size: program(slopes, size))
+
+    found, search = searched(machine)
+
+    # What is reserved can fall again, by some segments: then halving finds one border, and the search perhaps another.
+    assert found.max_batch_size >= 0.99 * machine.truth(machine.capacity)
+    assert found.batch_size >= 0.99 * machine.truth(int(machine.capacity * 0.8))
+    assert {found.batch_size, found.max_batch_size} <= {trial.batch_size for trial in search.trials if trial.fits}
+    assert len(beyond_probes(search)) <= 3
+    assert all(trial.fits for trial in search.trials)
+
+
+@pytest.mark.parametrize("slope", [64, 4096])
+def test_batches_of_millions_take_no_more_trials(slope):
+    machine = MadeUp(lambda size: program([slope], size))
+
+    found, search = searched(machine)
+
+    assert found.max_batch_size == machine.truth(machine.capacity) > 10**6
+    assert len(beyond_probes(search)) == 2
+
+
+def test_a_program_that_is_another_at_every_size_is_searched_by_what_it_took():
+    def erratic(size: int) -> list[Op]:
+        return [*program([3 * MIB], size), *[("alloc", 1000 + number, 600) for number in range(size % 7)]]
+
+    machine = MadeUp(erratic)
+
+    found, search = searched(machine)
+
+    assert found.max_batch_size >= 0.99 * machine.truth(machine.capacity)
+    assert search.runs[found.max_batch_size].trial.fits
+    assert len(search.trials) < 20
+
+
+def test_memory_that_grows_with_the_square_of_the_batch_is_found_too():
+    machine = MadeUp(lambda size: program([size * 1000], size))
+
+    found, search = searched(machine)
+
+    assert found.max_batch_size >= 0.99 * machine.truth(machine.capacity)
+    assert search.runs[found.max_batch_size].trial.fits
+    assert len(search.trials) < 20
+
+
+def test_another_kernel_at_large_sizes_is_corrected_by_what_was_measured():
+    def with_workspace(size: int) -> list[Op]:
+        extra: list[Op] = [("alloc", 1000, 600 * MIB)] if size > 200 else []
+        return [*program([9 * MIB], size)[:1], *extra, *program([9 * MIB], size)[1:]]
+
+    machine = MadeUp(with_workspace)
+
+    found, search = searched(machine)
+
+    assert found.max_batch_size == machine.truth(machine.capacity)
+    assert len(search.trials) < 20
+
+
+def test_memory_that_ignores_the_batch_ends_at_the_ceiling_or_at_the_largest_probe():
+    with_ceiling, _ = searched(MadeUp(lambda size: program([0], size)), most=512)
+    without, search = searched(MadeUp(lambda size: program([0], size)))
+
+    assert not with_ceiling.grows
+    assert not without.grows
+    assert with_ceiling.batch_size == with_ceiling.max_batch_size == 512
+    assert without.max_batch_size == max(search.runs)
+
+
+def test_bounds_and_multiples_are_kept():
+    machine = MadeUp(lambda size: program([9 * MIB], size))
+
+    found, _ = searched(machine, least=24, most=800, multiple_of=8)
+
+    assert all(size % 8 == 0 and 24 <= size <= 800 for size in machine.sizes)
+    assert found.max_batch_size == 800
+    assert found.batch_size == machine.truth(int(machine.capacity * 0.8)) // 8 * 8
+
+
+def test_a_ceiling_below_the_probes_is_the_only_size_that_is_run():
+    machine = MadeUp(lambda size: program([9 * MIB], size))
+
+    found, _ = searched(machine, most=1)
+
+    assert machine.sizes == [1]
+    assert found.batch_size == found.max_batch_size == 1
+
+
+def test_one_row_is_tried_where_two_do_not_fit():
+    machine = MadeUp(lambda size: program([5 << 30], size))
+
+    found, _ = searched(machine)
+
+    assert machine.sizes == [2, 1]
+    assert found.max_batch_size == found.batch_size == 1
+
+
+def test_no_size_is_the_answer_where_the_smallest_does_not_fit():
+    machine = MadeUp(lambda size: program([5 << 30], size))
+
+    found, _ = searched(machine, least=4)
+
+    assert found.batch_size == found.max_batch_size == 0
+    assert machine.sizes == [4]
+
+
+def test_a_fraction_that_the_smallest_size_exceeds_leaves_the_other_answer():
+    machine = MadeUp(lambda size: program([3 << 30], size))
+
+    found, _ = searched(machine, memory_fraction=0.2)
+
+    assert found.batch_size == 0
+    assert found.max_batch_size == 2
+
+
+def test_without_verification_only_the_probes_are_run():
+    machine = MadeUp(lambda size: program([9 * MIB], size))
+
+    found, search = searched(machine, verify=False)
+
+    assert beyond_probes(search) == []
+    assert found.max_batch_size == machine.truth(machine.capacity)
+    assert search.expected(found.max_batch_size).kind == "predicted"
+
+
+def test_the_ranks_end_with_what_the_smallest_of_them_can_do():
+    class WithASmallerOne(Alone):
+        def size(self, size: int) -> int:
+            return min(size, 100)
+
+    machine = MadeUp(lambda size: program([9 * MIB], size))
+    bounds = Bounds(least=1, most=None, multiple_of=1, memory_fraction=0.8, verify=True)
+
+    found = Search(machine, WithASmallerOne(), bounds).run()
+
+    assert found.max_batch_size == 100

@@ -1,0 +1,170 @@
+"""Several ranks that search together: what one finds out, all know before any goes on. Knows process groups; knows
+nothing of memory, and how a search goes is not its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+import torch.distributed as dist
+from typing_extensions import Self
+
+from ..errors import UsageError, VramkitError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_T = TypeVar("_T")
+_ASKED = "vramkit.auto_batch_size was called for several ranks"
+
+
+class Agreement:
+    """What the ranks of a group agree on. Of ``None`` there is one rank, which agrees with itself.
+
+    ::
+
+        with Agreement(group) as ranks:
+            size = ranks.size(predicted_here)           # the smallest of all ranks
+            trial = ranks.together(lambda: run(size))   # an error on one rank ends it on all
+            if ranks.any(trial.ran_out):                # one ran out: none fits
+                ...
+
+    Every rank has to make the same calls in the same order; what decides about the next call must have been agreed on.
+    The messages go over a group of their own, on gloo: they can't meet a collective of the step in which another rank
+    still is, and take nothing from the GPU.
+
+    Args:
+        group: ranks that train together, ``torch.distributed.group.WORLD`` for all; None: this process is alone.
+
+    Raises:
+        UsageError: torch.distributed was not set up, it is no group, or this process is not in it.
+
+    Known limitations: where the step itself waits for other ranks in its forward or backward (FSDP's gathering, a
+    collective of the user's), a rank that runs out leaves the others waiting until the step's own group times out; then
+    all get that error. `apart` takes DistributedDataParallel's gradient exchange out of the step, so that it does not.
+    """
+
+    def __init__(self, group: ProcessGroup | None) -> None:
+        self._group: ProcessGroup | None = None
+        if group is None:
+            return
+        if not dist.is_available() or not dist.is_initialized():
+            raise UsageError(
+                _ASKED,
+                "torch.distributed was not set up",
+                "Then there is one rank only",
+                "Call torch.distributed.init_process_group(...) before, or leave group= out",
+            )
+        if not isinstance(group, dist.ProcessGroup):
+            raise UsageError(
+                _ASKED, f"the group is {group!r:.60}", instead="Pass a process group: torch.distributed.group.WORLD"
+            )
+        ranks = dist.get_process_group_ranks(group)
+        own = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+        assert isinstance(own, dist.ProcessGroup)  # this process is in the group, or it would not have one
+        self._group = own
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        group, self._group = self._group, None
+        if group is not None:
+            dist.destroy_process_group(group)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank is the one that speaks for all, on a terminal for instance."""
+        return self._group is None or dist.get_rank(self._group) == 0
+
+    def size(self, size: int) -> int:
+        """The smallest of what the ranks give."""
+        return self._reduced(size, dist.ReduceOp.MIN)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says yes."""
+        return bool(self._reduced(int(flag), dist.ReduceOp.MAX))
+
+    def most(self, size: int) -> int:
+        """The largest of what the ranks give."""
+        return self._reduced(size, dist.ReduceOp.MAX)
+
+    def together(self, attempt: Callable[[], _T]) -> _T:
+        """Run something on every rank; where it fails on one, none goes on.
+
+        Args:
+            attempt: what to run. Running out of memory is a result and not an error: let it return that.
+
+        Returns:
+            What it returned on this rank.
+
+        Raises:
+            VramkitError: it failed on another rank; the text says which and how. What fails on this one is raised as
+                it is, when the others know.
+        """
+        if self._group is None:
+            return attempt()
+        try:
+            result = attempt()
+        except BaseException as error:
+            self._exchanged(f"{type(error).__name__}: {error}")
+            raise
+        failed = {rank: text for rank, text in self._exchanged(None).items() if text is not None}
+        if failed:
+            rank, text = next(iter(failed.items()))
+            others = f", and {len(failed) - 1} more" * (len(failed) > 1)
+            raise VramkitError(
+                "A batch size was tried on every rank",
+                f"rank {rank}{others} failed with {text:.400}",
+                "No rank can go on without it",
+                f"See the traceback of rank {rank}",
+            )
+        return result
+
+    @contextmanager
+    def apart(self, models: Iterable[torch.nn.Module]) -> Iterator[None]:
+        """While a step runs, DistributedDataParallel exchanges no gradients, so that no rank waits for another's.
+
+        Its buckets stay where they are, and gradients that would lie in them get memory of their own: what is measured
+        is as much as in training, or more.
+
+        Args:
+            models: those of the step; others than DistributedDataParallel are left alone.
+        """
+        if self._group is None:
+            yield
+            return
+        from torch.nn.parallel import DistributedDataParallel
+
+        parallel = [model for model in models if isinstance(model, DistributedDataParallel)]
+        pending = [model.require_forward_param_sync for model in parallel]
+        try:
+            with ExitStack() as stack:
+                for model in parallel:
+                    # Else its forward broadcasts buffers, and a rank that failed before it is waited for.
+                    model.require_forward_param_sync = False
+                    stack.enter_context(model.no_sync())
+                yield
+        finally:
+            for model, before in zip(parallel, pending, strict=True):
+                model.require_forward_param_sync = before
+
+    def _reduced(self, number: int, operation: dist.ReduceOp.RedOpType) -> int:
+        if self._group is None:
+            return number
+        value = torch.tensor(number, dtype=torch.int64, device="cpu")
+        dist.all_reduce(value, operation, group=self._group)
+        return int(value)
+
+    def _exchanged(self, text: str | None) -> dict[int, str | None]:
+        """What every rank says, by its number in the whole world."""
+        assert self._group is not None
+        said: list[str | None] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(said, text, group=self._group)
+        return dict(zip(dist.get_process_group_ranks(self._group), said, strict=True))

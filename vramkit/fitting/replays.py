@@ -1,0 +1,121 @@
+"""What a batch size would take, by the simulator: tapes replayed as this process's allocator would serve them. Knows
+tapes at any size and the allocator's settings; runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from ..allocator import AllocatorConf, CachingAllocator
+from ..allocator.conf import UNLIMITED
+from ..errors import UsageError
+from .affine import Families, Family, Requests
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """What a batch size takes at most."""
+
+    allocated: int
+    """Highest ``memory_allocated()``, bytes."""
+    reserved: int
+    """Highest ``memory_reserved()``, bytes."""
+    in_order: bool = True
+    """No allocation had to be tried again after the cache was given back, and none failed."""
+
+
+@dataclass
+class Forecast:
+    """Peaks at batch sizes that nobody ran.
+
+    Most settings of the allocator make what is reserved independent of the device's memory, as long as that is enough:
+    then one replay answers for every limit. The others (``garbage_collection_threshold``, ``max_split_size_mb``) are
+    replayed on a device of the real one's size.
+    """
+
+    families: Families = field(default_factory=Families)
+    capacity: int = 0
+    """Bytes that the process can have."""
+    limit: int | None = None
+    """Bytes that the allocator allows itself, where a memory fraction was set."""
+    _known: dict[int, Peaks] = field(default_factory=dict)
+
+    def add(self, requests: Requests) -> Family:
+        """Take in what a run asked for; see `Families.add`."""
+        self._known.clear()
+        return self.families.add(requests)
+
+    def peaks(self, batch_size: int) -> Peaks | None:
+        """The peaks at a batch size; None: too little is known."""
+        if batch_size not in self._known:
+            family = self.families.nearest(batch_size)
+            if family is None:
+                return None
+            self._known[batch_size] = self._replayed(family, batch_size)
+        return self._known[batch_size]
+
+    def _replayed(self, family: Family, batch_size: int) -> Peaks:
+        tape = family.at(batch_size)
+        conf = _conf_of(tape.alloc_conf)
+        depends = bool(conf.garbage_collection_threshold) or conf.max_split_size != UNLIMITED
+        # The limit comes from the machine: torch can be given another fraction than its settings say.
+        conf = replace(conf, per_process_memory_fraction=1.0, throw_on_cudamalloc_oom=False)
+        allocator = CachingAllocator(self.capacity if depends else None, conf)
+        if depends:
+            allocator.limit = self.limit
+        try:
+            replayed = allocator.replay(tape)
+        except MemoryError:  # more than the simulated address space of 32 TiB
+            return Peaks(allocated=UNLIMITED, reserved=UNLIMITED, in_order=False)
+        return Peaks(
+            allocated=replayed.peak_allocated,
+            reserved=replayed.peak_reserved,
+            in_order=replayed.fits and not allocator.counters["num_alloc_retries"],
+        )
+
+
+def _conf_of(text: str) -> AllocatorConf:
+    try:
+        return AllocatorConf.parse(text)
+    except UsageError:  # a newer torch's; the runs will tell
+        return AllocatorConf()
+
+
+def largest(reserved: Callable[[int], int | None], limit: int, low: int, high: int) -> int:
+    """The largest number up to which a growing function stays within a limit, in few calls.
+
+    Args:
+        reserved: bytes that a number of units takes; None: more than there are. It is assumed to grow; where it does
+            not, the answer is one of several borders.
+        limit: bytes.
+        low: is within; or 0, which takes nothing.
+        high: is not within, or not allowed.
+
+    Returns:
+        At least ``low``, below ``high``.
+    """
+    points: list[tuple[int, int]] = []
+    step = max(1, low)
+    falling_short = 0
+    while high - low > 1:
+        if len(points) >= 2 and falling_short < 3:
+            (x1, y1), (x2, y2) = sorted(points, key=lambda point: abs(point[1] - limit))[:2]
+            guess = x1 + int((limit - y1) * (x2 - x1) / (y2 - y1)) if y1 != y2 else (low + high) // 2
+        elif high - low > 4 * step:
+            guess = low + step
+            step *= 8
+        else:
+            guess = (low + high) // 2
+        guess = min(max(guess, low + 1), high - 1)
+        width = high - low
+        value = reserved(guess)
+        if value is not None:
+            points.append((guess, value))
+        if value is not None and value <= limit:
+            low = guess
+        else:
+            high = guess
+        # A line that creeps up on the border from one side: halve now and then.
+        falling_short = 0 if high - low <= width // 2 or falling_short >= 3 else falling_short + 1
+    return low
