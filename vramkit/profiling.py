@@ -21,6 +21,7 @@ from .events import ALLOCATION, EVENT, Tape
 from .recording.marks import Marks
 from .recording.recorded import Recording
 from .result import Profile
+from .running_out import is_out_of_memory
 
 Models = torch.nn.Module | Sequence[torch.nn.Module] | Mapping[str, torch.nn.Module]
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | Mapping[str, torch.optim.Optimizer]
@@ -127,7 +128,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
                 stack.callback(setattr, profile, "_active", None)
                 recordings = source.stop()
             self._result = _settle(recordings, source.marks, self._device)
-            if error is not None and _ran_out(error):
+            if error is not None and is_out_of_memory(error):
                 _add_note(error, self._result.report())
         except Exception as failure:
             if error is None:
@@ -278,16 +279,6 @@ def _settle(recordings: Sequence[Recording], marks: Marks, device: torch.device)
     profiles.sort(key=lambda each: (each.device != str(device), -each.peak_reserved))
     first, *others = profiles
     return replace(first, others=tuple(others))
-
-
-def _ran_out(error: BaseException | None) -> bool:
-    """Whether an exception is, or comes from, torch's out-of-memory error."""
-    seen = 0
-    while error is not None and seen < 100:  # chains can be circular
-        if isinstance(error, torch.OutOfMemoryError):
-            return True
-        error, seen = error.__cause__ or error.__context__, seen + 1
-    return False
 
 
 def _add_note(error: BaseException, note: str) -> None:

@@ -41,17 +41,6 @@ def failure_of(doing: str, error: BaseException) -> Failed:
     return Failed(doing=doing, kind=type(error).__name__, text=str(error), traceback="".join(shown.format()))
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether this is one, or something that a program made of one."""
-    import torch
-
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def step_failed(failure: Failed, called: str, *, by_name: bool) -> UsageError:
     """What to tell of a program that failed.
 

@@ -180,7 +180,8 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
     import torch
 
     from ..profiling import profile
-    from .failures import failure_of, is_out_of_memory
+    from ..running_out import is_out_of_memory
+    from .failures import failure_of
     from .training import Training
 
     if request.unlimited:

@@ -17,11 +17,11 @@ from ..engines.batches import moved
 from ..errors import DoesNotFit
 from ..gpus import GPU
 from ..programs import is_made
+from ..running_out import quick_collections
 from ..sizes import format_size
 from .estimated import EstimatedMachine
 from .ranks import Agreement
 from .restoring import Surroundings
-from .running_out import quick_collections
 from .search import Bounds, Found, Search
 from .trials import DeviceMachine, allowed, same_memory
 

@@ -18,9 +18,9 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from ..batch_size_result import Trial
 from ..errors import DoesNotFit, UsageError
+from ..running_out import clean_up, forget, is_out_of_memory
 from .descent import Descent
 from .gauges import needed, read_gauges
-from .running_out import clean_up, forget, is_out_of_memory
 
 _T = TypeVar("_T")
 _OnTrial = Callable[[Trial], object]

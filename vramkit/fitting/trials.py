@@ -21,11 +21,11 @@ from ..errors import UsageError
 from ..events import Action, Ints
 from ..profiling import profile
 from ..result import Profile
+from ..running_out import clean_up, forget, is_out_of_memory
 from ..sizes import format_size
 from .affine import requests_of
 from .leaks import find_leak
 from .restoring import Surroundings
-from .running_out import clean_up, forget, is_out_of_memory
 from .search import Run
 
 __all__ = ["DeviceMachine", "is_out_of_memory"]

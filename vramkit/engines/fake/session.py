@@ -27,9 +27,10 @@ from ...errors import DeviceError, UsageError
 from ...gpus import GPU
 from ...profiling import profile
 from ...result import Profile
+from ...running_out import is_out_of_memory
 from .. import Program, Run, settings
 from ..batches import described
-from ..failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, failure_of, is_out_of_memory, step_failed
+from ..failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, failure_of, step_failed
 from ..messages import Failed
 from ..parcel import Opened, Parcel, pack, unpack
 from ..training import Training

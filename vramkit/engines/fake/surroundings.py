@@ -5,7 +5,6 @@ Knows the process's own state and the parts of torch that look at tensors' class
 
 from __future__ import annotations
 
-import gc
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ from torch.optim import optimizer as optimizer_module
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ...running_out import quick_collections
 from .. import settings
 from .arriving import swap
 from .corrections import linear_of
@@ -38,7 +38,7 @@ def apart() -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_without_autocast())
-        stack.enter_context(_without_collecting_old())
+        stack.enter_context(quick_collections())
         try:
             yield
         finally:
@@ -63,19 +63,6 @@ def _without_function_modes() -> Iterator[None]:
             pop()
         for mode in reversed(modes):
             push(mode)
-
-
-@contextmanager
-def _without_collecting_old() -> Iterator[None]:
-    """What was there before takes no part in garbage collections: a run of thousands of fakes sets off many."""
-    if gc.get_freeze_count():
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager

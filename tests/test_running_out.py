@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 
-from vramkit.fitting.running_out import forget, is_out_of_memory, quick_collections
+from vramkit.running_out import forget, is_out_of_memory, quick_collections
 
 
 def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
