@@ -103,6 +103,33 @@ def test_beside_a_cuda_device_fakes_ask_for_what_the_real_program_asks_for(name:
     assert (run.peak_allocated, run.peak_reserved) == (real.peak_allocated, real.peak_reserved)
 
 
+def grown(batch: torch.Tensor) -> None:
+    """Storages that get more memory after they were made."""
+    x = batch.cuda()
+    result = torch.empty(0, device="cuda")
+    torch.add(x, x, out=result)
+    torch.empty(0, device="cuda").resize_(1000).resize_(1_000_000)
+
+
+def conjugated(batch: torch.Tensor) -> None:
+    """Views that differ from what they look at by a bit alone."""
+    z = torch.complex(batch.cuda(), batch.cuda())
+    for _ in range(2):  # the second time, results are remembered
+        assert (z.conj().resolve_conj() + z.conj().imag.resolve_neg()).numel() == z.numel()
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize("step", [grown, conjugated])
+def test_storages_that_grow_and_bits_that_are_set_cost_what_they_cost(step: Callable[[torch.Tensor], None]) -> None:
+    batch = torch.zeros(1024, 256)
+
+    real, run, recorder = imitated({"model": mlp(), "batch": batch, "step": step})
+
+    assert run.profile is not None
+    assert differences(real.tape, run.profile.tape, recorder.operators) == {}
+    assert run.peak_allocated == real.peak_allocated > 2 * batch.nbytes
+
+
 @pytest.mark.virtual_gpu
 def test_what_is_predicted_belongs_to_the_same_categories_and_modules() -> None:
     real, run, _ = imitated(PROGRAMS["sgd"]())

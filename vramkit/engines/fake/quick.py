@@ -110,9 +110,8 @@ def _key(values: tuple[Any, ...]) -> tuple[Any, ...]:
     parts: list[Any] = []
     for value in values:
         if type(value) is FakeTensor:
-            parts.append(
-                (value.shape, value.stride(), value.storage_offset(), value.dtype, value.fake_device, value.is_conj())
-            )
+            bits = value.is_conj(), value.is_neg()
+            parts.append((value.shape, value.stride(), value.storage_offset(), value.dtype, value.fake_device, bits))
         elif isinstance(value, (tuple, list)):
             parts.append(_key(tuple(value)))
         elif isinstance(value, _PLAIN):
@@ -136,6 +135,8 @@ def _recipe(result: Any, args: tuple[Any, ...], is_plain: bool) -> Any:
     if isinstance(result, (tuple, list)) and type(result) in (tuple, list):
         return _Several(type(result), tuple(None if each is None else _recipe(each, args, is_plain) for each in result))
     if not is_plain or type(result) is not FakeTensor or result.constant is not None:
+        raise _Unknown
+    if result.is_conj() or result.is_neg():  # views by a bit, which what is made here would not have
         raise _Unknown
     for position, tensor in _tensors(args):
         if tensor is result:

@@ -53,7 +53,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         self.operators: list[str] = []
         """The operator during which each event of the allocator's history happened, or after which."""
         self._operator = ""
-        self._blocks: dict[int, tuple[weakref.ref[_Storage], Block | None]] = {}
+        self._blocks: dict[int, tuple[weakref.ref[_Storage], Block | None, int]] = {}  # and bytes of the storage
         self._positions = [0]
         self._mark_of: list[int] = []
         self._sizes: list[int] = []
@@ -120,11 +120,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
             size: bytes; None: as the storage says.
         """
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        known = self._blocks.get(key)
-        if known is None or known[0]() is not storage:
-            block = self.take(storage.nbytes() if size is None else size)
-            self._blocks[key] = (weakref.ref(storage, lambda ref: self._died(key, ref)), block)
+        key, there = storage._cdata, storage.nbytes()
+        ref, old, was = self._blocks.get(key, (None, None, 0))
+        is_new = ref is None or ref() is not storage
+        if is_new or there > was:
+            block = self.take(there if size is None else size)
+            if not is_new:  # resize_(), or a result that was too small: its old memory goes when the new is there
+                self.give(old)
+            self._blocks[key] = (weakref.ref(storage, lambda ref: self._died(key, ref)), block, there)
 
     def _died(self, key: int, ref: weakref.ref[_Storage]) -> None:
         known = self._blocks.get(key)
@@ -205,7 +208,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
 
     def lives(self) -> str:
         """Which fakes are still there, in short; empty: none."""
-        sizes = [block.requested for _, block in list(self._blocks.values()) if block is not None]
+        sizes = [block.requested for _, block, _ in list(self._blocks.values()) if block is not None]
         return f"{len(sizes)} tensors of {format_size(sum(sizes))}" if sizes else ""
 
     def notes(self) -> list[str]:
