@@ -131,6 +131,48 @@ def test_storages_that_grow_and_bits_that_are_set_cost_what_they_cost(step: Call
 
 
 @pytest.mark.virtual_gpu
+def test_in_inference_mode_fakes_ask_for_what_the_real_program_asks_for() -> None:
+    program = {"model": small_gpt(), "batch": tokens(4, 256)()[:1]}
+
+    with torch.inference_mode():
+        real, run, recorder = imitated(program)
+
+    assert run.profile is not None
+    assert differences(real.tape, run.profile.tape, recorder.operators) == {}
+    assert (run.peak_allocated, run.peak_reserved) == (real.peak_allocated, real.peak_reserved)
+
+
+class OwnNet(nn.Module):
+    """A class that goes by value, with the module of a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def test_classes_of_the_program_stay_as_they_are_and_schedulers_are_copied() -> None:
+    forward = OwnNet.forward
+    model = OwnNet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+
+    def step(batch: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        model(batch.to("cuda")).sum().backward()
+        optimizer.step()
+        scheduler.step()
+
+    estimate = fake(model, optimizer=optimizer, step=step)
+
+    assert total(estimate, Category.PARAMETER) == (64 * 10 + 10) * 4
+    assert OwnNet.forward is forward
+    assert scheduler.last_epoch == 0
+
+
+@pytest.mark.virtual_gpu
 def test_what_is_predicted_belongs_to_the_same_categories_and_modules() -> None:
     real, run, _ = imitated(PROGRAMS["sgd"]())
 

@@ -7,6 +7,7 @@ know what a step allocates besides (activations, temporaries, workspaces, roundi
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -200,7 +201,8 @@ def _state_of(parameter: torch.Tensor, group: Group, form: _Form, device: str) -
     numbers = copies * parameter.numel()
     if form is _FORMS[torch.optim.Adafactor] and parameter.dim() > 1:
         # Squares are kept as their means over rows and over columns.
-        numbers = parameter.numel() // parameter.shape[-1] + parameter.numel() // parameter.shape[-2]
+        *rest, rows, columns = parameter.shape
+        numbers = math.prod(rest) * (rows + columns)
     fused = bool(group.get("fused"))
     there = form.on_device if form.on_device is not None else fused or bool(group.get("capturable"))
     wide = torch.get_default_dtype() == torch.float64 and not fused

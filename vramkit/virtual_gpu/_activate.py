@@ -115,7 +115,7 @@ def current() -> VirtualGPU | None:
 def exchange(gpu: GPU) -> None:
     """Make the devices of this process one device, another card. For a fork of a process that has torch and no CUDA.
 
-    Once CUDA was asked for anything this does nothing: library and torch keep what they read first.
+    To be called before CUDA is asked for anything: library and torch keep what they read first.
     """
     handle = current()
     assert handle is not None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +30,21 @@ def receiver_of(mode: FakeTensorMode) -> type[Receiver]:
         return FakeTensor(mode, tensor, torch.device("cpu")) if tensor.device.type == "meta" else tensor
 
     return FakeReceiver
+
+
+@contextmanager
+def classes_of_its_own() -> Iterator[None]:
+    """A script's classes arrive as new ones: cloudpickle would take the user's, and set their methods anew."""
+    cloudpickle: Any = sys.modules.get("cloudpickle.cloudpickle")
+    known = getattr(cloudpickle, "_DYNAMIC_CLASS_TRACKER_BY_ID", None)
+    if known is None:
+        yield
+        return
+    cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID = weakref.WeakValueDictionary()
+    try:
+        yield
+    finally:
+        cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID = known
 
 
 def swap(one: torch.Tensor, other: torch.Tensor) -> None:

@@ -85,6 +85,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         if func is _ITEM and _is_asked_by_torch():
             kind = args[0].dtype
             return False if kind is torch.bool else 0.0 if kind.is_floating_point else 0
+        if torch.is_inference_mode_enabled():
+            # Without autograd nobody has taken composite operators apart by now.
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         self._operator = func.__name__
         correction = CORRECTIONS.get(func)
         if correction is not None:

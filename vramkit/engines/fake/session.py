@@ -34,7 +34,7 @@ from ..failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, failure_of, ste
 from ..messages import Failed
 from ..parcel import Opened, Parcel, pack, unpack
 from ..training import Training
-from .arriving import receiver_of, swap
+from .arriving import classes_of_its_own, receiver_of, swap
 from .corrections import counts_of_the_only_holder
 from .kernels.products import workspace_of
 from .recorder import Recorder
@@ -146,7 +146,8 @@ class FakeSession:
             mode = FakeTensorMode(allow_non_fake_inputs=True)
             mode.cache_enabled = False  # it would hold storages; what it is for, `QuickFakes` does
             try:
-                opened = unpack(self._parcel.content, receiver_of(mode))
+                with classes_of_its_own():
+                    opened = unpack(self._parcel.content, receiver_of(mode))
             except Exception as error:
                 return failure_of("unpack a copy of the program", error)
             answer = self._train(opened, batch_size, mode, recorder)

@@ -6,6 +6,7 @@ Knows the process's own state and the parts of torch that look at tensors' class
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -33,6 +34,8 @@ def apart() -> Iterator[None]:
     host, numbers, states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call] # torch's
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # a copy of a scheduler warns that its optimizer is not the one it knew
         stack.enter_context(_disable_current_modes())
         stack.enter_context(_without_function_modes())
         stack.enter_context(torch.inference_mode(False))
@@ -90,7 +93,10 @@ def cuda_for_fakes(recorder: Recorder) -> Iterator[None]:
     """Let torch treat fakes as the tensors of a card: with its own kernels' choices, or under the overlay."""
     with ExitStack() as stack:
         if torch.cuda.is_available():
+            begins = not torch.cuda.is_initialized()  # type: ignore[no-untyped-call] # torch's
             torch.empty(1, device="cuda")  # autograd wants a device that is in use; each fake would ask for one
+            if begins:
+                torch.cuda.empty_cache()
             stack.enter_context(beside_a_device(recorder.gpu))
             if torch.cuda.get_device_capability() != recorder.gpu.capability:
                 found = torch.cuda.get_device_name()
