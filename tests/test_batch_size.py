@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from subprocesses import run_on
@@ -179,6 +181,49 @@ def test_a_workspace_that_was_there_is_there_again(gpu):
     assert torch.cuda.memory_allocated() == before
 
 
+@pytest.mark.virtual_gpu
+def test_what_a_step_held_when_it_failed_on_another_device_is_not_held_by_its_next_run():
+    model, size = mlp().to("cuda"), 256 << 20
+
+    def step(given: tuple[torch.Tensor, torch.Tensor]) -> None:
+        held = torch.empty(size, dtype=torch.uint8, device="cuda")
+        nn.functional.cross_entropy(model(given[0].to("cuda")), given[1]).backward()
+        del held
+
+    found = find(model, step=step, max_batch_size=8)
+
+    assert any("on the GPU" in note for note in found.notes)
+    assert size < found.trials[0].peak_allocated < 2 * size
+
+
+@pytest.mark.virtual_gpu
+def test_a_default_device_changes_nothing():
+    model, data = mlp().to("cuda"), batch()
+    with torch.device("cuda"):
+        found = find(model, data, max_batch_size=16)
+        needed = vramkit.estimate(model, data, loss=loss, batch_size=16, gpu="t4")
+
+    assert found.batch_size == 16
+    assert needed.peak_allocated == vramkit.estimate(model, data, loss=loss, batch_size=16, gpu="t4").peak_allocated
+
+
+@pytest.mark.virtual_gpu
+def test_a_process_without_a_console_gets_an_answer(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+
+    assert int(find(mlp().to("cuda"), max_batch_size=8)) == 8
+
+
+@pytest.mark.virtual_gpu
+def test_numbers_of_numpy_are_numbers():
+    found = find(
+        mlp().to("cuda"), multiple_of=np.int64(8), max_batch_size=np.int32(20), memory_fraction=np.float32(0.5)
+    )
+
+    assert found.batch_size == 16
+    assert {type(found.batch_size), *(type(trial.batch_size) for trial in found.trials)} == {int}
+
+
 # -- no device ---------------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +352,16 @@ def test_an_interrupt_leaves_no_trace():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.virtual_gpu
+def test_a_lazy_module_is_refused_and_stays_as_it_was():
+    model = nn.Sequential(nn.LazyLinear(16), nn.LazyBatchNorm1d())
+
+    with pytest.raises(vramkit.UsageError, match=r"no shape yet.*Call the model once, on a batch like yours"):
+        find(model)
+
+    assert all(torch.nn.parameter.is_lazy(each) and not each.is_cuda for each in model.parameters())
+
+
 def test_a_batch_that_cannot_grow_is_refused():
     with pytest.raises(vramkit.UsageError, match="No tensor of the batch has a dimension 0"):
         find(data=torch.tensor(1.0))
@@ -322,6 +377,8 @@ def test_a_batch_that_cannot_grow_is_refused():
         ({"multiple_of": -8}, "multiple_of=-8"),
         ({"min_batch_size": 0}, "min_batch_size=0"),
         ({"max_batch_size": 0}, "max_batch_size=0"),
+        ({"max_batch_size": 7.5}, "max_batch_size has to be a whole number"),
+        ({"multiple_of": True}, "multiple_of has to be a whole number"),
         ({"max_batch_size": 7, "multiple_of": 8}, "No size is all that"),
         ({"effective_batch_size": 0}, "effective_batch_size=0"),
         ({"steps": 0}, "steps=0"),

@@ -27,7 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 from vramkit.batch_size_result import Trial
 from vramkit.errors import VramkitError
 from vramkit.fitting.ranks import Agreement
-from vramkit.fitting.search import Bounds, Run, Search
+from vramkit.fitting.bounds import Bounds
+from vramkit.fitting.search import Run, Search
 
 torch.set_num_threads(1)
 
@@ -227,6 +228,75 @@ except (ValueError, VramkitError) as error:
     )
 
     assert results == [["VramkitError", [2, 3]], ["ValueError", [2, 3]]]
+
+
+def test_an_error_of_the_callback_on_one_rank_ends_the_search_on_all(on_ranks: OnRanks) -> None:
+    results = on_ranks(
+        2,
+        _SEARCH
+        + """
+def on_trial(trial):
+    if rank == 1 and trial.batch_size == 3:
+        raise KeyError("no such metric")
+
+card = Card(capacity=900_000, row=100)
+try:
+    with Agreement(dist.group.WORLD) as ranks:
+        Search(card, ranks, bounds, on_trial).run()
+except (KeyError, VramkitError) as error:
+    result = [type(error).__name__, str(error), card.sizes]
+""",
+    )
+
+    assert [(kind, sizes) for kind, _, sizes in results] == [("VramkitError", [2, 3]), ("KeyError", [2, 3])]
+    assert "Rank 1 failed with KeyError: 'no such metric'" in results[0][1]
+
+
+def test_bounds_are_those_that_hold_on_every_rank(on_ranks: OnRanks) -> None:
+    results = on_ranks(
+        3,
+        _SEARCH
+        + """
+card = Card(capacity=900_000, row=100)
+bounds = Bounds(least=[4, 8, 4][rank], most=[500, 400, None][rank], multiple_of=4, memory_fraction=0.8, verify=True)
+with Agreement(dist.group.WORLD) as ranks:
+    found = Search(card, ranks, bounds).run()
+result = [found.batch_size, found.max_batch_size, card.sizes]
+""",
+    )
+
+    assert results[0] == results[1] == results[2]
+    assert results[0][:2] == [400, 400]
+    assert min(results[0][2]) == 8
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ("multiple_of=rank + 1", "multiple_of is not the same on all of them"),
+        ("memory_fraction=[0.8, 0.85][rank]", "memory_fraction is not the same on all of them"),
+        ("verify=rank == 0, multiple_of=2 - rank", "multiple_of and verify are not the same on all of them"),
+        ("least=[1, 50][rank], most=[40, None][rank]", "One allows no size below 50, and one no size above 40"),
+    ],
+)
+def test_ranks_that_ask_for_different_things_all_get_the_same_error(on_ranks: OnRanks, asked: str, text: str) -> None:
+    results = on_ranks(
+        2,
+        _SEARCH
+        + f"""
+from dataclasses import replace
+card = Card(capacity=900_000, row=100)
+try:
+    with Agreement(dist.group.WORLD) as ranks:
+        Search(card, ranks, replace(bounds, {asked})).run()
+except VramkitError as error:
+    result = [type(error).__name__, str(error), card.sizes]
+""",
+    )
+
+    assert results[0] == results[1]
+    assert text in results[0][1]
+    assert [results[0][0], results[0][2]] == ["UsageError", []]
 
 
 def test_gradients_stay_apart_so_that_no_rank_waits_for_one_that_ran_out(on_ranks: OnRanks) -> None:

@@ -131,8 +131,9 @@ def test_storages_that_grow_and_bits_that_are_set_cost_what_they_cost(step: Call
 
 
 @pytest.mark.virtual_gpu
-def test_in_inference_mode_fakes_ask_for_what_the_real_program_asks_for() -> None:
-    program = {"model": small_gpt(), "batch": tokens(4, 256)()[:1]}
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_in_inference_mode_fakes_ask_for_what_the_real_program_asks_for(autocast: torch.dtype | None) -> None:
+    program = {"model": small_gpt(), "batch": tokens(4, 256)()[:1], "autocast": autocast}
 
     with torch.inference_mode():
         real, run, recorder = imitated(program)

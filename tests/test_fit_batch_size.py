@@ -335,6 +335,38 @@ result = found, largest, [(t.batch_size, t.fits, t.is_probe, t.ran_out) for t in
 
 
 @pytest.mark.virtual_gpu
+@pytest.mark.parametrize("ends_by", ["a single step", "catching the stop"])
+def test_a_call_that_ends_where_it_was_only_to_be_measured_is_not_the_answer(ends_by: str) -> None:
+    found, trials = run_on(
+        "4 GiB",
+        f"""
+import torch, vramkit
+steps = {1 if ends_by == "a single step" else 4}
+trials = []
+@vramkit.fit_batch_size(starting_batch_size=65536, on_trial=trials.append)
+def train(batch_size):
+    model = torch.nn.Sequential(torch.nn.Linear(784, 16384), torch.nn.ReLU(), torch.nn.Linear(16384, 10)).cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.zeros(batch_size, 784, device="cuda")
+    try:
+        for _ in range(steps):
+            model(x).sum().backward()
+            optimizer.step()
+    except torch.OutOfMemoryError:
+        raise
+    except BaseException:
+        pass
+    return batch_size
+result = train(), [(t.batch_size, t.fits, t.is_probe) for t in trials]
+""",
+    )
+
+    assert tuple(trials[-1]) == (found, True, False)
+    assert any(is_probe and fits for _, fits, is_probe in trials)
+    assert found > 2 * min(size for size, *_ in trials)
+
+
+@pytest.mark.virtual_gpu
 def test_a_stopped_call_leaves_no_memory_and_no_hook() -> None:
     result = run_on(
         "4 GiB",

@@ -33,7 +33,7 @@ def test_nothing_is_shown_without_a_terminal_or_before_it_takes_long():
         patient(trial(2))
 
     assert hidden.getvalue() == ""
-    assert "batch size" not in short.getvalue()
+    assert short.getvalue() == ""
 
 
 def test_whoever_asked_gets_every_trial():

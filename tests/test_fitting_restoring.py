@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -169,6 +171,66 @@ def test_what_a_step_reaches_is_put_back(model):
     assert (total, count, seen, history, scalers) == (0, 0, [], [], [])
 
 
+def test_containers_of_other_kinds_are_put_back_with_their_order():
+    counts, last, ordered = Counter(rows=7), deque([1], maxlen=2), OrderedDict(a=1, b=2)
+
+    def step(batch: object) -> None:
+        counts["rows"] += 1
+        last.extend([2, 3])
+        ordered.move_to_end("a")
+
+    around = Surroundings([], [], step)
+
+    for _ in range(2):
+        step(None)
+        around.put_back()
+
+    assert counts == Counter(rows=7)
+    assert last == deque([1], maxlen=2)
+    assert [*ordered.items()] == [("a", 1), ("b", 2)]
+
+
+def test_what_a_function_inside_the_step_names_is_put_back():
+    def step(batch: object) -> None:
+        def closure() -> None:
+            global total
+            seen.append(1)
+            total += 1
+
+        closure()
+
+    around = Surroundings([], [], step)
+
+    step(None)
+    around.close()
+
+    assert (total, seen) == (0, [])
+
+
+def test_what_a_decorator_keeps_is_put_back_and_what_it_wraps_too():
+    calls: list[int] = []
+    history: list[int] = []
+
+    def logged(function: Callable[[object], None]) -> Callable[[object], None]:
+        @functools.wraps(function)
+        def wrapper(batch: object) -> None:
+            calls.append(1)
+            function(batch)
+
+        return wrapper
+
+    @logged
+    def step(batch: object) -> None:
+        history.append(1)
+
+    around = Surroundings([], [], step)
+
+    step(None)
+    around.close()
+
+    assert (calls, history) == ([], [])
+
+
 class Trainer:
     """A step that is a method."""
 
@@ -211,6 +273,60 @@ def test_memory_formats_and_tied_parameters_survive():
     assert values(first, second) == before
     assert first.weight is second.weight
     assert first.weight.stride() == strides
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.eye(4).to_sparse(),
+        lambda: torch.eye(4).to_sparse_csr(),
+        lambda: torch.eye(4).to_sparse_csc(),
+        lambda: torch.ones(1, 4).expand(4, 4),
+        lambda: torch.arange(8.0).unfold(0, 4, 1),
+    ],
+    ids=["coo", "csr", "csc", "expanded", "overlapping"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse C:UserWarning")
+def test_a_buffer_of_any_layout_is_put_back_and_so_is_everything_else(model, make):
+    buffer = make()
+    model.register_buffer("mask", buffer)
+    model(torch.randn(6, 4)).sum().backward()
+    gradient = model.layers[0].weight.grad
+    weight, mask, strided = model.layers[0].weight.tolist(), buffer.to_dense().tolist(), buffer.layout is torch.strided
+    around = Surroundings([model], [])
+
+    for _ in range(2):
+        (buffer[0] if strided else buffer._values() if buffer.is_sparse else buffer.values()).zero_()
+        model.layers[0].weight.data.zero_()
+        around.put_back()
+        assert buffer.to_dense().tolist() == mask
+    buffer.data = torch.zeros_like(buffer)
+    around.close()
+
+    assert buffer.to_dense().tolist() == mask
+    assert model.layers[0].weight.tolist() == weight
+    assert model.layers[0].weight.grad is gradient
+
+
+def test_what_cannot_be_put_back_keeps_nothing_else_from_it(model):
+    class Stubborn(dict):
+        def clear(self) -> None:
+            raise KeyError("stubborn")
+
+    model.stubborn = Stubborn()
+    model(torch.randn(6, 4)).sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    before, random_before = values(model), torch.get_rng_state().tolist()
+    around = Surroundings([model], [])
+
+    model.stubborn["more"] = 1
+    model(torch.randn(6, 4))
+    with pytest.raises(KeyError, match="stubborn"):
+        around.close()
+
+    assert values(model) == before
+    assert torch.get_rng_state().tolist() == random_before
+    assert all(now.grad is then for now, then in zip(model.parameters(), gradients, strict=True))
 
 
 def test_it_can_be_put_back_again_and_again(model):

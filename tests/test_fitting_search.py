@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fitting_affine import Op, program, requests, tape_of
 
-from vramkit import CachingAllocator, Trial
-from vramkit.fitting.search import Bounds, Found, Run, Search
+from vramkit import CachingAllocator, Trial, UsageError
+from vramkit.fitting.bounds import Bounds
+from vramkit.fitting.search import Found, Run, Search
 
+_T = TypeVar("_T")
 MIB = 1 << 20
 
 
@@ -24,7 +27,13 @@ class Alone:
     def any(self, flag: bool) -> bool:
         return flag
 
-    def together(self, attempt: Callable[[], Run]) -> Run:
+    def most(self, size: int) -> int:
+        return size
+
+    def same(self, **numbers: int) -> None:
+        pass
+
+    def together(self, attempt: Callable[[], _T]) -> _T:
         return attempt()
 
 
@@ -209,3 +218,69 @@ def test_the_ranks_end_with_what_the_smallest_of_them_can_do():
     found = Search(machine, WithASmallerOne(), bounds).run()
 
     assert found.max_batch_size == 100
+
+
+class ByFormula:
+    """A machine without any allocation that could be told: what is reserved at a size is all that is known."""
+
+    def __init__(self, allocated: Callable[[int], int], segment: int = 1, capacity: int = 1 << 30) -> None:
+        self.allocated, self.segment, self.capacity = allocated, segment, capacity
+
+    def reserved(self, size: int) -> int:
+        return -(-self.allocated(size) // self.segment) * self.segment
+
+    def run(self, batch_size: int, *, is_probe: bool) -> Run:
+        size = self.reserved(batch_size)
+        trial = Trial(
+            batch_size=batch_size, fits=size <= self.capacity, peak_allocated=self.allocated(batch_size),
+            peak_reserved=size, is_probe=is_probe, ran_out=size > self.capacity,
+        )  # fmt: skip
+        return Run(trial=trial)
+
+
+@given(
+    base=st.integers(0, 800 * MIB),
+    row=st.integers(1 << 20, 64 << 20),
+    segment=st.sampled_from([1, 2 * MIB, 20 * MIB]),
+    unit=st.sampled_from([1, 8]),
+    shape=st.sampled_from([1, 2]),
+)
+@settings(deadline=None)
+def test_an_answer_is_called_proven_only_where_the_next_size_does_not_do(base, row, segment, unit, shape):
+    machine = ByFormula(lambda size: base + row * size**shape, segment)
+
+    found, _ = searched(machine, multiple_of=unit, least=unit)
+
+    if found.is_proven:
+        assert machine.reserved(found.max_batch_size + unit) > machine.capacity
+        assert machine.reserved(found.batch_size + unit) > machine.capacity * 0.8
+
+
+def test_what_a_single_row_raises_is_left_but_neither_the_callbacks_error_nor_vramkits():
+    class Failing(ByFormula):
+        error: Exception | None = None
+
+        def run(self, batch_size: int, *, is_probe: bool) -> Run:
+            if batch_size == 1 and self.error is not None:
+                raise self.error
+            return super().run(batch_size, is_probe=is_probe)
+
+    def search(error: Exception | None, on_trial: Callable[[Trial], object] = lambda trial: None) -> Found:
+        machine = Failing(lambda size: size << 30)
+        machine.error = error
+        bounds = Bounds(least=1, most=None, multiple_of=1, memory_fraction=1.0, verify=True)
+        return Search(machine, Alone(), bounds, on_trial).run()
+
+    def fail_at_one(trial: Trial) -> None:
+        if trial.batch_size == 1:
+            raise KeyError("the callback's")
+
+    of_the_step = UsageError("A step was run")
+    of_the_step.__cause__ = ValueError("more than 1 value per channel")
+    assert search(None).max_batch_size == 1
+    assert search(ValueError("more than 1 value per channel")).max_batch_size == 0
+    assert search(of_the_step).max_batch_size == 0
+    with pytest.raises(KeyError, match="the callback's"):
+        search(None, fail_at_one)
+    with pytest.raises(UsageError, match="keeps memory"):
+        search(UsageError("The step keeps memory"))

@@ -7,7 +7,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from numbers import Real
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 
@@ -17,9 +18,9 @@ from .engines import Program
 from .errors import UsageError
 from .estimation import current_gpu, open_session
 from .fitting.answering import answer_by_estimate, answer_on_device
+from .fitting.bounds import Bounds
 from .fitting.progress import Progress
 from .fitting.ranks import Agreement
-from .fitting.search import Bounds
 from .gpus import GPU
 from .programs import Models, OptimizerOrFactory, check_count, is_made, program_of
 
@@ -82,7 +83,8 @@ def auto_batch_size(
         min_batch_size: no smaller size is tried.
         max_batch_size: no larger one: the length of the dataset, for instance.
         effective_batch_size: rows for one optimizer step; gives ``accumulation_steps``.
-        verify: run every size that is returned. False: the small batches alone are run.
+        verify: run every size that is returned. False: only the three batches from which it is predicted are run; the
+            third has about an eighth of the answer's rows, up to half of them.
         on_trial: called with every trial.
         group: ranks that train together; see `vramkit.fitting.ranks`. Each has to make this call, and all get the same
             answer: the size that fits on every one.
@@ -106,7 +108,7 @@ def auto_batch_size(
     )
     bounds = _bounds(memory_fraction, multiple_of, min_batch_size, max_batch_size, verify=verify)
     if effective_batch_size is not None:
-        check_count(_ASKED, "effective_batch_size", effective_batch_size)
+        effective_batch_size = check_count(_ASKED, "effective_batch_size", effective_batch_size)
     if not is_made(batch) and not program.batch_size:
         raise UsageError(
             _ASKED,
@@ -114,19 +116,39 @@ def auto_batch_size(
             "So nothing says how it grows",
             "Give a batch whose tensors begin with the batch dimension, or a callable size -> batch",
         )
-    with Agreement(group) as ranks, Progress(ranks.is_first and sys.stderr.isatty(), on_trial) as progress:
+    with Agreement(group) as ranks, Progress(ranks.is_first and _has_terminal(), on_trial) as progress:
+        ranks.same(steps=steps)  # the bounds, the search agrees on
         device = _device(program, gpu)
         if device is None:
             card = current_gpu() if gpu is None else gpus.find(gpu)
             found = answer_by_estimate(open_session(program), card, bounds, ranks, progress)
         else:
+            _check_shapes(program)
             with torch.cuda.device(device):
                 found = answer_on_device(program, device, bounds, ranks, progress)
     return replace(found, effective_batch_size=effective_batch_size)
 
 
+def _has_terminal() -> bool:
+    stream: TextIO | None = sys.stderr  # None: a process without a console
+    return stream is not None and stream.isatty()
+
+
+def _check_shapes(program: Program) -> None:
+    """Raises: UsageError for a lazy module. What its first forward makes of it could not be put back."""
+    tensors = [t for model in program.models.values() for t in (*model.parameters(), *model.buffers())]
+    lazy = sum(map(torch.nn.parameter.is_lazy, tensors))
+    if lazy:
+        raise UsageError(
+            _ASKED,
+            f"{lazy} of the model's parameters have no shape yet",
+            "Lazy modules make them in their first forward",
+            "Call the model once, on a batch like yours",
+        )
+
+
 def _bounds(fraction: float, multiple_of: int, least: int, most: int | None, *, verify: bool) -> Bounds:
-    is_number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
+    is_number = isinstance(fraction, Real) and not isinstance(fraction, bool)
     if not is_number or not 0 < fraction <= 1:
         raise UsageError(
             _ASKED,
@@ -134,11 +156,10 @@ def _bounds(fraction: float, multiple_of: int, least: int, most: int | None, *, 
             "It is the part of the memory that a batch may take",
             "Give a number above 0, at most 1; 0.8 keeps a fifth free",
         )
-    check_count(_ASKED, "multiple_of", multiple_of)
-    check_count(_ASKED, "min_batch_size", least)
+    multiple_of = check_count(_ASKED, "multiple_of", multiple_of)
+    least = check_count(_ASKED, "min_batch_size", least)
     if most is not None:
-        check_count(_ASKED, "max_batch_size", most)
-        most = most // multiple_of * multiple_of
+        most = check_count(_ASKED, "max_batch_size", most) // multiple_of * multiple_of
     first = -(-least // multiple_of) * multiple_of
     if most is not None and most < first:
         raise UsageError(

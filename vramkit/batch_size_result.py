@@ -106,7 +106,7 @@ class BatchSizeResult:
     memory_fraction: float
     """How much of the capacity ``batch_size`` may use, above 0 and at most 1."""
     trials: tuple[Trial, ...]
-    """Every size that was looked at, in that order."""
+    """Every size that was looked at, in that order; that one ran for longer, to look for a leak, is not told."""
     effective_batch_size: int | None = None
     """Rows that shall count for one optimizer step; None: nobody asked."""
     device_name: str = ""

@@ -93,7 +93,7 @@ def estimate(
         _ASKED, model, batch, optimizer=optimizer, step=step, loss=loss, autocast=autocast, steps=steps
     )
     if batch_size is not None:
-        check_count(_ASKED, "batch_size", batch_size)
+        batch_size = check_count(_ASKED, "batch_size", batch_size)
         if not is_made(batch) and not program.batch_size:
             raise UsageError(
                 _ASKED,

@@ -4,6 +4,7 @@ engines nor devices.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -41,7 +42,7 @@ def program_of(
         UsageError: an argument is not what it should be.
     """
     models = _models(asked, model)
-    check_count(asked, "steps", steps)
+    steps = check_count(asked, "steps", steps)
     optimizers, factory = _optimizers(asked, optimizer)
     _check_step(asked, step, models, factory, loss, autocast)
     return Program(
@@ -143,9 +144,17 @@ def _check_step(
         )
 
 
-def check_count(asked: str, name: str, value: object) -> None:
-    """Raises: UsageError if an argument is no whole number from 1 on."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UsageError(
-            asked, f"with {name}={value!r}", "There is nothing to predict without one", "Give a whole number from 1 on"
-        )
+def check_count(asked: str, name: str, value: Any) -> int:
+    """An argument as an int, NumPy's integers too.
+
+    Raises:
+        UsageError: it is no whole number from 1 on.
+    """
+    try:
+        count = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = None
+    if count is None or count < 1:
+        why = "There is nothing to predict without one" if count is not None else f"{name} has to be a whole number"
+        raise UsageError(asked, f"with {name}={value!r}", why, "Give a whole number from 1 on")
+    return count

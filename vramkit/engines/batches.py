@@ -143,10 +143,12 @@ def _rows(tensor: torch.Tensor, size: int) -> torch.Tensor:
         step *= shape[dim]
     keeps_values = step * tensor.element_size() <= VALUES_KEPT
     if keeps_values:
-        result = torch.empty_strided(shape, strides, dtype=tensor.dtype)
-        result.copy_(tensor.detach()[torch.arange(size) % len(tensor)])
+        # Devices are named because of torch.set_default_device.
+        rows = torch.arange(size, device=tensor.device) % len(tensor)
+        result = torch.empty_strided(shape, strides, dtype=tensor.dtype, device="cpu")
+        result.copy_(tensor.detach()[rows])
     else:
-        result = torch.empty(0, dtype=tensor.dtype)
+        result = torch.empty(0, dtype=tensor.dtype, device="cpu")
         result.set_(unbacked(step * tensor.element_size()), 0, shape, tuple(strides))
     return result.requires_grad_(tensor.requires_grad)
 
@@ -158,7 +160,7 @@ def unbacked(size: int) -> torch.UntypedStorage:
         size: bytes.
     """
     if size < _BACKED or sys.platform == "win32":
-        return torch.zeros(size, dtype=torch.uint8).untyped_storage()
+        return torch.zeros(size, dtype=torch.uint8, device="cpu").untyped_storage()
     # Without MAP_NORESERVE Linux refuses what is obviously more than the machine has: a model of 65 billion parameters.
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
     return torch.frombuffer(pages, dtype=torch.uint8).untyped_storage()

@@ -197,7 +197,7 @@ def _rebuild_of(tensor: torch.Tensor) -> tuple[Callable[..., object], tuple[obje
 def _bytes_of(storage: torch.UntypedStorage) -> bytes:
     if not storage.nbytes():
         return b""
-    return torch.empty(0, dtype=torch.uint8).set_(storage).numpy().tobytes()
+    return torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage).numpy().tobytes()
 
 
 def _without_state(optimizer: torch.optim.Optimizer) -> Any:

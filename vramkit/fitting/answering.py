@@ -19,10 +19,11 @@ from ..gpus import GPU
 from ..programs import is_made
 from ..running_out import quick_collections
 from ..sizes import format_size
+from .bounds import Bounds
 from .estimated import EstimatedMachine
 from .ranks import Agreement
 from .restoring import Surroundings
-from .search import Bounds, Found, Search
+from .search import Found, Search
 from .trials import DeviceMachine, allowed, same_memory
 
 _POINTS = 10  # of the curve
@@ -52,15 +53,19 @@ def answer_on_device(
         stack.enter_context(quick_collections())
         stack.enter_context(same_memory(device))
         losses = [program.loss] if isinstance(program.loss, torch.nn.Module) else []
-        surroundings = Surroundings((*models, *losses), program.optimizers, program.step)
-        stack.callback(surroundings.close)
-        machine = DeviceMachine(
-            program,
-            surroundings,
-            device,
-            move_batch=on_device and program.step is not None,
-            apart=lambda: ranks.apart(models),
-        )
+
+        def made() -> DeviceMachine:
+            surroundings = Surroundings((*models, *losses), program.optimizers, program.step)
+            stack.callback(surroundings.close)
+            return DeviceMachine(
+                program,
+                surroundings,
+                device,
+                move_batch=on_device and program.step is not None,
+                apart=lambda: ranks.apart(models),
+            )
+
+        machine = ranks.together(made)
         search = Search(machine, ranks, bounds, on_trial)
         search.forecast.limit = allowed(device)
         found = search.run()
@@ -134,8 +139,8 @@ def _too_large(found: Found, search: Search, machine: DeviceMachine | EstimatedM
         limit = format_size(int(capacity * search.bounds.memory_fraction))
         return DoesNotFit(
             f"The largest batch within {search.bounds.memory_fraction:.4g} of {device_name}'s memory was asked for",
-            f"batch size {least} reserves {format_size(trial.peak_reserved)}, and {limit} of {format_size(capacity)} "
-            "would be allowed",
+            f"batch size {trial.batch_size} reserves {format_size(trial.peak_reserved)}, and {limit} of "
+            f"{format_size(capacity)} would be allowed",
             instead=f"Give a larger memory_fraction: all of the memory has room for {found.max_batch_size}",
         )
     if trial.ran_out:

@@ -68,18 +68,20 @@ def fit_batch_size(
     is called with smaller sizes and stopped after its second ``optimizer.step()``, by an exception that
     ``except Exception`` does not catch; what these calls took says which size fits, and that one is called next. So
     there is one failure as a rule, and not one for every tenth, whatever the size to start from. A function without an
-    optimizer can't be stopped so: after a failure its size is what the failure calls for, or a tenth smaller.
+    optimizer can't be stopped so: after a failure its size is what the failure calls for, or a tenth smaller. One that
+    takes a single step, or catches every exception, ends by itself at a size that is only measured: it is called again
+    with a larger one, and what counts is the last call.
 
     Args:
         function: takes ``batch_size`` as its first argument (of a method: after ``self``). Whatever it makes should be
-            its own: what it leaves elsewhere stays when it is called again.
+            its own: what it leaves elsewhere stays when it is called again, which may be after a call that ended.
         starting_batch_size: where to begin; no larger size is called.
         min_batch_size: no smaller size is called.
         multiple_of: only multiples of this are called.
-        on_trial: called with a `Trial` after every call; one that was stopped is a probe.
+        on_trial: called with a `Trial` after every call; one that was only to be measured is a probe.
 
     Returns:
-        The function without its first argument. It returns what the call that came to its end returns.
+        The function without its first argument. It returns what the last call returns.
 
     Raises:
         UsageError: the function does not take ``batch_size`` first, or runs only later (a generator, a coroutine), or
@@ -179,6 +181,10 @@ class _Calls(Generic[_T]):
         try:
             with _stopping_with(enough) if stops else nullcontext():
                 outcome = _Ended(self.call(size))
+            if stops:
+                # It ended before its second step, or caught what should have stopped it: it is measured all the same,
+                # and what it returned is for a size that was chosen to be too small.
+                outcome = enough
         except BaseException as error:
             if error is not enough and not is_out_of_memory(error) and not _is_the_hosts(error):
                 raise

@@ -39,13 +39,13 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._shown, self._on_trial, self._patience = shown, on_trial, patience
         self._began = time.perf_counter()
-        self._count = 0
+        self._count, self._wrote = 0, False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._shown and self._count:
+        if self._wrote:
             self._stream.write(_CLEAR)
             self._stream.flush()
 
@@ -60,5 +60,6 @@ class Progress:
                 f"vramkit: batch size {trial.batch_size:,} {what}, {format_size(trial.peak_reserved)} reserved "
                 f"(trial {self._count}, {trial.seconds:.1f} s)"
             )
+            self._wrote = True
             self._stream.write(f"{_CLEAR}{text}")
             self._stream.flush()

@@ -95,6 +95,24 @@ class Agreement:
         """The largest of what the ranks give."""
         return self._reduced(size, dist.ReduceOp.MAX)
 
+    def same(self, **numbers: int) -> None:
+        """Make sure that every rank gives the same.
+
+        Args:
+            numbers: by the name of the argument that they stand for.
+
+        Raises:
+            UsageError: on every rank, with the same text: at least one differs.
+        """
+        differ = [name for name, number in numbers.items() if self.size(number) != self.most(number)]
+        if differ:
+            raise UsageError(
+                _ASKED,
+                f"{' and '.join(differ)} {'is' if len(differ) == 1 else 'are'} not the same on all of them",
+                "They search for one size together",
+                "Pass the same on every rank",
+            )
+
     def together(self, attempt: Callable[[], _T]) -> _T:
         """Run something on every rank; where it fails on one, none goes on.
 
@@ -120,7 +138,7 @@ class Agreement:
             rank, text = next(iter(failed.items()))
             others = f", and {len(failed) - 1} more" * (len(failed) > 1)
             raise VramkitError(
-                "A batch size was tried on every rank",
+                _ASKED,
                 f"rank {rank}{others} failed with {text:.400}",
                 "No rank can go on without it",
                 f"See the traceback of rank {rank}",

@@ -7,15 +7,17 @@ from __future__ import annotations
 import functools
 import inspect
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from types import CellType, FunctionType, MethodType
+from contextlib import ExitStack
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
 import torch
 
 _Undo = Callable[[], None]
-_PLAIN = (dict, list, set)
+_PLAIN = (dict, list, set, deque)
 _DEPTH = 4  # functions in functions, lists of lists: how far a step's surroundings are followed
 
 
@@ -29,7 +31,7 @@ class Surroundings:
         models: with their parameters, buffers, modes and every other attribute.
         optimizers: with their states and parameter groups.
         step: the user's; models, optimizers, schedulers and gradient scalers that it reaches count too, and so
-            do the variables, lists, dicts and sets of its closure and of the globals that it names.
+            do the variables, lists, dicts, sets and deques of its closure and of the globals that it names.
 
     Known limitations: objects of other kinds that the step changes stay changed: an iterator that went on, a file that
     was written. So do counters of torch's own: the peaks of ``torch.cuda.memory_stats()``, ``num_ooms``.
@@ -70,17 +72,22 @@ class Surroundings:
 
     def put_back(self) -> None:
         """Set everything but the gradients as it was. Can be called as often as needed."""
-        self.drop_gradients()
-        self._notes.restore()
-        for undo in self._undo:
-            undo()
+        _do_all([self.drop_gradients, self._notes.restore, *self._undo])
 
     def close(self) -> None:
         """Set everything as it was, gradients too."""
-        self.put_back()
-        self._stored.bring_back()
+        _do_all([self.put_back, self._stored.bring_back, self._return_gradients])
+
+    def _return_gradients(self) -> None:
         for parameter, gradient in self._gradients:
             parameter.grad = gradient
+
+
+def _do_all(actions: Iterable[_Undo]) -> None:
+    """Do each, in order, also where one before it fails; that error comes last."""
+    with ExitStack() as stack:
+        for each in reversed([*actions]):
+            stack.callback(each)
 
 
 class _Notes:
@@ -109,40 +116,64 @@ class _Notes:
         if tensor.is_meta or torch.nn.parameter.is_lazy(tensor):
             return
         place = tensor.data  # the same memory, whatever ``tensor.data`` becomes later
+        if place.layout is not torch.strided:
+            self._undo.append(lambda: _set_data(tensor, place))
+            for part in _parts(place):
+                self._note_tensor(part)
+            return
+        held = place  # every number of it once
+        for dim, stride in enumerate(() if place.is_nested else place.stride()):
+            if not stride and place.shape[dim]:
+                held = held.narrow(dim, 0, 1)
         # A view that is kept beside the whole (flat weights of an RNN, parameters in a bucket) is copied once more:
         # memory of the host's, and the same values.
-        kept = place.to("cpu", copy=True)
+        kept = held.to("cpu", copy=True)
 
         def undo() -> None:
             with torch.no_grad():
                 if tensor.device != place.device or tensor.data_ptr() != place.data_ptr():
                     tensor.data = place
-                place.copy_(kept)
+                held.copy_(kept)
 
         self._undo.append(undo)
 
     def restore(self) -> None:
         """Set everything noted as it was."""
-        for undo in self._undo:
-            undo()
+        _do_all(self._undo)
+
+
+def _set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
+    tensor.data = data
+
+
+def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The strided tensors that a sparse one is made of; none: of another layout."""
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return ()
 
 
 def _contents(container: Any) -> _Undo:
-    """What sets a dict, list or set to what it holds now."""
+    """What sets a dict, list, set or deque to what it holds now."""
     if isinstance(container, dict):
         kept = dict(container)
 
         def undo() -> None:
-            for key in [key for key in container if key not in kept]:
-                del container[key]
-            container.update(kept)
+            if [*map(id, container)] != [*map(id, kept)]:
+                container.clear()  # a key that went and came again is not where it was
+            for key, value in kept.items():
+                container[key] = value  # a Counter's update would add
 
     else:
         copied = container.copy()
 
         def undo() -> None:
             container.clear()
-            (container.extend if isinstance(container, list) else container.update)(copied)
+            (container.update if isinstance(container, set) else container.extend)(copied)
 
     return undo
 
@@ -208,7 +239,7 @@ class _Reach:
             self._look_at_object(value.__self__, depth)
         elif isinstance(value, FunctionType):
             self._look_at_function(value, depth)
-        elif isinstance(value, (list, dict, set, tuple)):
+        elif isinstance(value, (*_PLAIN, tuple)):
             if not isinstance(value, tuple):
                 self.undo.append(_contents(value))
             for each in [*(value.values() if isinstance(value, dict) else value)]:
@@ -225,14 +256,14 @@ class _Reach:
                 self.look(each, depth - 1)
 
     def _look_at_function(self, function: FunctionType, depth: int) -> None:
-        function = inspect.unwrap(function)
-        if not isinstance(function, FunctionType):
-            return
+        self.look(getattr(function, "__wrapped__", None), depth)  # a decorator's: what it wraps, and then its own
         for cell in function.__closure__ or ():
             if (undo := _cell(cell)) is not None:
                 self.undo.append(undo)
                 self.look(cell.cell_contents, depth - 1)
-        names = function.__code__.co_names
+        # Caches of torch's own must not be turned back.
+        is_torchs = (function.__globals__.get("__name__") or "").partition(".")[0] == "torch"
+        names = () if is_torchs else _names(function.__code__)
         found = {name: function.__globals__[name] for name in names if name in function.__globals__}
         self.undo.append(lambda: function.__globals__.update(found))
         for value in (*found.values(), *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
@@ -246,6 +277,11 @@ _HOLDERS = (
     torch.optim.lr_scheduler.LRScheduler,
     torch.amp.GradScaler,
 )
+
+
+def _names(code: CodeType) -> set[str]:
+    """What a function names outside of its own variables, and the functions that it defines."""
+    return set(code.co_names).union(*(_names(each) for each in code.co_consts if isinstance(each, CodeType)))
 
 
 def _cell(cell: CellType) -> _Undo | None:

@@ -5,16 +5,14 @@ machine that runs them; knows neither torch nor what a step is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..batch_size_result import Trial
+from ..errors import VramkitError
 from .affine import Requests, two_for
+from .bounds import LARGEST_BATCH, Bounds, Ranks
 from .replays import Forecast, largest
-
-LARGEST_BATCH = 1 << 30
-"""No larger batch is looked at, where nothing else ends the search."""
 
 _TRUSTED = 1.1  # a forecast that missed a run by less than this factor may go anywhere from there
 _STRIDE = 4  # and one that did not, so many times the largest size that fitted
@@ -45,33 +43,6 @@ class Machine(Protocol):
 
         Running out of memory is an answer; everything else that goes wrong is raised.
         """
-
-
-class Ranks(Protocol):
-    """Others that search at the same time for the same size; see `vramkit.fitting.ranks.Agreement`."""
-
-    def size(self, size: int, /) -> int:
-        """The smallest of what all say."""
-
-    def any(self, flag: bool, /) -> bool:
-        """Whether any says yes."""
-
-    def together(self, attempt: Callable[[], Run], /) -> Run:
-        """Run something; where it fails on one, it fails on all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """Which sizes are allowed, and what is asked for."""
-
-    least: int
-    """A multiple of ``multiple_of``."""
-    most: int | None
-    """A multiple of ``multiple_of``; None: nothing was said."""
-    multiple_of: int
-    memory_fraction: float
-    verify: bool
-    """Every size that is returned has to be run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +78,17 @@ class Search:
     _good: dict[int, bool] = field(default_factory=dict)  # what all ranks agreed on: whether it fits at all
     _trust: bool = False  # the last run was as forecast
     _spent: int = 0  # trials beyond the probes
-
-    def __post_init__(self) -> None:
-        unit, most = self.bounds.multiple_of, self.bounds.most
-        self._ceiling = LARGEST_BATCH // unit * unit if most is None else most
+    _ceiling: int = 0
 
     def run(self) -> Found:
-        """Search."""
+        """Search.
+
+        Raises:
+            UsageError: the bounds of the ranks don't go together.
+        """
+        self.bounds = self.bounds.agreed(self.ranks)
+        unit, most = self.bounds.multiple_of, self.bounds.most
+        self._ceiling = LARGEST_BATCH // unit * unit if most is None else most
         self._probe()
         if not any(self._good.values()):
             return Found(batch_size=0, max_batch_size=0, grows=True, is_proven=True)
@@ -121,8 +96,8 @@ class Search:
         if not grows and self.bounds.most is None:
             self._ceiling = max(self._good)  # no size would ever be too large
         within, is_proven = self._largest(self.bounds.memory_fraction)
-        most, too = self._largest(1.0)
-        return Found(batch_size=within, max_batch_size=most, grows=grows, is_proven=is_proven and too)
+        most_of_all, too = self._largest(1.0)
+        return Found(batch_size=within, max_batch_size=most_of_all, grows=grows, is_proven=is_proven and too)
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -151,8 +126,7 @@ class Search:
         if not self._run(first, is_probe=True):
             if first > least:
                 # What two rows can, up to where their memory ends, one may not: batch norm for one raises then.
-                with suppress(Exception):
-                    self._run(least, is_probe=True)
+                self._run(least, is_probe=True, may_fail=True)
             return
         second = min(_half_more(first, unit), self._ceiling)
         if second == first or not self._run(second, is_probe=True) or not self._grows():
@@ -176,15 +150,20 @@ class Search:
         """The largest size that is good for a part of the capacity, and whether the next one is known not to be."""
         unit = self.bounds.multiple_of
         least = self.bounds.least
-        refuted = 0
+        refuted, unproven = 0, 0
         for _ in range(_MOST_TRIALS):
             low, high = self._bracket(fraction)
             if high - low <= unit:
                 break
             guess = self._guess(fraction, low, high, stride=_STRIDE if self.bounds.verify else None)
-            if guess == low or not self.bounds.verify:
+            if not self.bounds.verify or (guess == low and self._is_forecast(low + unit)):
                 low = guess
                 break
+            if guess == low:
+                # Runs so far are all that speaks against the next size, and they follow no line: it has to say itself.
+                if unproven or low + unit < min(self.runs):  # a single row may fail by itself
+                    return (low if low >= least else 0), False
+                guess, unproven = low + unit, unproven + 1
             if self._spent >= _ENOUGH and low >= least and guess - low <= low * _WORTH:
                 return low, False
             if guess == high - unit and high in self._good:
@@ -263,19 +242,42 @@ class Search:
 
     # -- one run ---------------------------------------------------------------------------------------------------
 
-    def _run(self, size: int, *, is_probe: bool = False) -> bool:
-        """Run a size on all ranks; whether it fits on every one."""
+    def _run(self, size: int, *, is_probe: bool = False, may_fail: bool = False) -> bool:
+        """Run a size on all ranks; whether it fits on every one.
+
+        Args:
+            size: it.
+            is_probe: it is not to be an answer.
+            may_fail: what the step raises is left, and the size as well; it does not fit then.
+        """
         expected = self._allocated_at(size)
         self._spent += not is_probe
-        run = self.ranks.together(lambda: self.machine.run(size, is_probe=is_probe))
+
+        def attempt() -> Run | None:
+            try:
+                run = self.machine.run(size, is_probe=is_probe)
+            except Exception as error:
+                # What the step raised is the error or its cause; one of vramkit's own has none.
+                if not may_fail or (isinstance(error, VramkitError) and error.__cause__ is None):
+                    raise
+                return None
+            self.on_trial(run.trial)
+            return run
+
+        run = self.ranks.together(attempt)
+        if self.ranks.any(run is None) or run is None:
+            return False
         self.runs[size] = run
         self.forecast.capacity = self.machine.capacity
-        self.on_trial(run.trial)
         fits = self._good[size] = not self.ranks.any(not run.trial.fits)
         if run.requests is not None:
             self.forecast.add(run.requests)
         self._trust = not self.ranks.any(not (fits and _as_expected(expected, run.trial.peak_allocated)))
         return fits
+
+    def _is_forecast(self, size: int) -> bool:
+        """Whether what a size takes is more than a guess by what others took; on every rank."""
+        return not self.ranks.any(self.forecast.peaks(size) is None)
 
     def _aligned(self, size: int) -> bool:
         """Whether a run's requests are those of another run, but for their sizes; on every rank."""

@@ -71,18 +71,21 @@ class DeviceMachine:
 
     def run(self, batch_size: int, *, is_probe: bool) -> Run:
         """Run the program's steps; see `Machine`."""
-        is_first = self.last is None
+        is_first, failure = self.last is None, None
         try:
             run = self.run_steps(self.program.steps, batch_size, is_probe=is_probe)
         except Exception as error:
             if self.program.step is None or self.move_batch or not OTHER_DEVICE.search(str(error)):
                 raise
             self.surroundings.put_back()
+            failure, trace = error, error.__traceback__
+            forget(error)
+        if failure is not None:  # out of the except block, where nothing of the failed run is held any more
             self.move_batch = True
             try:
                 run = self.run_steps(self.program.steps, batch_size, is_probe=is_probe)
             except Exception:
-                raise error from None
+                raise failure.with_traceback(trace) from None
             self.notes.append(BATCH_MOVED)
         if is_first and run.trial.fits:
             self._check_leak(batch_size)

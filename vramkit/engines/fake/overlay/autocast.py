@@ -111,6 +111,7 @@ class Cast:
             and value.is_leaf
             and not value._is_view()
             and torch.is_autocast_cache_enabled()
+            and not torch.is_inference_mode_enabled()  # there torch keeps none
         )
         if not is_kept:
             return value.to(dtype)
