@@ -120,6 +120,19 @@ def test_an_effective_batch_is_accumulated():
 
 
 @pytest.mark.virtual_gpu
+def test_no_batch_is_larger_than_the_effective_one():
+    found = find(mlp().to("cuda"), effective_batch_size=48)
+
+    assert (found.batch_size, found.accumulation_steps) == (48, 1)
+
+
+@pytest.mark.virtual_gpu
+def test_inside_a_profile_nothing_is_searched():
+    with vramkit.profile(), pytest.raises(vramkit.UsageError, match="before the profile begins"):
+        find(mlp().to("cuda"))
+
+
+@pytest.mark.virtual_gpu
 def test_a_callable_makes_batches_of_every_size_that_is_tried():
     asked = []
 

@@ -245,7 +245,19 @@ class Trainer:
         self.step(batch)
 
 
-@pytest.mark.parametrize("take", [lambda trainer: trainer.step, lambda trainer: trainer], ids=["method", "object"])
+def in_a_closure(trainer: Trainer) -> Callable[[torch.Tensor], None]:
+    return lambda batch: trainer.step(batch)
+
+
+TAKES = {
+    "method": lambda trainer: trainer.step,
+    "object": lambda trainer: trainer,
+    "closure": in_a_closure,
+    "partial": lambda trainer: functools.partial(Trainer.step, trainer),
+}
+
+
+@pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
 def test_an_object_whose_method_is_the_step_is_put_back(take: Callable[[Trainer], Any]):
     trainer = Trainer(nn.Linear(4, 4))
     step = take(trainer)

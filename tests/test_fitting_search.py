@@ -284,3 +284,32 @@ def test_what_a_single_row_raises_is_left_but_neither_the_callbacks_error_nor_vr
         search(None, fail_at_one)
     with pytest.raises(UsageError, match="keeps memory"):
         search(UsageError("The step keeps memory"))
+
+
+def chunks(size: int) -> list[Op]:
+    """A step that works in parts of 64 rows, one after the other."""
+    parts = range(-(-size // 64))
+    return [op for part in parts for op in (("alloc", part, MIB * min(size, 64)), ("free", part, 0))]
+
+
+def test_a_step_that_works_in_parts_is_told_from_one_that_grows():
+    machine = MadeUp(lambda size: chunks(min(size, 1 << 16)))
+
+    found, search = searched(machine)
+
+    assert not found.grows
+    assert found.max_batch_size == max(trial.batch_size for trial in search.trials)
+    assert len(search.trials) <= 5
+
+
+def test_what_grows_below_another_peak_at_small_sizes_is_found_to_grow():
+    def hidden(size: int) -> list[Op]:
+        erratic = [("alloc", 1000 + number, 600) for number in range(size % 7)]
+        return [("alloc", 0, 256 * MIB), ("free", 0, 0), ("alloc", 1, 64 * 1024 * size), *erratic]
+
+    machine = MadeUp(hidden)
+
+    found, _ = searched(machine)
+
+    assert found.grows
+    assert found.max_batch_size >= 0.98 * machine.truth(machine.capacity) > 100_000

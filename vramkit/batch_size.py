@@ -22,6 +22,7 @@ from .fitting.bounds import Bounds
 from .fitting.progress import Progress
 from .fitting.ranks import Agreement
 from .gpus import GPU
+from .profiling import profile
 from .programs import Models, OptimizerOrFactory, check_count, is_made, program_of
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def auto_batch_size(
         multiple_of: only such sizes.
         min_batch_size: no smaller size is tried.
         max_batch_size: no larger one: the length of the dataset, for instance.
-        effective_batch_size: rows for one optimizer step; gives ``accumulation_steps``.
+        effective_batch_size: rows for one optimizer step; gives ``accumulation_steps``. No larger batch is tried.
         verify: run every size that is returned. False: only the three batches from which it is predicted are run; the
             third has about an eighth of the answer's rows, up to half of them.
         on_trial: called with every trial.
@@ -106,9 +107,18 @@ def auto_batch_size(
     program = program_of(
         _ASKED, model, batch, optimizer=optimizer, step=step, loss=loss, autocast=autocast, steps=steps
     )
-    bounds = _bounds(memory_fraction, multiple_of, min_batch_size, max_batch_size, verify=verify)
+    if profile._active is not None:
+        raise UsageError(
+            _ASKED,
+            "a vramkit.profile (or `vramkit run`) is measuring in this process",
+            "Its own measurements would be taken for the program's, and the other way round",
+            "Find the batch size before the profile begins, or name the card: gpu=...",
+        )
     if effective_batch_size is not None:
         effective_batch_size = check_count(_ASKED, "effective_batch_size", effective_batch_size)
+        if max_batch_size is None or check_count(_ASKED, "max_batch_size", max_batch_size) > effective_batch_size:
+            max_batch_size = max(effective_batch_size, min_batch_size)
+    bounds = _bounds(memory_fraction, multiple_of, min_batch_size, max_batch_size, verify=verify)
     if not is_made(batch) and not program.batch_size:
         raise UsageError(
             _ASKED,

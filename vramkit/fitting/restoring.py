@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import inspect
 import random
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -244,7 +245,7 @@ class _Reach:
                 self.undo.append(_contents(value))
             for each in [*(value.values() if isinstance(value, dict) else value)]:
                 self.look(each, depth - 1)
-        elif callable(value) and not isinstance(value, type) and depth == _DEPTH:
+        elif type(value).__module__.partition(".")[0] not in _NOT_THE_PROGRAMS:
             self._look_at_object(value, depth)
 
     def _look_at_object(self, value: object, depth: int) -> None:
@@ -271,6 +272,8 @@ class _Reach:
                 self.look(value, depth - 1)
 
 
+_NOT_THE_PROGRAMS = {*sys.stdlib_module_names, "torch", "numpy", "vramkit"}
+"""Packages whose objects keep their own order."""
 _HOLDERS = (
     torch.nn.Module,
     torch.optim.Optimizer,

@@ -16,6 +16,7 @@ from .replays import Forecast, largest
 
 _TRUSTED = 1.1  # a forecast that missed a run by less than this factor may go anywhere from there
 _STRIDE = 4  # and one that did not, so many times the largest size that fitted
+_WIDER, _WIDEST = 64, 1 << 14  # where two sizes took the same: another one so many times larger, up to this
 _SHARE = 8  # the held-out probe is this part of the first answer
 _MOST_TRIALS = 24
 _ENOUGH, _WORTH = 3, 0.01  # after so many trials beyond the probes, what gains no more than this part is left
@@ -97,7 +98,12 @@ class Search:
             self._ceiling = max(self._good)  # no size would ever be too large
         within, is_proven = self._largest(self.bounds.memory_fraction)
         most_of_all, too = self._largest(1.0)
-        return Found(batch_size=within, max_batch_size=most_of_all, grows=grows, is_proven=is_proven and too)
+        return Found(
+            batch_size=within,
+            max_batch_size=most_of_all,
+            grows=grows and not self._has_levelled(),
+            is_proven=is_proven and too,
+        )
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -129,8 +135,14 @@ class Search:
                 self._run(least, is_probe=True, may_fail=True)
             return
         second = min(_half_more(first, unit), self._ceiling)
-        if second == first or not self._run(second, is_probe=True) or not self._grows():
+        if second == first or not self._run(second, is_probe=True):
             return
+        while not self._grows():
+            # Small batches can hide below a peak that does not depend on them, such as the optimizer's.
+            wider = min(_WIDER * second, self._ceiling)
+            if self._is_constant() or wider <= second or wider > _WIDEST or not self._run(wider, is_probe=True):
+                return
+            second = wider
         rises = self.runs[second].trial.peak_allocated > self.runs[first].trial.peak_allocated
         stride = None if self._aligned(second) or not self.ranks.any(not rises) else _SHARE
         most = self._guess(self.bounds.memory_fraction, second, self._ceiling + unit, stride=stride)
@@ -152,6 +164,8 @@ class Search:
         least = self.bounds.least
         refuted, unproven = 0, 0
         for _ in range(_MOST_TRIALS):
+            if self.bounds.most is None and self._has_levelled():
+                self._ceiling = max(size for size in self._good if self._good[size])
             low, high = self._bracket(fraction)
             if high - low <= unit:
                 break
@@ -284,6 +298,19 @@ class Search:
         requests = self.runs[size].requests
         family = None if requests is None else self.forecast.families.of(requests)
         return not self.ranks.any(family is None or len(family.members) < 2)
+
+    def _is_constant(self) -> bool:
+        """Whether every request is known not to depend on the batch; on every rank."""
+        family = self.forecast.families.nearest(max(self.runs))
+        return not self.ranks.any(family is None or family.grows)
+
+    def _has_levelled(self) -> bool:
+        """Whether the two largest sizes that fit, far from each other, took the same, by requests of their own."""
+        fitted = sorted(size for size in self._good if self._good[size])
+        if len(fitted) < 2 or fitted[-1] < _STRIDE * fitted[-2]:
+            return False
+        one, other = (self.runs[size].trial.peak_allocated for size in fitted[-2:])
+        return not self._aligned(fitted[-1]) and not self.ranks.any(one != other)
 
     def _grows(self) -> bool:
         known = [run.trial.peak_allocated for run in self.runs.values() if run.trial.fits]
