@@ -121,15 +121,21 @@ def test_an_effective_batch_is_accumulated():
 
 @pytest.mark.virtual_gpu
 def test_no_batch_is_larger_than_the_effective_one():
-    found = find(mlp().to("cuda"), effective_batch_size=48)
+    found = find(mlp().to("cuda"), effective_batch_size=50, multiple_of=8)
 
-    assert (found.batch_size, found.accumulation_steps) == (48, 1)
+    assert found.batch_size == found.max_batch_size == 48
 
 
 @pytest.mark.virtual_gpu
 def test_inside_a_profile_nothing_is_searched():
-    with vramkit.profile(), pytest.raises(vramkit.UsageError, match="before the profile begins"):
-        find(mlp().to("cuda"))
+    model = mlp().to("cuda")
+
+    with vramkit.profile():
+        with pytest.raises(vramkit.UsageError, match="before the profile begins"):
+            find(model)
+        found = find(model, gpu="rtx4090", max_batch_size=16)  # which runs nothing here
+
+    assert found.batch_size == 16
 
 
 @pytest.mark.virtual_gpu

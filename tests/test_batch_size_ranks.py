@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 
 import vramkit
 from vramkit.fitting.ranks import Agreement
 
-pytestmark = pytest.mark.skipif(
-    not dist.is_available() or not dist.is_gloo_available() or sys.platform == "win32", reason="needs gloo and fork"
-)
+# Elsewhere gloo has to be there: without it these tests fail, because a skip could hide that ranks were never tested.
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 
 _STARTER = """
 import json, os, signal, sys, traceback

@@ -22,7 +22,7 @@ from .fitting.bounds import Bounds
 from .fitting.progress import Progress
 from .fitting.ranks import Agreement
 from .gpus import GPU
-from .profiling import profile
+from .profiling import is_measuring
 from .programs import Models, OptimizerOrFactory, check_count, is_made, program_of
 
 if TYPE_CHECKING:
@@ -107,18 +107,9 @@ def auto_batch_size(
     program = program_of(
         _ASKED, model, batch, optimizer=optimizer, step=step, loss=loss, autocast=autocast, steps=steps
     )
-    if profile._active is not None:
-        raise UsageError(
-            _ASKED,
-            "a vramkit.profile (or `vramkit run`) is measuring in this process",
-            "Its own measurements would be taken for the program's, and the other way round",
-            "Find the batch size before the profile begins, or name the card: gpu=...",
-        )
     if effective_batch_size is not None:
         effective_batch_size = check_count(_ASKED, "effective_batch_size", effective_batch_size)
-        if max_batch_size is None or check_count(_ASKED, "max_batch_size", max_batch_size) > effective_batch_size:
-            max_batch_size = max(effective_batch_size, min_batch_size)
-    bounds = _bounds(memory_fraction, multiple_of, min_batch_size, max_batch_size, verify=verify)
+    bounds = _bounds(memory_fraction, multiple_of, min_batch_size, max_batch_size, effective_batch_size, verify=verify)
     if not is_made(batch) and not program.batch_size:
         raise UsageError(
             _ASKED,
@@ -134,6 +125,7 @@ def auto_batch_size(
             found = answer_by_estimate(open_session(program), card, bounds, ranks, progress)
         else:
             _check_shapes(program)
+            _check_nothing_measures()
             with torch.cuda.device(device):
                 found = answer_on_device(program, device, bounds, ranks, progress)
     return replace(found, effective_batch_size=effective_batch_size)
@@ -142,6 +134,16 @@ def auto_batch_size(
 def _has_terminal() -> bool:
     stream: TextIO | None = sys.stderr  # None: a process without a console
     return stream is not None and stream.isatty()
+
+
+def _check_nothing_measures() -> None:
+    if is_measuring():
+        raise UsageError(
+            _ASKED,
+            "a vramkit.profile (or `vramkit run`) is measuring in this process",
+            "Its own measurements would be taken for the program's, and the other way round",
+            "Find the batch size before the profile begins, or for another card: gpu=...",
+        )
 
 
 def _check_shapes(program: Program) -> None:
@@ -157,7 +159,9 @@ def _check_shapes(program: Program) -> None:
         )
 
 
-def _bounds(fraction: float, multiple_of: int, least: int, most: int | None, *, verify: bool) -> Bounds:
+def _bounds(
+    fraction: float, multiple_of: int, least: int, most: int | None, effective: int | None, *, verify: bool
+) -> Bounds:
     is_number = isinstance(fraction, Real) and not isinstance(fraction, bool)
     if not is_number or not 0 < fraction <= 1:
         raise UsageError(
@@ -178,6 +182,9 @@ def _bounds(fraction: float, multiple_of: int, least: int, most: int | None, *, 
             "No size is all that",
             "Widen the bounds",
         )
+    if effective is not None:
+        even = max(first, effective // multiple_of * multiple_of)
+        most = even if most is None else min(most, even)
     return Bounds(least=first, most=most, multiple_of=multiple_of, memory_fraction=float(fraction), verify=verify)
 
 

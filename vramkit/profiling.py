@@ -98,7 +98,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
                 "A vramkit.profile was entered for the second time",
                 instead="Make a new one for each block: with vramkit.profile(...) as prof",
             )
-        if profile._active is not None and profile._active._process == os.getpid():
+        if is_measuring():
             raise UsageError(
                 "A vramkit.profile was entered",
                 f"another one is still measuring in this process{f', of {self._owner}' if self._owner else ''}",
@@ -279,6 +279,11 @@ def _settle(recordings: Sequence[Recording], marks: Marks, device: torch.device)
     profiles.sort(key=lambda each: (each.device != str(device), -each.peak_reserved))
     first, *others = profiles
     return replace(first, others=tuple(others))
+
+
+def is_measuring() -> bool:
+    """Whether a profile is measuring in this process; a fork inside its block is not measured."""
+    return profile._active is not None and profile._active._process == os.getpid()
 
 
 def _add_note(error: BaseException, note: str) -> None:

@@ -25,7 +25,7 @@ from ...allocator import AllocatorConf, CachingAllocator
 from ...attribution import attribute
 from ...errors import DeviceError, UsageError
 from ...gpus import GPU
-from ...profiling import profile
+from ...profiling import is_measuring
 from ...result import Profile
 from ...running_out import is_out_of_memory
 from .. import Program, Run, settings
@@ -104,7 +104,7 @@ class FakeSession:
         self, gpu: GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True
     ) -> tuple[Run, Recorder]:
         """As `run`, with what was recorded."""
-        if profile._active is not None:
+        if is_measuring():
             raise UsageError(
                 "vramkit.estimate was asked for the fake engine",
                 "a vramkit.profile is measuring in this process",
