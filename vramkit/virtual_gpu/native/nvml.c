@@ -186,7 +186,20 @@ NVML nvmlDeviceGetMaxClockInfo(board_handle handle UNUSED, int which UNUSED, uns
   return configure(), *mhz = (unsigned)settings.clock_mhz, OK;
 }
 
+/* torch 2.13's expandable segments want an answer about NVLink between machines: the card is in no such fabric. */
+struct fabric_info {
+  unsigned version;
+  unsigned char cluster[16];
+  int status;
+  unsigned clique;
+  unsigned char state; /* 0: not supported; what newer versions have beyond is left as it was given */
+}; /* nvmlGpuFabricInfoV_t */
+NVML nvmlDeviceGetGpuFabricInfoV(board_handle handle UNUSED, struct fabric_info *info) {
+  memset(info->cluster, 0, sizeof info->cluster);
+  info->status = OK, info->clique = 0, info->state = 0;
+  return OK;
+}
+
 /* Torch insists on finding these. */
 NVML nvmlDeviceGetNvLinkRemoteDeviceType(void) { return NOT_SUPPORTED; }
 NVML nvmlDeviceGetNvLinkRemotePciInfo_v2(void) { return NOT_SUPPORTED; }
-NVML nvmlDeviceGetGpuFabricInfoV(void) { return NOT_SUPPORTED; }
