@@ -1,4 +1,4 @@
-"""Batches, the plain step's parts and the search for the largest batch, without an engine."""
+"""Batches and the plain step's parts, without an engine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import vramkit
-from vramkit import gpus
-from vramkit.engines import Run, batches, training
-from vramkit.estimate_result import LARGEST_BATCH, _Search
-
-MIB = 1 << 20
+from vramkit.engines import batches, training
 
 
 def test_a_batch_has_the_size_of_dimension_0() -> None:
@@ -88,53 +84,3 @@ def test_the_loss_is_found_in_what_a_model_returns() -> None:
     assert training.loss_of({"a": several, "b": torch.ones(3), "c": [several]}).item() == 6
     with pytest.raises(TypeError, match="no tensor to begin a backward with"):
         training.loss_of("text")
-
-
-class Needs:
-    """A session whose program needs so much memory, in segments, as a function of the batch size."""
-
-    engine = "virtual"
-
-    def __init__(self, base: int, per_row: int, segment: int) -> None:
-        self.base, self.per_row, self.segment = base, per_row, segment
-        self.sizes: list[int] = []
-
-    def reserved(self, size: int) -> int:
-        return -(-(self.base + self.per_row * size) // self.segment) * self.segment
-
-    def run(self, gpu: vramkit.GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True) -> Run:
-        self.sizes.append(batch_size)
-        needed = self.reserved(batch_size)
-        return Run(ran_out=needed > gpu.memory - gpu.context, peak_allocated=needed, peak_reserved=needed, profile=None)
-
-
-@given(
-    base=st.integers(0, 15_000 * MIB),
-    per_row=st.integers(0, 20_000 * MIB),
-    segment=st.sampled_from([1, 512, 2 * MIB, 20 * MIB]),
-    start=st.integers(1, 100_000),
-)
-def test_the_search_finds_the_largest_batch_and_has_tried_the_next(
-    base: int, per_row: int, segment: int, start: int
-) -> None:
-    gpu = gpus.find("t4")
-    session = Needs(base, per_row, segment)
-
-    try:
-        found = _Search(session, gpu).run(start)
-    except vramkit.DoesNotFit:
-        found = 0
-
-    room = gpu.memory - gpu.context
-    assert found == LARGEST_BATCH or session.reserved(found + 1) > room
-    assert found == LARGEST_BATCH or found + 1 in session.sizes
-    assert not found or (session.reserved(found) <= room and found in session.sizes)
-    assert len(session.sizes) <= 60
-
-
-def test_where_memory_is_a_line_few_runs_find_the_end() -> None:
-    session = Needs(500 * MIB, 3 * MIB, 1)
-
-    _Search(session, gpus.find("t4")).run(16)
-
-    assert len(session.sizes) <= 8

@@ -8,7 +8,7 @@ from typing import TypeVar
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_fitting_affine import Op, program, requests, tape_of
+from test_scaling_affine import Op, program, requests, tape_of
 
 from vramkit import CachingAllocator, Trial, UsageError
 from vramkit.fitting.bounds import Bounds

@@ -27,7 +27,7 @@ _HOMES = {
     "profile": "profiling",
     "estimate": "estimation",
     "Estimate": "estimate_result",
-    "BatchSizeRow": "estimate_result",
+    "BatchSizeRow": "scaling.rows",
     "auto_batch_size": "batch_size",
     "BatchSizeResult": "batch_size_result",
     "Trial": "batch_size_result",

@@ -10,34 +10,16 @@ from typing import Any
 from . import archive, gpus
 from .breakdown import Breakdown
 from .engines import EngineName, Run, Session
-from .errors import DoesNotFit, UsageError
+from .errors import UsageError
 from .events import Phase
 from .gpus import GPU
 from .result import MemoryResult, OutOfMemory
+from .scaling.largest import LARGEST_BATCH, Largest
+from .scaling.rows import BatchSizeRow, Rows
+from .scaling.runs import enough
 from .sizes import format_size
-from .virtual_gpu._handle import MAX_MEMORY
-
-LARGEST_BATCH = 1 << 24
-"""No larger batch is tried: a program whose memory does not grow with its batch would never stop fitting."""
 
 _IDLE_NOTE = "No forward, backward or optimizer step used the GPU: does the step use the very model that was passed?"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchSizeRow:
-    """What one batch size needs."""
-
-    batch_size: int
-    peak_allocated: int
-    """Highest ``memory_allocated()``, bytes."""
-    peak_reserved: int
-    """Highest ``memory_reserved()``, bytes."""
-    used: int
-    """``peak_reserved`` and the CUDA context, bytes: what ``nvidia-smi`` would show at most."""
-    capacity: int
-    """Bytes of the card."""
-    fits: bool
-    """The program ran to its end on the card. Where False, the figures are of the same card with enough memory."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -108,23 +90,31 @@ class Estimate(MemoryResult):
             for row in estimate.batch_sizes([64, 256, 1024]):
                 print(row.batch_size, row.peak_reserved, row.fits)
 
+        The smallest and the largest are run, and one between them. If everything that this one asks for lies on the
+        line between the two others, the rest are read off it and served by the simulated allocator, in milliseconds;
+        where it does not, it is asked of each half, and in the end each size is run.
+
         Args:
             sizes: rows of the batch.
 
         Returns:
-            A row for each, in the order given. Each size was run.
+            A row for each, in the order given; ``was_run`` says which were run.
 
         Raises:
             UsageError: as for ``at``.
+            DoesNotFit: a size needs more than the largest virtual card has, 4 TiB.
         """
-        session = self._session("batch_sizes()")
-        return tuple(_row(session, self.gpu, self._checked(size)) for size in sizes)
+        asked = [self._checked(size) for size in sizes]
+        rows = Rows(self._session("batch_sizes()"), self.gpu)
+        rows.know(self.batch_size, self.tape, fits=self.failure is None)
+        rows.fill(asked)
+        return tuple(rows.rows[size] for size in asked)
 
     def max_batch_size(self, gpu: str | int | GPU | None = None) -> int:
         """The largest batch with which the program runs to its end on a card.
 
-        That size was run and ran to its end, and the next one was run and did not. Between them the search goes by the
-        line through the sizes that were run already.
+        That size was run and ran to its end, and the next one was run and did not. Which sizes are worth a run, the
+        simulated allocator says, from what two or three of them asked for.
 
         Args:
             gpu: as for ``vramkit.estimate``; None: this estimate's.
@@ -138,7 +128,11 @@ class Estimate(MemoryResult):
         """
         card = self.gpu if gpu is None else gpus.find(gpu)
         session = self._session("max_batch_size()")
-        return _Search(session, card).run(self._checked(self.batch_size or 1))
+        start = self._checked(self.batch_size or 1)
+        search = Largest(session, card)
+        if card == self.gpu and self.failure is None:
+            search.know(start, self.tape)
+        return search.run(start)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything but the program to one file; `vramkit.load` opens it."""
@@ -227,7 +221,7 @@ def predict(session: Session, gpu: GPU, batch_size: int) -> Estimate:
         failures = run.profile.out_of_memory
         # Without an event the failure was beside the allocator: an error that a program raised itself.
         failure = failures[-1] if failures else _somewhere(run)
-        run = _enough(session, gpu, batch_size, detailed=True)
+        run = enough(session, gpu, batch_size, detailed=True)
     profile = run.profile
     assert profile is not None
     idle = not (profile.tape.events["phase"] != Phase.OUTSIDE).any()
@@ -249,104 +243,3 @@ def predict(session: Session, gpu: GPU, batch_size: int) -> Estimate:
 def _somewhere(run: Run) -> OutOfMemory:
     assert run.profile is not None
     return OutOfMemory(event=-1, requested=0, phase=Phase.OUTSIDE, module="", breakdown=run.profile.final)
-
-
-def _enough(session: Session, gpu: GPU, batch_size: int, *, detailed: bool) -> Run:
-    run = session.run(gpu, batch_size, unlimited=True, detailed=detailed)
-    if run.ran_out:
-        rows = f" with batch size {batch_size}" if batch_size else ""
-        raise DoesNotFit(
-            f"The memory of a program{rows} was to be predicted",
-            f"it ran out at {format_size(run.peak_reserved)}",
-            f"No virtual card is larger than {format_size(MAX_MEMORY)}",
-            "Predict a smaller batch or a part of the model",
-        )
-    return run
-
-
-def _row(session: Session, gpu: GPU, batch_size: int) -> BatchSizeRow:
-    run = session.run(gpu, batch_size, detailed=False)
-    fits = not run.ran_out
-    if not fits:
-        run = _enough(session, gpu, batch_size, detailed=False)
-    return BatchSizeRow(
-        batch_size=batch_size,
-        peak_allocated=run.peak_allocated,
-        peak_reserved=run.peak_reserved,
-        used=run.peak_reserved + gpu.context,
-        capacity=gpu.memory,
-        fits=fits,
-    )
-
-
-class _Search:
-    """The largest batch that fits: one that was seen to fit, where the next was seen not to.
-
-    It assumes that what fits does so at every smaller size, and that reserved memory grows roughly with the batch. The
-    second only costs runs where it is wrong; the first is wrong where a smaller batch chooses a kernel with a larger
-    workspace, and then the answer is one of several.
-    """
-
-    def __init__(self, session: Session, gpu: GPU) -> None:
-        self._session = session
-        self._gpu = gpu
-        self._reserved: dict[int, int] = {}  # batch size -> peak reserved bytes, of those that fit
-        self._low = 0  # this fits, or is 0
-        self._high = LARGEST_BATCH + 1  # this does not, or is not allowed
-
-    def run(self, start: int) -> int:
-        """Search from a size that may or may not fit."""
-        size = start
-        while True:
-            fits = self._try(size)
-            guess = self._guess()
-            # Large strides until the line through two sizes says that the end is near: sizes close to each other tell
-            # nothing, because segments are of 2 MiB and more.
-            if self._high <= LARGEST_BATCH and (self._low or self._high == 1):
-                self._close_in(guess)
-                break
-            if fits and (guess <= 4 * size or size == LARGEST_BATCH):
-                self._close_in(guess)
-                break
-            size = min(4 * size, LARGEST_BATCH) if fits else max(1, size // 4)
-        if not self._low:
-            raise DoesNotFit(
-                f"The largest batch that fits {self._gpu} was asked for",
-                "one row runs out of memory",
-                instead="Choose a larger card, or make the model or a row smaller",
-            )
-        return self._low
-
-    def _close_in(self, guess: int) -> None:
-        """From a guess one step, then in longer and longer strides, to the other side of the end; then in halves."""
-        if self._high - self._low < 2:
-            return
-        guess = min(max(guess, self._low + 1), self._high - 1)
-        # Segments of 2 MiB and more let a line through small batches miss the end of large ones by about a thousandth.
-        stride, longer = 1, max(2, guess >> 11)
-        if self._try(guess):
-            while self._low + stride < self._high and self._try(self._low + stride):
-                stride, longer = longer, 2 * longer
-        else:
-            while self._high - stride > self._low and not self._try(self._high - stride):
-                stride, longer = longer, 2 * longer
-        while self._high - self._low > 1:
-            self._try((self._low + self._high) // 2)
-
-    def _try(self, size: int) -> bool:
-        run = self._session.run(self._gpu, size, detailed=False)
-        if run.ran_out:
-            self._high = size
-            return False
-        self._low = size
-        self._reserved[size] = run.peak_reserved
-        return True
-
-    def _guess(self) -> int:
-        """Where the line through the two largest sizes that fit reaches the card's memory."""
-        if len(self._reserved) < 2:
-            return (self._low + self._high) // 2
-        (first, lower), (second, upper) = sorted(self._reserved.items())[-2:]
-        slope = (upper - lower) / (second - first)
-        room = self._gpu.memory - self._gpu.context - upper
-        return LARGEST_BATCH if slope <= 0 else min(LARGEST_BATCH, second + int(room / slope))

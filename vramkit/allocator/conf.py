@@ -92,6 +92,15 @@ class AllocatorConf:
         """
         return _Parser(text).conf()
 
+    @property
+    def looks_at_capacity(self) -> bool:
+        """Whether what is reserved can depend on the device's memory while there is enough of it."""
+        return (
+            bool(self.garbage_collection_threshold)
+            or self.max_split_size != UNLIMITED
+            or self.per_process_memory_fraction < 1
+        )
+
     def round_size(self, size: int) -> int:
         """Bytes of the block that a request needs: a multiple of 512, or a step between powers of two."""
         if size < MIN_BLOCK:

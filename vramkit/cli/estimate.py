@@ -13,7 +13,8 @@ from ..errors import UsageError
 from ..sizes import format_size
 
 if TYPE_CHECKING:
-    from ..estimate_result import BatchSizeRow, Estimate
+    from ..estimate_result import Estimate
+    from ..scaling.rows import BatchSizeRow
     from . import Verbs
 
 _ASKED = "vramkit estimate was given a function"

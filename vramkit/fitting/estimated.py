@@ -11,7 +11,7 @@ from ..batch_size_result import Trial
 from ..engines import Session
 from ..gpus import GPU
 from ..result import Profile
-from .affine import requests_of
+from ..scaling.affine import requests_of
 from .search import Run
 
 

@@ -10,9 +10,9 @@ from typing import Protocol
 
 from ..batch_size_result import Trial
 from ..errors import VramkitError
-from .affine import Requests, two_for
+from ..scaling.affine import Requests, two_for
+from ..scaling.replays import Forecast, largest
 from .bounds import LARGEST_BATCH, Bounds, Ranks
-from .replays import Forecast, largest
 
 _TRUSTED = 1.1  # a forecast that missed a run by less than this factor may go anywhere from there
 _STRIDE = 4  # and one that did not, so many times the largest size that fitted

@@ -22,8 +22,8 @@ from ..events import Action, Ints
 from ..profiling import profile
 from ..result import Profile
 from ..running_out import clean_up, forget, is_out_of_memory
+from ..scaling.affine import requests_of
 from ..sizes import format_size
-from .affine import requests_of
 from .leaks import find_leak
 from .restoring import Surroundings
 from .search import Run

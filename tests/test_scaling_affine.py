@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from vramkit import Action, CachingAllocator, Tape
 from vramkit.events import ALLOCATION, EVENT
-from vramkit.fitting.affine import Families, Requests, requests_of, two_for
-from vramkit.fitting.replays import largest
+from vramkit.scaling.affine import Families, Requests, requests_of, two_for
+from vramkit.scaling.replays import largest
 
 Op = tuple[str, int] | tuple[str, int, int]
 """("alloc", name, bytes), ("free", name) or ("flush", 0)."""

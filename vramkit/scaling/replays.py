@@ -1,5 +1,5 @@
-"""What a batch size would take, by the simulator: tapes replayed as this process's allocator would serve them. Knows
-tapes at any size and the allocator's settings; runs nothing.
+"""What a batch size would take, by the simulator: tapes replayed as torch's allocator would serve them. Knows tapes at
+any size and the allocator's settings; runs nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from ..allocator import AllocatorConf, CachingAllocator
 from ..allocator.conf import UNLIMITED
 from ..errors import UsageError
+from ..events import Tape
 from .affine import Families, Family, Requests
 
 
@@ -21,8 +22,10 @@ class Peaks:
     """Highest ``memory_allocated()``, bytes."""
     reserved: int
     """Highest ``memory_reserved()``, bytes."""
+    fits: bool = True
+    """Every allocation was served."""
     in_order: bool = True
-    """No allocation had to be tried again after the cache was given back, and none failed."""
+    """And none had to be tried again after the cache was given back."""
 
 
 @dataclass
@@ -52,32 +55,36 @@ class Forecast:
             family = self.families.nearest(batch_size)
             if family is None:
                 return None
-            self._known[batch_size] = self._replayed(family, batch_size)
+            self._known[batch_size] = self._replayed(family.at(batch_size))
         return self._known[batch_size]
 
-    def _replayed(self, family: Family, batch_size: int) -> Peaks:
-        tape = family.at(batch_size)
-        conf = _conf_of(tape.alloc_conf)
-        depends = bool(conf.garbage_collection_threshold) or conf.max_split_size != UNLIMITED
+    def _replayed(self, tape: Tape) -> Peaks:
         # The limit comes from the machine: torch can be given another fraction than its settings say.
-        conf = replace(conf, per_process_memory_fraction=1.0, throw_on_cudamalloc_oom=False)
-        allocator = CachingAllocator(self.capacity if depends else None, conf)
-        if depends:
+        conf = replace(conf_of(tape), per_process_memory_fraction=1.0, throw_on_cudamalloc_oom=False)
+        allocator = CachingAllocator(self.capacity if conf.looks_at_capacity else None, conf)
+        if conf.looks_at_capacity:
             allocator.limit = self.limit
-        try:
-            replayed = allocator.replay(tape)
-        except MemoryError:  # more than the simulated address space of 32 TiB
-            return Peaks(allocated=UNLIMITED, reserved=UNLIMITED, in_order=False)
-        return Peaks(
-            allocated=replayed.peak_allocated,
-            reserved=replayed.peak_reserved,
-            in_order=replayed.fits and not allocator.counters["num_alloc_retries"],
-        )
+        return replayed(tape, allocator)
 
 
-def _conf_of(text: str) -> AllocatorConf:
+def replayed(tape: Tape, allocator: CachingAllocator) -> Peaks:
+    """What an allocator that has served nothing yet takes for a tape's requests."""
     try:
-        return AllocatorConf.parse(text)
+        found = allocator.replay(tape)
+    except MemoryError:  # more than the simulated address space of 32 TiB
+        return Peaks(allocated=UNLIMITED, reserved=UNLIMITED, fits=False, in_order=False)
+    return Peaks(
+        allocated=found.peak_allocated,
+        reserved=found.peak_reserved,
+        fits=found.fits,
+        in_order=found.fits and not allocator.counters["num_alloc_retries"],
+    )
+
+
+def conf_of(tape: Tape) -> AllocatorConf:
+    """The allocator's settings during a recording; the defaults where they can't be read."""
+    try:
+        return AllocatorConf.parse(tape.alloc_conf)
     except UsageError:  # a newer torch's; the runs will tell
         return AllocatorConf()
 

@@ -39,6 +39,15 @@ class Requests:
     pattern: bytes
     """Equal for two that differ only in sizes, and in what is passing."""
 
+    def asks_as(self, tape: Tape) -> bool:
+        """Whether a tape's requests are these, in order and to the byte."""
+        mine, others = self.tape.events, tape.events
+        return (
+            len(mine) == len(others)
+            and all(np.array_equal(mine[name], others[name]) for name in ("action", "allocation", "stream"))
+            and np.array_equal(self.tape.allocations["requested"], tape.allocations["requested"])
+        )
+
 
 def requests_of(batch_size: int, tape: Tape, *, end: int | None = None, flushes: bool = True) -> Requests:
     """The requests of a tape.
@@ -142,7 +151,7 @@ class Family:
         allocations = one.tape.allocations.copy()
         sizes = allocations["requested"]
         others = other.tape.allocations["requested"]
-        line = partial(_line, first, second, batch_size)
+        line = partial(on_line, first, second, batch_size)
         sizes[one.lasting] = line(sizes[one.lasting], others[other.lasting])
         # What passes is paired where as much of it is at the same place. The rest may grow with the batch, or not.
         most = max(one.place.max(initial=0), other.place.max(initial=0)) + 1
@@ -162,11 +171,17 @@ class Family:
         return bool((small != large).any())
 
 
-def _line(first: int, second: int, at: int, one: Ints, other: Ints) -> Ints:
-    """Bytes at a batch size, from those at two others; rounded up."""
-    # In two parts, as a product of bytes and rows can pass 64 bits.
+def on_line(first: int, second: int, at: int, one: Ints, other: Ints) -> Ints:
+    """Bytes at a batch size, from those at two others; rounded up.
+
+    Args:
+        first, second: the two sizes.
+        at: the size that is asked for.
+        one, other: bytes at the two.
+    """
+    # In two parts, as a product of bytes and rows can pass 64 bits; one of rows and rows can't.
     whole, rest = np.divmod(other - one, second - first)
-    part = np.ceil(rest * ((at - first) / (second - first))).astype(np.int64)
+    part = -(-rest * (at - first) // (second - first))
     result: Ints = np.maximum(one + whole * (at - first) + part, np.minimum(one, other) > 0)
     return result
 

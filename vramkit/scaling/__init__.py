@@ -1,0 +1,1 @@
+"""A program's memory at batch sizes that were not run, from the tapes of a few that were."""

@@ -1,0 +1,27 @@
+"""One batch size on a card, run by an engine, and on the same card with enough memory where that is too small."""
+
+from __future__ import annotations
+
+from ..engines import Run, Session
+from ..errors import DoesNotFit
+from ..gpus import GPU
+from ..sizes import format_size
+from ..virtual_gpu._handle import MAX_MEMORY
+
+
+def enough(session: Session, gpu: GPU, batch_size: int, *, detailed: bool) -> Run:
+    """Run a program on a card with as much memory as it needs.
+
+    Raises:
+        DoesNotFit: even the largest virtual card is too small.
+    """
+    run = session.run(gpu, batch_size, unlimited=True, detailed=detailed)
+    if run.ran_out:
+        rows = f" with batch size {batch_size}" if batch_size else ""
+        raise DoesNotFit(
+            f"The memory of a program{rows} was to be predicted",
+            f"it ran out at {format_size(run.peak_reserved)}",
+            f"No virtual card is larger than {format_size(MAX_MEMORY)}",
+            "Predict a smaller batch or a part of the model",
+        )
+    return run
