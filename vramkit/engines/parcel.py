@@ -149,6 +149,9 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
                     return _arrive_on_cuda, (function, *arguments)
             elif isinstance(value, torch.optim.Optimizer):
                 return _without_state(value)
+            elif isinstance(value, types.CodeType) and cloudpickle is not None:
+                # cloudpickle 3.1.3 leaves out where code comes from, and a traceback would show no line of it.
+                return _code_from, (value.co_filename, *self.dispatch_table[types.CodeType](value))
             elif value is torch.ops:  # cloudpickle finds it among the modules that a function uses
                 return getattr, (torch, "ops")
             elif isinstance(value, torch.device) and value.type == "cpu" and not has_cuda:
@@ -163,6 +166,10 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
             return NotImplemented if inherited is None else inherited(value)
 
     return Sender()
+
+
+def _code_from(filename: str, make: Callable[..., types.CodeType], arguments: tuple[Any, ...]) -> types.CodeType:
+    return make(*arguments).replace(co_filename=filename)
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
