@@ -77,7 +77,7 @@ def send(to: socket.socket, message: object) -> None:
     send_bytes(to, pickle.dumps(message, protocol=5))
 
 
-def send_bytes(to: socket.socket, content: bytes) -> None:
+def send_bytes(to: socket.socket, content: bytes | memoryview) -> None:
     """Pass on what somebody else has pickled."""
     to.sendall(_LENGTH.pack(len(content)))
     to.sendall(content)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from .. import virtual_gpu
 from ..virtual_gpu._activate import exchange
 from ..virtual_gpu._handle import MAX_MEMORY
-from . import Run
+from . import Run, dynamo
 from .messages import Ended, Failed, Open, Request, UsesCuda, read_all, receive, send, send_bytes
 
 if TYPE_CHECKING:
@@ -46,12 +46,14 @@ def serve(control: int) -> None:
     """
     handle = virtual_gpu.activate()
     warnings.simplefilter("ignore")  # nobody reads them here
+    gc.disable()  # 20 % of the time that the imports take, and nothing to collect
     import torch
-    import torch._dynamo  # the first optimizer of a process would import it, and take 1.5 s
 
     from .. import profiling
     from ..recording import cuda
 
+    dynamo.keep_away()
+    gc.enable()
     # A fork has only the thread that forked: pools of threads must not exist by then.
     torch.set_num_threads(1)
     del profiling, cuda
@@ -147,6 +149,7 @@ def _fork_run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: R
         try:
             content = pickle.dumps(_run(handle, opened, request), protocol=5)
             with open(sink, "wb") as file:
+                file.write(bytes([dynamo.has_come()]))
                 file.write(content)
             status = 0
         except BaseException:
@@ -165,7 +168,9 @@ def _fork_run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: R
     if status or not content:
         send(asked, Ended(status=status))
     else:
-        send_bytes(asked, content)
+        send_bytes(asked, memoryview(content)[1:])
+        if content[0]:
+            dynamo.come()  # this program wants it, and the next run need not wait for it
 
 
 def _flush() -> None:

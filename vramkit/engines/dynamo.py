@@ -1,0 +1,97 @@
+"""``torch._dynamo`` left out of a process until something asks it for more than to keep away. Knows Python's imports
+and the two functions that torch itself calls where nothing is compiled.
+
+Every optimizer of torch imports it at its first step, which takes longer than to import torch: 1.5 s, for a break in a
+graph that nobody traces. A process that only imitates a few steps has better things to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+_NAME = "torch._dynamo"
+
+
+def keep_away() -> None:
+    """Let a stand-in answer for ``torch._dynamo`` from now on, in a process that has imported torch and not that."""
+    if _NAME not in sys.modules:
+        _set(_StandIn())
+        sys.meta_path.insert(0, _Finder())
+
+
+def has_come() -> bool:
+    """Whether the real module has been imported."""
+    return _NAME in sys.modules and not isinstance(sys.modules[_NAME], _StandIn)
+
+
+def come() -> ModuleType:
+    """Import the real module."""
+    known = sys.modules.get(_NAME)
+    if isinstance(known, _StandIn):
+        del sys.modules[_NAME]
+        sys.meta_path[:] = [each for each in sys.meta_path if not isinstance(each, _Finder)]
+        for function in known.disabled:
+            # Where torch remembers it: the next call asks the real module.
+            function.__dict__.pop("__dynamo_disable", None)
+        _set(importlib.import_module(_NAME))
+    return importlib.import_module(_NAME)
+
+
+def _set(module: ModuleType) -> None:
+    sys.modules[_NAME] = sys.modules["torch"]._dynamo = module  # type: ignore[attr-defined] # looked up lazily there
+
+
+class _StandIn(ModuleType):
+    """What torch asks for where nothing is compiled; for everything else the real module comes."""
+
+    __path__ = []  # noqa: RUF012 - a package: imports of its parts go to the finder
+
+    def __init__(self) -> None:
+        super().__init__(_NAME)
+        self.disabled: list[Callable[..., Any]] = []
+
+    def graph_break(self, *args: object, **kwargs: object) -> None:
+        """Outside of a compilation this does nothing."""
+
+    def disable(self, fn: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """A function that is not to be compiled: as it is, since nothing is."""
+        if fn is None:
+            return come().disable(fn, *args, **kwargs)
+        self.disabled.append(fn)
+        return fn
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(come(), name)
+
+
+class _Finder(MetaPathFinder):
+    """Finds parts of the package, once the package itself has come."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if not fullname.startswith(f"{_NAME}."):
+            return None
+        package = come()
+        known = sys.modules.get(fullname)
+        if known is not None:
+            return ModuleSpec(fullname, _Known(known))
+        return PathFinder.find_spec(fullname, package.__path__)
+
+
+class _Known(Loader):
+    """Gives a module that was imported meanwhile."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+        self._spec = module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec
