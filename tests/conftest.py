@@ -11,10 +11,15 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 from leftovers import left_behind
 
 from vramkit import virtual_gpu
 from vramkit.errors import DeviceError
+
+# How fast a machine is proves nothing.
+settings.register_profile("vramkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vramkit")
 
 _missing = ""
 try:
@@ -28,8 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that begin with an empty allocator come first: cuDNN, for one, keeps its dropout states for ever."""
-    items.sort(key=lambda item: item.path.name != "test_real_allocator.py")
+    """Tests that begin with an empty allocator come first, then those that make cuDNN's states for dropout.
+
+    cuDNN keeps them for ever.
+    """
+    first = ("test_real_allocator.py", "test_fake_overlay.py")
+    items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
 
 @pytest.fixture(autouse=True)

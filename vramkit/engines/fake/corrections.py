@@ -119,3 +119,12 @@ CORRECTIONS: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Correcte
     aten.index_put.default: _in_place(aten.index_put_.default),
     aten.masked_fill.Scalar: _in_place(aten.masked_fill_.Scalar, but="MaskedFillBackward0"),
 }
+
+
+def taken_apart(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a composite operator gives, by its parts; NotImplemented: it is none."""
+    if func is aten.dropout.default:
+        tensor, p, train = args
+        if not (train and p):
+            return tensor  # torch 2.13 has a decomposition of its own, which makes a copy
+    return func.decompose(*args, **kwargs)

@@ -23,7 +23,7 @@ from ...recording.marks import Marks
 from ...recording.recorded import NO_MODULE, Recording
 from ...sizes import format_size
 from .calls import Call
-from .corrections import CORRECTIONS
+from .corrections import CORRECTIONS, taken_apart
 from .kernels import rule_of
 from .quick import QuickFakes
 
@@ -88,7 +88,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         if torch.is_inference_mode_enabled():
             # Without autograd nobody has taken composite operators apart by now.
             with self:
-                result = func.decompose(*args, **kwargs)
+                result = taken_apart(func, args, kwargs)
             if result is not NotImplemented:
                 return result
         self._operator = func.__name__

@@ -8,6 +8,8 @@ from ..calls import Call
 from .table import rule
 
 aten = torch.ops.aten
+_HAS_EMPTY_SEEDS = torch.__version__ >= "2.14"
+"""Without dropout, seed and offset are two empty scalars on the device; before, they were on the host then, too."""
 
 
 def _up(number: int, divisor: int) -> int:
@@ -16,10 +18,10 @@ def _up(number: int, divisor: int) -> int:
 
 @rule(aten._scaled_dot_product_efficient_attention)
 def efficient_forward(call: Call) -> None:
-    """Seed and offset first, then output and logsumexp. Where there is dropout, the first two are on the host."""
+    """Seed and offset first, then output and logsumexp. Where the first two have values, they are on the host."""
     drops = call.argument(5, "dropout_p", 0.0) > 0
     for index in (2, 3):
-        call.output(index, 0 if drops else None)
+        call.output(index, 0 if drops or not _HAS_EMPTY_SEEDS else None)
     call.output(0)
     call.output(1)
 
