@@ -252,6 +252,42 @@ def test_address_ranges_never_overlap(steps, order):
         ends = start + size
 
 
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("malloc"), st.integers(1, 60 * MIB), st.integers(0, 2)),
+            st.tuples(st.just("malloc"), st.sampled_from([512, 1024, MIB, 4 * MIB, 12 * MIB, 20 * MIB]), st.just(0)),
+            st.tuples(st.just("free"), st.integers(0, 99)),
+            st.just(("empty",)),
+        ),
+        max_size=150,
+    ),
+    st.sampled_from(["", "expandable_segments:True", "max_split_size_mb:32", "garbage_collection_threshold:0.6"]),
+    st.sampled_from([None, 300 * MIB]),
+)
+def test_where_segments_lie_decides_nothing(steps, conf, capacity):
+    """So a prediction has one figure, and no range: the driver's order of addresses need not be known."""
+
+    def reserved(order):
+        allocator = CachingAllocator(capacity, conf, address_order=order)
+        alive, found = [], []
+        for what, *numbers in steps:
+            try:
+                if what == "malloc":
+                    alive.append(allocator.malloc(*numbers))
+                elif what == "empty":
+                    allocator.empty_cache()
+                elif alive:
+                    allocator.free(alive.pop(numbers[0] % len(alive)))
+            except SimulatedOutOfMemory as error:
+                found.append(error.requested)
+            found.append((allocator.allocated_bytes, allocator.reserved_bytes))
+        return found
+
+    assert reserved("falling") == reserved("rising")
+
+
 # ---- replaying tapes
 
 requests = st.lists(

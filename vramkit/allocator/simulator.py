@@ -49,8 +49,8 @@ class CachingAllocator(Reserve):
         context: bytes of the device that the CUDA context and other processes take. They count against the
             capacity, not against ``per_process_memory_fraction``.
         addresses: gives the segments' addresses in place of ``address_order``: a recording's own.
-        tie_break: which of equally large free blocks is taken. "age": of the oldest segment, as torch 2.14 does, so
-            that addresses decide nothing. "address": the lowest, as torch 2.11 and older do.
+        tie_break: which of equally large free blocks is taken. "age": of the oldest segment, as torch since 2.13 does,
+            so that addresses decide nothing. "address": the lowest, as torch 2.11 and older do.
         history: keep every event in `events`, not only those of segments.
 
     Raises:
