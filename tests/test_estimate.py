@@ -18,6 +18,7 @@ import torch
 from predicted_programs import class_loss, small_gpt
 from subprocesses import run_on, run_python
 from torch import nn
+from torch.utils.data import DataLoader
 from workloads import tokens
 
 import vramkit
@@ -260,6 +261,7 @@ def test_a_copy_in_another_process_has_the_figures_and_no_program(gpt: vramkit.E
 
     assert peaks(copy) == peaks(gpt)
     assert copy.fits()
+    assert copy.at(copy.batch_size) is copy
     with pytest.raises(vramkit.UsageError, match="comes from another process"):
         copy.at(8)
 
@@ -435,6 +437,8 @@ def fail(batch: torch.Tensor) -> None:
         ({"batch": torch.zeros(()), "batch_size": 3}, ["no tensor has a dimension 0"]),
         ({"gpu": "t44"}, ["'t44'", "nearest are 't4'"]),
         ({"gpu": "5 TiB"}, ["No virtual card is larger than 4.00 TiB"]),
+        ({"batch": DataLoader(BATCH)}, ["the batch is DataLoader", "next(iter(loader))"]),
+        ({"optimizer": lambda p: torch.optim.LBFGS(p)}, ["closure", "Pass step=..."]),
         ({"steps": 0}, ["steps=0"]),
         ({"steps": True}, ["steps=True"]),
         ({"batch_size": 0}, ["batch_size=0"]),

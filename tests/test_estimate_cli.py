@@ -18,6 +18,12 @@ def pair():
 def arguments():
     return {"model": torch.nn.Linear(512, 512), "batch": torch.zeros(8, 512), "optimizer": torch.optim.SGD}
 
+def misspelt():
+    return arguments() | {"optimiser": torch.optim.SGD}
+
+def halfway():
+    return {"model": torch.nn.Linear(512, 512), "loss": None}
+
 def nothing():
     return None
 
@@ -65,6 +71,8 @@ def test_several_sizes_are_a_table_and_one_that_does_not_fit_is_status_1(capsys:
         ("described:absent", "has no 'absent'"),
         ("described:number", "is int"),
         ("described:nothing", "returned NoneType"),
+        ("described:misspelt", "a dict with 'optimiser'"),
+        ("described:halfway", "a dict without 'batch'"),
     ],
 )
 def test_wrong_use_is_one_message_and_status_2(function: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:

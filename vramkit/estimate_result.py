@@ -79,6 +79,8 @@ class Estimate(MemoryResult):
         Raises:
             UsageError: no size, a batch that has none, or the program fails at that size.
         """
+        if batch_size == self.batch_size:
+            return self
         session = self._session("at()")
         return predict(session, self.gpu, self._checked(batch_size))
 

@@ -5,10 +5,11 @@ engines nor devices.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch.utils.data import DataLoader
 
 from .engines import Program
 from .engines.batches import batch_size_of
@@ -42,6 +43,7 @@ def program_of(
         UsageError: an argument is not what it should be.
     """
     models = _models(asked, model)
+    _check_batch(asked, batch)
     steps = check_count(asked, "steps", steps)
     optimizers, factory = _optimizers(asked, optimizer)
     _check_step(asked, step, models, factory, loss, autocast)
@@ -79,6 +81,17 @@ def _named(given: object, kind: type[_T]) -> dict[str, _T] | None:
         return None
     found = {name: each for name, each in pairs if isinstance(each, kind)}
     return found if found and len(found) == len(pairs) else None
+
+
+def _check_batch(asked: str, batch: object) -> None:
+    """Raises: UsageError for what gives batches, one after the other, and is none itself."""
+    if isinstance(batch, (DataLoader, Iterator)):
+        raise UsageError(
+            asked,
+            f"the batch is {type(batch).__name__}",
+            "It takes one batch, which is the same in every step",
+            "Pass one of the loader's: next(iter(loader))",
+        )
 
 
 def _models(asked: str, given: object) -> dict[str, torch.nn.Module]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -46,6 +47,20 @@ def main(options: argparse.Namespace) -> int:
     given |= {name: value for name, value in named.items() if value is not None}
     from ..estimation import estimate
 
+    known = inspect.signature(estimate).parameters
+    if unknown := [name for name in given if name not in known]:
+        raise UsageError(
+            _ASKED,
+            f"{options.function} returned a dict with {', '.join(map(repr, unknown))}",
+            "vramkit.estimate has no such argument",
+            f"It has {', '.join(known)}",
+        )
+    if missing := [name for name in ("model", "batch") if name not in given]:
+        raise UsageError(
+            _ASKED,
+            f"{options.function} returned a dict without {' and '.join(map(repr, missing))}",
+            instead=f"It returned {', '.join(map(repr, given))}",
+        )
     found: Estimate = estimate(**given)
     print(found.report())
     if options.save:

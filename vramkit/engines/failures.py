@@ -59,6 +59,9 @@ def step_failed(failure: Failed, called: str, *, by_name: bool) -> UsageError:
             "Pass every model that the step uses. Where the step moves tensors to a `device`, that has to be "
             '"cuda": in a process without CUDA, "cuda" if torch.cuda.is_available() else "cpu" is "cpu"'
         )
+    elif called and "closure" in failure.text:
+        why = "The plain step calls optimizer.step() with nothing, and this optimizer wants a closure"
+        instead = "Pass step=..., a function of the batch that calls optimizer.step(closure)"
     elif called:
         why = f"The plain step calls {called}, then the loss as loss(output, batch)"
         instead = "Give a batch that the model takes, with loss=... where it also has targets; or a step of your own"
