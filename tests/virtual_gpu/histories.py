@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +50,30 @@ def recorded(name: str, *, device: int = 0, segments: bool) -> list[Event]:
     with gzip.open(FOLDER / f"{name}.json.gz", "rt") as file:
         trace = json.load(file)["device_traces"][device]
     return events(((action, size, address) for action, size, address, _ in trace), segments=segments)
+
+
+Sizes = tuple[int, ...]
+"""Bytes one after the other, negative where they are given back."""
+
+
+def differences(theirs: list[Event], ours: list[Event]) -> Counter[tuple[Sizes, Sizes]]:
+    """What one history has where the other has something else, and how often; no segments.
+
+    Raises:
+        AssertionError: events that are alike free different allocations.
+    """
+    sizes = [[event.size if event.action == "alloc" else -event.size for event in each] for each in (theirs, ours)]
+    found: Counter[tuple[Sizes, Sizes]] = Counter()
+    same: dict[int, int] = {-1: -1}
+    for tag, first, last, begin, end in SequenceMatcher(None, *sizes, autojunk=False).get_opcodes():
+        if tag != "equal":
+            found[tuple(sizes[0][first:last]), tuple(sizes[1][begin:end])] += 1
+            continue
+        for their, our in zip(theirs[first:last], ours[begin:end], strict=True):
+            if their.action == "alloc":
+                same[their.which] = our.which
+            assert same[their.which] == our.which, (their, our)
+    return found
 
 
 class Recorder:

@@ -6,15 +6,14 @@ gradients that are zeroed late. Each of those that measured several iterations i
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from mingpt import LARGE, MinGPT, Trainer
 from programs import LanguageModel, LoopedAdamW, cross_entropy
 from torch import nn
 from torch.utils.checkpoint import checkpoint_sequential
+from transposed_model import LARGEST, AdamW, TransposedModel, indexed_cross_entropy
 
 Program = dict[str, Any]
 """Arguments of ``vramkit.estimate``."""
@@ -110,91 +109,23 @@ def _tokens(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.long, device="cuda")
 
 
-class _Attention(nn.Module):
-    """Causal attention as a product, a mask and a softmax."""
-
-    def __init__(self, width: int, heads: int, length: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.inside, self.outside = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.drop_scores, self.drop = nn.Dropout(0.1), nn.Dropout(0.1)
-        self.register_buffer("mask", torch.tril(torch.ones(length, length))[None, None])
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, length, width = x.shape
-        q, k, v = self.inside(x).split(width, dim=2)
-        k, q, v = (each.view(batch, length, self.heads, -1).transpose(1, 2) for each in (k, q, v))
-        scores = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.size(-1)))
-        scores = scores.masked_fill(self.mask[:, :, :length, :length] == 0, float("-inf"))
-        scores = F.softmax(scores, dim=-1)
-        scores = self.drop_scores(scores)
-        y = scores @ v
-        y = y.transpose(1, 2).contiguous().view(batch, length, width)
-        return self.drop(self.outside(y))
-
-
-def _gelu(x: torch.Tensor) -> torch.Tensor:
-    return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, length: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = _Attention(width, heads, length)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.drop = nn.Dropout(0.1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + self.drop(self.down(_gelu(self.up(self.norm2(x)))))
-
-
-class MinGPT(nn.Module):
-    """A small, readable GPT: attention and GELU by hand, dropout of a tenth, the head not tied to the embedding."""
-
-    def __init__(self, *, layers: int, width: int, heads: int, vocabulary: int, length: int) -> None:
-        super().__init__()
-        self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
-        self.drop = nn.Dropout(0.1)
-        self.blocks = nn.ModuleList(_Block(width, heads, length) for _ in range(layers))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
-
-    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        places = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
-        embedded, placed = self.tokens(tokens), self.places(places)
-        x = self.drop(embedded + placed)
-        for block in self.blocks:
-            x = block(x)
-        x = self.norm(x)
-        logits = self.head(x)
-        return logits, F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1))
-
-
-def mingpt(**size: int) -> Program:
-    """minGPT's trainer: it zeroes the gradients between forward and backward, and keeps loss and logits till then."""
+def mingpt(size: dict[str, int] = LARGE) -> Program:
+    """minGPT's trainer with batches of 32."""
     with torch.device("meta"):
-        model = MinGPT(**size)
-    optimizer = torch.optim.AdamW(_groups(model), lr=5e-4, betas=(0.9, 0.95))
-    kept: list[object] = []
+        trainer = Trainer(MinGPT(**size))
+    batch = tuple(torch.zeros(32, size["length"], dtype=torch.long) for _ in range(2))
+    return {"model": trainer.model, "batch": batch, "optimizer": trainer.optimizer, "step": trainer.run}
 
-    def step(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-        x, y = (each.to("cuda") for each in batch)
-        logits, loss = model(x, y)
-        kept[:] = [x, y, logits, loss]
-        model.zero_grad(set_to_none=True)
+
+def largest(length: int = 128) -> Program:
+    """The first full step of the model with 3 thousand million parameters; the tokens are the targets."""
+    model = TransposedModel(length=length, **LARGEST)
+    optimizer = AdamW(model.parameters())
+
+    def step(tokens: torch.Tensor) -> None:
+        logits = model(tokens)
+        loss = indexed_cross_entropy(logits, tokens)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    batch = tuple(torch.zeros(32, size["length"], dtype=torch.long) for _ in range(2))
-    return {"model": model, "batch": batch, "optimizer": optimizer, "step": step}
-
-
-def _groups(model: nn.Module) -> Iterable[dict[str, Any]]:
-    """Weights of linear layers decay; everything else does not."""
-    decaying = {id(each.weight) for each in model.modules() if isinstance(each, nn.Linear)}
-    parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
-    for _, parameter in sorted(model.named_parameters()):
-        parts[id(parameter) not in decaying].append(parameter)
-    return [{"params": parts[0], "weight_decay": 0.1}, {"params": parts[1], "weight_decay": 0.0}]
+    return {"model": model, "batch": _tokens(4, length), "optimizer": optimizer, "step": step, "steps": 1}

@@ -10,27 +10,32 @@ import pytest
 from subprocesses import run_on
 
 pytestmark = pytest.mark.virtual_gpu
+MIB = 1 << 20
 
 # Recordings, by the process that runs their programs. Those of one process must not disturb each other: the short ones
 # use no cuBLAS and start from an emptied allocator, the warm ones start with a step of their own.
 _PROCESSES = {
     "short": {
-        "double-multiplication": "double_multiplication(record)",
-        "powers": "powers(record)",
-        "powers-checkpointed": "powers(record, checkpointed=True)",
-        "adam-foreach": "adam(record, (True,))",
-        "adam-forloop": "adam(record, (True, False))",
+        "double-multiplication": "programs.double_multiplication(record)",
+        "powers": "programs.powers(record)",
+        "powers-checkpointed": "programs.powers(record, checkpointed=True)",
+        "adam-foreach": "programs.adam(record, (True,))",
+        "adam-forloop": "programs.adam(record, (True, False))",
     },
-    "attention": {"naive-attention": "naive_attention(record)"},
-    "cold": {"lm-small-t512-inference": "lm_inference(record, 512, programs.SMALL, cold=True)"},
+    "attention": {"naive-attention": "programs.naive_attention(record)"},
+    "cold": {"lm-small-t512-inference": "programs.lm_inference(record, 512, programs.SMALL, cold=True)"},
     "warm": {
-        "lm-medium-t128-inference": "lm_inference(record, 128)",
-        "lm-medium-t128-training": "lm_training(record, 128)",
-        "lm-medium-t512-training": "lm_training(record, 512, autocast=True)",
+        "lm-medium-t128-inference": "programs.lm_inference(record, 128)",
+        "lm-medium-t128-training": "programs.lm_training(record, 128)",
+        "lm-medium-t512-training": "programs.lm_training(record, 512, autocast=True)",
     },
+    "largest": {"lm-2.7b-t128-fullstep": "transposed_model.first_step(record)"},
 }
-# Segments compare where the recording starts before the first segment that the program needs.
-_CASES = [(process, name, process != "warm") for process, programs in _PROCESSES.items() for name in programs]
+_CARDS = {"largest": "h100"}
+"""Where it is not an A100: the buffers of reductions grow with the processors of a card."""
+_WARM = {"warm", "largest"}
+"""Segments compare where the recording starts before the first segment that the program needs; here it does not."""
+_CASES = [(process, name, process not in _WARM) for process, programs in _PROCESSES.items() for name in programs]
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +47,15 @@ def measured() -> Callable[[str, str, bool], list[histories.Event]]:
         runs = "".join(
             f"""
 record = histories.Recorder()
-programs.{program}
+{program}
 result[{name!r}] = {{str(flag): record.events(segments=flag) for flag in (False, True)}}
 gc.collect()
 torch.cuda.empty_cache()
 """
             for name, program in _PROCESSES[process].items()
         )
-        return run_on("a100-80gb", "import gc, histories, programs, torch\nresult = {}\n" + runs)
+        imports = "import gc, histories, programs, torch, transposed_model\nresult = {}\n"
+        return run_on(_CARDS.get(process, "a100-80gb"), imports + runs)
 
     def history(process: str, name: str, segments: bool) -> list[histories.Event]:
         return [histories.Event(*event) for event in run(process)[name][str(segments)]]
@@ -62,6 +68,38 @@ def test_every_event_is_as_a_real_gpu_recorded_it(
     process: str, name: str, segments: bool, measured: Callable[[str, str, bool], list[histories.Event]]
 ) -> None:
     assert measured(process, name, segments) == histories.recorded(name, segments=segments)
+
+
+_WEIGHTS = 437
+_CHANGED = {
+    ((MIB, -MIB), ()): 4 * 36,  # cuBLASLt's workspace for every product with a bias; now it has cuBLAS's
+    ((84_479, -84_479), (3_583, -3_583)): 1,  # the embedding's backward: cub's sort
+    ((767, -767), (1_279, -1_279)): 1,  # and its scans
+    ((1_023, -1_023), (1_279, -1_279)): 1,
+    ((474 * 1280 * 4, -474 * 1280 * 4), (474 * 8, -474 * 8)): 1,  # and rows of parts, which few words need no more
+    ((4 * _WEIGHTS,), (4,) * _WEIGHTS): 1,  # the norms of all gradients, which are cut to one: a tensor, now one each
+    ((), (-4,) * _WEIGHTS): 1,
+    ((-4 * _WEIGHTS,), ()): 1,
+}
+"""All that torch takes otherwise since 2.2 in a step of minGPT: bytes then, bytes now, and how often."""
+
+
+def test_a_step_that_torch_2_2_recorded_differs_by_nothing_but_what_torch_has_changed() -> None:
+    answer = run_on(
+        "h100-pcie",
+        """
+        import histories, mingpt
+        record = histories.Recorder()
+        mingpt.warm_step(record)
+        result = record.events(segments=False)
+        """,
+    )
+
+    found = histories.differences(
+        histories.recorded("mingpt-large-b32", segments=False), [histories.Event(*event) for event in answer]
+    )
+
+    assert found == _CHANGED
 
 
 def test_the_comparison_notices_a_variable_that_lives_too_long() -> None:
