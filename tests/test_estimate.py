@@ -362,8 +362,9 @@ import a_training_module as module
 
 for name, place in (("script", globals()), ("module", vars(module))):
     model, optimizer, step = (place[each] for each in ("model", "optimizer", "train_step"))
-    estimate = vramkit.estimate(model, torch.zeros(64, 512), optimizer=optimizer, step=step, gpu="t4")
-    print("FOUND", estimate.peak_allocated, estimate.peak_reserved, len(estimate.notes))
+    for engine in ("virtual", "fake"):
+        found = vramkit.estimate(model, torch.zeros(64, 512), optimizer=optimizer, step=step, gpu="t4", engine=engine)
+        print("FOUND", found.peak_allocated, found.peak_reserved, len(found.notes))
 """
 
 
@@ -377,7 +378,7 @@ def test_a_script_for_the_gpu_is_predicted_where_there_is_none(tmp_path: Path) -
     lines = [line.split() for line in run_python(f"{head}\n{SCRIPT}\n{ASK}").splitlines() if "FOUND" in line]
 
     # One note: the scaler, which torch has disabled.
-    assert lines == [["FOUND", *map(str, run_on("t4", measure)), "1"]] * 2
+    assert lines == [["FOUND", *map(str, run_on("t4", measure)), "1"]] * 4
 
 
 def test_a_module_that_uses_cuda_when_it_is_imported_does_so_in_every_run(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
                 self.notes[
                     "A GradScaler was taken as enabled: torch disables it where it finds no CUDA device, as here."
                 ] = None
-                return torch.amp.GradScaler, ("cuda",)
+                return _enabled_scaler, ()
             inherited = getattr(super(), "reducer_override", None)
             return NotImplemented if inherited is None else inherited(value)
 
@@ -170,6 +170,13 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
 
 def _code_from(filename: str, make: Callable[..., types.CodeType], arguments: tuple[Any, ...]) -> types.CodeType:
     return make(*arguments).replace(co_filename=filename)
+
+
+def _enabled_scaler() -> torch.amp.GradScaler:
+    """Made as one for the CPU: where a parcel is opened for fakes, torch may find no CUDA device either."""
+    scaler = torch.amp.GradScaler("cpu")
+    scaler._device = "cuda"
+    return scaler
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
