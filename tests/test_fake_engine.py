@@ -131,6 +131,20 @@ def test_storages_that_grow_and_bits_that_are_set_cost_what_they_cost(step: Call
 
 
 @pytest.mark.virtual_gpu
+@pytest.mark.parametrize(
+    ("words", "width", "dtype"),
+    [(300, 64, torch.float32), (300, 1536, torch.float32), (431, 96, torch.bfloat16), (432, 96, torch.float64)],
+)
+def test_gradients_of_few_words_take_no_rows_of_parts(words: int, width: int, dtype: torch.dtype) -> None:
+    model = nn.Embedding(words, width, dtype=dtype)
+
+    real, run, recorder = imitated({"model": model, "batch": torch.zeros(16, 1024, dtype=torch.long)})
+
+    assert run.profile is not None
+    assert differences(real.tape, run.profile.tape, recorder.operators) == {}
+
+
+@pytest.mark.virtual_gpu
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 def test_in_inference_mode_fakes_ask_for_what_the_real_program_asks_for(autocast: torch.dtype | None) -> None:
     program = {"model": small_gpt(), "batch": tokens(4, 256)()[:1], "autocast": autocast}

@@ -11,6 +11,7 @@ from .table import rule
 aten = torch.ops.aten
 _FEW_INDICES = 3072
 _ROWS_OF_A_PART = 10
+_BLOCKS_OF_A_PROCESSOR = 4
 _LONG_ROW = 4096
 _SCAN = 1279
 """Bytes of cub's scans of some ten thousand numbers."""
@@ -36,6 +37,10 @@ def embedding_backward(call: Call) -> None:
         all_indices = 8 * count
         segments = min(count, rows)
         parts = count // _ROWS_OF_A_PART + segments
+        width, wide = gradient.shape[-1], max(4, gradient.element_size())
+        sums = (wide * parts * width,)
+        if _adds_at_once(call, parts, segments, width):
+            sums = (8 * parts, 4 * rows * width) if gradient.element_size() < wide else (8 * parts,)
         with call.holding(all_indices, all_indices):
             with call.holding(all_indices):
                 call.touch(_sort(count, rows))
@@ -45,8 +50,19 @@ def embedding_backward(call: Call) -> None:
                     call.touch(_SCAN)
                 with call.holding(8 * segments, 8 * segments):
                     call.touch(_SCAN)
-                    with call.holding(8, 8 * parts, 4 * parts * gradient.shape[-1]):
+                    with call.holding(8, 8 * parts, *sums):
                         pass
+
+
+def _adds_at_once(call: Call, parts: int, words: int, width: int) -> bool:
+    """Whether parts are added to the words' rows at once: where adding them word by word would leave processors idle.
+
+    As in torch's EmbeddingBackwardKernel.cu.
+    """
+    row = -(-width // 32) * 32
+    blocks = -(-words * row // min(row, 1024))
+    idle = blocks < _BLOCKS_OF_A_PROCESSOR * call.gpu.multiprocessors and parts > 4 * blocks
+    return idle and not torch.are_deterministic_algorithms_enabled()
 
 
 @rule(aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
