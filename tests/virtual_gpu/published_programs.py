@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from mingpt import LARGE, MinGPT, Trainer
+from nanogpt import Loop, NanoGPT
 from programs import LanguageModel, LoopedAdamW, cross_entropy
 from torch import nn
 from torch.utils.checkpoint import checkpoint_sequential
@@ -129,3 +130,11 @@ def largest(length: int = 128) -> Program:
         optimizer.step()
 
     return {"model": model, "batch": _tokens(4, length), "optimizer": optimizer, "step": step, "steps": 1}
+
+
+def nanogpt() -> Program:
+    """nanoGPT's loop with batches of 12 times 1024 tokens: two steps."""
+    model = NanoGPT()
+    loop = Loop(model)
+    batch = tuple(torch.zeros(12, 1024, dtype=torch.long) for _ in range(2))
+    return {"model": model, "batch": batch, "optimizer": loop.optimizer, "step": loop.step, "steps": 2}

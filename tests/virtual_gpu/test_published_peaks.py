@@ -12,6 +12,8 @@ from histories import recorded_peak
 from programs import MEDIUM, SMALL
 
 import vramkit
+from vramkit.allocator import CachingAllocator
+from vramkit.events import Category, Tape
 
 pytestmark = pytest.mark.virtual_gpu
 MIB = 1 << 20
@@ -63,3 +65,28 @@ def test_the_requested_peak_of_a_recording_is_predicted_to_the_byte(recording: s
         estimate = vramkit.estimate(**make(), gpu=gpu)
 
     assert peak_requested(estimate) == recorded_peak(recording)
+
+
+def at_second_step(tape: Tape) -> int:
+    """Index of the event just before it."""
+    return int((tape.events["step"] == 1).argmax()) - 1
+
+
+def test_every_line_of_a_published_breakdown_is_predicted_to_the_byte() -> None:
+    # GPT-2 small by nanoGPT on an A100, float16, torch 2.0 or 2.1. Published by erees.dev, transformer-memory.
+    estimate = vramkit.estimate(**published.nanogpt(), gpu="a100-80gb")
+
+    tape = estimate.tape
+    alive = tape.allocations[tape.alive_at(at_second_step(tape))]
+    requested = np.bincount(alive["category"], alive["requested"], len(Category)).astype(int).tolist()
+    assert requested[Category.PARAMETER] + requested[Category.BUFFER] == 547_826_688
+    assert requested[Category.GRADIENT] == 497_495_040
+    assert requested[Category.OPTIMIZER_STATE] == 994_990_380
+    assert requested[Category.WORKSPACE] == 17_039_360
+    assert requested[Category.INPUT] + requested[Category.ACTIVATION] == 196_620
+    assert sum(requested) == 547_826_688 + 497_495_040 + 994_990_380 + 17_039_360 + 196_620
+    assert round(estimate.peak_allocated / (1 << 30), 3) == 21.898  # all digits that were published
+    # Blocks, at 2,064,403,456 bytes, then depended on the addresses that the driver gave: between two orders of them.
+    replays = [CachingAllocator(tie_break="address", address_order=each).replay(tape) for each in ("rising", "falling")]
+    low, high = sorted(int(replay.tape.allocated[at_second_step(replay.tape)]) for replay in replays)
+    assert low < 2_064_403_456 < high
