@@ -38,7 +38,7 @@ def embedding_backward(call: Call) -> None:
         segments = min(count, rows)
         parts = count // _ROWS_OF_A_PART + segments
         width, wide = gradient.shape[-1], max(4, gradient.element_size())
-        sums = (wide * parts * width,)
+        sums: tuple[int, ...] = (wide * parts * width,)
         if _adds_at_once(call, parts, segments, width):
             sums = (8 * parts, 4 * rows * width) if gradient.element_size() < wide else (8 * parts,)
         with call.holding(all_indices, all_indices):
