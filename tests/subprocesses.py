@@ -8,20 +8,23 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vramkit import GPU
 
 _HERE = Path(__file__).parent
 _FRAME = """
 import json, sys
 sys.path[:0] = {folders!r}
-from vramkit import virtual_gpu
+from vramkit import GPU, virtual_gpu
 gpu = virtual_gpu.activate({gpu!r}, **{settings!r})
 {code}
 print("RESULT" + json.dumps(result))
 """
 
 
-def run_on(gpu: str, code: str, *, environment: dict[str, str] | None = None, **settings: Any) -> Any:
+def run_on(gpu: str | GPU, code: str, *, environment: dict[str, str] | None = None, **settings: Any) -> Any:
     """What ``result`` is after a snippet ran in a process of its own, with ``gpu`` the active virtual GPU.
 
     Args:

@@ -407,6 +407,20 @@ def test_a_step_that_needs_values_is_told_what_to_use_instead(look: Callable[[to
     assert 'engine="virtual"' in str(raised.value)
 
 
+@pytest.mark.virtual_gpu
+def test_torch_itself_may_look_for_nan_in_a_backward() -> None:
+    def step(batch: torch.Tensor) -> None:
+        with torch.autograd.set_detect_anomaly(True):
+            model(batch.to("cuda")).sum().backward()
+
+    model = mlp()
+
+    real, run, recorder = imitated({"model": model, "batch": torch.zeros(4096, 64), "step": step})
+
+    assert run.profile is not None
+    assert differences(real.tape, run.profile.tape, recorder.operators) == {}
+
+
 def test_an_operator_without_a_fake_kernel_is_named() -> None:
     model = mlp()
     with torch.library._scoped_library("vramkit_tests", "FRAGMENT") as library:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from counterfactuals import Classifier, search
 from mingpt import LARGE, MinGPT, Trainer
 from nanogpt import Loop, NanoGPT
 from programs import LanguageModel, LoopedAdamW, cross_entropy
@@ -138,3 +139,13 @@ def nanogpt() -> Program:
     loop = Loop(model)
     batch = tuple(torch.zeros(12, 1024, dtype=torch.long) for _ in range(2))
     return {"model": model, "batch": batch, "optimizer": loop.optimizer, "step": loop.step, "steps": 2}
+
+
+def counterfactual() -> Program:
+    """The label of an image, and the search for another image."""
+    model = Classifier()
+
+    def step(image: torch.Tensor) -> None:
+        search(model, image, model(image.to("cuda")))
+
+    return {"model": model, "batch": torch.zeros(1, 30, 256, 256), "step": step, "steps": 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import counterfactuals
 import histories
 import pytest
 from subprocesses import run_on
@@ -71,35 +72,42 @@ def test_every_event_is_as_a_real_gpu_recorded_it(
 
 
 _WEIGHTS = 437
+# What torch takes otherwise since it recorded a program: bytes then, bytes now, and how often.
 _CHANGED = {
-    ((MIB, -MIB), ()): 4 * 36,  # cuBLASLt's workspace for every product with a bias; now it has cuBLAS's
-    ((84_479, -84_479), (3_583, -3_583)): 1,  # the embedding's backward: cub's sort
-    ((767, -767), (1_279, -1_279)): 1,  # and its scans
-    ((1_023, -1_023), (1_279, -1_279)): 1,
-    ((474 * 1280 * 4, -474 * 1280 * 4), (474 * 8, -474 * 8)): 1,  # and rows of parts, which few words need no more
-    ((4 * _WEIGHTS,), (4,) * _WEIGHTS): 1,  # the norms of all gradients, which are cut to one: a tensor, now one each
-    ((), (-4,) * _WEIGHTS): 1,
-    ((-4 * _WEIGHTS,), ()): 1,
+    "mingpt-large-b32": {
+        ((MIB, -MIB), ()): 4 * 36,  # cuBLASLt's workspace for every product with a bias; now it has cuBLAS's
+        ((84_479, -84_479), (3_583, -3_583)): 1,  # the embedding's backward: cub's sort
+        ((767, -767), (1_279, -1_279)): 1,  # and its scans
+        ((1_023, -1_023), (1_279, -1_279)): 1,
+        ((474 * 1280 * 4, -474 * 1280 * 4), (474 * 8, -474 * 8)): 1,  # and rows of parts, now for many words alone
+        ((4 * _WEIGHTS,), (4,) * _WEIGHTS): 1,  # the norms of all gradients: a tensor, now one each
+        ((), (-4,) * _WEIGHTS): 1,
+        ((-4 * _WEIGHTS,), ()): 1,
+    },
+    "cnn-cudnn": {((MIB, -MIB), ()): 3 * counterfactuals.EPOCHS},
 }
-"""All that torch takes otherwise since 2.2 in a step of minGPT: bytes then, bytes now, and how often."""
+_CHANGED_PROGRAMS = {
+    "mingpt-large-b32": ("h100-pcie", "mingpt.warm_step(record)"),
+    "cnn-cudnn": (counterfactuals.CARD, "counterfactuals.counterfactual(record)"),
+}
 
 
-def test_a_step_that_torch_2_2_recorded_differs_by_nothing_but_what_torch_has_changed() -> None:
+@pytest.mark.parametrize("name", _CHANGED)
+def test_a_program_that_torch_2_2_recorded_differs_by_nothing_but_what_torch_has_changed(name: str) -> None:
+    gpu, program = _CHANGED_PROGRAMS[name]
+
     answer = run_on(
-        "h100-pcie",
-        """
-        import histories, mingpt
+        gpu,
+        f"""
+        import counterfactuals, histories, mingpt
         record = histories.Recorder()
-        mingpt.warm_step(record)
+        {program}
         result = record.events(segments=False)
         """,
     )
 
-    found = histories.differences(
-        histories.recorded("mingpt-large-b32", segments=False), [histories.Event(*event) for event in answer]
-    )
-
-    assert found == _CHANGED
+    ours = [histories.Event(*event) for event in answer]
+    assert histories.differences(histories.recorded(name, segments=False), ours) == _CHANGED[name]
 
 
 def test_the_comparison_notices_a_variable_that_lives_too_long() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import published_programs as published
 import pytest
 import torch
+from counterfactuals import CARD
 from histories import recorded_peak
 from programs import MEDIUM, SMALL
 
@@ -47,13 +48,14 @@ def test_what_a_book_printed_is_predicted_to_the_byte(make: Callable[[], publish
 
 
 # What ran, and the card: where a recording does not say which, its workspaces and the buffers of its reductions do.
-_RECORDED: dict[str, tuple[Callable[[], published.Program], str]] = {
+_RECORDED: dict[str, tuple[Callable[[], published.Program], str | vramkit.GPU]] = {
     "lm-medium-t128-training": (lambda: published.language_model(128, MEDIUM), "a100-80gb"),
     "lm-medium-t512-training": (lambda: published.language_model(512, MEDIUM, autocast=True), "a100-80gb"),
     "lm-medium-t128-inference": (lambda: published.inference(128, MEDIUM, waiting=5), "a100-80gb"),
     "lm-small-t512-inference": (lambda: published.inference(512, SMALL), "a100-80gb"),
     "lm-2.7b-t128-fullstep": (published.largest, "h100"),
     "mingpt-large-b32": (published.mingpt, "h100-pcie"),
+    "cnn-cudnn": (published.counterfactual, CARD),
 }
 
 

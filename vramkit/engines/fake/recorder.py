@@ -264,8 +264,11 @@ def _is_on_gpu(tensor: torch.Tensor) -> bool:
 
 def _is_asked_by_torch() -> bool:
     """Whether code of torch's own, such as an optimizer, looks at a value: it gets zero, as on a virtual GPU."""
-    frame = sys._getframe(2)
-    return frame is not None and str(frame.f_globals.get("__name__", "")).startswith("torch.")
+    try:
+        frame = sys._getframe(2)
+    except ValueError:  # the autograd thread's C++, which looks for NaN in anomaly mode, has no frame
+        return True
+    return str(frame.f_globals.get("__name__", "")).startswith("torch.")
 
 
 def _on_device(device: Any) -> bool:

@@ -121,6 +121,7 @@ def _dims(value: Any) -> Sequence[int]:
 
 # operator -> position of its argument "dim", and bytes of an intermediate value (0: by the type)
 _OVER = {
+    aten._is_any_true: (1, 1), aten._is_all_true: (1, 1),
     aten.sum: (1, 0), aten.mean: (1, 0), aten.nansum: (1, 0), aten.prod: (1, 0), aten.amax: (1, 0), aten.amin: (1, 0),
     aten.linalg_vector_norm: (2, 0), aten.norm: (2, 0), aten.max: (1, 0), aten.min: (1, 0), aten.any: (1, 1),
     aten.all: (1, 1), aten.var: (1, 16), aten.std: (1, 16), aten.var_mean: (1, 16), aten.std_mean: (1, 16),
