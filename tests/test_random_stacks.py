@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +13,7 @@ from strategies import stacks
 
 import vramkit
 from vramkit import closed_form
-from vramkit.events import Category
+from vramkit.events import Category, Phase, Tape
 
 relaxed = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 
@@ -35,6 +36,44 @@ def test_the_virtual_engine_predicts_what_a_fresh_process_shows(fresh: FreshProc
     )
 
     assert (estimate.peak_allocated, estimate.peak_reserved) == fresh.peaks(program)
+
+
+def kept_by_forwards(tape: Tape) -> list[dict[Category, int]]:
+    """What was asked for and alive at the end of each step's forward, by category; bytes."""
+    categories = (Category.PARAMETER, Category.BUFFER, Category.GRADIENT, Category.INPUT, Category.ACTIVATION)
+    is_forward, step = tape.events["phase"] == Phase.FORWARD, tape.events["step"]
+    found = []
+    for number in np.unique(step[is_forward]):
+        alive = tape.allocations[tape.alive_at(np.flatnonzero(is_forward & (step == number)).max())]
+        sizes = {each: int(alive["requested"][alive["category"] == each].sum()) for each in categories}
+        found.append(sizes)
+    return found
+
+
+# Of these CUDA's kernels keep something else than the CPU's: masks of a byte, reserves of cuDNN's, sums of attention.
+OF_CUDA = ("dropout", "batch norm", "attention", "lstm", "gru", "rnn")
+
+
+@relaxed
+@given(stacks(dtypes=("float32",), max_batch=8, without=OF_CUDA))
+def test_storages_of_fakes_are_those_of_a_training_on_the_cpu(program: StackProgram) -> None:
+    model, sample = Stack(program), program.inputs()
+    make_optimizer = OPTIMIZERS[program.optimizer]
+
+    predicted = vramkit.estimate(model, sample, optimizer=make_optimizer, engine="fake", gpu="a100-40gb")
+
+    optimizer = make_optimizer(model.parameters())
+    with vramkit.profile(model, optimizer, device="cpu") as prof:
+        for _ in range(3):
+            batch = sample.clone()
+            model(batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            del batch
+    assert prof.result is not None
+    measured = kept_by_forwards(prof.result.tape)
+    assert len(measured) == 3
+    assert kept_by_forwards(predicted.tape) == measured
 
 
 @relaxed
