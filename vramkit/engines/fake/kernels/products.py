@@ -17,7 +17,7 @@ def workspace_of(gpu: GPU) -> int:
 
     ``CUBLAS_WORKSPACE_CONFIG`` would change it.
     """
-    return 33_554_432 if gpu.capability[0] == 9 else 8_519_680
+    return 33_554_432 if gpu.capability >= (9, 0) else 8_519_680
 
 
 @rule(aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.addmv, aten.mv, aten.dot, aten.addbmm, aten._addmm_activation)
