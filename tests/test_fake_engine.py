@@ -48,9 +48,9 @@ def total(estimate: vramkit.Estimate, category: Category) -> int:
 # -- against the virtual engine, which equals a fresh process ----------------------------------------------------------
 
 
-def imitated(program: dict[str, Any]) -> tuple[vramkit.Estimate, Run, Recorder]:
+def imitated(program: dict[str, Any], gpu: str = "a100-80gb") -> tuple[vramkit.Estimate, Run, Recorder]:
     """What the virtual engine predicts of a program, what the fake one does, and what that one recorded."""
-    real = vramkit.estimate(**program, gpu="a100-80gb", engine="virtual")
+    real = vramkit.estimate(**program, gpu=gpu, engine="virtual")
     arguments = {"optimizer": None, "step": None, "loss": None, "autocast": None, **program}
     session = open_session(program_of("A test called", **arguments, steps=3), None)
     return real, *session.record(real.gpu, real.batch_size)
@@ -197,15 +197,33 @@ def test_what_is_predicted_belongs_to_the_same_categories_and_modules() -> None:
 
 
 @pytest.mark.virtual_gpu
-@pytest.mark.parametrize("name", ["u-net", "conv1d", "frozen backbone"])
-def test_convolutions_are_within_two_and_five_percent(name: str) -> None:
+@pytest.mark.parametrize(
+    ("gpu", "name"),
+    [
+        *(("a100-80gb", name) for name in ("u-net", "conv1d", "frozen backbone")),
+        *(("h100", name) for name in ("resnet18", "conv1d", "u-net")),
+        ("t4", "u-net"),
+    ],
+)
+def test_convolutions_are_within_two_and_five_percent(gpu: str, name: str) -> None:
     program = predicted_programs.PROGRAMS[name]()
 
-    real, run, _ = imitated(program)
+    real, run, _ = imitated(program, gpu)
 
     assert run.peak_allocated == pytest.approx(real.peak_allocated, rel=0.02)
     assert run.peak_reserved == pytest.approx(real.peak_reserved, rel=0.05)
     assert any("cuDNN's workspaces" in note for note in run.notes)
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["cudnn", "torch's own kernel"])
+def test_on_a_t4_nothing_is_copied_for_a_convolution(autocast: torch.dtype | None) -> None:
+    program = {**predicted_programs.PROGRAMS["conv1d"](), "autocast": autocast}
+
+    real, run, _ = imitated(program, "t4")
+
+    assert run.peak_allocated == pytest.approx(real.peak_allocated, rel=1e-3)
+    assert run.peak_reserved == real.peak_reserved
 
 
 # -- in any process ----------------------------------------------------------------------------------------------------
@@ -229,7 +247,7 @@ def test_parameters_gradients_and_states_are_those_of_the_model() -> None:
     assert total(estimate, Category.OPTIMIZER_STATE) == 2 * size
 
 
-@pytest.mark.parametrize(("gpu", "size"), [("a100-80gb", 8_519_680), ("h100", 33_554_432)])
+@pytest.mark.parametrize(("gpu", "size"), [("a100-80gb", 8_519_680), ("h100", 33_554_432), ("b200", 33_554_432)])
 def test_each_thread_that_multiplies_has_a_workspace_of_the_cards_size(gpu: str, size: int) -> None:
     with torch.no_grad():
         forward = fake(gpu=gpu)

@@ -1,0 +1,293 @@
+"""cuDNN's workspaces of convolutions, estimated: which of its kernels a card is given, and what those want.
+
+Most kernels on tensor cores read channels last. Where tensors lie otherwise, the workspace holds copies of them in that
+order, channels filled up to 16 bytes; for a weight's gradient also the partial sums of blocks that share it. Other
+kernels read tensors as they are and want next to nothing. So what matters is who is chosen, and that depends on the
+card's generation, the precision, and mostly on how many channels there are: `_TENSOR_FLOAT` and `_HALF`.
+
+The tables were fitted to what the planner of cuDNN 9.24 answers for 1,100 layers of published networks and 500 random
+ones, in batches of 1 to 256, for a T4, A100, A10G, L4, H100, B200 and RTX 5090. For layers left out of the fit they
+rightly tell whether there are copies in three of four to all cases, by generation, precision and window; least often on
+8.6 and 8.9 in windows of one pixel, where the planner weighs bandwidth against arithmetic. Its choices jump with batch
+and size, so that a single layer may be wrong by all of its copies. Assumes `torch.backends.cudnn.benchmark` off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from ....gpus import GPU
+
+Wanted = Literal["output", "input", "weight"]
+"""What is computed: the result, or a gradient."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A convolution as cuDNN knows it; a transposed one is the gradient of an input."""
+
+    input: torch.Tensor
+    weight: torch.Tensor
+    output: torch.Tensor
+    groups: int
+    is_channels_last: bool
+
+    @property
+    def window(self) -> int:
+        """Pixels under the filter."""
+        return math.prod(self.weight.shape[2:])
+
+    @property
+    def pixels(self) -> int:
+        """Of the output, of all images."""
+        return self.output.numel() // max(self.output.shape[1], 1)
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Of input and output, in a group."""
+        return self.input.shape[1] // self.groups, self.output.shape[1] // self.groups
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every channel has filters of its own."""
+        return self.groups > 1 and self.channels[0] == 1
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is 3 x 3, and keeps the size."""
+        return self.keeps_size and tuple(self.weight.shape[2:]) == (3, 3)
+
+    @property
+    def skips(self) -> bool:
+        """Whether windows of up to four pixels skip input pixels or do not overlap."""
+        return self.window <= 4 and not self.keeps_size
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether the output is as large as the input."""
+        return self.input.shape[2:] == self.output.shape[2:]
+
+
+class _Least(NamedTuple):
+    """Channels of input and output from which on kernels are chosen that read copies."""
+
+    input: int
+    output: int
+
+    def chooses(self, problem: Problem) -> bool:
+        return problem.channels[0] >= self.input and problem.channels[1] >= self.output
+
+
+class _Intense(NamedTuple):
+    """For windows of one pixel: products of so much arithmetic for each byte, or of so few pixels."""
+
+    channels: int
+    """The harmonic mean of input's and output's, halved."""
+    pixels: int
+
+    def chooses(self, problem: Problem) -> bool:
+        one, other = problem.channels
+        is_apt = problem.keeps_size or one >= _STRIDED
+        return is_apt and (one * other >= self.channels * (one + other) or problem.pixels <= self.pixels)
+
+
+_Rule = _Least | _Intense
+_TILE = 128  # rows and columns of the weight that a block computes
+_TILE_BYTES = _TILE * _TILE * 4
+_ALL = _Least(1, 1)
+_NONE = _Least(1 << 30, 1 << 30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Habits:
+    """Which kernels a generation gets: for each result a rule for windows of one pixel, and one for larger ones."""
+
+    output: tuple[_Rule, _Rule]
+    input: tuple[_Rule, _Rule] = (_ALL, _ALL)
+    weight: tuple[_Rule, _Rule] = (_ALL, _ALL)
+    first: int = 16
+    """Pixels of a window above which the first layer, of up to four input channels, is given copies."""
+    first_weight: tuple[int, int] = (0, 1 << 60)
+    """Between how many pixels of the output its weight's gradient is, in windows of more than 3 x 3."""
+    first_small: int = 0
+    """Up to how many pixels it is in windows of 3 x 3 that keep the size."""
+    written: int = 0
+    """Up to how many input channels a kernel writes its result where it belongs, so that it has no copy."""
+    has_winograd: bool = False
+    """Few channels in windows of 3 x 3 get a kernel that transforms tiles, and wants little."""
+    copies_operands: bool = False
+    """Kernels read copies also of tensors that have their channels last."""
+    sums: float = 0
+    """Blocks with partial sums of a weight's gradient, for each multiprocessor."""
+    least_sums: int = 0
+    """Bytes of partial sums that small weights have in any case."""
+
+
+_AMPERE: dict[str, Any] = {"written": 1 << 30, "copies_operands": True, "has_winograd": True}
+_TENSOR_FLOAT = {
+    (8, 0): _Habits(
+        output=(_Least(17, 9), _Least(9, 9)), input=(_Least(9, 1), _Least(9, 9)),
+        weight=(_Least(9, 5), _Least(9, 1)), sums=4, **_AMPERE,
+    ),
+    (8, 6): _Habits(
+        output=(_Intense(112, 1024), _Least(33, 49)), input=(_Intense(96, 8192), _Least(9, 9)),
+        weight=(_Intense(112, 4096), _Least(9, 9)), sums=0.5, first=64, first_weight=(300_000, 1 << 60),
+        **_AMPERE,
+    ),
+    (8, 9): _Habits(
+        output=(_Intense(256, 16384), _Least(9, 49)), input=(_Intense(256, 16384), _Least(33, 33)),
+        weight=(_Intense(192, 4096), _Least(33, 33)), sums=2, first=64, first_weight=(0, 300_000),
+        first_small=300_000, **_AMPERE,
+    ),
+    (9, 0): _Habits(
+        output=(_Least(17, 33), _Least(5, 1)), input=(_Least(49, 5), _Least(5, 1)), weight=(_Least(9, 1), _Least(9, 1)),
+        written=64, first_small=1_000_000, least_sums=18 * _TILE_BYTES,
+    ),
+    (10, 0): _Habits(
+        output=(_Least(5, 49), _Least(9, 1)), input=(_ALL, _Least(5, 1)), weight=(_ALL, _Least(5, 1)), sums=0.5,
+        least_sums=18 * _TILE_BYTES,
+    ),
+    (12, 0): _Habits(
+        output=(_Least(33, 9), _Least(9, 1)), input=(_Least(9, 17), _Least(9, 1)),
+        weight=(_Least(9, 1), _Least(5, 1)), sums=1, first=64, **_AMPERE,
+    ),
+}  # fmt: skip
+_HALF = {
+    (7, 5): _Habits(
+        output=(_Least(1, 257), _Least(9, 1)), input=(_Least(17, 1), _Least(5, 5)), weight=(_Least(9, 1), _Least(5, 5)),
+    ),
+    (8, 0): _Habits(output=(_Least(49, 1), _Least(9, 1)), sums=1),
+    (8, 6): _Habits(output=(_Least(17, 97), _Least(9, 5)), sums=0.25, first=64),
+    (8, 9): _Habits(output=(_Least(1, 33), _Least(9, 1)), input=(_Least(33, 1), _Least(1, 5)), sums=1, first=64),
+    (9, 0): _Habits(output=(_Least(1, 5), _Least(5, 5)), least_sums=8 * _TILE_BYTES),
+    (10, 0): _Habits(
+        output=(_Least(17, 5), _Least(17, 1)), weight=(_Least(9, 1), _ALL), sums=0.5, least_sums=18 * _TILE_BYTES,
+    ),
+    (12, 0): _Habits(output=(_Least(1, 33), _ALL), sums=1),
+}  # fmt: skip
+_PLAIN = _Habits(output=(_NONE, _NONE), input=(_NONE, _NONE), weight=(_NONE, _NONE))
+_STRIDED = 256  # input channels from which on windows of one pixel that skip others get copies
+_LEAST_PIXELS = 680  # that a block adds up
+_FEW_TILES, _SOME_PIXELS, _MANY_PIXELS = 16, 4000, 16_000  # where a large weight's gradient is shared
+
+
+def workspace(problem: Problem, wanted: Wanted, gpu: GPU) -> int:
+    """Bytes that cuDNN's kernel takes beside its result."""
+    if problem.is_depthwise or (problem.pixels == problem.output.shape[0] and problem.window == 1):
+        return 0
+    habits = _habits(problem, gpu)
+    of: Callable[[Problem, _Habits, GPU], int] = {"output": _output, "input": _input, "weight": _weight}[wanted]
+    return of(problem, habits, gpu)
+
+
+def _habits(problem: Problem, gpu: GPU) -> _Habits:
+    dtype = problem.input.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        return _HALF.get(gpu.capability, _PLAIN)
+    if dtype is torch.float32 and _allows_tensor_float():
+        return _TENSOR_FLOAT.get(gpu.capability, _PLAIN)
+    return _PLAIN
+
+
+def _allows_tensor_float() -> bool:
+    precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined] # made when it is asked for
+    return precision == "tf32"
+
+
+def _output(problem: Problem, habits: _Habits, gpu: GPU) -> int:
+    from_image = problem.input.shape[1] <= 4 and habits is not _PLAIN
+    if problem.is_channels_last:
+        if from_image:
+            return _copy(problem.input) + _copy(problem.weight) if problem.window > 9 else 0
+        return _copy(problem.input) + _copy(problem.weight) if habits.copies_operands else 0
+    if from_image and problem.window > habits.first:
+        # In single precision there is a kernel for such a first layer, which doesn't fill the channels up.
+        size = _bytes if problem.input.element_size() == 4 and problem.window < 64 else _copy
+        return size(problem.input) + _bytes(problem.output) + size(problem.weight)
+    if not _chosen(habits.output, problem):
+        return _winograd(problem) if habits is _PLAIN and gpu.capability < (9, 0) else 0
+    if habits.written and problem.skips and problem.channels[0] < (_STRIDED if problem.window == 1 else 64):
+        return 0
+    if habits.has_winograd and problem.is_small and max(problem.channels) <= 32:
+        return 0
+    is_wide = problem.window == 1 or max(problem.channels) > 32
+    writes = problem.input.shape[1] <= habits.written and is_wide
+    return _copy(problem.input) + _copy(problem.weight) + (0 if writes else _copy(problem.output))
+
+
+def _input(problem: Problem, habits: _Habits, gpu: GPU) -> int:
+    if problem.is_channels_last:
+        operands = _copy(problem.output) + _copy(problem.weight)
+        if habits is _PLAIN:
+            return operands + _bytes(problem.input) if problem.window > 1 else 0
+        if problem.input.shape[1] <= 4:
+            return _copy(problem.input) + _copy(problem.weight)
+        return operands if habits.copies_operands else 0
+    if not _chosen(habits.input, problem) or (problem.window > 9 and problem.input.shape[1] <= 8):
+        return _winograd(problem) if habits is _PLAIN and gpu.capability < (9, 0) else 0
+    if habits.has_winograd and problem.is_small and problem.channels[0] <= 32:
+        return 0
+    return _copy(problem.input) + _copy(problem.weight) + _copy(problem.output)
+
+
+def _weight(problem: Problem, habits: _Habits, gpu: GPU) -> int:
+    if habits is _PLAIN:
+        return 0
+    copies = _copy(problem.input) + _copy(problem.output) + (_copy(problem.weight) if problem.window > 1 else 0)
+    if problem.is_channels_last and not habits.copies_operands:
+        copies = _copy(problem.input) + _copy(problem.weight) if problem.input.shape[1] <= 4 else 0
+    elif not problem.is_channels_last and not _chooses_copies(problem, habits):
+        return 0
+    return copies + _sums(problem, habits, gpu)
+
+
+def _chooses_copies(problem: Problem, habits: _Habits) -> bool:
+    """Whether the kernel of a weight's gradient reads copies."""
+    if problem.input.shape[1] > 4 or problem.window == 1:
+        return _chosen(habits.weight, problem)
+    if problem.window > 9:
+        least, most = habits.first_weight
+        return least <= problem.pixels <= most
+    return _chosen(habits.weight, problem) or (problem.is_small and problem.pixels <= habits.first_small)
+
+
+def _chosen(rules: tuple[_Rule, _Rule], problem: Problem) -> bool:
+    return rules[problem.window > 1].chooses(problem)
+
+
+def _sums(problem: Problem, habits: _Habits, gpu: GPU) -> int:
+    """Bytes of the partial sums: blocks share the pixels where the weight alone has too few tiles for the card."""
+    weight = problem.weight
+    rows, columns = weight.shape[0], weight.numel() // max(weight.shape[0], 1)
+    tiles = -(-rows // _TILE) * -(-columns // _TILE)
+    waves = habits.sums
+    if tiles < _FEW_TILES:
+        waves = min(waves, 1)
+    elif waves > 2 and problem.pixels < _MANY_PIXELS:
+        waves = 2 if problem.pixels >= _SOME_PIXELS else 0
+    blocks = gpu.multiprocessors * waves
+    shares = min(problem.pixels // _LEAST_PIXELS, int(blocks / max(tiles, 1)))
+    return _copy(weight) // weight.element_size() * 4 * shares + (habits.least_sums if tiles <= 3 else 0)
+
+
+def _winograd(problem: Problem) -> int:
+    """Transformed filters: 5 x 5 for each of 3 x 3."""
+    is_apt = problem.is_small and min(problem.channels) >= 64
+    return problem.weight.numel() * 4 * 25 // 9 if is_apt and problem.input.element_size() == 4 else 0
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _copy(tensor: torch.Tensor) -> int:
+    """Bytes of a copy with the channels filled up to 16 bytes, those of half-precision images to four."""
+    channels, each = max(tensor.shape[1], 1), 16 // tensor.element_size()
+    if tensor.dtype is torch.float16 and channels <= 4:
+        each = 4
+    return _bytes(tensor) // channels * (-(-channels // each) * each)
