@@ -56,9 +56,14 @@ def clean_up() -> None:
 
 
 @contextmanager
-def quick_collections() -> Iterator[None]:
-    """Inside, garbage collections look only at what was made inside: torch alone has objects for 0.3 s."""
-    gc.collect()
+def quick_collections(*, after_one: bool = True) -> Iterator[None]:
+    """Inside, garbage collections look only at what was made inside: torch alone has objects for 0.3 s.
+
+    Args:
+        after_one: collect everything first, so that no garbage from before keeps its memory inside.
+    """
+    if after_one:
+        gc.collect()
     if gc.get_freeze_count():  # the program does so itself, and what it froze must stay so
         yield
         return

@@ -41,7 +41,7 @@ def apart() -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_without_autocast())
-        stack.enter_context(quick_collections())
+        stack.enter_context(quick_collections(after_one=False))  # what is fake holds no memory
         try:
             yield
         finally:
