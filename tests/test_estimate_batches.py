@@ -46,9 +46,22 @@ def test_a_large_batch_takes_no_memory_of_the_host() -> None:
     assert not resized[123456, :1000].any()
 
 
+def test_a_batch_without_a_size_is_fixed_as_a_whole() -> None:
+    images = [torch.zeros(3, 160, 180), torch.zeros(3, 150, 160)]
+    batch = {"images": images, "targets": ({"boxes": torch.zeros(2, 4)},), "n": 3}
+
+    marked = vramkit.fixed(batch)
+
+    assert batches.batch_size_of(marked) == 0
+    kept: Any = batches.at_size(marked, 7)
+    assert kept["images"][1] is images[1]
+    assert kept["targets"][0]["boxes"] is batch["targets"][0]["boxes"]  # type: ignore[index]
+    assert kept["n"] == 3
+
+
 def test_only_tensors_can_be_fixed() -> None:
-    with pytest.raises(vramkit.UsageError, match="with list"):
-        vramkit.fixed([1, 2])  # type: ignore[arg-type]
+    with pytest.raises(vramkit.UsageError, match="with list, in which no tensor is"):
+        vramkit.fixed([1, 2])
 
 
 class Takes(nn.Module):

@@ -6,7 +6,7 @@ import mmap
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch.utils import _pytree as pytree
@@ -28,26 +28,40 @@ class Fixed:
     tensor: torch.Tensor
 
 
-def fixed(tensor: torch.Tensor) -> Fixed:
+_T = TypeVar("_T")
+
+
+@overload
+def fixed(batch: torch.Tensor) -> Fixed: ...
+@overload
+def fixed(batch: _T) -> _T: ...
+def fixed(batch: object) -> object:
     """Mark a tensor of a batch as having no batch dimension: it is the same at every batch size.
 
     ::
 
         vramkit.estimate(model, {"tokens": tokens, "mask": vramkit.fixed(mask)})
+        vramkit.estimate(detector, vramkit.fixed((images, targets)), step=step)
 
     Args:
-        tensor: the model gets it as it is, without the mark.
+        batch: a tensor, or a pytree of tensors, of which each is marked: a batch without a size, such as a list of
+            images or a graph. The model gets them as they are, without the mark.
 
     Raises:
-        UsageError: it is no tensor.
+        UsageError: there is no tensor in it.
     """
-    if not isinstance(tensor, torch.Tensor):
+    if isinstance(batch, torch.Tensor):
+        return Fixed(batch)
+    leaves, structure = pytree.tree_flatten(_as_dict(batch))
+    if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
         raise UsageError(
             "vramkit.fixed was called",
-            f"with {type(tensor).__name__}",
-            instead="Pass a tensor; whatever is none stays as it is anyway",
+            f"with {type(batch).__name__}, in which no tensor is",
+            instead="Pass a tensor or what holds some; whatever is none stays as it is anyway",
         )
-    return Fixed(tensor)
+    return pytree.tree_unflatten(
+        [Fixed(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure
+    )
 
 
 def batch_size_of(batch: object) -> int:
@@ -67,7 +81,10 @@ def batch_size_of(batch: object) -> int:
             "A batch was given",
             f"the sizes of dimension 0 are {', '.join(map(str, sorted(found)))} ({shown})",
             "Dimension 0 of every tensor has to be the batch, so that it can be made larger and smaller",
-            "Wrap a tensor that has no batch dimension: vramkit.fixed(tensor)" if len(found) > 1 else "Give a sample",
+            "Wrap a tensor that has no batch dimension: vramkit.fixed(tensor); a batch without a size, as a whole: "
+            "vramkit.fixed(batch)"
+            if len(found) > 1
+            else "Give a sample",
         )
     return found.pop() if found else 0
 

@@ -81,8 +81,7 @@ def pack(program: Program, *, apart: bool = False) -> Parcel:
             sender.dump(program)
         except Exception as error:  # whatever a user's __getstate__ raises
             raise _refusal(program, cloudpickle, error) from error
-    leaves = pytree.tree_leaves(program.batch)
-    move = any(isinstance(leaf, torch.Tensor) and leaf.device.type == "cuda" for leaf in leaves)
+    move = any(tensor.device.type == "cuda" for tensor in _tensors_of(program.batch))
     return Parcel(sender.file.getvalue(), tuple(sender.notes), move, by_name=cloudpickle is None)
 
 
@@ -110,12 +109,18 @@ def _cloudpickle() -> Any | None:
         return None
 
 
+def _tensors_of(batch: object) -> Iterator[torch.Tensor]:
+    for leaf in pytree.tree_leaves(batch):
+        tensor = leaf.tensor if isinstance(leaf, Fixed) else leaf
+        if isinstance(tensor, torch.Tensor):
+            yield tensor
+
+
 def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
     base: type[Any] = pickle.Pickler if cloudpickle is None else cloudpickle.Pickler
     held = [t for model in program.models.values() for t in (*model.parameters(), *model.buffers())]
     valueless = {_key(tensor) for tensor in held if _is_plain(tensor)}
-    leaves = (leaf.tensor if isinstance(leaf, Fixed) else leaf for leaf in pytree.tree_leaves(program.batch))
-    moved_anyway = valueless | {_key(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor) and _is_plain(leaf)}
+    moved_anyway = valueless | {_key(tensor) for tensor in _tensors_of(program.batch) if _is_plain(tensor)}
     has_cuda = torch.cuda.is_available()
 
     class Sender(base):  # type: ignore[misc] # which of the two it is, is known only now
