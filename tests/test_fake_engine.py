@@ -501,3 +501,20 @@ def test_beside_a_card_of_another_generation_it_says_whose_kernels_it_chose() ->
 def test_inside_a_profile_it_refuses() -> None:
     with vramkit.profile(device="cpu"), pytest.raises(UsageError, match="profile"):
         fake()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch 2.13 does so itself
+def test_what_would_be_compiled_runs_as_it_is_written() -> None:
+    model = mlp()
+    compiled = torch.compile(model)
+
+    def step_of(called: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], None]:
+        return lambda batch: called(batch.to("cuda")).sum().backward()
+
+    plain, plain_step = fake(model), fake(model, step=step_of(model))
+    whole, in_step = fake(compiled), fake(model, step=step_of(compiled))
+
+    assert whole.peak_allocated == plain.peak_allocated
+    assert in_step.peak_allocated == plain_step.peak_allocated
+    said = [any("torch.compile" in note for note in each.notes) for each in (plain, plain_step, whole, in_step)]
+    assert said == [False, False, True, True]

@@ -50,6 +50,8 @@ class Parcel:
     """Some tensor of the batch was on a CUDA device: the user's step gets its batch there."""
     by_name: bool
     """Functions and classes were sent by name, because there is no cloudpickle."""
+    is_compiled: bool
+    """Something in it comes from ``torch.compile``."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ def pack(program: Program, *, apart: bool = False) -> Parcel:
         except Exception as error:  # whatever a user's __getstate__ raises
             raise _refusal(program, cloudpickle, error) from error
     move = any(tensor.device.type == "cuda" for tensor in _tensors_of(program.batch))
-    return Parcel(sender.file.getvalue(), tuple(sender.notes), move, by_name=cloudpickle is None)
+    return Parcel(
+        sender.file.getvalue(), tuple(sender.notes), move, by_name=cloudpickle is None, is_compiled=sender.is_compiled
+    )
 
 
 def unpack(content: bytes, receiver: type[Receiver] | None = None) -> Opened:
@@ -127,6 +131,7 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
         def __init__(self) -> None:
             self.file = io.BytesIO()
             self.notes: dict[str, None] = {}
+            self.is_compiled = False
             self.sent: set[int] = set()
             self.kept: list[object] = []  # a storage's address is its name only as long as it lives
             super().__init__(self.file, protocol=5)
@@ -145,6 +150,7 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
             return _KIND, key, storage.nbytes(), value.dtype, data
 
         def reducer_override(self, value: Any) -> Any:
+            self.is_compiled |= isinstance(value, (types.FunctionType, torch.nn.Module)) and _is_compiled(value)
             if isinstance(value, torch.Tensor) and _is_plain(value):
                 kind = value.device.type
                 if kind == "meta" and type(value) is torch.Tensor:
@@ -171,6 +177,11 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
             return NotImplemented if inherited is None else inherited(value)
 
     return Sender()
+
+
+def _is_compiled(value: object) -> bool:
+    """Whether ``torch.compile`` made a function or a module."""
+    return "_torchdynamo_orig_callable" in vars(value) or type(value).__name__ == "OptimizedModule"
 
 
 def _code_from(filename: str, make: Callable[..., types.CodeType], arguments: tuple[Any, ...]) -> types.CodeType:

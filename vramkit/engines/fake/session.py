@@ -40,6 +40,9 @@ from .kernels.products import workspace_of
 from .recorder import Recorder
 from .surroundings import apart, cuda_for_fakes
 
+_COMPILED = (
+    "What torch.compile would compile ran as it is written: fused kernels keep less, and compiling takes memory, too."
+)
 _VIRTUAL = 'Use engine="virtual", where values are zeros and every kernel is real'
 
 
@@ -93,7 +96,7 @@ class FakeSession:
         self._called = "" if gives_batch else called
         self._conf = AllocatorConf.parse(alloc_conf)
         self._conf_text = alloc_conf
-        self._notes = (*parcel.notes, *notes)
+        self._notes = (*parcel.notes, *notes, *[_COMPILED] * parcel.is_compiled)
         self._settings = settings.read()
 
     def run(self, gpu: GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True) -> Run:

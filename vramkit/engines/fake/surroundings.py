@@ -103,6 +103,7 @@ def cuda_for_fakes(recorder: Recorder) -> Iterator[None]:
                 recorder.remark(f"Kernels were chosen as on {found}, which is here, not as on {recorder.gpu.product}.")
         else:
             stack.enter_context(overlay(recorder.gpu))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         replace(stack, fake_tensor, "init_gpu_context", lambda device: None)
         replace(stack, torch.utils, "swap_tensors", swap)
         replace(stack, torch.cuda, "empty_cache", recorder.empty_cache)
