@@ -67,6 +67,9 @@ class _StandIn(ModuleType):
         return fn
 
     def __getattr__(self, name: str) -> Any:
+        # `inspect` asks every module that there is for its `__file__`, also while torch imports parts of itself.
+        if name.startswith("__"):
+            raise AttributeError(name)
         return getattr(come(), name)
 
 
