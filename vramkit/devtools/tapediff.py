@@ -103,10 +103,10 @@ def _by_phase(tape: Tape) -> Iterator[tuple[tuple[int, int], list[Item]]]:
         if wanted[index]
     ]
     for key, group in groupby(rows, key=lambda row: row[0]):
-        yield key, list(_sorted_frees(item for _, item in group))
+        yield key, list(sorted_frees(item for _, item in group))
 
 
-def _sorted_frees(items: Iterable[Item]) -> Iterator[Item]:
+def sorted_frees(items: Iterable[Item]) -> Iterator[Item]:
     """What goes back at one moment, such as autocast's copies of weights, goes in the order of a hash table."""
     for gone, group in groupby(items, key=lambda item: item[0] < 0):
         run = list(group)
