@@ -81,6 +81,11 @@ class Call:
         for size in sizes:
             self.give(self.take(size))
 
+    def touch_together(self, *sizes: int) -> None:
+        """Take memory, and give it all back."""
+        with self.holding(*sizes):
+            pass
+
     def assume(self, what: str, most: int) -> None:
         """Say in the prediction's notes what is only a bound.
 

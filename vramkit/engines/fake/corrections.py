@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -21,39 +22,81 @@ Corrected = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
 class _Thread(threading.local):
-    in_linear = False
+    adds_in_place = False
+    asks = False
+    """Whether autograd asks for devices at all; under the overlay it does not."""
+
+    def __init__(self) -> None:
+        self.asked: list[weakref.ref[torch.Tensor]] = []
 
 
 _thread = _Thread()
 
 
-def linear_of(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """``torch.nn.functional.linear``, which adds the bias in place where it can't multiply and add at once."""
+def adding_in_place(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A function of torch's that adds to its own product in place: ``linear`` a bias, attention a mask."""
 
-    def linear(*args: Any, **kwargs: Any) -> torch.Tensor:
-        _thread.in_linear = True
+    def function(*args: Any, **kwargs: Any) -> torch.Tensor:
+        _thread.adds_in_place = True
         try:
             return original(*args, **kwargs)
         finally:
-            _thread.in_linear = False
+            _thread.adds_in_place = False
 
-    return linear
+    return function
+
+
+def one_hot_of(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """``torch.nn.functional.one_hot``, which on fakes compares with every class; here, as on CUDA, it writes ones."""
+
+    def one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
+        if num_classes < 0 or tensor.device.type != "cuda":
+            return original(tensor, num_classes)
+        return tensor.new_zeros((*tensor.shape, num_classes)).scatter_(-1, tensor.unsqueeze(-1), 1)
+
+    return one_hot
+
+
+_ADD_IN_PLACE = {"torch::autograd::AccumulateGrad", "AminmaxBackward0"}
+_ADD_THEMSELVES = {"Atan2Backward0", "StdMeanBackward0", "VarMeanBackward0", "XlogyBackward0"}
+"""Nodes whose formulas add two tensors, and make a new one."""
+
+
+def note_device_question(tensor: torch.Tensor) -> None:
+    """Remember that torch asked for a tensor's device: autograd does of each gradient that a node has given."""
+    _thread.asks = True
+    _thread.asked.append(weakref.ref(tensor))
+
+
+def forget_device_questions(operator: Any) -> None:
+    """An operator runs, so that nothing that a node gives after it has been asked for its device yet."""
+    if operator is not aten.add_.Tensor and _thread.asked:
+        _thread.asked.clear()
+
+
+def _is_given_by_a_node(node: Any, tensor: torch.Tensor) -> bool:
+    if not _thread.asks:
+        return node is None or node.name() not in _ADD_THEMSELVES
+    return any(ref() is tensor for ref in _thread.asked)
 
 
 def _add(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Corrected:
     """Autograd adds gradients that meet: to a parameter's own in its ``AccumulateGrad``, others after a node has run.
 
-    The second is told by that no Python called it and that autograd alone holds the sum so far. Wrong for a node whose
-    own formula, in C++, adds two tensors and needs the first one no more.
+    The second is told by that no Python called it, that autograd alone holds the sum so far, and that it has looked at
+    what is added: what a node's own formula adds, it has not.
     """
-    if _thread.in_linear:
+    if _thread.adds_in_place:
         return aten.add_.Tensor, args, kwargs
     if torch._C._current_graph_task_id() < 0 or torch.is_grad_enabled() or not isinstance(args[1], torch.Tensor):
         return func, args, kwargs
     node = torch._C._current_autograd_node()
-    accumulates = node is not None and node.name() == "torch::autograd::AccumulateGrad"
+    accumulates = node is not None and node.name() in _ADD_IN_PLACE
     if accumulates or (
-        _is_called_by_autograd() and _is_dense(args[0]) and _counts(args[0]) == counts_of_the_only_holder()
+        _is_called_by_autograd()
+        and _is_given_by_a_node(node, args[1])
+        and _is_dense(args[0])
+        and _counts(args[0]) == counts_of_the_only_holder()
     ):
         return aten.add_.Tensor, args, kwargs
     return func, args, kwargs
@@ -99,25 +142,49 @@ def counts_of_the_only_holder() -> tuple[int, int]:
     return seen[0]
 
 
-def _in_place(operator: Any, *, but: str = "") -> Callable[..., Corrected]:
-    """The form that works in place, in formulas of autograd's nodes, ``but`` in that of one."""
+def _in_place(
+    operator: Any, *, but: frozenset[str] = frozenset(), only: frozenset[str] = frozenset()
+) -> Callable[..., Corrected]:
+    """The form that works in place, in formulas of autograd's nodes.
+
+    Args:
+        operator: that form.
+        but: in formulas of these nodes it is not taken.
+        only: it is taken in formulas of these alone; none: in all.
+    """
 
     def correct(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Corrected:
         node = torch._C._current_autograd_node() if torch._C._current_graph_task_id() >= 0 else None
-        if node is None or torch.is_grad_enabled() or node.name() == but or not _is_called_by_autograd():
+        if node is None or torch.is_grad_enabled() or not _is_called_by_autograd():
+            return func, args, kwargs
+        name = node.name()
+        if (
+            name in but
+            or (only and name not in only)
+            or (func is aten.mul.Tensor and args[0].numel() < args[1].numel())
+        ):
             return func, args, kwargs
         return operator, args, kwargs
 
     return correct
 
 
+_LOGITS = frozenset({"BinaryCrossEntropyWithLogitsBackward0"})
+_EXTREMES = frozenset({"MaxBackward1", "MinBackward1", "MedianBackward0", "NanmedianBackward0"})
+
 CORRECTIONS: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Corrected]] = {
     aten.add.Tensor: _add,
+    aten.sub.Tensor: _in_place(aten.sub_.Tensor, only=_LOGITS),
+    aten.mul.Tensor: _in_place(aten.mul_.Tensor, only=_LOGITS),
+    aten.logical_and.default: _in_place(aten.logical_and_.default, only=_EXTREMES),
     aten.scatter_add.default: _in_place(aten.scatter_add_.default),
     aten.scatter.src: _in_place(aten.scatter_.src),
     aten.index_add.default: _in_place(aten.index_add_.default),
-    aten.index_put.default: _in_place(aten.index_put_.default),
-    aten.masked_fill.Scalar: _in_place(aten.masked_fill_.Scalar, but="MaskedFillBackward0"),
+    aten.index_put.default: _in_place(aten.index_put_.default, but=frozenset({"IndexPutBackward0"})),
+    aten.put.default: _in_place(aten.put_.default, only=frozenset({"TakeBackward0"})),
+    aten.masked_fill.Scalar: _in_place(
+        aten.masked_fill_.Scalar, but=frozenset({"MaskedFillBackward0", "XlogyBackward0"})
+    ),
 }
 
 

@@ -89,11 +89,19 @@ class QuickFakes:
         name = func.overloadpacket.__name__
         if name.endswith("_"):
             return None
-        if name in _LIKE_THE_FIRST and all(
-            isinstance(tensor, FakeTensor) and tensor.is_floating_point() for tensor in args[0]
+        first, second = (args[1], None) if isinstance(args[0], (int, float)) else (args[0], (*args, None)[1])
+        if (
+            name in _LIKE_THE_FIRST
+            and all(isinstance(tensor, FakeTensor) and tensor.is_floating_point() for tensor in first)
+            and not (isinstance(second, (list, tuple)) and any(map(_is_more, second, first)))
         ):
-            return [self(_LIKE, (tensor,), {}) for tensor in args[0]]
+            return [self(_LIKE, (tensor,), {}) for tensor in first]
         return self(func, args, kwargs)
+
+
+def _is_more(one: Any, other: torch.Tensor) -> bool:
+    """Whether the result of two is not like the other one."""
+    return isinstance(one, torch.Tensor) and (one.dim() > other.dim() or one.dtype != other.dtype)
 
 
 _LIKE = torch.ops.aten.empty_like.default
@@ -103,7 +111,7 @@ _LIKE_THE_FIRST = {
     "_foreach_reciprocal", "_foreach_maximum", "_foreach_minimum", "_foreach_pow", "_foreach_lerp",
     "_foreach_clamp_max", "_foreach_clamp_min",
 }  # fmt: skip
-"""Their results are as the tensors of their first list."""
+"""Their results are as the tensors of their first list, unless another has more dimensions or another type."""
 
 
 def _key(values: tuple[Any, ...]) -> tuple[Any, ...]:

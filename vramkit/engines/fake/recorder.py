@@ -23,7 +23,7 @@ from ...recording.marks import Marks
 from ...recording.recorded import NO_MODULE, Recording
 from ...sizes import format_size
 from .calls import Call
-from .corrections import CORRECTIONS, taken_apart
+from .corrections import CORRECTIONS, forget_device_questions, note_device_question, taken_apart
 from .kernels import rule_of
 from .quick import QuickFakes
 
@@ -81,6 +81,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
             with torch._C._DisableTorchDispatch():
                 return func(*args, **kwargs)
         if func is _DEVICE:
+            note_device_question(args[0])
             return args[0].device
         if func is _ITEM and _is_asked_by_torch():
             kind = args[0].dtype
@@ -95,6 +96,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         correction = CORRECTIONS.get(func)
         if correction is not None:
             func, args, kwargs = correction(func, args, kwargs)
+        forget_device_questions(func)
         rule = rule_of(func)
         if rule is None:
             result = self.compute(func, args, kwargs)

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ...running_out import quick_collections
 from .. import settings
 from .arriving import swap
-from .corrections import linear_of
+from .corrections import adding_in_place, one_hot_of
 from .overlay import beside_a_device, overlay
 from .overlay.patches import replace
 from .recorder import Recorder
@@ -109,6 +109,8 @@ def cuda_for_fakes(recorder: Recorder) -> Iterator[None]:
         replace(stack, torch.cuda, "empty_cache", recorder.empty_cache)
         replace(stack, optimizer_module, "_foreach_supported_types", [torch.Tensor, torch.nn.Parameter, FakeTensor])
         replace(stack, _foreach_utils, "_foreach_supported_types", [torch.Tensor, FakeTensor])
-        replace(stack, torch.nn.functional, "linear", linear_of(torch.nn.functional.linear))
+        for name in ("linear", "scaled_dot_product_attention"):
+            replace(stack, torch.nn.functional, name, adding_in_place(getattr(torch.nn.functional, name)))
+        replace(stack, torch.nn.functional, "one_hot", one_hot_of(torch.nn.functional.one_hot))
         replace(stack, FakeTensor, "data_ptr", lambda tensor: recorder.data_ptr(tensor))
         yield

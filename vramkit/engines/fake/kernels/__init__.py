@@ -5,10 +5,40 @@ Every rule was found by holding fakes against the virtual GPU (``vramkit.devtool
 
 from __future__ import annotations
 
-from . import attention, convolution, elementwise, indexing, normalization, products, recurrent, reductions
+from . import (
+    attention,
+    convolution,
+    distances,
+    elementwise,
+    indexing,
+    losses,
+    normalization,
+    products,
+    recurrent,
+    reductions,
+    sampling,
+    scans,
+    sorting,
+    windows,
+)
 from .table import RULES, Rule, rule_of
 
-FAMILIES = (attention, convolution, elementwise, indexing, normalization, products, recurrent, reductions)
+FAMILIES = (
+    attention,
+    convolution,
+    distances,
+    elementwise,
+    indexing,
+    losses,
+    normalization,
+    products,
+    recurrent,
+    reductions,
+    sampling,
+    scans,
+    sorting,
+    windows,
+)
 """The files that fill the table."""
 
 __all__ = ["FAMILIES", "RULES", "Rule", "rule_of"]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from ....gpus import GPU
 from ..calls import Call
+from .copies import copies
 from .table import rule
 
 aten = torch.ops.aten
@@ -16,6 +20,67 @@ def _up(number: int, divisor: int) -> int:
     return -(-number // divisor)
 
 
+@rule(aten._scaled_dot_product_flash_attention)
+def flash_forward(call: Call) -> None:
+    """Output and logsumexp, those of each part where a query's keys are split among blocks, seed and offset."""
+    query, key = call.args[:2]
+    drops = call.argument(3, "dropout_p", 0.0) > 0
+    batch, heads, length, width = query.shape
+    if length == 1 and not drops:  # the heads that share a key become queries of one head
+        length, heads = heads // key.shape[1], key.shape[1]
+    parts = 1 if drops else _parts(batch * heads * _up(length, 64), key.shape[2], width, call.gpu.multiprocessors)
+    call.output(0)
+    call.output(1)
+    rows = 4 * parts * batch * heads * length
+    with call.holding(*([rows, rows * _rounded(width)] if parts > 1 else [])):
+        for index in range(2, len(call.result)):
+            call.output(index)
+        call.touch(*[16] * drops)
+
+
+def _rounded(width: int) -> int:
+    return _up(width, 32) * 32 if width <= 192 else 256
+
+
+def _parts(blocks: int, keys: int, width: int, multiprocessors: int) -> int:
+    """Into how many parts the keys of a query are split, so that no multiprocessor is idle (``num_splits_heuristic``).
+
+    Args:
+        blocks: of threads, without a split.
+        keys: how many.
+        width: of a head.
+        multiprocessors: of the card.
+    """
+    room = 2 * multiprocessors
+    if blocks >= 0.8 * room:
+        return 1
+    tiles = _up(keys, 256 if width <= 64 else 128 if width <= 128 else 64)
+    efficiencies = {}
+    for parts in range(1, min(128, room, tiles) + 1):
+        if parts == 1 or _up(tiles, parts) != _up(tiles, parts - 1):
+            waves = blocks * parts / room
+            efficiencies[parts] = waves / math.ceil(waves)
+    best = max(efficiencies.values(), default=0.0)
+    return next((parts for parts, efficiency in efficiencies.items() if efficiency >= 0.85 * best), 1)
+
+
+@rule(aten._scaled_dot_product_flash_attention_backward)
+def flash_backward(call: Call) -> None:
+    """Copies, the gradients, row sums of output times gradient, the query's gradient in single precision.
+
+    Where queries share keys, each has gradients of them first.
+    """
+    gradient, query, key, _, out = call.args[:5]
+    batch, heads, length, width = query.shape
+    rows = batch * heads * _up(length, 128) * 128
+    with call.holding(*copies(gradient.transpose(1, 2), out.transpose(1, 2))):
+        for index in range(3):
+            call.output(index)
+        own = batch * heads * key.shape[2] * width * key.element_size()
+        with call.holding(4 * rows, 4 * rows * _rounded(width), *[own] * (2 * (heads != key.shape[1]))):
+            pass
+
+
 @rule(aten._scaled_dot_product_efficient_attention)
 def efficient_forward(call: Call) -> None:
     """Seed and offset first, then output and logsumexp. Where the first two have values, they are on the host."""
@@ -24,18 +89,9 @@ def efficient_forward(call: Call) -> None:
         call.output(index, 0 if drops or not _HAS_EMPTY_SEEDS else None)
     call.output(0)
     call.output(1)
-
-
-@rule(aten._scaled_dot_product_flash_attention_backward)
-def flash_backward(call: Call) -> None:
-    """The gradients, the row sums of output times gradient, and the query's gradient in single precision."""
-    query = call.args[1]
-    batch, heads, length, width = query.shape
-    for index in range(3):
-        call.output(index)
-    rows = batch * heads * _up(length, 128) * 128
-    with call.holding(4 * rows, 4 * rows * (_up(width, 32) * 32 if width <= 192 else 256)):
-        pass
+    out = call.result[0]
+    if out.element_size() == 2 and out.shape[-1] > 128:
+        call.touch(4 * out.numel())
 
 
 @rule(aten._scaled_dot_product_efficient_attention_backward)
@@ -43,11 +99,11 @@ def efficient_backward(call: Call) -> None:
     """The gradients, the row sums of output times gradient, and the kernel's workspace."""
     gradient, query, key, out = call.args[0], call.args[1], call.args[2], call.args[5]
     batch, heads, length, width = query.shape
-    own = None
-    if not gradient.transpose(1, 2).is_contiguous():
-        own = call.take(gradient.numel() * gradient.element_size())
+    own = [call.take(size) for size in copies(gradient.transpose(1, 2))]
     for index in range(4):
         call.output(index)
+    if heads != key.shape[1]:
+        own += [call.take(batch * heads * key.shape[2] * width * key.element_size()) for _ in range(2)]
     sums = batch * heads * length * 4
     if query.dtype == torch.float32:
         product = call.take(out.numel() * 4)
@@ -59,17 +115,56 @@ def efficient_backward(call: Call) -> None:
         call.give(product)
     else:
         delta = call.take(sums)  # the kernel itself computes them
-    workspace = call.take(batch * heads * _backward_workspace(length, key.shape[-2], width, query.dtype))
-    call.give(delta, workspace, own)
+    workspace = call.take(batch * heads * _backward_workspace(length, key.shape[-2], width, query.dtype, call.gpu))
+    call.give(delta, workspace, *own)
 
 
-def _backward_workspace(length: int, keys: int, width: int, dtype: torch.dtype) -> int:
+@rule(aten._safe_softmax)
+def safe_softmax(call: Call) -> None:
+    """The result; which values are masked, in which rows all are, and the zero that they get."""
+    call.output()
+    count, length = call.result.numel(), call.result.shape[-1] if call.result.dim() else 1
+    call.touch_together(count, count // max(length, 1), call.result.element_size())
+
+
+@rule(aten._scaled_dot_product_cudnn_attention)
+def cudnn_forward(call: Call) -> None:
+    """Seed and offset, output and logsumexp, the plan's workspace."""
+    for index in (6, 7, 0, 1):
+        call.output(index)
+    call.touch(*[256] * (call.gpu.capability[0] == 9 and call.args[0].shape[2] > 1))
+
+
+@rule(aten._scaled_dot_product_cudnn_attention_backward)
+def cudnn_backward(call: Call) -> None:
+    """The gradients, and the plan's workspace: the query's gradient in single precision, and sums of its rows.
+
+    Where queries share keys, each has gradients of them first. Held against cuDNN 9.24 for capability 9.0.
+    """
+    for index in range(3):
+        call.output(index)
+    query, key = call.args[1:3]
+    size, rows = 2 * query.numel() * query.element_size(), 4 * math.prod(query.shape[:3])
+    if call.gpu.capability[0] == 9:
+        apart = query.shape[1] * key.numel() // key.shape[1] * key.element_size()
+        call.touch(size + rows + 256 + 2 * apart * (query.shape[1] != key.shape[1]))
+    else:
+        call.touch(2 * size + rows + 128)
+        call.assume("cuDNN's workspaces of attention are estimated on this card", 2 * size + rows + 128)
+
+
+def _backward_workspace(length: int, keys: int, width: int, dtype: torch.dtype, gpu: GPU) -> int:
     """Bytes for one head: sums of the query's gradient in tiles, each with a header of 16 bytes.
 
-    Kernels for wide heads in half precision sum the gradients of key and value too. Tiles are those of capability 8.0
-    and above; older cards use smaller ones.
+    Kernels for wide heads in half precision sum the gradients of key and value too. Which kernel a card takes depends
+    on its shared memory, of which those of data centers have more.
     """
-    half = dtype != torch.float32
-    rows, columns = (64, 64) if width <= 64 else (128, 128) if half and width <= 128 else (128, 64)
+    half, has_room = dtype != torch.float32, gpu.capability in ((8, 0), (9, 0), (10, 0))
+    sums = half and width > 128
+    rows, columns = 64, 64
+    if half and not has_room and 96 < width <= 128 and gpu.capability[0] > 7:
+        sums = True
+    elif width > 64 and (half or has_room):
+        rows, columns = (128, 128) if half and has_room and width <= 128 else (128, 64)
     tiles = _up(length, rows) * _up(width, columns) * (16 + 4 * rows * columns)
-    return tiles + (2 * 4 * _up(keys, 64) * 64 * _up(width, 128) * 128 if half and width > 128 else 0)
+    return tiles + (2 * 4 * _up(keys, 64) * 64 * _up(width, 128) * 128 if sums else 0)

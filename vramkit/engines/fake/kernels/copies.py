@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 
 def size_of(tensor: torch.Tensor) -> int:
     """Bytes of a tensor's elements."""
     return tensor.numel() * tensor.element_size()
+
+
+def broadcast(tensors: Iterable[torch.Tensor]) -> torch.Size:
+    """The shape of what comes of tensors, element by element."""
+    shape: torch.Size = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))  # type: ignore[no-untyped-call] # torch's
+    return shape
 
 
 def copies(*tensors: torch.Tensor | None) -> list[int]:

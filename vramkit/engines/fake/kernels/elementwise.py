@@ -1,4 +1,4 @@
-"""Kernels that work element by element, row by row or window by window: dropout, softmax, losses, pooling."""
+"""Kernels that work element by element, row: dropout, softmax."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 
 from ..calls import Call
 from .copies import copies, size_of
-from .reductions import buffers
 from .table import rule
 
 aten = torch.ops.aten
@@ -40,29 +39,9 @@ def softmax_backward(call: Call) -> None:
             pass
 
 
-# operator -> position of its argument "reduction"
-_LOSSES = {aten.mse_loss: 2, aten.smooth_l1_loss: 2, aten.huber_loss: 2, aten.binary_cross_entropy: 3}
-
-
-@rule(*_LOSSES)
-def loss(call: Call) -> None:
-    """The loss of each element, and what adds it up."""
-    if not call.argument(_LOSSES[call.func.overloadpacket], "reduction", 1):
-        return
+@rule(aten.isinf)
+def isinf(call: Call) -> None:
+    """Absolute values, which are compared."""
     tensor = call.args[0]
-    with call.holding(size_of(tensor)):
+    with call.holding(*([size_of(tensor)] if tensor.is_floating_point() else [])):
         call.output()
-        with call.holding(*buffers(tensor, (), call.gpu)):
-            pass
-
-
-@rule(
-    aten.max_pool2d_with_indices_backward, aten.avg_pool2d_backward, aten.adaptive_max_pool2d_backward,
-    aten.upsample_nearest2d_backward, aten.upsample_bilinear2d_backward, aten.upsample_bicubic2d_backward,
-    aten.reflection_pad2d_backward,
-)  # fmt: skip
-def window_backward(call: Call) -> None:
-    """The result, then a copy of the gradient unless it is contiguous."""
-    call.output()
-    last = call.args[0].dim() == 4 and call.args[0].is_contiguous(memory_format=torch.channels_last)
-    call.touch(*([] if last else copies(call.args[0])))

@@ -2,90 +2,138 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..calls import Call
-from .copies import copies
+from .copies import broadcast, copies, size_of
+from .cub import radix_sort, scan, scan_by_key, unique, up
+from .reductions import reduce
 from .table import rule
 
 aten = torch.ops.aten
 _FEW_INDICES = 3072
 _ROWS_OF_A_PART = 10
-_BLOCKS_OF_A_PROCESSOR = 4
-_LONG_ROW = 4096
-_SCAN = 1279
-"""Bytes of cub's scans of some ten thousand numbers."""
 
 
-def _sort(count: int, most: int) -> int:
-    """Bytes that cub's radix sort of pairs takes, of 8 bytes each, where keys are up to ``most``.
+def _sum_rows(
+    call: Call, indices: torch.Tensor, rows: int, gradient: torch.Tensor, *, by_frequency: bool, bags: bool
+) -> None:
+    """The result: indices sorted with their places, the first of each run of equal ones, sums of parts of runs.
 
-    Found for 4,096 to 16,384 keys; its second buffer is most of it. Keys of one byte need one pass and none.
+    Few rows that are looked up often are added to at once, in single precision, unless there are bags.
     """
-    return 5631 if most <= 256 else 4607 + 1024 * -(-count // 3840) + 16 * count
+    columns = gradient.shape[-1]
+    gpu, count, width = call.gpu, indices.numel(), indices.element_size()
+    every = width * count
+    segments = min(count, rows)
+    parts = count // _ROWS_OF_A_PART + segments
+    warps = 32 * up(columns, 32)
+    blocks = up(segments * warps, min(warps, 1024))
+    leaves_idle = blocks < 4 * gpu.multiprocessors and parts > 4 * blocks  # as in torch's EmbeddingBackwardKernel.cu
+    if leaves_idle and not bags and not torch.are_deterministic_algorithms_enabled():
+        sums = [width * parts, *([4 * rows * columns] if gradient.element_size() == 2 else [])]
+    else:
+        sums = [max(4, gradient.element_size()) * parts * columns]
+    with call.holding(every, every):
+        with call.holding(every):
+            call.touch(radix_sort(gpu, count, width, width, max(1, rows.bit_length())))
+        counts = call.take(every) if by_frequency else None
+        if by_frequency:
+            call.touch(scan_by_key(gpu, count, width), scan_by_key(gpu, count, width))
+        call.output()
+        with call.holding(every, 8):
+            with call.holding(every):
+                call.touch(unique(gpu, count, width))
+            with call.holding(width * segments, width * segments):
+                call.touch(scan(segments, width))
+                with call.holding(8, width * parts, *sums):
+                    pass
+        call.give(counts)
 
 
 @rule(aten.embedding_dense_backward)
 def embedding_backward(call: Call) -> None:
     """A copy of the gradient unless it is contiguous; for many indices they are sorted, and rows summed in parts."""
     gradient, indices, rows = call.args[:3]
-    count = indices.numel()
+    by_frequency = bool(call.argument(4, "scale_grad_by_freq", False))
     with call.holding(*copies(gradient)):
-        if count <= _FEW_INDICES:
+        if indices.numel() <= _FEW_INDICES and not by_frequency:
             call.output()
             return
-        all_indices = 8 * count
-        segments = min(count, rows)
-        parts = count // _ROWS_OF_A_PART + segments
-        width, wide = gradient.shape[-1], max(4, gradient.element_size())
-        sums: tuple[int, ...] = (wide * parts * width,)
-        if _adds_at_once(call, parts, segments, width):
-            sums = (8 * parts, 4 * rows * width) if gradient.element_size() < wide else (8 * parts,)
-        with call.holding(all_indices, all_indices):
-            with call.holding(all_indices):
-                call.touch(_sort(count, rows))
-            call.output()
-            with call.holding(all_indices, 8):
-                with call.holding(all_indices):
-                    call.touch(_SCAN)
-                with call.holding(8 * segments, 8 * segments):
-                    call.touch(_SCAN)
-                    with call.holding(8, 8 * parts, *sums):
-                        pass
+        _sum_rows(call, indices, rows, gradient, by_frequency=by_frequency, bags=False)
 
 
-def _adds_at_once(call: Call, parts: int, words: int, width: int) -> bool:
-    """Whether parts are added to the words' rows at once: where adding them word by word would leave processors idle.
+@rule(aten._embedding_bag)
+def bags(call: Call) -> None:
+    """How large each bag is, to which bag each index belongs, the result, where the largest values are."""
+    for index in (2, 1, 0, 3):
+        call.output(index)
 
-    As in torch's EmbeddingBackwardKernel.cu.
-    """
-    row = -(-width // 32) * 32
-    blocks = -(-words * row // min(row, 1024))
-    idle = blocks < _BLOCKS_OF_A_PROCESSOR * call.gpu.multiprocessors and parts > 4 * blocks
-    return idle and not torch.are_deterministic_algorithms_enabled()
+
+@rule(aten._embedding_bag_backward)
+def bags_backward(call: Call) -> None:
+    """As that of an embedding with many indices, also with few. Of the largest values alone, the result."""
+    gradient, indices, rows = call.args[0], call.args[1], call.args[6]
+    by_frequency, mode = call.args[7:9]
+    if mode == 2 or not indices.numel():
+        call.output()
+        return
+    _sum_rows(call, indices, rows, gradient, by_frequency=by_frequency, bags=True)
 
 
 @rule(aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
 def by_index(call: Call) -> None:
-    """The result; where it adds up, the indices are sorted."""
+    """The result; what a value on the host is copied to; where it adds up, places in memory, sorted."""
     call.output()
-    accumulates = call.argument(3, "accumulate", False) if call.func.overloadpacket is not aten.index else False
-    if accumulates:
-        count = max((index.numel() for index in call.args[1] if index is not None), default=0)
-        with call.holding(8 * count, 8 * count, 8 * count):
-            call.touch(_sort(count, 1 << 20))
+    if call.func.overloadpacket is aten.index:
+        return
+    tensor, indices, values = call.args[:3]
+    if values.device.type == "cpu":
+        call.touch(values.element_size())
+    if not call.argument(3, "accumulate", False):
+        return
+    given = [index for index in indices if index is not None]
+    count = math.prod(broadcast(given))
+    every = 8 * count
+    if not call.in_backward:  # whether an index lies outside
+        least, most = call.take(8), call.take(8)
+        reduce(call, torch.empty(count, device="meta"), (), 16)
+        call.touch(1)
+        call.give(call.take(1), least, most)
+    with call.holding(every):
+        call.touch(every)
+        for _ in given[1:]:
+            with call.holding(every):
+                call.touch(every)
+        places = math.prod(size for size, index in zip(tensor.shape, indices, strict=False) if index is not None)
+        with call.holding(*copies(values), every, every, every):
+            call.touch(radix_sort(call.gpu, count, 8, 8, max(1, places.bit_length())))
 
 
-@rule(aten.sort)
-def sort(call: Call) -> None:
-    """The results; of a long row, copies and the sort's own buffers."""
-    call.output(0)
-    call.output(1)
-    tensor = call.args[0]
-    dim = call.argument(2 if call.args[1:] and not isinstance(call.args[1], int) else 1, "dim", -1)
-    length = tensor.shape[dim] if tensor.dim() else 1
-    if length > _LONG_ROW:
-        count = tensor.numel()
-        with call.holding(8 * count):
-            call.touch((8 + tensor.element_size()) * count + 96_767)
-        call.assume("Sorts of long rows are estimated", 8 * count)
+@rule(aten.searchsorted, aten.bucketize)
+def search(call: Call) -> None:
+    """The result, and copies of what is not contiguous."""
+    call.output()
+    call.touch_together(*copies(*(each for each in call.args[:2] if isinstance(each, torch.Tensor))))
+
+
+@rule(aten.roll)
+def roll(call: Call) -> None:
+    """Rolled along one dimension after the other."""
+    before = None
+    for _ in call.argument(2, "dims", ())[1:]:
+        after = call.take(size_of(call.result))
+        call.give(before)
+        before = after
+    call.output()
+    call.give(before)
+
+
+@rule(aten.scatter_reduce, aten.scatter_reduce_, aten.index_reduce, aten.index_reduce_)
+def reduced(call: Call) -> None:
+    """The result. What autograd makes of it on the way back is not followed."""
+    call.output()
+    most = 3 * (size_of(call.args[0]) + size_of(call.args[3]))
+    call.assume("The backward of scatter_reduce and index_reduce is not followed", most)

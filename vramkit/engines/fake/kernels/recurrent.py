@@ -77,3 +77,17 @@ def backward(call: Call) -> None:
                 for gradient in call.result[3]:
                     call.meet(gradient)
                 call.touch(workspace)
+
+
+@rule(aten._thnn_fused_lstm_cell)
+def lstm_cell(call: Call) -> None:
+    """What the backward needs, then the states."""
+    for index in (2, 0, 1):
+        call.output(index)
+
+
+@rule(aten._thnn_fused_gru_cell)
+def gru_cell(call: Call) -> None:
+    """What the backward needs, then the state."""
+    call.output(1)
+    call.output(0)

@@ -14,6 +14,7 @@ import torch
 
 from ....gpus import GPU
 from ..calls import Call
+from .copies import size_of
 from .table import rule
 
 aten = torch.ops.aten
@@ -125,34 +126,75 @@ _OVER = {
     aten.sum: (1, 0), aten.mean: (1, 0), aten.nansum: (1, 0), aten.prod: (1, 0), aten.amax: (1, 0), aten.amin: (1, 0),
     aten.linalg_vector_norm: (2, 0), aten.norm: (2, 0), aten.max: (1, 0), aten.min: (1, 0), aten.any: (1, 1),
     aten.all: (1, 1), aten.var: (1, 16), aten.std: (1, 16), aten.var_mean: (1, 16), aten.std_mean: (1, 16),
-    aten.argmax: (1, 16), aten.argmin: (1, 16),
+    aten.argmax: (1, 16), aten.argmin: (1, 16), aten.aminmax: (9, 0),
 }  # fmt: skip
+_SUMS = {aten.sum, aten.nansum, aten.prod, aten.mean}
+_EXTREMES = {aten.amax, aten.amin, aten.max, aten.min}
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 @rule(*_OVER)
 def total(call: Call) -> None:
-    """The results, then buffer and semaphores."""
-    tensor = call.args[0]
-    position, width = _OVER[call.func.overloadpacket]
-    for index in range(len(call.result) if isinstance(call.result, tuple) else 1):
+    """The results, the input in the type that a sum has, then buffer and semaphores."""
+    tensor, operator = call.args[0], call.func.overloadpacket
+    position, width = _OVER[operator]
+    has_several = isinstance(call.result, tuple)
+    for index in range(len(call.result) if has_several else 1):
         call.output(index)
     dims = call.argument(position, "dim")
-    if isinstance(dims, torch.Tensor) or (isinstance(call.result, tuple) and width == 0):
-        return  # of two tensors, or with indices: another kernel
-    is_wide = not tensor.is_floating_point() or tensor.dtype == torch.float64
-    with call.holding(*buffers(tensor, _dims(dims), call.gpu, width or (8 if is_wide else 4), fast=width < 16)):
-        pass
+    if isinstance(dims, torch.Tensor):
+        return  # the larger of two tensors: no reduction
+    if operator is aten.aminmax:
+        width = 2 * tensor.element_size()
+    elif has_several and not width:
+        width = 16  # a value and its place
+    if operator is aten.prod and torch.is_grad_enabled():
+        call.assume("The backward of prod depends on where there are zeros", 8 * size_of(tensor))
+    kind = tensor.dtype
+    if operator in _SUMS and kind != call.result.dtype and kind not in _HALVES:
+        kind = call.result.dtype
+    if not width:
+        width = tensor.element_size() if operator in _EXTREMES else _of(kind)
+    with call.holding(*cast(tensor, kind)):
+        reduce(call, tensor, _dims(dims), width, fast=width < 16)
+
+
+def cast(tensor: torch.Tensor, kind: torch.dtype) -> list[int]:
+    """Bytes of the copy in another type, if it is another."""
+    return [] if tensor.dtype == kind else [tensor.numel() * kind.itemsize]
+
+
+def _of(kind: torch.dtype) -> int:
+    return kind.itemsize if kind.is_complex else max(4, kind.itemsize)
+
+
+def reduce(call: Call, tensor: torch.Tensor, dims: Sequence[int], width: int, *, fast: bool = True) -> None:
+    """What a reduction takes for its blocks of threads to meet in."""
+    call.touch_together(*buffers(tensor, dims, call.gpu, width, fast=fast))
+
+
+@rule(aten.count_nonzero)
+def count_nonzero(call: Call) -> None:
+    """What is not zero; their sum, of numbers of eight bytes."""
+    tensor = call.args[0]
+    dims = call.argument(1, "dim")
+    with call.holding(tensor.numel()):
+        call.output()
+        with call.holding(8 * tensor.numel()):
+            reduce(call, tensor, _dims(dims), 8)
 
 
 @rule(aten.logsumexp)
 def logsumexp(call: Call) -> None:
     """The largest values, which of them are infinite, and all exponentials."""
-    tensor, size = call.args[0], call.result.numel() * call.result.element_size()
-    call.output()
+    tensor, dims = call.args[0], _dims(call.argument(1, "dim"))
+    size, width = call.result.numel() * call.result.element_size(), _of(tensor.dtype)
     with call.holding(size):
-        call.touch(call.result.numel())
-    with call.holding(tensor.numel() * tensor.element_size()):
-        call.touch(size)
+        reduce(call, tensor, dims, width)
+        call.touch_together(size, call.result.numel())
+        with call.holding(tensor.numel() * tensor.element_size()):
+            call.output()
+            reduce(call, tensor, dims, width)
 
 
 _CHUNK = 65536  # elements that a block of threads takes of a list of tensors
@@ -160,10 +202,13 @@ _CHUNK = 65536  # elements that a block of threads takes of a list of tensors
 
 @rule(aten._foreach_norm, aten._foreach_max)
 def of_each(call: Call) -> None:
-    """One number for each chunk of each tensor, before the results."""
+    """One number for each chunk of each tensor, before the results; after them for the largest values."""
     tensors = [tensor for tensor in call.args[0] if tensor.numel()]
     chunks = max((_up(tensor.numel(), _CHUNK) for tensor in tensors), default=0)
-    size = 8 if tensors and tensors[0].dtype == torch.float64 else 4
-    with call.holding(size * len(tensors) * chunks):
+    norms = call.func.overloadpacket is aten._foreach_norm
+    width = max(4, tensors[0].element_size()) if norms and tensors else tensors[0].element_size() if tensors else 0
+    size = width * len(tensors) * chunks
+    with call.holding(*[size] * norms):
         for index in range(len(call.args[0])):
             call.output(index)
+    call.touch(*[size] * (not norms))

@@ -1,0 +1,180 @@
+"""Sorts and what is made of them: whole sorts, the largest few, medians, permutations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ..calls import Call
+from .copies import copies, size_of
+from .cub import radix_sort, scan_by_key, segmented_sort, up
+from .reductions import reduce
+from .table import rule
+
+aten = torch.ops.aten
+_SHORT_ROW = 4096
+"""Elements that a block of threads sorts by itself."""
+_FEW_ROWS = 128
+_LONG_ROW = 1_000_000
+
+
+def _sort(call: Call, tensor: torch.Tensor, dim: int, results: Sequence[torch.Tensor]) -> None:
+    """What a sort takes once its results are there.
+
+    Args:
+        call: of any operator that sorts.
+        tensor: what is sorted.
+        dim: along which dimension.
+        results: values and indices, of which only the strides count.
+    """
+    if not tensor.numel() or not tensor.dim():
+        return
+    length = tensor.shape[dim]
+    if length <= _SHORT_ROW:
+        call.touch(8 * length)
+        return
+    count, width = tensor.numel(), tensor.element_size()
+    own = []
+    strides = tensor.stride()
+    if not (torch._prims_common.is_non_overlapping_and_dense_or_false(tensor) and strides[dim] == 1):
+        own.append(count * width)
+        order = [each for each in range(tensor.dim()) if each != dim % tensor.dim()]
+        strides = torch.empty_permuted(tensor.shape, [*order, dim % tensor.dim()], device="meta").stride()
+    for result, each in zip(results, (width, 8), strict=True):
+        if result.stride() != strides:
+            own.append(count * each)
+    with call.holding(*own):
+        _sort_rows(call, count // length, length, width)
+
+
+def _sort_rows(call: Call, rows: int, length: int, width: int) -> None:
+    count = rows * length
+    if rows == 1 or length >= _LONG_ROW:
+        with call.holding(8 * length):
+            call.touch(*[radix_sort(call.gpu, length, width, 8)] * rows)
+    elif rows < _FEW_ROWS:
+        with call.holding(8 * count, 8 * count):
+            with call.holding(width * count):
+                call.touch(radix_sort(call.gpu, count, width, 8))
+            call.touch(radix_sort(call.gpu, count, 8, 0, max(1, math.ceil(math.log2(rows)))))
+    else:
+        with call.holding(8 * count):
+            call.touch(segmented_sort(count, width, 8))
+
+
+@rule(aten.sort)
+def sort(call: Call) -> None:
+    """The results; then indices of a row, or of a long one copies and the sort's own buffers."""
+    call.output(0)
+    call.output(1)
+    is_stable = "stable" in call.kwargs or call.func is aten.sort.stable
+    position = 2 if is_stable and len(call.args) > 1 and not isinstance(call.args[1], int) else 1
+    dim = call.argument(position, "dim", -1)
+    _sort(call, call.args[0], dim, call.result)
+
+
+# most rows -> from which length on several blocks of threads look at a row
+_SHARED_ROWS = ((20, 20_000), (40, 10_000), (80, 8_000), (200, 5_000), (800, 3_000), (4_000, 800))
+
+
+def _blocks_of_a_row(call: Call, rows: int, length: int) -> int:
+    """How many blocks of threads look at one row; 0: one, another kernel."""
+    shared = next((least for most, least in _SHARED_ROWS if rows <= most), 400)
+    if length < shared:
+        return 0
+    items = up(rows * length, call.gpu.multiprocessors * 6 * 256)
+    return up(length, 256 * max(4, min(items, 64)))
+
+
+def largest(call: Call, tensor: torch.Tensor, count: int, dim: int) -> None:
+    """What it takes to find the largest few, once their results are there."""
+    length = tensor.shape[dim] if tensor.dim() else 1
+    rows, width = tensor.numel() // length, tensor.element_size()
+    with call.holding(*copies(tensor)):
+        blocks = rows * _blocks_of_a_row(call, rows, length)
+        if blocks:
+            told = [rows * width, 8 * rows, max(8, 2 * width) * rows, 512 * blocks, 1024 * rows, 4 * blocks, 4 * blocks]
+            with call.holding(*told):
+                call.touch(scan_by_key(call.gpu, blocks, 4), scan_by_key(call.gpu, blocks, 4))
+
+
+@rule(aten.topk)
+def topk(call: Call) -> None:
+    """The results; for long rows what blocks of threads tell each other; a sort of what was found."""
+    call.output(0)
+    call.output(1)
+    count, dim = call.args[1], call.argument(2, "dim", -1)
+    values = call.result[0]
+    if not values.numel():
+        return
+    largest(call, call.args[0], count, dim)
+    if call.argument(4, "sorted", True) and values.numel() > 1 and count > _SHORT_ROW:
+        with call.holding(8 * values.numel(), size_of(values)):
+            _sort(call, values, dim, call.result)
+            call.touch(8 * values.numel())
+
+
+@rule(aten.randperm)
+def randperm(call: Call) -> None:
+    """The result, keys at random, both again in their order, and a sort of as many bits as make equal keys unlikely."""
+    call.output()
+    count = call.result.numel()
+    if not count:
+        return
+    bits = min(64, math.ceil(math.log2(count - (6 * count * count + 1) / (12 * math.log(0.9)))))
+    call.touch(8)
+    width = 4 if bits <= 32 else 8
+    with call.holding(8 * count, width * count, width * count):
+        call.touch(radix_sort(call.gpu, count, width, 8, bits))
+
+
+@rule(aten.mode)
+def mode(call: Call) -> None:
+    """The results, and a copy of the input with the rows in their order."""
+    call.output(0)
+    call.output(1)
+    tensor, dim = call.args[0], call.argument(1, "dim", -1)
+    if not tensor.dim():
+        return
+    call.touch(*copies(tensor.transpose(dim, -1)))
+    if tensor.shape[dim] > 2048:
+        call.assume("mode sorts rows of more than 2,048 elements one by one", 64 * tensor.shape[dim] + 10_000_000)
+
+
+@rule(aten.kthvalue)
+def kthvalue(call: Call) -> None:
+    """A copy of the input unless it is contiguous, and the results."""
+    with call.holding(*copies(call.args[0])):
+        call.output(0)
+        call.output(1)
+
+
+@rule(aten.median, aten.nanmedian)
+def median(call: Call) -> None:
+    """Of rows a copy of the input unless it is contiguous, and the results; of all elements a sort."""
+    tensor = call.args[0]
+    if isinstance(call.result, tuple):
+        with call.holding(*copies(tensor)):
+            call.output(0)
+            call.output(1)
+        return
+    count, width = tensor.numel(), tensor.element_size()
+    flat = torch.empty(count, dtype=tensor.dtype, device="meta")
+    with call.holding(*copies(tensor)), call.holding(count * width):
+        order = call.take(8 * count)
+        _sort(call, flat, 0, (flat, flat))
+        call.give(order)
+        if call.func.overloadpacket is aten.median:
+            with call.holding(1):
+                call.output()
+            return
+        missing = call.take(count)
+        number = call.take(8)
+        with call.holding(8 * count):
+            reduce(call, flat, (), 8)
+        rest, half, place = call.take(8), call.take(4), call.take(8)
+        call.give(missing, number, rest, half)
+        call.output()
+    call.give(place)
