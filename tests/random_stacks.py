@@ -1,7 +1,7 @@
 """Random models as plain data: what one is made of, how it is built and trained. Knows torch; draws nothing.
 
 A stack is a sequence of layers between tensors of four kinds: vectors (B, D), sequences (B, T, D), signals (B, D, L)
-and images (B, D, H, W); D changes from layer to layer. It travels to another process as JSON.
+and images (B, D, H, W); D changes from layer to layer, and a loss ends it. It travels to another process as JSON.
 """
 
 from __future__ import annotations
@@ -15,19 +15,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 WORDS = 50
-_ANY = ("relu", "dropout")
-_ROWS = ("linear", "norm", "residual", "shared")
-_CHANNELS = ("conv", "transposed", "batch norm", "group norm")
+_ANY = ("relu", "dropout", "softmax")
+_ROWS = ("linear", "norm", "rms norm", "residual", "shared", "glu", "top", "picked")
+_CHANNELS = ("conv", "transposed", "batch norm", "group norm", "instance norm")
 LAYERS = {
     "vectors": (*_ANY, *_ROWS, "gelu"),
-    "sequences": (*_ANY, *_ROWS, "attention", "lstm", "gru", "rnn", "signals"),
+    "sequences": (*_ANY, *_ROWS, "attention", "encoder", "grouped", "lstm", "gru", "rnn", "signals"),
     "signals": (*_ANY, *_CHANNELS, "sequences"),
-    "images": (*_ANY, *_CHANNELS, "silu", "shared", "pool", "vectors"),
+    "images": (*_ANY, *_CHANNELS, "silu", "shared", "pool", "max pool", "adaptive", "upsample", "vectors"),
 }
 """Layers that each kind of tensor can go through; some lead to another kind."""
+
+BEGINS = ("words", "bags", *LAYERS)
+"""Where a stack begins; an embedding makes sequences of words, and vectors of bags of them."""
+
+LOSSES: dict[str, Any] = {
+    "sum": lambda x: x.sum(),
+    "mean square": lambda x: F.mse_loss(x, torch.zeros_like(x)),
+    "smooth": lambda x: F.smooth_l1_loss(x, torch.zeros_like(x)),
+    "classes": lambda x: F.cross_entropy(x.flatten(0, -2), _classes(x)),
+    "classes, smoothed": lambda x: F.cross_entropy(x.flatten(0, -2), _classes(x), label_smoothing=0.1),
+    "labels": lambda x: F.binary_cross_entropy_with_logits(x, torch.zeros_like(x)),
+    "divergence": lambda x: F.kl_div(x.log_softmax(-1), torch.zeros_like(x), reduction="batchmean"),
+}
 
 OPTIMIZERS: dict[str, Any] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -40,6 +54,10 @@ OPTIMIZERS: dict[str, Any] = {
     "rmsprop, centered": lambda p: torch.optim.RMSprop(p, centered=True),
     "nadam": torch.optim.NAdam,
 }
+
+
+def _classes(x: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(x.shape[:-1].numel(), dtype=torch.long, device=x.device)
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,7 @@ class StackProgram:
     """A training program, as data."""
 
     begins: str
-    """"words" (an embedding makes sequences of them), or a kind of tensor."""
+    """One of ``BEGINS``."""
     batch: int
     width: int
     """D of what the first layer gets; a multiple of 8."""
@@ -67,6 +85,7 @@ class StackProgram:
     optimizer: str
     dtype: str
     autocast: str = ""
+    loss: str = "sum"
 
     @staticmethod
     def from_json(text: str) -> StackProgram:
@@ -78,7 +97,7 @@ class StackProgram:
 
     def inputs(self) -> torch.Tensor:
         """A batch on the CPU."""
-        if self.begins == "words":
+        if self.begins in ("words", "bags"):
             return torch.zeros(self.batch, self.size, dtype=torch.long)
         shape = {
             "vectors": (self.width,),
@@ -98,6 +117,30 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layer(x, x, x, need_weights=False)[0]
+
+
+class Grouped(nn.Module):
+    """Attention in which two queries share a key."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query = x.unflatten(-1, (4, -1)).transpose(1, 2)
+        key = query[:, :2]
+        out = F.scaled_dot_product_attention(query, key, key, is_causal=True, enable_gqa=True)
+        return out.transpose(1, 2).flatten(2)
+
+
+class Top(nn.Module):
+    """The eight largest elements of each row."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.topk(8, -1).values
+
+
+class Picked(nn.Module):
+    """Each row's elements in an order that a tensor of indices says."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.gather(-1, torch.zeros_like(x, dtype=torch.long)) + x[:, torch.arange(x.shape[1], device=x.device)]
 
 
 class Recurrent(nn.Module):
@@ -136,13 +179,28 @@ class Mean(nn.Module):
         return x.mean((2, 3))
 
 
+PLAIN: dict[str, Any] = {
+    "pool": lambda: nn.AvgPool2d(3, stride=1, padding=1),
+    "max pool": lambda: nn.MaxPool2d(3, stride=1, padding=1),
+    "adaptive": lambda: nn.AdaptiveAvgPool2d(5),
+    "upsample": lambda: nn.UpsamplingBilinear2d(scale_factor=2),
+    "softmax": lambda: nn.Softmax(-1),
+    "picked": Picked,
+    "grouped": Grouped,
+}
+"""Layers without parameters that keep D."""
+
+
 class Stack(nn.Module):
     """The model of a program. Its last layer is linear and is always trained, so that there is a gradient."""
 
     def __init__(self, program: StackProgram) -> None:
         super().__init__()
-        self.words = nn.Embedding(WORDS, program.width) if program.begins == "words" else None
-        kind = "sequences" if program.begins == "words" else program.begins
+        self.words = {"words": nn.Embedding, "bags": nn.EmbeddingBag}.get(program.begins, _nothing)(
+            WORDS, program.width
+        )
+        self.loss = program.loss
+        kind = {"words": "sequences", "bags": "vectors"}.get(program.begins, program.begins)
         width, made = program.width, []
         for each in program.layers:
             layers, kind, width = _made(each, kind, width)
@@ -156,7 +214,11 @@ class Stack(nn.Module):
         x = self.layers(x if self.words is None else self.words(x))
         if self.channels_last:
             x = x.flatten(2).transpose(1, 2)
-        return self.head(x).sum()
+        return LOSSES[self.loss](self.head(x))
+
+
+def _nothing(_count: int, _width: int) -> None:
+    pass
 
 
 def _made(layer: Layer, kind: str, width: int) -> tuple[list[nn.Module], str, int]:
@@ -168,8 +230,16 @@ def _made(layer: Layer, kind: str, width: int) -> tuple[list[nn.Module], str, in
         made = [{"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}[layer.name]()]
     elif layer.name == "dropout":
         made = [nn.Dropout(0.1)]
-    elif layer.name == "pool":
-        made = [nn.AvgPool2d(3, stride=1, padding=1)]
+    elif layer.name in PLAIN:
+        made = [PLAIN[layer.name]()]
+    elif layer.name == "top":
+        made, wide = [Top()], 8
+    elif layer.name == "rms norm":
+        made = [nn.RMSNorm(width)]
+    elif layer.name == "instance norm":
+        made = [(nn.InstanceNorm2d if images else nn.InstanceNorm1d)(width, affine=True)]
+    elif layer.name == "encoder":
+        made = [nn.TransformerEncoderLayer(width, 4, 2 * width, batch_first=True)]
     elif layer.name in ("signals", "sequences"):
         made, kind = [Turned()], layer.name
     elif layer.name == "vectors":
@@ -191,6 +261,8 @@ def _made(layer: Layer, kind: str, width: int) -> tuple[list[nn.Module], str, in
         wide = layer.width
         if layer.name == "linear":
             made = [nn.Linear(width, wide)]
+        elif layer.name == "glu":
+            made = [nn.Linear(width, 2 * wide), nn.GLU()]
         elif layer.name == "conv":
             made = [(nn.Conv2d if images else nn.Conv1d)(width, wide, 3, padding=1)]
         elif layer.name == "transposed":

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 from hypothesis import strategies as st
-from random_stacks import LAYERS, OPTIMIZERS, Layer, StackProgram
+from random_stacks import BEGINS, LAYERS, LOSSES, OPTIMIZERS, Layer, StackProgram
 
 from vramkit.events import ALLOCATION, EVENT, Action, Category, Module, Phase, Tape
 
@@ -62,9 +62,9 @@ def stacks(
     without: Collection[str] = (),
 ) -> StackProgram:
     """Training programs of one to six layers of any kind, but for some."""
-    begins = draw(st.sampled_from(["words", *LAYERS]))
+    begins = draw(st.sampled_from(BEGINS))
     widths = st.sampled_from([8, 16, 24, 64, 136])
-    kind = "sequences" if begins == "words" else begins
+    kind = {"words": "sequences", "bags": "vectors"}.get(begins, begins)
     layers = []
     for _ in range(draw(st.integers(1, 6))):
         name = draw(st.sampled_from([each for each in LAYERS[kind] if each not in without]))
@@ -80,4 +80,5 @@ def stacks(
         optimizer=draw(st.sampled_from([*OPTIMIZERS])),
         dtype=dtype,
         autocast=draw(st.sampled_from(autocast)) if dtype == "float32" else "",
+        loss=draw(st.sampled_from([*LOSSES])),
     )

@@ -1,0 +1,232 @@
+"""Calls of operators on the device, forward and backward, whose kernels take memory in ways of their own.
+
+``python -m vramkit.devtools.opcheck operator_calls:CALLS`` holds them against fakes; with ``--gpu`` on any card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vramkit.devtools.opcheck import backward
+
+BF16, LAST = torch.bfloat16, torch.channels_last
+
+CALLS: dict[str, Callable[[], object]] = {}
+
+
+def call(name: str, function: Callable[[], object]) -> None:
+    CALLS[name] = lambda: backward(function())
+
+
+def x(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = True) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="cuda", requires_grad=grad and dtype.is_floating_point)
+
+
+def ints(*shape: int) -> torch.Tensor:
+    return x(*shape, dtype=torch.long)
+
+
+def image(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return x(*shape, dtype=dtype).contiguous(memory_format=LAST)
+
+
+# -- losses ------------------------------------------------------------------------------------------------------------
+
+for name in (
+    "mse_loss", "smooth_l1_loss", "huber_loss", "l1_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits",
+    "soft_margin_loss",
+):  # fmt: skip
+    for reduction in ("mean", "none"):
+        call(
+            f"{name}, {reduction}",
+            lambda name=name, reduction=reduction: getattr(F, name)(
+                x(4096, 100), x(4096, 100, grad=False), reduction=reduction
+            ),
+        )
+call("kl_div", lambda: F.kl_div(x(4096, 100), x(4096, 100, grad=False), reduction="batchmean"))
+call("mse_loss, bf16", lambda: F.mse_loss(x(4096, 100, dtype=BF16), x(4096, 100, dtype=BF16)))
+call(
+    "binary_cross_entropy_with_logits, weighted",
+    lambda: F.binary_cross_entropy_with_logits(x(64, 1000), x(64, 1000, grad=False), pos_weight=x(1000, grad=False)),
+)
+call("cross_entropy", lambda: F.cross_entropy(x(512, 5000), ints(512)))
+call("cross_entropy, smoothed", lambda: F.cross_entropy(x(512, 1000), ints(512), label_smoothing=0.1))
+call("cross_entropy of pixels", lambda: F.cross_entropy(x(4, 21, 64, 64), ints(4, 64, 64)))
+call("cross_entropy of pixels, none", lambda: F.cross_entropy(x(4, 21, 64, 64), ints(4, 64, 64), reduction="none"))
+call("multi_margin_loss", lambda: F.multi_margin_loss(x(512, 100), ints(512)))
+call("multilabel_margin_loss", lambda: F.multilabel_margin_loss(x(512, 100), ints(512, 100)))
+call("triplet_margin_loss", lambda: F.triplet_margin_loss(x(512, 64), x(512, 64), x(512, 64)))
+
+# -- reductions, scans, sorts, sampling --------------------------------------------------------------------------------
+
+for shape in ((1 << 20,), (8, 512, 512), (1000, 2000)):
+    dims = {1: 0, 2: 1, 3: 1}[len(shape)]
+    for name in ("sum", "mean", "amax", "argmax", "max", "var_mean", "logsumexp", "count_nonzero", "std"):
+        call(f"{name} {shape}", lambda name=name, shape=shape, dims=dims: getattr(torch, name)(x(*shape), dims))
+call("amax, bf16", lambda: x(1 << 20, dtype=BF16).amax(0))
+call("aminmax", lambda: torch.aminmax(x(1 << 16, 64), dim=0))
+call("max of all", lambda: x(1 << 20).max())
+call("isinf", lambda: x(4096, 512).isinf().any())
+call("norm, largest", lambda: x(4096, 512).norm(float("inf"), dim=1))
+for kind in (torch.bool, torch.int32, torch.int64):
+    call(f"sum, {kind}", lambda kind=kind: x(1 << 20, dtype=kind).sum())
+    call(f"cumsum, {kind}", lambda kind=kind: x(1 << 20, dtype=kind).cumsum(0))
+for kind in (torch.float32, BF16):
+    call(f"cumsum, {kind}", lambda kind=kind: x(1_000_000, dtype=kind).cumsum(0))
+    for shape, dim in (
+        ((1 << 20,), 0), ((64, 1 << 14), 1), ((1 << 14, 64), 0), ((8, 512, 512), 1), ((200, 5000), 1), ((3, 5000), 1),
+    ):  # fmt: skip
+        call(
+            f"sort {shape} along {dim}, {kind}", lambda shape=shape, dim=dim, kind=kind: x(*shape, dtype=kind).sort(dim)
+        )
+    call(f"topk of a vocabulary, {kind}", lambda kind=kind: x(64, 50_257, dtype=kind).topk(50, 1))
+    call(f"topk, many, {kind}", lambda kind=kind: x(4, 100_000, dtype=kind).topk(5000, 1))
+call("topk, turned", lambda: x(500, 64).t().topk(50, 1))
+call("topk, int64", lambda: x(1 << 20, dtype=torch.int64).topk(5))
+call("median", lambda: x(1 << 18).median())
+call("nanmedian", lambda: x(1 << 18).nanmedian())
+call("median of rows", lambda: x(512, 512).t().median(1))
+call("kthvalue", lambda: x(64, 1000).kthvalue(3, 1))
+call("mode", lambda: x(8, 100, 64).mode(1))
+call("quantile", lambda: torch.quantile(x(100_000), 0.5))
+for count in (100, 10_000, 100_000):
+    call(f"randperm {count}", lambda count=count: torch.randperm(count, device="cuda"))
+    call(f"multinomial {count}", lambda count=count: torch.multinomial(x(count, grad=False), 64))
+    call(f"multinomial {count}, replacing", lambda count=count: torch.multinomial(x(count, grad=False), 64, True))
+call("multinomial of one", lambda: torch.multinomial(x(8, 1000, grad=False), 1))
+call("histc", lambda: torch.histc(x(1_000_000, grad=False), 100))
+
+# -- indexing ----------------------------------------------------------------------------------------------------------
+
+
+def assigned(value: Any) -> torch.Tensor:
+    table = x(5000, 64) * 1
+    table[ints(100)] = value() if callable(value) else value
+    return table
+
+
+for count in (100, 3073, 100_000):
+    call(f"embedding {count}", lambda count=count: F.embedding(ints(count), x(30_522, 64)))
+    call(f"embedding {count}, few rows", lambda count=count: F.embedding(ints(count), x(100, 64, dtype=BF16)))
+    call(
+        f"embedding {count}, by frequency",
+        lambda count=count: F.embedding(ints(count), x(3000, 64), scale_grad_by_freq=True),
+    )
+    call(f"embedding {count}, int32", lambda count=count: F.embedding(x(count, dtype=torch.int32), x(3000, 64)))
+    for mode in ("mean", "max"):
+        call(
+            f"embedding_bag {count}, {mode}",
+            lambda count=count, mode=mode: F.embedding_bag(ints(count // 10, 10), x(3000, 64), mode=mode),
+        )
+    call(f"index {count}", lambda count=count: x(5000, 64)[ints(count)])
+    call(f"index twice {count}", lambda count=count: x(500, 64)[ints(count), ints(count)])
+    call(f"take {count}", lambda count=count: torch.take(x(5000, 64), ints(count)))
+    call(
+        f"index_put {count}, added",
+        lambda count=count: (x(5000, 64) * 1).index_put((ints(count),), x(count, 64), accumulate=True),
+    )
+call("setitem", lambda: assigned(lambda: x(100, 64)))
+call("setitem of a number", lambda: assigned(0.0))
+call("one_hot", lambda: F.one_hot(ints(4096), 1000))
+call("roll", lambda: x(8, 56, 56, 96).roll((3, 3), (1, 2)))
+
+# -- norms, windows ----------------------------------------------------------------------------------------------------
+
+
+def batch_norm(tensor: torch.Tensor, *, affine: bool = True, training: bool = True) -> torch.Tensor:
+    channels = tensor.shape[1]
+    weights = (x(channels), x(channels)) if affine else (None, None)
+    return F.batch_norm(tensor, x(channels, grad=False), x(channels, grad=False), *weights, training)
+
+
+for name, make in {
+    "": lambda: x(16, 64, 28, 28),
+    "bf16": lambda: x(16, 64, 28, 28, dtype=BF16),
+    "channels last": lambda: image(16, 64, 28, 28),
+    "channels last, bf16": lambda: image(16, 64, 28, 28, dtype=BF16),
+    "one pixel": lambda: x(4, 2048, 1, 1, dtype=BF16),
+    "vectors": lambda: x(4096, 512),
+    "turned": lambda: x(64, 100, 512, dtype=BF16).transpose(1, 2),
+}.items():
+    call(f"batch_norm, {name}", lambda make=make: batch_norm(make()))
+    call(f"batch_norm, plain, {name}", lambda make=make: batch_norm(make(), affine=False))
+    call(f"batch_norm, evaluating, {name}", lambda make=make: batch_norm(make(), training=False))
+call("group_norm", lambda: F.group_norm(x(16, 64, 28, 28, dtype=BF16), 8, x(64, dtype=BF16), x(64, dtype=BF16)))
+call("instance_norm", lambda: F.instance_norm(x(16, 64, 28, 28)))
+call("rms_norm", lambda: F.rms_norm(x(64, 100, 256), (256,), x(256)))
+for kind, make in {"": lambda: x(8, 16, 28, 28), ", channels last": lambda: image(8, 16, 28, 28)}.items():
+    for mode in ("nearest", "bilinear", "bicubic"):
+        call(f"{mode}{kind}", lambda make=make, mode=mode: F.interpolate(make(), scale_factor=2, mode=mode))
+    call(f"adaptive_max_pool{kind}", lambda make=make: F.adaptive_max_pool2d(make(), 7))
+    call(f"adaptive_avg_pool{kind}", lambda make=make: F.adaptive_avg_pool2d(make(), 7))
+    call(f"max_pool{kind}", lambda make=make: F.max_pool2d(make(), 3, 2, 1))
+    call(f"reflection{kind}", lambda make=make: F.pad(make(), (1, 2, 3, 4), mode="reflect"))
+    call(f"unfold{kind}", lambda make=make: F.unfold(make(), 3))
+for name, pool in {"max_pool": F.max_pool2d, "avg_pool": F.avg_pool2d}.items():
+    call(f"{name}, its gradient turned", lambda pool=pool: pool(x(8, 16, 28, 28), 2).contiguous(memory_format=LAST))
+call("fold", lambda: F.fold(x(8, 16 * 9, 26 * 26), 28, 3))
+call("windows of a signal", lambda: x(8, 512, 64).unfold(1, 16, 8) * 2)
+
+# -- distances, cells, lists of tensors --------------------------------------------------------------------------------
+
+for power in (1.0, 2.0):
+    call(f"cdist, {power}", lambda power=power: torch.cdist(x(100, 64), x(120, 64), power))
+call("pdist", lambda: F.pdist(x(100, 64)))
+for cell in (nn.LSTMCell, nn.GRUCell):
+    call(cell.__name__, lambda cell=cell: cell(64, 128, device="cuda")(x(32, 64)))
+
+
+def lists(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    return [x(100, 300 + i, dtype=dtype, grad=False) for i in range(3)]
+
+
+call("each to its power", lambda: torch._foreach_pow(2.0, lists()))
+call("each by a number", lambda: torch._foreach_mul([x(grad=False) for _ in range(3)], lists()))
+call("each, of two types", lambda: torch._foreach_add(lists(BF16), lists()))
+call("the largest of each", lambda: torch._foreach_max(lists()))
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+
+
+def attend(heads: int, keys: int, length: int, width: int, dtype: torch.dtype = BF16, **more: Any) -> torch.Tensor:
+    key, value = (x(2, keys, length, width, dtype=dtype) for _ in range(2))
+    return F.scaled_dot_product_attention(
+        x(2, heads, length, width, dtype=dtype), key, value, enable_gqa=heads != keys, **more
+    )
+
+
+for dtype in (torch.float32, BF16):
+    for shape in ((12, 12, 256, 64), (8, 2, 256, 128), (4, 4, 333, 256), (8, 8, 64, 33)):
+        call(f"attention {shape}, {dtype}", lambda shape=shape, dtype=dtype: attend(*shape, dtype))
+        call(
+            f"attention {shape}, {dtype}, dropout",
+            lambda shape=shape, dtype=dtype: attend(*shape, dtype, dropout_p=0.1),
+        )
+for width in (64, 96, 128):
+    call(
+        f"attention, masked, {width}",
+        lambda width=width: attend(4, 4, 100, width, torch.float16, attn_mask=x(100, 100, dtype=torch.bool)),
+    )
+call("attention, masked, wide", lambda: attend(4, 4, 333, 256, attn_mask=x(333, 333, dtype=torch.bool)))
+
+
+def mathematically() -> torch.Tensor:
+    with sdpa_kernel(SDPBackend.MATH):
+        return attend(4, 4, 128, 64, attn_mask=x(128, 128, dtype=torch.bool))
+
+
+call("attention, by products", mathematically)
+call(
+    "one query",
+    lambda: F.scaled_dot_product_attention(x(2, 2, 1, 64, dtype=BF16), *(x(2, 2, 512, 64, dtype=BF16),) * 2),
+)
+call(
+    "decoder layer",
+    lambda: nn.TransformerDecoderLayer(64, 4, 128, batch_first=True, device="cuda")(x(8, 32, 64), x(8, 20, 64)),
+)
