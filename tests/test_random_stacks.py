@@ -50,8 +50,11 @@ def kept_by_forwards(tape: Tape) -> list[dict[Category, int]]:
     return found
 
 
-# Of these CUDA's kernels keep something else than the CPU's: masks of a byte, reserves of cuDNN's, sums of attention.
-OF_CUDA = ("dropout", "batch norm", "attention", "lstm", "gru", "rnn")
+# Of these CUDA's kernels keep something else than the CPU's: masks of a byte, reserves of cuDNN's, sums of attention,
+# copies of what lies otherwise, which bag an index belongs to.
+OF_CUDA = (
+    "dropout", "batch norm", "instance norm", "rms norm", "attention", "grouped", "encoder", "lstm", "gru", "rnn", "bags",
+)  # fmt: skip
 
 
 @relaxed
