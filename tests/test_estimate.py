@@ -256,6 +256,26 @@ def test_a_callable_makes_the_batch_of_each_size() -> None:
     assert peaks(made.at(4096)) == peaks(sampled.at(4096)) > peaks(made)
 
 
+def test_what_an_optimizer_class_adds_goes_with_it() -> None:
+    class Wrapping(torch.optim.Optimizer):
+        """Steps by another optimizer, as SAM does."""
+
+        def __init__(self, parameters: Any, inner: type[torch.optim.Optimizer]) -> None:
+            super().__init__(parameters, {})
+            self.inner = inner(self.param_groups)
+
+        def step(self, closure: Any = None) -> None:
+            self.inner.step()
+
+    model = small_gpt()
+
+    wrapped = vramkit.estimate(
+        **gpt_arguments(model=model, optimizer=Wrapping(model.parameters(), torch.optim.AdamW)), gpu="2 GiB"
+    )
+
+    assert peaks(wrapped) == peaks(_gpt())
+
+
 def test_a_copy_in_another_process_has_the_figures_and_no_program(gpt: vramkit.Estimate) -> None:
     copy = pickle.loads(pickle.dumps(gpt))
 

@@ -37,6 +37,25 @@ def test_a_batch_at_another_size_repeats_its_rows_and_keeps_its_layout(size: int
     assert resized["x"].untyped_storage().nbytes() == resized["x"].nbytes
 
 
+def test_what_a_tokenizer_returns_stays_what_it_is() -> None:
+    class Encoding(UserDict[str, torch.Tensor]):
+        def to(self, device: str) -> Encoding:
+            return self
+
+    encoding = Encoding(ids=torch.zeros(2, 5))
+
+    resized: Any = batches.at_size(encoding, 6)
+
+    assert type(resized) is Encoding
+    assert resized["ids"].shape == (6, 5)
+    assert type(batches.moved(resized, "cpu")) is Encoding
+    assert encoding["ids"].shape == (2, 5)
+
+
+def test_a_wrapper_takes_what_is_inside() -> None:
+    assert training._positions(nn.DataParallel(Takes())) == training._positions(Takes()) == 2
+
+
 def test_a_large_batch_takes_no_memory_of_the_host() -> None:
     sample = torch.zeros(1, 1 << 20)
 

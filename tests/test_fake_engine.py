@@ -118,9 +118,26 @@ def conjugated(batch: torch.Tensor) -> None:
         assert (z.conj().resolve_conj() + z.conj().imag.resolve_neg()).numel() == z.numel()
 
 
+def mapped(batch: torch.Tensor) -> None:
+    """A layer for each row: its bias has a dimension more than what it is added to."""
+    layer = torch.nn.Linear(256, 64).cuda()
+    torch.func.vmap(lambda x: layer(x[None]))(batch.cuda())
+    batch.cuda() + batch.cuda()
+
+
+def offloaded(batch: torch.Tensor) -> None:
+    """What is kept for the backward, on the host."""
+    x = batch.cuda().requires_grad_()
+    with torch.autograd.graph.save_on_cpu(pin_memory=True):
+        y = (x * x).sin()
+    y.sum().backward()
+
+
 @pytest.mark.virtual_gpu
-@pytest.mark.parametrize("step", [grown, conjugated])
-def test_storages_that_grow_and_bits_that_are_set_cost_what_they_cost(step: Callable[[torch.Tensor], None]) -> None:
+@pytest.mark.parametrize("step", [grown, conjugated, mapped, offloaded])
+def test_storages_that_grow_bits_that_are_set_and_the_like_cost_what_they_cost(
+    step: Callable[[torch.Tensor], None],
+) -> None:
     batch = torch.zeros(1024, 256)
 
     real, run, recorder = imitated({"model": mlp(), "batch": batch, "step": step})

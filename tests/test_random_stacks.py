@@ -53,7 +53,8 @@ def kept_by_forwards(tape: Tape) -> list[dict[Category, int]]:
 # Of these CUDA's kernels keep something else than the CPU's: masks of a byte, reserves of cuDNN's, sums of attention,
 # copies of what lies otherwise, which bag an index belongs to.
 OF_CUDA = (
-    "dropout", "batch norm", "instance norm", "rms norm", "attention", "grouped", "encoder", "lstm", "gru", "rnn", "bags",
+    "dropout", "batch norm", "instance norm", "rms norm", "attention", "grouped", "encoder", "lstm", "gru", "rnn",
+    "bags",
 )  # fmt: skip
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import mmap
 import sys
+from collections import UserDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
@@ -98,12 +100,12 @@ def at_size(batch: object, size: int) -> object:
     """
     if callable(batch) and not isinstance(batch, (torch.Tensor, Mapping)):
         return _unwrapped(batch(size))
-    return pytree.tree_map(lambda leaf: _leaf_at(leaf, size), _as_dict(batch))
+    return _mapped(lambda leaf: _leaf_at(leaf, size), batch)
 
 
 def moved(batch: Any, device: str) -> Any:
     """The batch with every tensor on a device, as a training loop does it."""
-    return pytree.tree_map(lambda leaf: _leaf_on(leaf, device), _as_dict(batch))
+    return _mapped(lambda leaf: _leaf_on(leaf, device), batch)
 
 
 def described(batch: object) -> str:
@@ -140,7 +142,17 @@ def _leaf_on(leaf: Any, device: str) -> Any:
 
 
 def _unwrapped(batch: Any) -> Any:
-    return pytree.tree_map(lambda leaf: leaf.tensor if isinstance(leaf, Fixed) else leaf, _as_dict(batch))
+    return _mapped(lambda leaf: leaf.tensor if isinstance(leaf, Fixed) else leaf, batch)
+
+
+def _mapped(change: Callable[[Any], Any], batch: Any) -> Any:
+    """The batch with every leaf changed; a tokenizer's output stays one, with what a step calls of it."""
+    changed = pytree.tree_map(change, _as_dict(batch))
+    if isinstance(batch, UserDict):
+        result = copy.copy(batch)
+        result.data = changed
+        return result
+    return changed
 
 
 def _as_dict(batch: Any) -> Any:

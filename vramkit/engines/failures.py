@@ -41,6 +41,11 @@ def failure_of(doing: str, error: BaseException) -> Failed:
     return Failed(doing=doing, kind=type(error).__name__, text=str(error), traceback="".join(shown.format()))
 
 
+def more_telling(first: Failed, moved: Failed) -> Failed:
+    """Which to tell of two: with the batch as it was given, it is not on the GPU; with the batch there, this."""
+    return first if OTHER_DEVICE.search(moved.text) else moved
+
+
 def step_failed(failure: Failed, called: str, *, by_name: bool) -> UsageError:
     """What to tell of a program that failed.
 

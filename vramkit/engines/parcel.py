@@ -20,13 +20,14 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeGuard
 
 import torch
 from torch.utils import _pytree as pytree
 
 from ..errors import UsageError
-from . import Program
+from . import Program, device_names
 from .batches import VALUES_KEPT, Fixed, unbacked
 
 INSTALL_CLOUDPICKLE = (
@@ -76,11 +77,14 @@ def pack(program: Program, *, apart: bool = False) -> Parcel:
     """
     cloudpickle = _cloudpickle()
     with ExitStack() as stack:
-        for function in (program.step, program.loss, program.make_optimizer, program.batch):
+        for function in _functions(program):
             stack.enter_context(_by_value(function, cloudpickle, always=apart))
         sender = _make_sender(program, cloudpickle)
+        says_cpu = not torch.cuda.is_available() and any(map(device_names.is_used, _functions(program)))
+        if says_cpu:
+            sender.notes[device_names.NOTE] = None
         try:
-            sender.dump(program)
+            sender.dump((program, says_cpu))
         except Exception as error:  # whatever a user's __getstate__ raises
             raise _refusal(program, cloudpickle, error) from error
     move = any(tensor.device.type == "cuda" for tensor in _tensors_of(program.batch))
@@ -97,9 +101,16 @@ def unpack(content: bytes, receiver: type[Receiver] | None = None) -> Opened:
         receiver: how tensors are made; None: without values they are zeros that take no memory.
     """
     _arrived_on_cuda.clear()
-    program = (receiver or Receiver)(io.BytesIO(content)).load()
+    program, says_cpu = (receiver or Receiver)(io.BytesIO(content)).load()
     assert isinstance(program, Program)
+    if says_cpu:
+        for function in _functions(program):
+            device_names.become_cuda(function)
     return Opened(program, [*_arrived_on_cuda])
+
+
+def _functions(program: Program) -> tuple[object, ...]:
+    return program.step, program.loss, program.make_optimizer, program.batch
 
 
 # -- sending ----------------------------------------------------------------------------------------------------------
@@ -236,8 +247,17 @@ def _without_state(optimizer: torch.optim.Optimizer) -> Any:
         return optimizer.__reduce_ex__(2)
     state = optimizer.__getstate__()
     if "state" in state:
-        state = {**state, "state": defaultdict(dict)}
+        # What a class adds of its own (LBFGS its parameters, a wrapper the optimizer within), torch's own leaves out.
+        own = {name: value for name, value in vars(optimizer).items() if name not in _of_every_optimizer()}
+        state = {**own, **state, "state": defaultdict(dict)}
     return copyreg.__newobj__, (type(optimizer),), state  # type: ignore[attr-defined] # not in typeshed
+
+
+@cache
+def _of_every_optimizer() -> frozenset[str]:
+    """Names of attributes that torch gives to optimizers, and those that schedulers do."""
+    plain = torch.optim.SGD([torch.nn.Parameter(torch.zeros(0, device="cpu"))])
+    return frozenset({*vars(plain), "step", "_step_count", "_opt_called"})
 
 
 @contextmanager

@@ -144,7 +144,14 @@ def call(model: torch.nn.Module, batch: Any, *, takes_part: bool) -> Any:
 
 
 def _parameters(model: torch.nn.Module) -> list[inspect.Parameter]:
+    while (inner := getattr(model, "_orig_mod", None) or _module_of(model)) is not None:
+        model = inner  # what was compiled or made parallel takes what is inside
     return list(inspect.signature(model.forward).parameters.values())
+
+
+def _module_of(model: torch.nn.Module) -> torch.nn.Module | None:
+    parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    return model.module if isinstance(model, parallel) else None
 
 
 def _keywords(model: torch.nn.Module) -> set[str] | None:

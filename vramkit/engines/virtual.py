@@ -24,7 +24,7 @@ from ..virtual_gpu._handle import MAX_MEMORY
 from ..virtual_gpu.build import ALIASES, LIBRARY, build, find_torch
 from . import Program, Run, settings
 from .batches import described
-from .failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, step_failed
+from .failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, more_telling, step_failed
 from .messages import Answer, Ended, Failed, Open, Request, UsesCuda, receive, send
 from .parcel import Parcel, pack
 
@@ -112,6 +112,8 @@ class VirtualSession:
                 if isinstance(again, Run):
                     self._move_batch, self._notes = True, (*self._notes, BATCH_MOVED)
                     answer = again
+                elif isinstance(again, Failed):
+                    answer = more_telling(answer, again)
         if isinstance(answer, Failed):
             raise step_failed(answer, self._called, by_name=self._parcel.by_name) from StepTraceback(
                 "in the helper process", answer.traceback

@@ -87,7 +87,9 @@ def _add(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Corrected:
     what is added: what a node's own formula adds, it has not.
     """
     if _thread.adds_in_place:
-        return aten.add_.Tensor, args, kwargs
+        # Under vmap a bias has a dimension more than the product, and is added to no place of it.
+        fits = not isinstance(args[1], torch.Tensor) or _broadcasts_to(args[1].shape, args[0].shape)
+        return (aten.add_.Tensor if fits else func), args, kwargs
     if torch._C._current_graph_task_id() < 0 or torch.is_grad_enabled() or not isinstance(args[1], torch.Tensor):
         return func, args, kwargs
     node = torch._C._current_autograd_node()
@@ -100,6 +102,10 @@ def _add(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Corrected:
     ):
         return aten.add_.Tensor, args, kwargs
     return func, args, kwargs
+
+
+def _broadcasts_to(shape: torch.Size, other: torch.Size) -> bool:
+    return bool(torch.broadcast_shapes(shape, other) == other)  # type: ignore[no-untyped-call] # torch's
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:

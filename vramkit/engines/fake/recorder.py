@@ -78,6 +78,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
     ) -> Any:
         kwargs = kwargs or {}
         if not _is_fake(args) and not (kwargs and (_is_fake(kwargs.values()) or _on_device(kwargs.get("device")))):
+            if kwargs.get("pin_memory"):
+                kwargs = {**kwargs, "pin_memory": False}  # that would ask a driver, and is the host's memory anyway
             with torch._C._DisableTorchDispatch():
                 return func(*args, **kwargs)
         if func is _DEVICE:

@@ -30,7 +30,7 @@ from ...result import Profile
 from ...running_out import is_out_of_memory
 from .. import Program, Run, settings
 from ..batches import described
-from ..failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, failure_of, step_failed
+from ..failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, failure_of, more_telling, step_failed
 from ..messages import Failed
 from ..parcel import Opened, Parcel, pack, unpack
 from ..training import Training
@@ -121,6 +121,7 @@ class FakeSession:
                 again = self._attempt(gpu, batch_size, unlimited, detailed)
                 if isinstance(again, Failed):
                     self._move_batch = False
+                    answer = more_telling(answer, again)
                 else:
                     self._notes, answer = (*self._notes, BATCH_MOVED), again
         if isinstance(answer, Failed):

@@ -5,6 +5,7 @@ Knows the process's own state and the parts of torch that look at tensors' class
 
 from __future__ import annotations
 
+import logging
 import random
 import warnings
 from collections.abc import Iterator
@@ -103,6 +104,8 @@ def cuda_for_fakes(recorder: Recorder) -> Iterator[None]:
                 recorder.remark(f"Kernels were chosen as on {found}, which is here, not as on {recorder.gpu.product}.")
         else:
             stack.enter_context(overlay(recorder.gpu))
+        # What fails is told as an error of ours, and not on stderr as well.
+        replace(stack, logging.getLogger(fake_tensor.__name__), "disabled", True)
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         replace(stack, fake_tensor, "init_gpu_context", lambda device: None)
         replace(stack, torch.utils, "swap_tensors", swap)
