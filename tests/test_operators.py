@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from operator_calls import CALLS
 
 from vramkit import gpus
 from vramkit.devtools import opcheck
-from vramkit.running_out import quick_collections
 
 A100 = gpus.find("a100-80gb")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quickly() -> Iterator[None]:
-    """Each run on fakes begins with a garbage collection."""
-    with quick_collections():
-        yield
 
 
 def test_what_differs_is_told_with_the_operator_and_the_bound() -> None:
@@ -35,8 +25,6 @@ def test_what_differs_is_told_with_the_operator_and_the_bound() -> None:
 
 @pytest.mark.virtual_gpu
 def test_torchs_samples_are_run_forward_and_backward(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("expecttest")
-
     status = opcheck.main(["softmax", "--most", "3"])
 
     assert status == 0

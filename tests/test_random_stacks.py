@@ -38,6 +38,21 @@ def test_the_virtual_engine_predicts_what_a_fresh_process_shows(fresh: FreshProc
     assert (estimate.peak_allocated, estimate.peak_reserved) == fresh.peaks(program)
 
 
+def trained_on_the_cpu(
+    program: StackProgram, model: Stack, sample: torch.Tensor, steps: int
+) -> tuple[torch.optim.Optimizer, vramkit.Profile]:
+    optimizer = OPTIMIZERS[program.optimizer](model.parameters())
+    with vramkit.profile(model, optimizer, device="cpu") as prof:
+        for _ in range(steps):
+            batch = sample.clone()
+            model(batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            del batch
+    assert prof.result is not None
+    return optimizer, prof.result
+
+
 def kept_by_forwards(tape: Tape) -> list[dict[Category, int]]:
     """What was asked for and alive at the end of each step's forward, by category; bytes."""
     categories = (Category.PARAMETER, Category.BUFFER, Category.GRADIENT, Category.INPUT, Category.ACTIVATION)
@@ -62,20 +77,11 @@ OF_CUDA = (
 @given(stacks(dtypes=("float32",), max_batch=8, without=OF_CUDA))
 def test_storages_of_fakes_are_those_of_a_training_on_the_cpu(program: StackProgram) -> None:
     model, sample = Stack(program), program.inputs()
-    make_optimizer = OPTIMIZERS[program.optimizer]
 
-    predicted = vramkit.estimate(model, sample, optimizer=make_optimizer, engine="fake", gpu="a100-40gb")
+    predicted = vramkit.estimate(model, sample, optimizer=OPTIMIZERS[program.optimizer], engine="fake", gpu="a100-40gb")
 
-    optimizer = make_optimizer(model.parameters())
-    with vramkit.profile(model, optimizer, device="cpu") as prof:
-        for _ in range(3):
-            batch = sample.clone()
-            model(batch).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            del batch
-    assert prof.result is not None
-    measured = kept_by_forwards(prof.result.tape)
+    _, profile = trained_on_the_cpu(program, model, sample, steps=3)
+    measured = kept_by_forwards(profile.tape)
     assert len(measured) == 3
     assert kept_by_forwards(predicted.tape) == measured
 
@@ -84,18 +90,10 @@ def test_storages_of_fakes_are_those_of_a_training_on_the_cpu(program: StackProg
 @given(stacks(dtypes=("float32", "float64"), max_batch=8))
 def test_the_closed_forms_are_what_a_training_on_the_cpu_holds(program: StackProgram) -> None:
     model, sample = Stack(program), program.inputs()
-    optimizer = OPTIMIZERS[program.optimizer](model.parameters())
 
-    with vramkit.profile(model, optimizer, device="cpu") as prof:
-        for _ in range(2):
-            batch = sample.clone()
-            model(batch).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            del batch
+    optimizer, profile = trained_on_the_cpu(program, model, sample, steps=2)
 
-    assert prof.result is not None
-    held = {category: int(prof.result.timeline.of(category).max()) for category in Category}
+    held = {category: int(profile.timeline.of(category).max()) for category in Category}
     assert closed_form.parameters(model) == held[Category.PARAMETER]
     assert closed_form.buffers(model) == held[Category.BUFFER]
     assert closed_form.gradients(model) == held[Category.GRADIENT]
