@@ -230,3 +230,8 @@ call(
     "decoder layer",
     lambda: nn.TransformerDecoderLayer(64, 4, 128, batch_first=True, device="cuda")(x(8, 32, 64), x(8, 20, 64)),
 )
+call("bilinear layer", lambda: F.bilinear(x(64, 48), x(64, 32), x(16, 48, 32), x(16)))
+call(
+    "masked_scatter",
+    lambda: x(300, 200, grad=False).masked_scatter(x(300, 200, dtype=torch.bool), x(60_000, grad=False)),
+)

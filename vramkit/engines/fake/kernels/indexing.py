@@ -137,3 +137,11 @@ def reduced(call: Call) -> None:
     call.output()
     most = 3 * (size_of(call.args[0]) + size_of(call.args[3]))
     call.assume("The backward of scatter_reduce and index_reduce is not followed", most)
+
+
+@rule(aten.masked_scatter, aten.masked_scatter_)
+def masked_scatter(call: Call) -> None:
+    """The result; how many places come before each, and what counting them takes."""
+    call.output()
+    if count := call.result.numel():
+        call.touch_together(8 * count, scan(count, 8))
