@@ -73,12 +73,16 @@ def check(session: Programs, sizes: list[int]) -> dict[int, vramkit.BatchSizeRow
     sizes=st.lists(st.integers(2, 3000), min_size=4, max_size=12, unique=True),
 )
 @settings(max_examples=60, deadline=None)
-def test_sizes_on_lines_take_few_runs_and_are_what_runs_of_their_own_give(slopes, sizes):
-    session = Programs(lambda size: program(slopes, size))
+def test_sizes_on_lines_are_what_runs_of_their_own_give(slopes, sizes):
+    check(Programs(lambda size: program(slopes, size)), sizes)
 
-    rows = check(session, sizes)
 
-    assert sum(row.was_run for row in rows.values()) <= 4
+def test_of_sizes_on_lines_three_are_run() -> None:
+    session = Programs(lambda size: program([100_000, 7_000_000], size))
+
+    rows = check(session, [*range(8, 88, 8)])
+
+    assert [size for size in rows if rows[size].was_run] == [8, 80, 24]
 
 
 def test_sizes_that_do_not_fit_are_said_not_to() -> None:

@@ -11,7 +11,6 @@ the engine's rules, none.
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib
 import json
 import os
@@ -288,8 +287,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     count = equal = 0
     differing: dict[str, list[str]] = {}
     for group, calls in _groups(options.operators, options.most):
-        if not gc.get_freeze_count():
-            gc.freeze()  # a run on fakes begins with a collection, which would go through all of torch's objects
         for name, call in calls.items():
             if options.real_events:
                 print(json.dumps({"call": (name, asdict(on_the_device(call)))}))

@@ -23,14 +23,14 @@ Corrected = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 class _Thread(threading.local):
     adds_in_place = False
-    asks = False
-    """Whether autograd asks for devices at all; under the overlay it does not."""
 
     def __init__(self) -> None:
         self.asked: list[weakref.ref[torch.Tensor]] = []
 
 
 _thread = _Thread()
+autograd_asks = False
+"""Whether autograd asks for the devices of gradients: it does beside a device, and under the overlay it does not."""
 
 
 def adding_in_place(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -64,7 +64,6 @@ _ADD_THEMSELVES = {"Atan2Backward0", "StdMeanBackward0", "VarMeanBackward0", "Xl
 
 def note_device_question(tensor: torch.Tensor) -> None:
     """Remember that torch asked for a tensor's device: autograd does of each gradient that a node has given."""
-    _thread.asks = True
     _thread.asked.append(weakref.ref(tensor))
 
 
@@ -75,7 +74,7 @@ def forget_device_questions(operator: Any) -> None:
 
 
 def _is_given_by_a_node(node: Any, tensor: torch.Tensor) -> bool:
-    if not _thread.asks:
+    if not autograd_asks:
         return node is None or node.name() not in _ADD_THEMSELVES
     return any(ref() is tensor for ref in _thread.asked)
 

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ...running_out import quick_collections
 from .. import settings
+from . import corrections
 from .arriving import swap
 from .corrections import adding_in_place, one_hot_of
 from .overlay import beside_a_device, overlay
@@ -99,6 +100,7 @@ def cuda_for_fakes(recorder: Recorder) -> Iterator[None]:
             if begins:
                 torch.cuda.empty_cache()
             stack.enter_context(beside_a_device(recorder.gpu))
+            replace(stack, corrections, "autograd_asks", True)
             if torch.cuda.get_device_capability() != recorder.gpu.capability:
                 found = torch.cuda.get_device_name()
                 recorder.remark(f"Kernels were chosen as on {found}, which is here, not as on {recorder.gpu.product}.")
