@@ -97,10 +97,11 @@ class Largest:
         if run.ran_out:
             self._high = size
             return False
-        self._low = size
-        self._reserved[size] = run.peak_reserved
         if run.profile is not None:
             self.know(size, run.profile.tape)
+        else:
+            self._low = size
+            self._reserved[size] = run.peak_reserved
         return True
 
     def _guess(self) -> int:
