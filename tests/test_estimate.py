@@ -352,6 +352,16 @@ def test_a_step_that_trains_another_model_is_noticed() -> None:
     assert "the very model that was passed" in estimate.notes[-1]
 
 
+def test_an_optimizer_of_another_model_is_noticed() -> None:
+    model = Net()
+    own, others = torch.optim.SGD(model.parameters()), torch.optim.SGD(OTHER.parameters())
+
+    notes = [" ".join(vramkit.estimate(model, BATCH, optimizer=each, gpu="t4").notes) for each in (own, others)]
+
+    assert "none of the model's parameters" not in notes[0]
+    assert "none of the model's parameters" in notes[1]
+
+
 SCRIPT = """
 import sys, torch, vramkit
 
@@ -506,6 +516,13 @@ def test_a_process_that_dies_is_an_error_with_its_last_words() -> None:
 
     with pytest.raises(vramkit.DeviceError, match=r"(?s)signal 9.*last words"):
         vramkit.estimate(Net(), BATCH, step=die, gpu="t4")
+
+
+def test_a_run_that_takes_long_is_spoken_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virtual, "PATIENCE", 0)
+
+    with pytest.warns(UserWarning, match="a loop that waits for a value on the device does not end"):
+        vramkit.estimate(Net(), BATCH, gpu="t4")
 
 
 def test_a_helper_that_has_gone_is_replaced() -> None:

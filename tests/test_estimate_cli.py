@@ -50,6 +50,13 @@ def test_the_report_is_printed_and_saved(capsys: pytest.CaptureFixture[str], tmp
     assert vramkit.load(tmp_path / "step.npz").device_name == "Tesla T4"
 
 
+def test_the_engine_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["estimate", "described:arguments", "--gpu", "t4", "--engine", "fake"])
+
+    assert code == 0
+    assert capsys.readouterr().out.startswith("vramkit: predicted memory (fake engine) of Tesla T4")
+
+
 @pytest.mark.virtual_gpu
 def test_several_sizes_are_a_table_and_one_that_does_not_fit_is_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["estimate", "described:pair", "--gpu", "1 GiB", "--batch-size", "8", "1000000", "--max-batch-size"])

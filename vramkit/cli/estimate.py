@@ -34,6 +34,7 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("--gpu", metavar="NAME|SIZE", help="a card of `vramkit gpus`, or a size such as '24 GiB'")
     parser.add_argument("--batch-size", type=int, nargs="+", metavar="N", help="resize the batch; several: a table too")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: 3)")
+    parser.add_argument("--engine", choices=("virtual", "fake"), help="default: virtual where it can be, else fake")
     parser.add_argument("--max-batch-size", action="store_true", help="also search the largest batch that fits")
     parser.add_argument("--save", metavar="FILE", help="also write the prediction, for `vramkit view` and vramkit.load")
     parser.set_defaults(main=main)
@@ -43,7 +44,12 @@ def main(options: argparse.Namespace) -> int:
     """Predict, and print. Returns the exit code."""
     given = _arguments(options.function)
     sizes: list[int] = options.batch_size or []
-    named = {"gpu": options.gpu, "steps": options.steps, "batch_size": sizes[0] if sizes else None}
+    named = {
+        "gpu": options.gpu,
+        "steps": options.steps,
+        "engine": options.engine,
+        "batch_size": sizes[0] if sizes else None,
+    }
     given |= {name: value for name, value in named.items() if value is not None}
     from ..estimation import estimate
 

@@ -84,7 +84,7 @@ def batch_size_of(batch: object) -> int:
             f"the sizes of dimension 0 are {', '.join(map(str, sorted(found)))} ({shown})",
             "Dimension 0 of every tensor has to be the batch, so that it can be made larger and smaller",
             "Wrap a tensor that has no batch dimension: vramkit.fixed(tensor); a batch without a size, as a whole: "
-            "vramkit.fixed(batch)"
+            "vramkit.fixed(batch). Or give a callable that makes one of any size: size -> batch"
             if len(found) > 1
             else "Give a sample",
         )

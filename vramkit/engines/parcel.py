@@ -35,6 +35,7 @@ INSTALL_CLOUDPICKLE = (
     "'vramkit[estimate]'"
 )
 
+_OTHERS_NOTE = "The optimizer has none of the model's parameters: was it made for this model, or a copy of it?"
 _KIND = "storage of a tensor"
 _arrived_on_cuda: list[torch.Tensor] = []
 """While a parcel is opened: tensors that were on a CUDA device and belong to no model and no batch."""
@@ -83,6 +84,8 @@ def pack(program: Program, *, apart: bool = False) -> Parcel:
         says_cpu = not torch.cuda.is_available() and any(map(device_names.is_used, _functions(program)))
         if says_cpu:
             sender.notes[device_names.NOTE] = None
+        if _trains_others(program):
+            sender.notes[_OTHERS_NOTE] = None
         try:
             sender.dump((program, says_cpu))
         except Exception as error:  # whatever a user's __getstate__ raises
@@ -107,6 +110,13 @@ def unpack(content: bytes, receiver: type[Receiver] | None = None) -> Opened:
         for function in _functions(program):
             device_names.become_cuda(function)
     return Opened(program, [*_arrived_on_cuda])
+
+
+def _trains_others(program: Program) -> bool:
+    """Whether it has optimizers, and none of them has a parameter of its models."""
+    own = {id(parameter) for model in program.models.values() for parameter in model.parameters()}
+    groups = [group for optimizer in program.optimizers for group in optimizer.param_groups]
+    return bool(groups) and not any(id(parameter) in own for group in groups for parameter in group["params"])
 
 
 def _functions(program: Program) -> tuple[object, ...]:

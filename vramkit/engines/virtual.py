@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import atexit
 import os
+import select
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 import weakref
 from dataclasses import replace
 from typing import IO, Literal
@@ -35,6 +37,8 @@ from vramkit.engines.zygote import serve
 serve({control})
 """
 _MOST_CARDS = 3  # whose processes are kept
+PATIENCE = 60.0
+"""Seconds after which a run that has not ended is spoken of."""
 
 
 def why_not() -> DeviceError | None:
@@ -200,14 +204,30 @@ class _Connection:
             _helper().fork(theirs, self._output)
 
     def ask(self, message: object) -> Answer:
-        """Say something and wait for the answer."""
+        """Say something and wait for the answer.
+
+        Warns:
+            UserWarning: a run takes long.
+        """
         send(self._socket, message)
         try:
+            if isinstance(message, Request) and not self._answers_within(PATIENCE):
+                warnings.warn(
+                    f"The training step has been running for {PATIENCE:.0f} s on the virtual GPU. Kernels compute "
+                    "nothing there, so a loop that waits for a value on the device does not end: give it a number of "
+                    "rounds. Ctrl-C stops the run",
+                    stacklevel=2,
+                )
             answer: Answer = receive(self._socket)
         except BaseException:
             self._socket.close()  # interrupted: nobody waits for that answer any more, and the run is stopped
             raise
         return answer
+
+    def _answers_within(self, seconds: float) -> bool:
+        poll = select.poll()  # unlike select() it takes descriptors of any number
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(1000 * seconds))
 
     def tail(self) -> str:
         """The end of what the session printed; of what its helper did, where there was no session."""
