@@ -26,11 +26,13 @@ class _Convolution:
         self, tensor: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, *, transposed: bool, groups: int
     ) -> None:
         self.is_transposed = transposed
-        self.is_depthwise = not transposed and groups > 1 and groups == tensor.shape[1] and weight.shape[1] == 1
         self._last = torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
         self._is_last = tensor.dim() in (4, 5) and any(
             each.is_contiguous(memory_format=self._last) and not each.is_contiguous() for each in (tensor, weight)
         )
+        is_depthwise = not transposed and groups > 1 and groups == tensor.shape[1] and weight.shape[1] == 1
+        self.is_own = is_depthwise and not self._is_last
+        """Torch's own kernel for separate channels computes it."""
         inside, outside = (out, tensor) if transposed else (tensor, out)
         self._problem = Problem(
             input=inside, weight=weight, output=outside, groups=groups, is_channels_last=self._is_last
@@ -43,7 +45,7 @@ class _Convolution:
 
     def take(self, call: Call, wanted: Wanted) -> None:
         """Take what a kernel wants beside its result, and give it back."""
-        if self.is_depthwise:
+        if self.is_own:
             return
         if not _has_cudnn(self._problem.input, call):
             with call.holding(self._columns(wanted)):
@@ -91,12 +93,12 @@ def backward(call: Call) -> None:
     found = _convolution(tensor, weight, gradient, call.args[4:])
     wanted = call.args[10]
     with call.holding(*found.copy_of(gradient), *found.copy_of(tensor), *found.copy_of(weight)):
-        if found.is_depthwise:
+        if found.is_own:
             call.output(1)
         if wanted[0]:
             call.output(0)
             found.take(call, "input")
-        if wanted[1] and not found.is_depthwise:
+        if wanted[1] and not found.is_own:
             call.output(1)
             found.take(call, "weight")
     if wanted[2]:

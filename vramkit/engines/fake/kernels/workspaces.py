@@ -171,6 +171,9 @@ _HALF = {
     (12, 0): _Habits(output=(_Least(1, 33), _ALL), sums=1),
 }  # fmt: skip
 _PLAIN = _Habits(output=(_NONE, _NONE), input=(_NONE, _NONE), weight=(_NONE, _NONE))
+_EXTRA = 16  # bytes beside the copies; with them a workspace no longer fits where such a tensor was
+_LEAST_DEPTHWISE = 150_000  # elements of the result from which on a weight's gradient is shared
+_COPIES_DEPTHWISE = ((8, 0), (9, 0))
 _STRIDED = 256  # input channels from which on windows of one pixel that skip others get copies
 _LEAST_PIXELS = 680  # that a block adds up
 _FEW_TILES, _SOME_PIXELS, _MANY_PIXELS = 16, 4000, 16_000  # where a large weight's gradient is shared
@@ -178,9 +181,11 @@ _FEW_TILES, _SOME_PIXELS, _MANY_PIXELS = 16, 4000, 16_000  # where a large weigh
 
 def workspace(problem: Problem, wanted: Wanted, gpu: GPU) -> int:
     """Bytes that cuDNN's kernel takes beside its result."""
-    if problem.is_depthwise or (problem.pixels == problem.output.shape[0] and problem.window == 1):
-        return 0
     habits = _habits(problem, gpu)
+    if problem.is_depthwise:
+        return _depthwise_weight(problem, habits, gpu) if wanted == "weight" and habits is not _PLAIN else 0
+    if problem.pixels == problem.output.shape[0] and problem.window == 1:
+        return 0
     of: Callable[[Problem, _Habits, GPU], int] = {"output": _output, "input": _input, "weight": _weight}[wanted]
     return of(problem, habits, gpu)
 
@@ -203,47 +208,59 @@ def _output(problem: Problem, habits: _Habits, gpu: GPU) -> int:
     from_image = problem.input.shape[1] <= 4 and habits is not _PLAIN
     if problem.is_channels_last:
         if from_image:
-            return _copy(problem.input) + _copy(problem.weight) if problem.window > 9 else 0
-        return _copy(problem.input) + _copy(problem.weight) if habits.copies_operands else 0
+            return _copies(problem.input, problem.weight) if problem.window > 9 else 0
+        return _copies(problem.input, problem.weight) if habits.copies_operands else 0
     if from_image and problem.window > habits.first:
         # In single precision there is a kernel for such a first layer, which doesn't fill the channels up.
         size = _bytes if problem.input.element_size() == 4 and problem.window < 64 else _copy
-        return size(problem.input) + _bytes(problem.output) + size(problem.weight)
+        return size(problem.input) + _bytes(problem.output) + size(problem.weight) + _EXTRA
     if not _chosen(habits.output, problem):
-        return _winograd(problem) if habits is _PLAIN and gpu.capability < (9, 0) else 0
+        return _direct(problem, habits, gpu)
     if habits.written and problem.skips and problem.channels[0] < (_STRIDED if problem.window == 1 else 64):
-        return 0
+        return _offsets(problem.output)
     if habits.has_winograd and problem.is_small and max(problem.channels) <= 32:
-        return 0
+        return _filters(problem)
     is_wide = problem.window == 1 or max(problem.channels) > 32
     writes = problem.input.shape[1] <= habits.written and is_wide
-    return _copy(problem.input) + _copy(problem.weight) + (0 if writes else _copy(problem.output))
+    return _copies(problem.input, *_reordered(problem, habits), *[problem.output] * (not writes))
 
 
 def _input(problem: Problem, habits: _Habits, gpu: GPU) -> int:
     if problem.is_channels_last:
-        operands = _copy(problem.output) + _copy(problem.weight)
         if habits is _PLAIN:
-            return operands + _bytes(problem.input) if problem.window > 1 else 0
+            result = [problem.input] if problem.window > 1 else []
+            return _copies(problem.output, problem.weight, *result)
         if problem.input.shape[1] <= 4:
-            return _copy(problem.input) + _copy(problem.weight)
-        return operands if habits.copies_operands else 0
+            return _copies(problem.input, problem.weight)
+        return _copies(problem.output, problem.weight) if habits.copies_operands else 0
     if not _chosen(habits.input, problem) or (problem.window > 9 and problem.input.shape[1] <= 8):
-        return _winograd(problem) if habits is _PLAIN and gpu.capability < (9, 0) else 0
+        return _direct(problem, habits, gpu, backward=True)
     if habits.has_winograd and problem.is_small and problem.channels[0] <= 32:
-        return 0
-    return _copy(problem.input) + _copy(problem.weight) + _copy(problem.output)
+        return _filters(problem)
+    return _copies(problem.input, *_reordered(problem, habits), problem.output)
 
 
 def _weight(problem: Problem, habits: _Habits, gpu: GPU) -> int:
     if habits is _PLAIN:
         return 0
-    copies = _copy(problem.input) + _copy(problem.output) + (_copy(problem.weight) if problem.window > 1 else 0)
+    copied = [problem.input, problem.output, *_reordered(problem)]
     if problem.is_channels_last and not habits.copies_operands:
-        copies = _copy(problem.input) + _copy(problem.weight) if problem.input.shape[1] <= 4 else 0
+        copied = [problem.input, problem.weight] if problem.input.shape[1] <= 4 else []
     elif not problem.is_channels_last and not _chooses_copies(problem, habits):
         return 0
-    return copies + _sums(problem, habits, gpu)
+    return _copies(*copied) + _sums(problem, habits, gpu)
+
+
+def _depthwise_weight(problem: Problem, habits: _Habits, gpu: GPU) -> int:
+    """Where channels lie last: sums of each image in half precision, copies for large windows in single precision."""
+    images, elements = problem.output.shape[0], problem.output.numel()
+    if problem.weight.element_size() == 2:
+        least = _LEAST_DEPTHWISE if gpu.capability < (9, 0) else 3 * _LEAST_DEPTHWISE
+        return 16 * images * _bytes(problem.weight) if elements >= least else 0
+    if problem.window <= 25 or gpu.capability not in _COPIES_DEPTHWISE or elements < 4 * _LEAST_DEPTHWISE:
+        return 0
+    # Each channel is a group of its own and is filled up to four, in the weight on both sides.
+    return 4 * (_bytes(problem.input) + _bytes(problem.output)) + 16 * _bytes(problem.weight) + _EXTRA
 
 
 def _chooses_copies(problem: Problem, habits: _Habits) -> bool:
@@ -272,13 +289,36 @@ def _sums(problem: Problem, habits: _Habits, gpu: GPU) -> int:
         waves = 2 if problem.pixels >= _SOME_PIXELS else 0
     blocks = gpu.multiprocessors * waves
     shares = min(problem.pixels // _LEAST_PIXELS, int(blocks / max(tiles, 1)))
-    return _copy(weight) // weight.element_size() * 4 * shares + (habits.least_sums if tiles <= 3 else 0)
+    sums = _copy(weight) // weight.element_size() * 4 * shares + (habits.least_sums if tiles <= 3 else 0)
+    return sums + 128 if sums else 0
 
 
-def _winograd(problem: Problem) -> int:
-    """Transformed filters: 5 x 5 for each of 3 x 3."""
-    is_apt = problem.is_small and min(problem.channels) >= 64
-    return problem.weight.numel() * 4 * 25 // 9 if is_apt and problem.input.element_size() == 4 else 0
+def _direct(problem: Problem, habits: _Habits, gpu: GPU, *, backward: bool = False) -> int:
+    """What kernels want that read tensors as they are: filters for tiles, or where the pixels of a window lie."""
+    if habits is _PLAIN and gpu.capability < (9, 0) and problem.is_small and min(problem.channels) >= 64:
+        return _filters(problem)
+    return _offsets(problem.input) + 17 * 128 if backward else _offsets(problem.output)
+
+
+def _offsets(tensor: torch.Tensor) -> int:
+    """Six bytes for each pixel of an image, in whole parts of 128 bytes with some room."""
+    return 128 * (6 * math.prod(tensor.shape[2:]) // 128 + 1)
+
+
+def _filters(problem: Problem) -> int:
+    """Transformed: 5 x 5 for each of 3 x 3."""
+    return problem.weight.numel() * 4 * 25 // 9 + 128 if problem.input.element_size() == 4 else 0
+
+
+def _reordered(problem: Problem, habits: _Habits | None = None) -> list[torch.Tensor]:
+    """The weight, where its copy differs from it: a window of one pixel has channels last in any order."""
+    is_legacy = habits is not None and habits.has_winograd
+    filled = any(channels % (16 // problem.input.element_size()) for channels in problem.channels)
+    return [problem.weight] if problem.window > 1 or filled or is_legacy else []
+
+
+def _copies(*tensors: torch.Tensor) -> int:
+    return sum(map(_copy, tensors)) + _EXTRA if tensors else 0
 
 
 def _bytes(tensor: torch.Tensor) -> int:
