@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from .engines import Program
 from .engines.batches import batch_size_of
+from .engines.hooks import hooks_of
 from .errors import UsageError
 
 Models = torch.nn.Module | Sequence[torch.nn.Module] | Mapping[str, torch.nn.Module]
@@ -57,6 +58,7 @@ def program_of(
         step=step,
         loss=loss,
         autocast=autocast,
+        hooks=hooks_of(models, optimizers),
         gradients="inference" if torch.is_inference_mode_enabled() else "on" if torch.is_grad_enabled() else "off",
     )
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from ..gpus import GPU
     from ..result import Profile
+    from .hooks import Hook
 
 EngineName = Literal["virtual", "fake"]
 
@@ -36,6 +37,8 @@ class Program:
     """The user's training step; None: the plain one."""
     loss: Callable[..., object] | None = None
     autocast: torch.dtype | None = None
+    hooks: tuple[Hook, ...] = ()
+    """On parameters and optimizers; put back where they arrive."""
     gradients: Literal["on", "off", "inference"] = "on"
     """Whether autograd was on where the estimate was asked for."""
 

@@ -19,7 +19,7 @@ import types
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeGuard
 
@@ -27,7 +27,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..errors import UsageError
-from . import Program, device_names
+from . import Program, device_names, hooks
 from .batches import VALUES_KEPT, Fixed, unbacked
 
 INSTALL_CLOUDPICKLE = (
@@ -86,6 +86,10 @@ def pack(program: Program, *, apart: bool = False) -> Parcel:
             sender.notes[device_names.NOTE] = None
         if _trains_others(program):
             sender.notes[_OTHERS_NOTE] = None
+        sender.notes.update(dict.fromkeys(hooks.notes(program.optimizers)))
+        if program.hooks and not _can_be_sent(program, program.hooks, cloudpickle):
+            sender.notes[hooks.LEFT_OUT] = None
+            program = replace(program, hooks=())
         try:
             sender.dump((program, says_cpu))
         except Exception as error:  # whatever a user's __getstate__ raises
@@ -188,7 +192,10 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
                 return getattr, (torch, "ops")
             elif isinstance(value, torch.device) and value.type == "cpu" and not has_cuda:
                 # `device = torch.device("cuda" if torch.cuda.is_available() else "cpu")`, in a step that moves a batch.
+                self.notes[device_names.DEVICE_NOTE] = None
                 return torch.device, ("cuda",)
+            elif isinstance(value, torch.Generator) and value.device.type == "cpu":
+                return _generator, (value.get_state().numpy().tobytes(),)
             elif isinstance(value, torch.amp.GradScaler) and not has_cuda and not value.is_enabled():
                 self.notes[
                     "A GradScaler was taken as enabled: torch disables it where it finds no CUDA device, as here."
@@ -207,6 +214,12 @@ def _is_compiled(value: object) -> bool:
 
 def _code_from(filename: str, make: Callable[..., types.CodeType], arguments: tuple[Any, ...]) -> types.CodeType:
     return make(*arguments).replace(co_filename=filename)
+
+
+def _generator(state: bytes) -> torch.Generator:
+    generator = torch.Generator("cpu")  # by its own pickle it would follow the devices to the GPU
+    generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    return generator
 
 
 def _enabled_scaler() -> torch.amp.GradScaler:

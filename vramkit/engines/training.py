@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from . import Program
 from .batches import at_size, moved
+from .hooks import put_back
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Training:
         before_steps()
         self.doing = "make the optimizer"
         step = program.step or self._plain_step()
-        with _mode(program.gradients):
+        with _mode(program.gradients), put_back(program.hooks):
             for number in range(program.steps):
                 self.doing = f"make the batch of step {number + 1} of {program.steps}"
                 if program.step is not None and self.move_batch:

@@ -297,7 +297,10 @@ def _direct(problem: Problem, habits: _Habits, gpu: GPU, *, backward: bool = Fal
     """What kernels want that read tensors as they are: filters for tiles, or where the pixels of a window lie."""
     if habits is _PLAIN and gpu.capability < (9, 0) and problem.is_small and min(problem.channels) >= 64:
         return _filters(problem)
-    return _offsets(problem.input) + 17 * 128 if backward else _offsets(problem.output)
+    if not backward:
+        return _offsets(problem.output)
+    is_apt = problem.keeps_size and problem.groups == 1 and problem.input.shape[1] > 4
+    return _offsets(problem.input) + 17 * 128 if is_apt else 0
 
 
 def _offsets(tensor: torch.Tensor) -> int:
