@@ -124,6 +124,8 @@ class _Habits:
     """Kernels read copies also of tensors that have their channels last."""
     sums: float = 0
     """Blocks with partial sums of a weight's gradient, for each multiprocessor."""
+    extra: int = 0
+    """Bytes beside copies, on top of `_EXTRA`, for a result and for an input's gradient."""
     least_sums: int = 0
     """Bytes of partial sums that small weights have in any case."""
 
@@ -146,7 +148,7 @@ _TENSOR_FLOAT = {
     ),
     (9, 0): _Habits(
         output=(_Least(17, 33), _Least(5, 1)), input=(_Least(49, 5), _Least(5, 1)), weight=(_Least(9, 1), _Least(9, 1)),
-        written=64, first_small=1_000_000, least_sums=18 * _TILE_BYTES,
+        written=64, first_small=1_000_000, extra=131, least_sums=18 * _TILE_BYTES,
     ),
     (10, 0): _Habits(
         output=(_Least(5, 49), _Least(9, 1)), input=(_ALL, _Least(5, 1)), weight=(_ALL, _Least(5, 1)), sums=0.5,
@@ -164,14 +166,14 @@ _HALF = {
     (8, 0): _Habits(output=(_Least(49, 1), _Least(9, 1)), sums=1),
     (8, 6): _Habits(output=(_Least(17, 97), _Least(9, 5)), sums=0.25, first=64),
     (8, 9): _Habits(output=(_Least(1, 33), _Least(9, 1)), input=(_Least(33, 1), _Least(1, 5)), sums=1, first=64),
-    (9, 0): _Habits(output=(_Least(1, 5), _Least(5, 5)), least_sums=8 * _TILE_BYTES),
+    (9, 0): _Habits(output=(_Least(1, 5), _Least(5, 5)), extra=131, least_sums=8 * _TILE_BYTES),
     (10, 0): _Habits(
         output=(_Least(17, 5), _Least(17, 1)), weight=(_Least(9, 1), _ALL), sums=0.5, least_sums=18 * _TILE_BYTES,
     ),
     (12, 0): _Habits(output=(_Least(1, 33), _ALL), sums=1),
 }  # fmt: skip
 _PLAIN = _Habits(output=(_NONE, _NONE), input=(_NONE, _NONE), weight=(_NONE, _NONE))
-_EXTRA = 16  # bytes beside the copies; with them a workspace no longer fits where such a tensor was
+_EXTRA = 16  # bytes beside copies; with them a workspace no longer fits where such a tensor was
 _LEAST_DEPTHWISE = 150_000  # elements of the result from which on a weight's gradient is shared
 _COPIES_DEPTHWISE = ((8, 0), (9, 0))
 _STRIDED = 256  # input channels from which on windows of one pixel that skip others get copies
@@ -219,10 +221,10 @@ def _output(problem: Problem, habits: _Habits, gpu: GPU) -> int:
     if habits.written and problem.skips and problem.channels[0] < (_STRIDED if problem.window == 1 else 64):
         return _offsets(problem.output)
     if habits.has_winograd and problem.is_small and max(problem.channels) <= 32:
-        return _filters(problem)
+        return _filters(problem, problem.output.shape[1])
     is_wide = problem.window == 1 or max(problem.channels) > 32
     writes = problem.input.shape[1] <= habits.written and is_wide
-    return _copies(problem.input, *_reordered(problem, habits), *[problem.output] * (not writes))
+    return _copies(problem.input, *_reordered(problem, habits), *[problem.output] * (not writes)) + habits.extra
 
 
 def _input(problem: Problem, habits: _Habits, gpu: GPU) -> int:
@@ -236,8 +238,8 @@ def _input(problem: Problem, habits: _Habits, gpu: GPU) -> int:
     if not _chosen(habits.input, problem) or (problem.window > 9 and problem.input.shape[1] <= 8):
         return _direct(problem, habits, gpu, backward=True)
     if habits.has_winograd and problem.is_small and problem.channels[0] <= 32:
-        return _filters(problem)
-    return _copies(problem.input, *_reordered(problem, habits), problem.output)
+        return _filters(problem, problem.input.shape[1])
+    return _copies(problem.input, *_reordered(problem, habits), problem.output) + habits.extra
 
 
 def _weight(problem: Problem, habits: _Habits, gpu: GPU) -> int:
@@ -296,7 +298,7 @@ def _sums(problem: Problem, habits: _Habits, gpu: GPU) -> int:
 def _direct(problem: Problem, habits: _Habits, gpu: GPU, *, backward: bool = False) -> int:
     """What kernels want that read tensors as they are: filters for tiles, or where the pixels of a window lie."""
     if habits is _PLAIN and gpu.capability < (9, 0) and problem.is_small and min(problem.channels) >= 64:
-        return _filters(problem)
+        return _filters(problem, (problem.input if backward else problem.output).shape[1])
     if not backward:
         return _offsets(problem.output)
     is_apt = problem.keeps_size and problem.groups == 1 and problem.input.shape[1] > 4
@@ -308,9 +310,9 @@ def _offsets(tensor: torch.Tensor) -> int:
     return 128 * (6 * math.prod(tensor.shape[2:]) // 128 + 1)
 
 
-def _filters(problem: Problem) -> int:
-    """Transformed: 5 x 5 for each of 3 x 3."""
-    return problem.weight.numel() * 4 * 25 // 9 + 128 if problem.input.element_size() == 4 else 0
+def _filters(problem: Problem, channels: int) -> int:
+    """Transformed, 5 x 5 for each of 3 x 3, and four bytes for each channel of the result."""
+    return problem.weight.numel() * 4 * 25 // 9 + 4 * channels if problem.input.element_size() == 4 else 0
 
 
 def _reordered(problem: Problem, habits: _Habits | None = None) -> list[torch.Tensor]:
