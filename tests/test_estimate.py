@@ -276,6 +276,14 @@ def test_what_an_optimizer_class_adds_goes_with_it() -> None:
     assert peaks(wrapped) == peaks(_gpt())
 
 
+def test_layers_with_parametrizations_cost_what_they_cost() -> None:
+    code = FRESH.replace("PROGRAMS[{name!r}]()", "parametrized()")
+
+    estimate = vramkit.estimate(**predicted_programs.parametrized(), gpu="t4")
+
+    assert peaks(estimate) == tuple(run_on("t4", code))
+
+
 def test_a_copy_in_another_process_has_the_figures_and_no_program(gpt: vramkit.Estimate) -> None:
     copy = pickle.loads(pickle.dumps(gpt))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import random
 import sys
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from predicted_programs import class_loss, small_gpt
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from workloads import tokens
 
 import vramkit
@@ -274,6 +276,32 @@ def test_each_thread_that_multiplies_has_a_workspace_of_the_cards_size(gpu: str,
     assert total(both, Category.WORKSPACE) == 2 * size
 
 
+@pytest.mark.virtual_gpu
+def test_layers_with_parametrizations_ask_for_what_the_real_ones_ask_for() -> None:
+    real, run, recorder = imitated(predicted_programs.parametrized())
+
+    assert run.profile is not None
+    assert differences(real.tape, run.profile.tape, recorder.operators) == {}
+
+
+def test_an_optimizer_that_is_there_costs_what_one_that_is_made_costs() -> None:
+    model = mlp()
+
+    for make in (torch.optim.Adafactor, torch.optim.Adagrad, torch.optim.NAdam):
+        assert fake(model, optimizer=make(model.parameters())).peak == fake(model, optimizer=make).peak
+
+
+def test_a_step_may_use_modules_that_torch_gave_classes_of_their_own() -> None:
+    model = mlp()
+
+    def step(batch: torch.Tensor) -> None:
+        with torch.backends.cudnn.flags(enabled=False):
+            model(torch.ops.aten.relu(batch.to("cuda"))).sum().backward()
+        assert not torch.backends.cuda.matmul.allow_tf32
+
+    assert fake(model, step=step).peak_allocated
+
+
 def test_a_model_on_meta_needs_no_memory_and_gives_the_same() -> None:
     with torch.device("meta"):
         model = mlp()
@@ -377,6 +405,21 @@ def test_everything_of_the_users_is_left_as_found(fails: bool) -> None:
 
 def mlp_output(values: list[torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
     return F.linear(F.linear(batch, values[0], values[1]).relu(), values[2], values[3])
+
+
+@pytest.mark.virtual_gpu
+def test_tensors_of_a_step_that_are_on_the_gpu_go_there_and_leave_no_fake() -> None:
+    weight = torch.ones(10, device="cuda")
+    model = mlp()
+
+    def step(batch: torch.Tensor) -> None:
+        F.cross_entropy(model(batch.to("cuda")), torch.zeros_like(batch[:, 0]).long().to("cuda"), weight).backward()
+
+    estimate = fake(model, step=step)
+
+    assert total(estimate, Category.OTHER) == weight.nbytes
+    gc.collect()
+    assert not [each for each in gc.get_objects() if type(each) is FakeTensor]
 
 
 def test_what_surrounds_the_call_does_not_count() -> None:
