@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib
 import random
@@ -135,8 +136,23 @@ def offloaded(batch: torch.Tensor) -> None:
     y.sum().backward()
 
 
+def deep_copied(batch: torch.Tensor) -> None:
+    """Modules with gradients, a layer whose weight is part of a larger storage, an optimizer's state, and a buffer."""
+    x, whole = batch.cuda(), torch.zeros(2, 256, 256, device="cuda")
+    layer, norm = nn.Linear(256, 256).cuda(), nn.BatchNorm1d(256).cuda()
+    layer.weight = nn.Parameter(whole[1])
+    optimizer = torch.optim.Adam([*layer.parameters(), *norm.parameters()])
+    norm(layer(x)).square().sum().backward()
+    optimizer.step()
+    again = copy.deepcopy(nn.Sequential(layer, norm))
+    kept = copy.deepcopy([optimizer, layer.state_dict(), whole[0], whole[1]])
+    again(x).square().sum().backward()
+    assert again[0].weight.grad is not None
+    assert kept[2].untyped_storage()._cdata == kept[3].untyped_storage()._cdata
+
+
 @pytest.mark.virtual_gpu
-@pytest.mark.parametrize("step", [grown, conjugated, mapped, offloaded])
+@pytest.mark.parametrize("step", [grown, conjugated, mapped, offloaded, deep_copied])
 def test_storages_that_grow_bits_that_are_set_and_the_like_cost_what_they_cost(
     step: Callable[[torch.Tensor], None],
 ) -> None:
@@ -282,6 +298,23 @@ def test_layers_with_parametrizations_ask_for_what_the_real_ones_ask_for() -> No
 
     assert run.profile is not None
     assert differences(real.tape, run.profile.tape, recorder.operators) == {}
+
+
+def test_a_copy_that_a_step_makes_of_its_model_costs_what_another_model_costs() -> None:
+    model, other = mlp(), mlp()
+
+    def step_of(target: Callable[[], nn.Module]) -> Callable[[torch.Tensor], None]:
+        def step(batch: torch.Tensor) -> None:
+            module = target()
+            F.mse_loss(module(batch.to("cuda")), model(batch.to("cuda"))).backward()
+            module.zero_grad()
+
+        return step
+
+    copied = fake(model, step=step_of(lambda: copy.deepcopy(model)))
+    there = fake([model, other], step=step_of(lambda: other))
+
+    assert copied.peak_allocated == there.peak_allocated
 
 
 def test_an_optimizer_that_is_there_costs_what_one_that_is_made_costs() -> None:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ...running_out import quick_collections
 from .. import settings
 from . import corrections
-from .arriving import swap
+from .arriving import copied, swap
 from .corrections import adding_in_place, one_hot_of
 from .overlay import beside_a_device, overlay
 from .overlay.patches import replace
@@ -117,5 +117,6 @@ def cuda_for_fakes(recorder: Recorder) -> Iterator[None]:
         for name in ("linear", "scaled_dot_product_attention"):
             replace(stack, torch.nn.functional, name, adding_in_place(getattr(torch.nn.functional, name)))
         replace(stack, torch.nn.functional, "one_hot", one_hot_of(torch.nn.functional.one_hot))
+        replace(stack, FakeTensor, "__deepcopy__", copied)
         replace(stack, FakeTensor, "data_ptr", lambda tensor: recorder.data_ptr(tensor))
         yield
