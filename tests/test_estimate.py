@@ -23,7 +23,7 @@ from workloads import tokens
 
 import vramkit
 from vramkit import archive
-from vramkit.engines import virtual
+from vramkit.engines import settings, virtual
 
 pytestmark = pytest.mark.virtual_gpu
 
@@ -152,6 +152,21 @@ def test_the_settings_of_this_process_hold_there() -> None:
         torch.backends.cuda.enable_mem_efficient_sdp(kept)
 
     assert plain.peak_allocated > usual.peak_allocated  # it materializes the scores
+
+
+def test_precision_and_the_search_for_anomalies_hold_there() -> None:
+    def step(batch: torch.Tensor) -> None:
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.is_anomaly_enabled()
+
+    before = settings.read()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autograd.set_detect_anomaly(True):
+            vramkit.estimate(Net(), BATCH, step=step, gpu="t4")
+    finally:
+        settings.apply(before)
 
 
 def test_without_gradients_it_is_inference() -> None:

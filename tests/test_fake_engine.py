@@ -23,7 +23,7 @@ from workloads import tokens
 
 import vramkit
 from vramkit.devtools.tapediff import differences
-from vramkit.engines import Run, virtual
+from vramkit.engines import Run, settings, virtual
 from vramkit.engines.fake.recorder import Recorder
 from vramkit.engines.fake.session import open_session
 from vramkit.errors import DeviceError, UsageError
@@ -434,6 +434,48 @@ def test_everything_of_the_users_is_left_as_found(fails: bool) -> None:
     assert all(torch.equal(value, parameter) for value, parameter in zip(values, parameters, strict=True))
     assert not optimizer.state
     assert torch.equal(model(batch), mlp_output(values, batch))
+
+
+def _new_names(precision: str) -> None:
+    torch.backends.cuda.matmul.fp32_precision = precision
+
+
+def _old_names(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+@pytest.mark.parametrize("before", ["highest", "high"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: _old_names(True),
+        lambda: _old_names(False),
+        lambda: _new_names("tf32"),
+        lambda: _new_names("ieee"),
+        lambda: (torch.set_float32_matmul_precision("medium"), _new_names("ieee")),
+        lambda: torch.autograd.set_detect_anomaly(True),
+    ],
+    ids=["medium", "allowed", "forbidden", "tf32", "ieee", "both", "anomaly"],
+)
+def test_what_a_step_says_of_precision_and_anomalies_holds_for_it_alone(
+    before: str, change: Callable[[], object]
+) -> None:
+    def step(batch: torch.Tensor) -> None:
+        change()
+        model(batch.to("cuda"))
+
+    model, fresh = mlp(), settings.read()
+    torch.set_float32_matmul_precision(before)
+    found = settings.read()
+    try:
+        fake(model, step=step)
+
+        assert settings.read() == found
+        assert torch.get_float32_matmul_precision() == before
+        assert torch.backends.cuda.matmul.allow_tf32 is (before == "high")
+    finally:
+        settings.apply(fresh)
 
 
 def mlp_output(values: list[torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
