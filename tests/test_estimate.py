@@ -154,13 +154,15 @@ def test_the_settings_of_this_process_hold_there() -> None:
     assert plain.peak_allocated > usual.peak_allocated  # it materializes the scores
 
 
-def test_precision_and_the_search_for_anomalies_hold_there() -> None:
+def test_precision_and_what_is_checked_hold_there() -> None:
     def step(batch: torch.Tensor) -> None:
         assert torch.get_float32_matmul_precision() == "high"
         assert torch.backends.cuda.matmul.allow_tf32
         assert torch.is_anomaly_enabled()
+        torch.distributions.Normal(batch.to("cuda"), 1.0)
 
     before = settings.read()
+    torch.distributions.Distribution.set_default_validate_args(False)
     torch.set_float32_matmul_precision("high")
     try:
         with torch.autograd.set_detect_anomaly(True):
@@ -485,6 +487,7 @@ def fail(batch: torch.Tensor) -> None:
         ({"batch": (BATCH, BATCH)}, ["TypeError", "model(f32[64,512], f32[64,512])", "loss=..."]),
         ({"step": fail}, ["step 1 of 3", "KeyError: 'on purpose'"]),
         ({"step": lambda batch: sys.exit(3)}, ["SystemExit: 3"]),
+        ({"step": lambda batch: torch.distributions.Normal(batch.to("cuda"), 1.0)}, ["validate_args=False"]),
         ({"step": lambda batch: OTHER(batch.to("cuda"))}, ["Part of it is not on the GPU", "Pass every model"]),
         ({"batch": {"x": BATCH, "mask": BATCH[:3]}}, ["3, 64", "['mask']: 3x512", "vramkit.fixed(tensor)"]),
         ({"batch": BATCH[:0]}, ["0"]),

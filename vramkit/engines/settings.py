@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.distributions import Distribution
 
 _ATTRIBUTES = (
     "backends.fp32_precision",
@@ -41,6 +42,7 @@ _FUNCTIONS: dict[str, tuple[Any, Any]] = {
     "anomaly": (_anomaly, lambda value: torch.set_anomaly_enabled(*value)),
     "default_dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "deterministic": (torch.get_deterministic_debug_mode, _set_deterministic),
+    "validate_args": (lambda: Distribution._validate_args, Distribution.set_default_validate_args),
     "flash_sdp": (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
     "mem_efficient_sdp": (
         torch.backends.cuda.mem_efficient_sdp_enabled,
