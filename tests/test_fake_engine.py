@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from predicted_programs import class_loss, small_gpt
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributions import Distribution, Normal
 from workloads import tokens
 
 import vramkit
@@ -455,12 +456,11 @@ def _old_names(allowed: bool) -> None:
         lambda: _new_names("ieee"),
         lambda: (torch.set_float32_matmul_precision("medium"), _new_names("ieee")),
         lambda: torch.autograd.set_detect_anomaly(True),
+        lambda: Distribution.set_default_validate_args(False),
     ],
-    ids=["medium", "allowed", "forbidden", "tf32", "ieee", "both", "anomaly"],
+    ids=["medium", "allowed", "forbidden", "tf32", "ieee", "both", "anomaly", "unchecked"],
 )
-def test_what_a_step_says_of_precision_and_anomalies_holds_for_it_alone(
-    before: str, change: Callable[[], object]
-) -> None:
+def test_what_a_step_says_of_precision_and_checks_holds_for_it_alone(before: str, change: Callable[[], object]) -> None:
     def step(batch: torch.Tensor) -> None:
         change()
         model(batch.to("cuda"))
@@ -548,8 +548,12 @@ def _keeps(output: torch.Tensor) -> None:
         (lambda output: output.sum().item(), "_local_scalar_dense"),
         (lambda output: output.nonzero(), "nonzero"),
         (lambda output: output[output > 0], "nonzero"),
+        (lambda output: f"{output.sum():.3f}", "_local_scalar_dense"),
+        (lambda output: output.tolist(), "_local_scalar_dense"),
+        (lambda output: output.detach().cpu().numpy(), "numpy"),
+        (lambda output: np.asarray(output.detach().cpu()), "numpy"),
     ],
-    ids=["item", "nonzero", "mask"],
+    ids=["item", "nonzero", "mask", "format", "tolist", "numpy", "asarray"],
 )
 def test_a_step_that_needs_values_is_told_what_to_use_instead(look: Callable[[torch.Tensor], Any], found: str) -> None:
     model = mlp()
@@ -583,6 +587,40 @@ def test_an_operator_without_a_fake_kernel_is_named() -> None:
             fake(model, step=lambda batch: torch.ops.vramkit_tests.unheard_of(model(batch.to("cuda"))))
 
     assert "register_fake" in str(raised.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there torch asks the device what comes out")
+def test_an_operator_of_torch_without_a_fake_kernel_is_named() -> None:
+    with pytest.raises(UsageError, match=r"aten\.multi_margin_loss_backward") as raised:
+        fake(loss=lambda output, batch: F.multi_margin_loss(output, torch.zeros_like(output[:, 0]).long()))
+
+    assert "register_fake" in str(raised.value)
+
+
+def test_sparse_gradients_are_left_to_the_virtual_engine() -> None:
+    model = nn.Embedding(10, 4, sparse=True)
+
+    with pytest.raises(UsageError, match="do not follow sparse") as raised:
+        fake(model, torch.zeros(8, 3, dtype=torch.long), optimizer=lambda p: torch.optim.SparseAdam(list(p)))
+
+    assert 'engine="virtual"' in str(raised.value)
+    assert "register_fake" not in str(raised.value)
+
+
+def test_a_step_of_a_distribution_is_told_not_to_check_its_values() -> None:
+    def step(batch: torch.Tensor) -> None:
+        mean = model(batch.to("cuda"))
+        Normal(mean, mean.exp()).log_prob(mean).sum().backward()
+
+    model = mlp()
+    with pytest.raises(UsageError, match=r"found invalid values\. .*set_default_validate_args\(False\)"):
+        fake(model, step=step)
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        assert fake(model, step=step).peak_allocated
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def test_tensors_that_outlive_the_step_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
