@@ -121,6 +121,17 @@ def small_gpt(**settings: Any) -> GPT:
     return GPT(layers=4, width=256, heads=4, vocabulary=8192, length=256, **settings)
 
 
+def parametrized() -> Program:
+    """Layers with parametrizations, whose classes torch made for them."""
+    norms = nn.utils.parametrizations
+    model = nn.Sequential(
+        norms.weight_norm(nn.Linear(512, 1024)), nn.ReLU(), norms.spectral_norm(nn.Linear(1024, 256)), nn.ReLU(),
+        norms.spectral_norm(norms.weight_norm(nn.Linear(256, 10))),
+    )  # fmt: skip
+    batch = torch.zeros(64, 512), torch.zeros(64, dtype=torch.long)
+    return {"model": model, "batch": batch, "optimizer": torch.optim.Adam(model.parameters()), "loss": class_loss}
+
+
 def _with_optimizer(make: Callable[..., torch.optim.Optimizer]) -> Program:
     return _plain(small_gpt(), tokens(4, 256), make)
 

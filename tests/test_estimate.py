@@ -23,7 +23,7 @@ from workloads import tokens
 
 import vramkit
 from vramkit import archive
-from vramkit.engines import virtual
+from vramkit.engines import settings, virtual
 
 pytestmark = pytest.mark.virtual_gpu
 
@@ -154,6 +154,23 @@ def test_the_settings_of_this_process_hold_there() -> None:
     assert plain.peak_allocated > usual.peak_allocated  # it materializes the scores
 
 
+def test_precision_and_what_is_checked_hold_there() -> None:
+    def step(batch: torch.Tensor) -> None:
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.is_anomaly_enabled()
+        torch.distributions.Normal(batch.to("cuda"), 1.0)
+
+    before = settings.read()
+    torch.distributions.Distribution.set_default_validate_args(False)
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autograd.set_detect_anomaly(True):
+            vramkit.estimate(Net(), BATCH, step=step, gpu="t4")
+    finally:
+        settings.apply(before)
+
+
 def test_without_gradients_it_is_inference() -> None:
     model, batch = small_gpt(), tokens(4, 256)()[0]
 
@@ -274,6 +291,14 @@ def test_what_an_optimizer_class_adds_goes_with_it() -> None:
     )
 
     assert peaks(wrapped) == peaks(_gpt())
+
+
+def test_layers_with_parametrizations_cost_what_they_cost() -> None:
+    code = FRESH.replace("PROGRAMS[{name!r}]()", "parametrized()")
+
+    estimate = vramkit.estimate(**predicted_programs.parametrized(), gpu="t4")
+
+    assert peaks(estimate) == tuple(run_on("t4", code))
 
 
 def test_a_copy_in_another_process_has_the_figures_and_no_program(gpt: vramkit.Estimate) -> None:
@@ -462,6 +487,7 @@ def fail(batch: torch.Tensor) -> None:
         ({"batch": (BATCH, BATCH)}, ["TypeError", "model(f32[64,512], f32[64,512])", "loss=..."]),
         ({"step": fail}, ["step 1 of 3", "KeyError: 'on purpose'"]),
         ({"step": lambda batch: sys.exit(3)}, ["SystemExit: 3"]),
+        ({"step": lambda batch: torch.distributions.Normal(batch.to("cuda"), 1.0)}, ["validate_args=False"]),
         ({"step": lambda batch: OTHER(batch.to("cuda"))}, ["Part of it is not on the GPU", "Pass every model"]),
         ({"batch": {"x": BATCH, "mask": BATCH[:3]}}, ["3, 64", "['mask']: 3x512", "vramkit.fixed(tensor)"]),
         ({"batch": BATCH[:0]}, ["0"]),

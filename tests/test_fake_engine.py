@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import importlib
 import random
 import sys
@@ -16,11 +18,13 @@ import torch
 import torch.nn.functional as F
 from predicted_programs import class_loss, small_gpt
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributions import Distribution, Normal
 from workloads import tokens
 
 import vramkit
 from vramkit.devtools.tapediff import differences
-from vramkit.engines import Run, virtual
+from vramkit.engines import Run, settings, virtual
 from vramkit.engines.fake.recorder import Recorder
 from vramkit.engines.fake.session import open_session
 from vramkit.errors import DeviceError, UsageError
@@ -133,8 +137,23 @@ def offloaded(batch: torch.Tensor) -> None:
     y.sum().backward()
 
 
+def deep_copied(batch: torch.Tensor) -> None:
+    """Modules with gradients, a layer whose weight is part of a larger storage, an optimizer's state, and a buffer."""
+    x, whole = batch.cuda(), torch.zeros(2, 256, 256, device="cuda")
+    layer, norm = nn.Linear(256, 256).cuda(), nn.BatchNorm1d(256).cuda()
+    layer.weight = nn.Parameter(whole[1])
+    optimizer = torch.optim.Adam([*layer.parameters(), *norm.parameters()])
+    norm(layer(x)).square().sum().backward()
+    optimizer.step()
+    again = copy.deepcopy(nn.Sequential(layer, norm))
+    kept = copy.deepcopy([optimizer, layer.state_dict(), whole[0], whole[1]])
+    again(x).square().sum().backward()
+    assert again[0].weight.grad is not None
+    assert kept[2].untyped_storage()._cdata == kept[3].untyped_storage()._cdata
+
+
 @pytest.mark.virtual_gpu
-@pytest.mark.parametrize("step", [grown, conjugated, mapped, offloaded])
+@pytest.mark.parametrize("step", [grown, conjugated, mapped, offloaded, deep_copied])
 def test_storages_that_grow_bits_that_are_set_and_the_like_cost_what_they_cost(
     step: Callable[[torch.Tensor], None],
 ) -> None:
@@ -274,6 +293,49 @@ def test_each_thread_that_multiplies_has_a_workspace_of_the_cards_size(gpu: str,
     assert total(both, Category.WORKSPACE) == 2 * size
 
 
+@pytest.mark.virtual_gpu
+def test_layers_with_parametrizations_ask_for_what_the_real_ones_ask_for() -> None:
+    real, run, recorder = imitated(predicted_programs.parametrized())
+
+    assert run.profile is not None
+    assert differences(real.tape, run.profile.tape, recorder.operators) == {}
+
+
+def test_a_copy_that_a_step_makes_of_its_model_costs_what_another_model_costs() -> None:
+    model, other = mlp(), mlp()
+
+    def step_of(target: Callable[[], nn.Module]) -> Callable[[torch.Tensor], None]:
+        def step(batch: torch.Tensor) -> None:
+            module = target()
+            F.mse_loss(module(batch.to("cuda")), model(batch.to("cuda"))).backward()
+            module.zero_grad()
+
+        return step
+
+    copied = fake(model, step=step_of(lambda: copy.deepcopy(model)))
+    there = fake([model, other], step=step_of(lambda: other))
+
+    assert copied.peak_allocated == there.peak_allocated
+
+
+def test_an_optimizer_that_is_there_costs_what_one_that_is_made_costs() -> None:
+    model = mlp()
+
+    for make in (torch.optim.Adafactor, torch.optim.Adagrad, torch.optim.NAdam):
+        assert fake(model, optimizer=make(model.parameters())).peak == fake(model, optimizer=make).peak
+
+
+def test_a_step_may_use_modules_that_torch_gave_classes_of_their_own() -> None:
+    model = mlp()
+
+    def step(batch: torch.Tensor) -> None:
+        with torch.backends.cudnn.flags(enabled=False):
+            model(torch.ops.aten.relu(batch.to("cuda"))).sum().backward()
+        assert not torch.backends.cuda.matmul.allow_tf32
+
+    assert fake(model, step=step).peak_allocated
+
+
 def test_a_model_on_meta_needs_no_memory_and_gives_the_same() -> None:
     with torch.device("meta"):
         model = mlp()
@@ -375,8 +437,64 @@ def test_everything_of_the_users_is_left_as_found(fails: bool) -> None:
     assert torch.equal(model(batch), mlp_output(values, batch))
 
 
+def _new_names(precision: str) -> None:
+    torch.backends.cuda.matmul.fp32_precision = precision
+
+
+def _old_names(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+@pytest.mark.parametrize("before", ["highest", "high"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: _old_names(True),
+        lambda: _old_names(False),
+        lambda: _new_names("tf32"),
+        lambda: _new_names("ieee"),
+        lambda: (torch.set_float32_matmul_precision("medium"), _new_names("ieee")),
+        lambda: torch.autograd.set_detect_anomaly(True),
+        lambda: Distribution.set_default_validate_args(False),
+    ],
+    ids=["medium", "allowed", "forbidden", "tf32", "ieee", "both", "anomaly", "unchecked"],
+)
+def test_what_a_step_says_of_precision_and_checks_holds_for_it_alone(before: str, change: Callable[[], object]) -> None:
+    def step(batch: torch.Tensor) -> None:
+        change()
+        model(batch.to("cuda"))
+
+    model, fresh = mlp(), settings.read()
+    torch.set_float32_matmul_precision(before)
+    found = settings.read()
+    try:
+        fake(model, step=step)
+
+        assert settings.read() == found
+        assert torch.get_float32_matmul_precision() == before
+        assert torch.backends.cuda.matmul.allow_tf32 is (before == "high")
+    finally:
+        settings.apply(fresh)
+
+
 def mlp_output(values: list[torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
     return F.linear(F.linear(batch, values[0], values[1]).relu(), values[2], values[3])
+
+
+@pytest.mark.virtual_gpu
+def test_tensors_of_a_step_that_are_on_the_gpu_go_there_and_leave_no_fake() -> None:
+    weight = torch.ones(10, device="cuda")
+    model = mlp()
+
+    def step(batch: torch.Tensor) -> None:
+        F.cross_entropy(model(batch.to("cuda")), torch.zeros_like(batch[:, 0]).long().to("cuda"), weight).backward()
+
+    estimate = fake(model, step=step)
+
+    assert total(estimate, Category.OTHER) == weight.nbytes
+    gc.collect()
+    assert not [each for each in gc.get_objects() if type(each) is FakeTensor]
 
 
 def test_what_surrounds_the_call_does_not_count() -> None:
@@ -430,8 +548,12 @@ def _keeps(output: torch.Tensor) -> None:
         (lambda output: output.sum().item(), "_local_scalar_dense"),
         (lambda output: output.nonzero(), "nonzero"),
         (lambda output: output[output > 0], "nonzero"),
+        (lambda output: f"{output.sum():.3f}", "_local_scalar_dense"),
+        (lambda output: output.tolist(), "_local_scalar_dense"),
+        (lambda output: output.detach().cpu().numpy(), "numpy"),
+        (lambda output: np.asarray(output.detach().cpu()), "numpy"),
     ],
-    ids=["item", "nonzero", "mask"],
+    ids=["item", "nonzero", "mask", "format", "tolist", "numpy", "asarray"],
 )
 def test_a_step_that_needs_values_is_told_what_to_use_instead(look: Callable[[torch.Tensor], Any], found: str) -> None:
     model = mlp()
@@ -465,6 +587,40 @@ def test_an_operator_without_a_fake_kernel_is_named() -> None:
             fake(model, step=lambda batch: torch.ops.vramkit_tests.unheard_of(model(batch.to("cuda"))))
 
     assert "register_fake" in str(raised.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there torch asks the device what comes out")
+def test_an_operator_of_torch_without_a_fake_kernel_is_named() -> None:
+    with pytest.raises(UsageError, match=r"aten\.multi_margin_loss_backward") as raised:
+        fake(loss=lambda output, batch: F.multi_margin_loss(output, torch.zeros_like(output[:, 0]).long()))
+
+    assert "register_fake" in str(raised.value)
+
+
+def test_sparse_gradients_are_left_to_the_virtual_engine() -> None:
+    model = nn.Embedding(10, 4, sparse=True)
+
+    with pytest.raises(UsageError, match="do not follow sparse") as raised:
+        fake(model, torch.zeros(8, 3, dtype=torch.long), optimizer=lambda p: torch.optim.SparseAdam(list(p)))
+
+    assert 'engine="virtual"' in str(raised.value)
+    assert "register_fake" not in str(raised.value)
+
+
+def test_a_step_of_a_distribution_is_told_not_to_check_its_values() -> None:
+    def step(batch: torch.Tensor) -> None:
+        mean = model(batch.to("cuda"))
+        Normal(mean, mean.exp()).log_prob(mean).sum().backward()
+
+    model = mlp()
+    with pytest.raises(UsageError, match=r"found invalid values\. .*set_default_validate_args\(False\)"):
+        fake(model, step=step)
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        assert fake(model, step=step).peak_allocated
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def test_tensors_that_outlive_the_step_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

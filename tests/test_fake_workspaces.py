@@ -86,7 +86,8 @@ def test_separate_channels_that_lie_last_have_a_workspace_for_their_weight() -> 
     import torch
     from vramkit.engines.fake.kernels.workspaces import Problem, workspace
     result = []
-    for channels, side, dtype in ((96, 56, "float32"), (192, 28, "float32"), (96, 56, "bfloat16"), (384, 14, "bfloat16")):
+    layers = (96, 56, "float32"), (192, 28, "float32"), (96, 56, "bfloat16"), (384, 14, "bfloat16")
+    for channels, side, dtype in layers:
         x = torch.empty(8, channels, side, side, device="cuda", dtype=getattr(torch, dtype))
         w = torch.empty(channels, 1, 7, 7, device="cuda", dtype=x.dtype)
         for images in (x.to(memory_format=torch.channels_last), x):

@@ -16,6 +16,8 @@ OTHER_DEVICE = re.compile(r"same device|cuda.* and cpu|cpu.* and cuda|is on cpu|
 BATCH_MOVED = (
     "The step was given the batch on the GPU, because with a batch on the CPU it fails: it does not move it itself."
 )
+_INVALID = re.compile(r"found invalid values")
+"""What distributions of torch say of values, after a check whose outcome only the device would know."""
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
@@ -63,6 +65,13 @@ def step_failed(failure: Failed, called: str, *, by_name: bool) -> UsageError:
         instead = (
             "Pass every model that the step uses. Where the step moves tensors to a `device`, that has to be "
             '"cuda": in a process without CUDA, "cuda" if torch.cuda.is_available() else "cpu" is "cpu"'
+        )
+    elif _INVALID.search(failure.text):
+        found = found.partition("\n")[0].rstrip(":")
+        why = "Nothing is computed there, and so the check of a distribution's values says no"
+        instead = (
+            "Pass validate_args=False to the distributions, or call "
+            "torch.distributions.Distribution.set_default_validate_args(False)"
         )
     elif called and "closure" in failure.text:
         why = "The plain step calls optimizer.step() with nothing, and this optimizer wants a closure"

@@ -20,10 +20,11 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeGuard
 
 import torch
+from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from ..errors import UsageError
@@ -37,8 +38,6 @@ INSTALL_CLOUDPICKLE = (
 
 _OTHERS_NOTE = "The optimizer has none of the model's parameters: was it made for this model, or a copy of it?"
 _KIND = "storage of a tensor"
-_arrived_on_cuda: list[torch.Tensor] = []
-"""While a parcel is opened: tensors that were on a CUDA device and belong to no model and no batch."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +106,13 @@ def unpack(content: bytes, receiver: type[Receiver] | None = None) -> Opened:
         content: of a parcel.
         receiver: how tensors are made; None: without values they are zeros that take no memory.
     """
-    _arrived_on_cuda.clear()
-    program, says_cpu = (receiver or Receiver)(io.BytesIO(content)).load()
+    received = (receiver or Receiver)(io.BytesIO(content))
+    program, says_cpu = received.load()
     assert isinstance(program, Program)
     if says_cpu:
         for function in _functions(program):
             device_names.become_cuda(function)
-    return Opened(program, [*_arrived_on_cuda])
+    return Opened(program, received.on_cuda)
 
 
 def _trains_others(program: Program) -> bool:
@@ -188,8 +187,10 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
             elif isinstance(value, types.CodeType) and cloudpickle is not None:
                 # cloudpickle 3.1.3 leaves out where code comes from, and a traceback would show no line of it.
                 return _code_from, (value.co_filename, *self.dispatch_table[types.CodeType](value))
-            elif value is torch.ops:  # cloudpickle finds it among the modules that a function uses
-                return getattr, (torch, "ops")
+            elif _is_module_of_its_own_class(value):  # cloudpickle finds it among those that a function uses
+                return importlib.import_module, (value.__name__,)
+            elif isinstance(value, torch.nn.Module) and parametrize.is_parametrized(value):
+                return _as_parametrized(value)
             elif isinstance(value, torch.device) and value.type == "cpu" and not has_cuda:
                 # `device = torch.device("cuda" if torch.cuda.is_available() else "cpu")`, in a step that moves a batch.
                 self.notes[device_names.DEVICE_NOTE] = None
@@ -210,6 +211,36 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
 def _is_compiled(value: object) -> bool:
     """Whether ``torch.compile`` made a function or a module."""
     return "_torchdynamo_orig_callable" in vars(value) or type(value).__name__ == "OptimizedModule"
+
+
+def _is_module_of_its_own_class(value: object) -> bool:
+    """Whether it is a module with a class of its own that can be imported: ``torch.ops``, ``torch.backends.cudnn``."""
+    return (
+        isinstance(value, types.ModuleType)
+        and type(value) is not types.ModuleType
+        and sys.modules.get(value.__name__) is value
+    )
+
+
+def _as_parametrized(module: torch.nn.Module) -> tuple[Any, ...]:
+    """A module of a class that torch made for it, when ``module.parametrizations`` began.
+
+    That class refuses to be pickled, and nothing else is in the way: a module of the class before it goes instead,
+    with everything that is in this one.
+    """
+    before: Any = parametrize.type_before_parametrizations(module)
+    plain = before.__new__(before)
+    plain.__dict__.update(module.__dict__)
+    make, arguments, *rest = plain.__reduce_ex__(2)
+    return _parametrized, (make, arguments, [*module.parametrizations]), *rest  # type: ignore[misc] # a ModuleDict
+
+
+def _parametrized(make: Callable[..., torch.nn.Module], arguments: tuple[Any, ...], names: list[str]) -> object:
+    module = make(*arguments)
+    parametrize._inject_new_class(module)
+    for name in names:
+        parametrize._inject_property(module, name)
+    return module
 
 
 def _code_from(filename: str, make: Callable[..., types.CodeType], arguments: tuple[Any, ...]) -> types.CodeType:
@@ -278,9 +309,11 @@ def _without_state(optimizer: torch.optim.Optimizer) -> Any:
 
 @cache
 def _of_every_optimizer() -> frozenset[str]:
-    """Names of attributes that torch gives to optimizers, and those that schedulers do."""
+    """Names of attributes that torch gives to optimizers, also to those that it unpickles, and those of schedulers."""
     plain = torch.optim.SGD([torch.nn.Parameter(torch.zeros(0, device="cpu"))])
-    return frozenset({*vars(plain), "step", "_step_count", "_opt_called"})
+    # Without this one an optimizer that was unpickled asks for `capturable`, which Adafactor doesn't have.
+    given = vars(plain).keys() - {"_warned_capturable_if_run_uncaptured"}
+    return frozenset({*given, "step", "_step_count", "_opt_called"})
 
 
 @contextmanager
@@ -356,7 +389,13 @@ class Receiver(pickle.Unpickler):
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
+        self.on_cuda: list[torch.Tensor] = []
+        """Tensors that were on a CUDA device and belong to no model and no batch."""
         self._storages: dict[int, torch.UntypedStorage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return partial(found, self.on_cuda) if found is _arrive_on_cuda else found
 
     def persistent_load(self, value: Any) -> object:
         _, key, size, dtype, data = value
@@ -371,7 +410,8 @@ class Receiver(pickle.Unpickler):
         return unbacked(size)
 
 
-def _arrive_on_cuda(function: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
-    tensor = function(*arguments)
-    _arrived_on_cuda.append(tensor)
+def _arrive_on_cuda(arrived: list[torch.Tensor], make: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
+    """Make a tensor that was on a CUDA device, and note it; the list is the receiver's, the rest is in the parcel."""
+    tensor = make(*arguments)
+    arrived.append(tensor)
     return tensor

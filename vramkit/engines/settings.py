@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.distributions import Distribution
 
 _ATTRIBUTES = (
     "backends.fp32_precision",
@@ -15,6 +16,7 @@ _ATTRIBUTES = (
     "backends.cudnn.fp32_precision",
     "backends.cudnn.conv.fp32_precision",
     "backends.cudnn.rnn.fp32_precision",
+    "backends.mkldnn.matmul.fp32_precision",
     "backends.cudnn.enabled",
     "backends.cudnn.benchmark",
     "backends.cudnn.benchmark_limit",
@@ -27,10 +29,20 @@ def _set_deterministic(value: Any) -> None:
     torch.use_deterministic_algorithms(value > 0, warn_only=value == 1)
 
 
+def _anomaly() -> tuple[bool, bool]:
+    return torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+
+
 # name -> how to read it, how to set it
 _FUNCTIONS: dict[str, tuple[Any, Any]] = {
+    # The two before fp32_precision, which is part of what they set. torch remembers them beside it, and refuses to read
+    # them where they don't agree with it.
+    "float32_matmul_precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "cudnn_allow_tf32": (torch._C._get_cudnn_allow_tf32, torch._C._set_cudnn_allow_tf32),
+    "anomaly": (_anomaly, lambda value: torch.set_anomaly_enabled(*value)),
     "default_dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "deterministic": (torch.get_deterministic_debug_mode, _set_deterministic),
+    "validate_args": (lambda: Distribution._validate_args, Distribution.set_default_validate_args),
     "flash_sdp": (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
     "mem_efficient_sdp": (
         torch.backends.cuda.mem_efficient_sdp_enabled,
@@ -49,27 +61,34 @@ _FUNCTIONS: dict[str, tuple[Any, Any]] = {
 }
 
 
+_UNKNOWN = object()
+
+
 def read() -> dict[str, object]:
-    """Every setting of this process that this torch has."""
-    found: dict[str, object] = {}
-    for name in _ATTRIBUTES:
-        try:
-            found[name] = getattr(_owner(name), name.rpartition(".")[2])
-        except (AttributeError, RuntimeError):  # another torch, or one without that backend
-            continue
-    return {**found, **{name: get() for name, (get, _) in _FUNCTIONS.items()}}
+    """Every setting of this process that this torch has, in the order in which they can be applied."""
+    found = {name: _read(name) for name in (*_FUNCTIONS, *_ATTRIBUTES)}
+    return {name: value for name, value in found.items() if value is not _UNKNOWN}
 
 
 def apply(settings: Mapping[str, object]) -> None:
     """Set what is different here."""
-    here = read()
     for name, value in settings.items():
-        if name not in here or here[name] == value:
+        if _read(name) == value:
             continue
         if name in _FUNCTIONS:
             _FUNCTIONS[name][1](value)
         else:
             setattr(_owner(name), name.rpartition(".")[2], value)
+
+
+def _read(name: str) -> object:
+    try:
+        return _FUNCTIONS[name][0]() if name in _FUNCTIONS else getattr(_owner(name), name.rpartition(".")[2])
+    except (
+        AttributeError,
+        RuntimeError,
+    ):  # another torch, or one without that backend; or see float32_matmul_precision
+        return _UNKNOWN
 
 
 def _owner(name: str) -> Any:

@@ -55,3 +55,28 @@ def swap(one: torch.Tensor, other: torch.Tensor) -> None:
     one.__class__, other.__class__ = other.__class__, one.__class__
     one.__dict__, other.__dict__ = other.__dict__, one.__dict__
     torch._C._swap_tensor_impl(one, other)
+
+
+def copied(tensor: torch.Tensor, memo: dict[Any, Any]) -> Any:
+    """``copy.deepcopy`` of a fake: in the same mode, and asking for what CUDA's copy asks for.
+
+    A fake parameter is a ``FakeTensor``, of which torch would copy the whole storage, the gradient and the mode.
+    """
+    if id(tensor) in memo:
+        return memo[id(tensor)]
+    assert isinstance(tensor, FakeTensor)
+    if isinstance(tensor, torch.nn.Parameter):
+        copy = torch.nn.Parameter(tensor.data.clone(memory_format=torch.preserve_format), tensor.requires_grad)
+        return memo.setdefault(id(tensor), copy)
+    memo[id(tensor.fake_mode)] = tensor.fake_mode
+    if tensor.device.type == "cuda":
+        # torch copies the storage first, unseen by a dispatch mode, and finds here that it has done so.
+        storage, storages = tensor.untyped_storage(), memo.setdefault("torch", {})
+        if storage._cdata not in storages:
+            made = torch.empty(storage.nbytes(), dtype=torch.uint8, device=tensor.device)
+            storages[storage._cdata] = made.untyped_storage()
+    value, tensor.constant = tensor.constant, None  # a real tensor, which can't be copied in a fake mode
+    try:
+        return torch.Tensor.__deepcopy__(tensor, memo)  # type: ignore[no-untyped-call] # torch's
+    finally:
+        tensor.constant = value

@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -269,10 +270,12 @@ def _is_on_gpu(tensor: torch.Tensor) -> bool:
 def _is_asked_by_torch() -> bool:
     """Whether code of torch's own, such as an optimizer, looks at a value: it gets zero, as on a virtual GPU."""
     try:
-        frame = sys._getframe(2)
+        frame: FrameType | None = sys._getframe(2)
     except ValueError:  # the autograd thread's C++, which looks for NaN in anomaly mode, has no frame
         return True
-    return str(frame.f_globals.get("__name__", "")).startswith("torch.")
+    while frame is not None and frame.f_globals.get("__name__") == FakeTensor.__module__:  # tolist(), for its caller
+        frame = frame.f_back
+    return frame is None or str(frame.f_globals.get("__name__", "")).startswith("torch.")
 
 
 def _on_device(device: Any) -> bool:

@@ -207,7 +207,14 @@ class FakeSession:
                 asked,
                 f"it looks at a value that only the GPU would know: {failure.text}",
                 "Fake tensors have shapes, and no values",
-                f"Take what looks at it (.item(), nonzero, a boolean mask) out of the step. {_VIRTUAL}",
+                f"Take what looks at it (.item(), .numpy(), nonzero, a boolean mask) out of the step. {_VIRTUAL}",
+            )
+        if failure.kind in _NO_KERNEL and "sparse" in failure.text.lower():
+            return UsageError(
+                asked,
+                failure.text.partition("\n")[0],
+                "Fake tensors do not follow sparse ones, or their gradients",
+                _VIRTUAL,
             )
         if failure.kind in _NO_KERNEL:
             return UsageError(

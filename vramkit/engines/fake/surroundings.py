@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import torch
 from torch._subclasses import fake_tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim import optimizer as optimizer_module
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import _disable_current_modes
@@ -22,11 +22,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ...running_out import quick_collections
 from .. import settings
 from . import corrections
-from .arriving import swap
+from .arriving import copied, swap
 from .corrections import adding_in_place, one_hot_of
 from .overlay import beside_a_device, overlay
 from .overlay.patches import replace
 from .recorder import Recorder
+from .values import as_numpy, formatted
 
 
 @contextmanager
@@ -106,6 +107,8 @@ def cuda_for_fakes(recorder: Recorder) -> Iterator[None]:
                 recorder.remark(f"Kernels were chosen as on {found}, which is here, not as on {recorder.gpu.product}.")
         else:
             stack.enter_context(overlay(recorder.gpu))
+            # To see what comes out of an operator without a fake kernel, torch would run it on the device.
+            replace(stack, FakeTensorMode, "can_run_unsafe_fallback", lambda mode, operator: False)
         # What fails is told as an error of ours, and not on stderr as well.
         replace(stack, logging.getLogger(fake_tensor.__name__), "disabled", True)
         stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -117,5 +120,8 @@ def cuda_for_fakes(recorder: Recorder) -> Iterator[None]:
         for name in ("linear", "scaled_dot_product_attention"):
             replace(stack, torch.nn.functional, name, adding_in_place(getattr(torch.nn.functional, name)))
         replace(stack, torch.nn.functional, "one_hot", one_hot_of(torch.nn.functional.one_hot))
+        replace(stack, FakeTensor, "__deepcopy__", copied)
+        replace(stack, FakeTensor, "__format__", formatted)
+        replace(stack, FakeTensor, "numpy", as_numpy)
         replace(stack, FakeTensor, "data_ptr", lambda tensor: recorder.data_ptr(tensor))
         yield
