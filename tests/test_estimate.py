@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from workloads import tokens
 
 import vramkit
-from vramkit import archive
+from vramkit import archive, closed_form
 from vramkit.engines import virtual
 
 pytestmark = pytest.mark.virtual_gpu
@@ -139,6 +139,18 @@ def test_training_so_far_does_not_count() -> None:
     after = vramkit.estimate(**gpt_arguments(model=model, optimizer=optimizer), gpu="2 GiB")
 
     assert peaks(after) == peaks(before)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, partial(torch.optim.Adagrad, fused=True)])
+def test_an_optimizer_and_what_makes_it_come_to_the_same(kind: Callable[..., torch.optim.Optimizer]) -> None:
+    model = small_gpt()
+
+    made = vramkit.estimate(**gpt_arguments(model=model, optimizer=kind(model.parameters())), gpu="2 GiB")
+    factory = vramkit.estimate(**gpt_arguments(model=model, optimizer=kind), gpu="2 GiB")
+
+    assert peaks(made) == peaks(factory)
+    assert made.final == factory.final
+    assert factory.final.optimizer_state == closed_form.optimizer_state(kind, model)
 
 
 def test_the_settings_of_this_process_hold_there() -> None:

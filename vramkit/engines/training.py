@@ -37,9 +37,10 @@ class Training:
     doing: str = "move the model to the device"
     """What is going on, as the end of "was to ..."; for the text of an error."""
     _sample: list[object] = field(default_factory=list)
+    _step: Callable[[object], object] | None = None
 
     def run(self, before_steps: Callable[[], object], after_step: Callable[[], object]) -> None:
-        """Run it.
+        """Run it. What a training script holds to its end, the optimizer too, lives as long as this object does.
 
         Args:
             before_steps: called when the models are on the device, before there is an optimizer.
@@ -53,7 +54,7 @@ class Training:
         self._move_states()
         before_steps()
         self.doing = "make the optimizer"
-        step = program.step or self._plain_step()
+        self._step = step = program.step or self._plain_step()
         with _mode(program.gradients):
             for number in range(program.steps):
                 self.doing = f"make the batch of step {number + 1} of {program.steps}"
@@ -64,12 +65,14 @@ class Training:
                 after_step()
 
     def _move_states(self) -> None:
-        """What an optimizer made when it was made, to its parameters' device: Adagrad's sums."""
+        """What an optimizer made when it was made, to its parameters' device: Adagrad's sums, and its steps if fused."""
         for optimizer in self.program.optimizers:
-            for parameter, state in optimizer.state.items():
-                for name, value in state.items():
-                    if isinstance(value, torch.Tensor) and value.shape == parameter.shape and name != "step":
-                        state[name] = value.to(self.device)
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    state = optimizer.state.get(parameter, {})
+                    for name, value in state.items():
+                        if _belongs_to(parameter, group, name, value):
+                            state[name] = value.to(self.device)
 
     def _batch(self) -> object:
         """The next batch: the sample again, or what the callable makes."""
@@ -91,6 +94,13 @@ class Training:
             made = program.make_optimizer(parameters)
             optimizers = tuple(made) if isinstance(made, (list, tuple)) else (made,)  # type: ignore[assignment] # checked by its use
         return PlainStep(model, optimizers, program.loss, program.autocast, self.device)
+
+
+def _belongs_to(parameter: torch.Tensor, group: Mapping[str, Any], name: str, value: object) -> bool:
+    """Whether a part of an optimizer's state has to be where its parameter is."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    return bool(group.get("fused")) if name == "step" else value.shape == parameter.shape
 
 
 @dataclass
