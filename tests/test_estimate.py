@@ -8,10 +8,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import predicted_programs
 import pytest
 import torch
@@ -298,9 +300,19 @@ def test_a_copy_in_another_process_has_the_figures_and_no_program(gpt: vramkit.E
         copy.at(8)
 
 
+def test_numbers_of_numpy_are_batch_sizes_too(gpt: vramkit.Estimate) -> None:
+    sizes: Any = 2 ** np.arange(3)
+
+    rows = gpt.batch_sizes(sizes)
+
+    assert rows == gpt.batch_sizes([1, 2, 4])
+    assert gpt.at(sizes[1]).batch_size == 2
+    assert gpt.at(np.int64(gpt.batch_size)) is gpt
+
+
 @pytest.mark.parametrize("size", [0, -1, True, 2.0, 1 << 25])
 def test_what_is_no_batch_size_is_refused(gpt: vramkit.Estimate, size: Any) -> None:
-    with pytest.raises(vramkit.UsageError, match="batch size was expected"):
+    with pytest.raises(vramkit.UsageError, match=r"at\(\) of an estimate was called with batch_size="):
         gpt.at(size)
 
 
@@ -356,6 +368,26 @@ def test_tensors_that_a_step_holds_keep_their_values_and_their_device() -> None:
     estimate = vramkit.estimate(Net(), torch.tensor([7, 7]), step=step, gpu="t4")
 
     assert estimate.final.other == 4000
+
+
+@dataclass
+class Rows:
+    """A batch as a class of one's own."""
+
+    x: torch.Tensor
+
+
+def test_a_step_gets_a_dataclass_as_it_is() -> None:
+    net = Net()
+
+    def step(batch: Rows) -> None:
+        assert type(batch) is Rows
+        net(batch.x.to("cuda")).backward()
+
+    found = vramkit.estimate(net, Rows(BATCH), step=step, gpu="t4")
+
+    assert found.batch_size == len(BATCH)
+    assert peaks(found.at(7)) == peaks(vramkit.estimate(net, Rows(BATCH[:7]), step=step, gpu="t4"))
 
 
 def test_a_step_that_trains_another_model_is_noticed() -> None:
@@ -477,7 +509,7 @@ def fail(batch: torch.Tensor) -> None:
         ({"step": lambda batch: OTHER(batch.to("cuda"))}, ["Part of it is not on the GPU", "Pass every model"]),
         ({"batch": {"x": BATCH, "mask": BATCH[:3]}}, ["3, 64", "['mask']: 3x512", "vramkit.fixed(tensor)"]),
         ({"batch": BATCH[:0]}, ["0"]),
-        ({"batch": torch.zeros(()), "batch_size": 3}, ["no tensor has a dimension 0"]),
+        ({"batch": torch.zeros(()), "batch_size": 3}, ["no tensor with a dimension 0", "a callable size -> batch"]),
         ({"gpu": "t44"}, ["'t44'", "nearest are 't4'"]),
         ({"gpu": "5 TiB"}, ["No virtual card is larger than 4.00 TiB"]),
         ({"batch": DataLoader(BATCH)}, ["the batch is DataLoader", "next(iter(loader))"]),

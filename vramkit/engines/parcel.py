@@ -24,11 +24,10 @@ from functools import cache
 from typing import Any, TypeGuard
 
 import torch
-from torch.utils import _pytree as pytree
 
 from ..errors import UsageError
 from . import Program, device_names
-from .batches import VALUES_KEPT, Fixed, unbacked
+from .batches import VALUES_KEPT, Fixed, leaves_of, unbacked
 
 INSTALL_CLOUDPICKLE = (
     "Install cloudpickle, which sends lambdas, local functions and a script's own classes: pip install "
@@ -135,7 +134,7 @@ def _cloudpickle() -> Any | None:
 
 
 def _tensors_of(batch: object) -> Iterator[torch.Tensor]:
-    for leaf in pytree.tree_leaves(batch):
+    for _, leaf in leaves_of(batch):
         tensor = leaf.tensor if isinstance(leaf, Fixed) else leaf
         if isinstance(tensor, torch.Tensor):
             yield tensor

@@ -65,7 +65,7 @@ class Training:
                 after_step()
 
     def _move_states(self) -> None:
-        """What an optimizer made when it was made, to its parameters' device: Adagrad's sums, and its steps if fused."""
+        """What an optimizer made when it was made, to its parameters' device: Adagrad's sums, a fused one's steps."""
         for optimizer in self.program.optimizers:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
