@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -560,6 +561,78 @@ def test_a_process_that_dies_is_an_error_with_its_last_words() -> None:
 
     with pytest.raises(vramkit.DeviceError, match=r"(?s)signal 9.*last words"):
         vramkit.estimate(Net(), BATCH, step=die, gpu="t4")
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Iterator[tuple[str, int]]:
+    """A named pipe, and its end that is read: at the end of it, nobody is there any more who could write."""
+    os.mkfifo(tmp_path / "line")
+    source = os.open(tmp_path / "line", os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(source, True)
+    yield str(tmp_path / "line"), source
+    os.close(source)
+
+
+def fork_and_stay(path: str) -> None:
+    """Leave a process behind that stays for a minute, and says then that it did."""
+    sink = os.open(path, os.O_WRONLY)
+    if os.fork() == 0:
+        os.write(sink, b"1")
+        select.select([], [], [], 60)
+        os.write(sink, b"stayed")
+        os._exit(0)
+    os.close(sink)
+
+
+def read_to_end(source: int) -> bytes:
+    return b"".join(iter(lambda: os.read(source, 100), b""))
+
+
+def test_what_a_step_leaves_running_is_not_waited_for_and_ends_with_it(line: tuple[str, int]) -> None:
+    path, source = line
+    net = Net()
+
+    def step(batch: torch.Tensor) -> None:
+        fork_and_stay(path)
+        net(batch.to("cuda")).backward()
+
+    left = vramkit.estimate(net, BATCH, step=step, gpu="t4", steps=1)
+
+    assert b"stayed" not in read_to_end(source)
+    assert peaks(left) == peaks(vramkit.estimate(net, BATCH, gpu="t4", steps=1))
+
+
+def test_a_fork_that_runs_the_rest_of_the_step_gives_no_answer() -> None:
+    net = Net()
+
+    def step(batch: torch.Tensor) -> None:
+        if (child := os.fork()) == 0:
+            raise RuntimeError
+        os.waitpid(child, 0)
+        net(batch.to("cuda")).backward()
+
+    found = vramkit.estimate(net, BATCH, step=step, gpu="t4", steps=1)
+
+    assert found.fits("l4")
+    assert peaks(found) == peaks(vramkit.estimate(net, BATCH, gpu="t4", steps=1))
+
+
+def test_an_interrupted_run_leaves_no_process(line: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, source = line
+
+    def step(batch: torch.Tensor) -> None:
+        fork_and_stay(path)
+        select.select([], [], [], 60)
+
+    def interrupted(connection: object, seconds: float) -> bool:
+        os.read(source, 1)  # the step has begun
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(virtual._Connection, "_answers_within", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        vramkit.estimate(Net(), BATCH, step=step, gpu="t4")
+    assert read_to_end(source) == b""
 
 
 def test_a_run_that_takes_long_is_spoken_of(monkeypatch: pytest.MonkeyPatch) -> None:
