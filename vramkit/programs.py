@@ -131,6 +131,26 @@ def optimizers_of(
     )
 
 
+def _check_loss(asked: str, loss: object) -> None:
+    if loss is not None and (isinstance(loss, type) or not callable(loss)):
+        raise UsageError(
+            asked,
+            f"the loss is {loss.__name__}, a class" if isinstance(loss, type) else f"the loss is {loss!r:.60}",
+            "It is called with the output and the batch, and returns a tensor of one number",
+            "Pass a function: loss=lambda output, batch: torch.nn.functional.cross_entropy(output, batch[1])",
+        )
+
+
+def _check_autocast(asked: str, autocast: object) -> None:
+    if autocast not in (None, torch.float16, torch.bfloat16, torch.float32):
+        raise UsageError(
+            asked,
+            f"with autocast={autocast!r}",
+            "It is the dtype of torch.autocast on CUDA",
+            "Give torch.bfloat16 or torch.float16",
+        )
+
+
 def _check_step(
     asked: str,
     step: object,
@@ -147,6 +167,8 @@ def _check_step(
                 "The plain step calls one model",
                 "Pass step=..., a function of the batch that calls them",
             )
+        _check_loss(asked, loss)
+        _check_autocast(asked, autocast)
         return
     if not callable(step):
         raise UsageError(
