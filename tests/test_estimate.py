@@ -500,12 +500,17 @@ def fail(batch: torch.Tensor) -> None:
     raise KeyError("on purpose")
 
 
+def raise_out_of_memory(batch: torch.Tensor) -> None:
+    raise torch.OutOfMemoryError
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"batch": torch.zeros(3, 7)}, ["step 1 of 3", "shapes cannot be multiplied", "model(f32[3,7])"]),
         ({"batch": (BATCH, BATCH)}, ["TypeError", "model(f32[64,512], f32[64,512])", "loss=..."]),
         ({"step": fail}, ["step 1 of 3", "KeyError: 'on purpose'"]),
+        ({"step": raise_out_of_memory}, ["an out-of-memory error", "something in the program raised that itself"]),
         ({"step": lambda batch: sys.exit(3)}, ["SystemExit: 3"]),
         ({"step": lambda batch: OTHER(batch.to("cuda"))}, ["Part of it is not on the GPU", "Pass every model"]),
         ({"batch": {"x": BATCH, "mask": BATCH[:3]}}, ["3, 64", "['mask']: 3x512", "vramkit.fixed(tensor)"]),
