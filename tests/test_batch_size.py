@@ -382,7 +382,7 @@ def test_a_lazy_module_is_refused_and_stays_as_it_was():
 
 
 def test_a_batch_that_cannot_grow_is_refused():
-    with pytest.raises(vramkit.UsageError, match="No tensor of the batch has a dimension 0"):
+    with pytest.raises(vramkit.UsageError, match="No tensor with a dimension 0 was found in the batch"):
         find(data=torch.tensor(1.0))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -187,6 +188,38 @@ def test_a_batch_is_any_tree_of_tensors() -> None:
 
     assert closed_form.inputs(batch) == 2 * 3 * 4 + 5
     assert closed_form.inputs({**batch, "mask": vramkit.fixed(torch.zeros(7, dtype=torch.bool))}) == 2 * 3 * 4 + 5 + 7
+
+
+@dataclass
+class Images:
+    """A batch as a class of one's own."""
+
+    pixels: torch.Tensor
+
+
+def test_closed_forms_take_what_an_estimate_takes() -> None:
+    model, other = nn.Linear(4, 4), nn.Linear(5, 5)
+    optimizers = [torch.optim.SGD(model.parameters(), momentum=0.9), torch.optim.Adam(other.parameters())]
+
+    assert closed_form.parameters({"one": model, "other": other}) == 4 * (20 + 30)
+    assert closed_form.optimizer_state(optimizers) == 4 * (20 + 2 * 30)
+    assert closed_form.optimizer_state(lambda parameters: [torch.optim.Adam(parameters)], model) == 4 * 2 * 20
+    assert closed_form.inputs(Images(torch.zeros(7))) == 4 * 7
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda: closed_form.inputs(torch.zeros), "it is a callable.*make_batch"),
+        (lambda: closed_form.inputs(object()), "no tensor was found in object"),
+        (lambda: closed_form.parameters("model"), "the model is str 'model'"),  # type: ignore[arg-type] # on purpose
+        (lambda: closed_form.optimizer_state("adam"), "the optimizer is str 'adam'"),  # type: ignore[arg-type] # on purpose
+        (lambda: closed_form.optimizer_state(lambda parameters: None, nn.Linear(4, 4)), "the factory made NoneType"),  # type: ignore[arg-type, return-value] # on purpose
+    ],
+)
+def test_what_closed_forms_cannot_look_at_they_refuse(ask: Callable[[], int], words: str) -> None:
+    with pytest.raises(vramkit.UsageError, match=f"(?i){words}"):
+        ask()
 
 
 def test_where_there_is_no_closed_form_it_says_so() -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import predicted_programs
 import pytest
 import torch
@@ -22,7 +25,7 @@ from torch.utils.data import DataLoader
 from workloads import tokens
 
 import vramkit
-from vramkit import archive
+from vramkit import archive, closed_form
 from vramkit.engines import settings, virtual
 
 pytestmark = pytest.mark.virtual_gpu
@@ -139,6 +142,18 @@ def test_training_so_far_does_not_count() -> None:
     after = vramkit.estimate(**gpt_arguments(model=model, optimizer=optimizer), gpu="2 GiB")
 
     assert peaks(after) == peaks(before)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, partial(torch.optim.Adagrad, fused=True)])
+def test_an_optimizer_and_what_makes_it_come_to_the_same(kind: Callable[..., torch.optim.Optimizer]) -> None:
+    model = small_gpt()
+
+    made = vramkit.estimate(**gpt_arguments(model=model, optimizer=kind(model.parameters())), gpu="2 GiB")
+    factory = vramkit.estimate(**gpt_arguments(model=model, optimizer=kind), gpu="2 GiB")
+
+    assert peaks(made) == peaks(factory)
+    assert made.final == factory.final
+    assert factory.final.optimizer_state == closed_form.optimizer_state(kind, model)
 
 
 def test_the_settings_of_this_process_hold_there() -> None:
@@ -311,9 +326,19 @@ def test_a_copy_in_another_process_has_the_figures_and_no_program(gpt: vramkit.E
         copy.at(8)
 
 
+def test_numbers_of_numpy_are_batch_sizes_too(gpt: vramkit.Estimate) -> None:
+    sizes: Any = 2 ** np.arange(3)
+
+    rows = gpt.batch_sizes(sizes)
+
+    assert rows == gpt.batch_sizes([1, 2, 4])
+    assert gpt.at(sizes[1]).batch_size == 2
+    assert gpt.at(np.int64(gpt.batch_size)) is gpt
+
+
 @pytest.mark.parametrize("size", [0, -1, True, 2.0, 1 << 25])
 def test_what_is_no_batch_size_is_refused(gpt: vramkit.Estimate, size: Any) -> None:
-    with pytest.raises(vramkit.UsageError, match="batch size was expected"):
+    with pytest.raises(vramkit.UsageError, match=r"at\(\) of an estimate was called with batch_size="):
         gpt.at(size)
 
 
@@ -369,6 +394,26 @@ def test_tensors_that_a_step_holds_keep_their_values_and_their_device() -> None:
     estimate = vramkit.estimate(Net(), torch.tensor([7, 7]), step=step, gpu="t4")
 
     assert estimate.final.other == 4000
+
+
+@dataclass
+class Rows:
+    """A batch as a class of one's own."""
+
+    x: torch.Tensor
+
+
+def test_a_step_gets_a_dataclass_as_it_is() -> None:
+    net = Net()
+
+    def step(batch: Rows) -> None:
+        assert type(batch) is Rows
+        net(batch.x.to("cuda")).backward()
+
+    found = vramkit.estimate(net, Rows(BATCH), step=step, gpu="t4")
+
+    assert found.batch_size == len(BATCH)
+    assert peaks(found.at(7)) == peaks(vramkit.estimate(net, Rows(BATCH[:7]), step=step, gpu="t4"))
 
 
 def test_a_step_that_trains_another_model_is_noticed() -> None:
@@ -480,21 +525,38 @@ def fail(batch: torch.Tensor) -> None:
     raise KeyError("on purpose")
 
 
+def raise_out_of_memory(batch: torch.Tensor) -> None:
+    raise torch.OutOfMemoryError
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"batch": torch.zeros(3, 7)}, ["step 1 of 3", "shapes cannot be multiplied", "model(f32[3,7])"]),
         ({"batch": (BATCH, BATCH)}, ["TypeError", "model(f32[64,512], f32[64,512])", "loss=..."]),
         ({"step": fail}, ["step 1 of 3", "KeyError: 'on purpose'"]),
+        ({"step": raise_out_of_memory}, ["an out-of-memory error", "something in the program raised that itself"]),
         ({"step": lambda batch: sys.exit(3)}, ["SystemExit: 3"]),
         ({"step": lambda batch: torch.distributions.Normal(batch.to("cuda"), 1.0)}, ["validate_args=False"]),
         ({"step": lambda batch: OTHER(batch.to("cuda"))}, ["Part of it is not on the GPU", "Pass every model"]),
         ({"batch": {"x": BATCH, "mask": BATCH[:3]}}, ["3, 64", "['mask']: 3x512", "vramkit.fixed(tensor)"]),
         ({"batch": BATCH[:0]}, ["0"]),
-        ({"batch": torch.zeros(()), "batch_size": 3}, ["no tensor has a dimension 0"]),
+        ({"batch": torch.zeros(()), "batch_size": 3}, ["no tensor with a dimension 0", "a callable size -> batch"]),
         ({"gpu": "t44"}, ["'t44'", "nearest are 't4'"]),
         ({"gpu": "5 TiB"}, ["No virtual card is larger than 4.00 TiB"]),
         ({"batch": DataLoader(BATCH)}, ["the batch is DataLoader", "next(iter(loader))"]),
+        ({"loss": "mse"}, ["the loss is 'mse'", "Pass a function"]),
+        ({"loss": nn.MSELoss}, ["MSELoss, a class"]),
+        ({"loss": nn.MSELoss(), "batch": (BATCH, BATCH)}, ["compute the loss in step 1 of 3", "loss(output, batch)"]),
+        ({"loss": lambda output, batch: output.expand(3)}, ["the shape (3,)", "one number"]),
+        ({"loss": lambda output, batch: 0.5}, ["the loss is float", "Let the loss return one"]),
+        ({"loss": lambda output, batch: (output, 1)}, ["the loss is tuple"]),
+        ({"loss": lambda output, batch: output.detach()}, ["begin the backward", "not detach it"]),
+        ({"model": Net().requires_grad_(False)}, ["nothing that requires a gradient", "torch.no_grad()"]),
+        ({"optimizer": lambda parameters: None}, ["the optimizer's factory returned NoneType", "torch.optim.AdamW"]),
+        ({"optimizer": lambda: None}, ["make the optimizer", "called with the parameters"]),
+        ({"autocast": True}, ["autocast=True", "torch.bfloat16"]),
+        ({"autocast": torch.float64}, ["autocast=torch.float64"]),
         ({"optimizer": lambda p: torch.optim.LBFGS(p)}, ["closure", "Pass step=..."]),
         ({"steps": 0}, ["steps=0"]),
         ({"steps": True}, ["steps=True"]),
@@ -542,6 +604,78 @@ def test_a_process_that_dies_is_an_error_with_its_last_words() -> None:
 
     with pytest.raises(vramkit.DeviceError, match=r"(?s)signal 9.*last words"):
         vramkit.estimate(Net(), BATCH, step=die, gpu="t4")
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Iterator[tuple[str, int]]:
+    """A named pipe, and its end that is read: at the end of it, nobody is there any more who could write."""
+    os.mkfifo(tmp_path / "line")
+    source = os.open(tmp_path / "line", os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(source, True)
+    yield str(tmp_path / "line"), source
+    os.close(source)
+
+
+def fork_and_stay(path: str) -> None:
+    """Leave a process behind that stays for a minute, and says then that it did."""
+    sink = os.open(path, os.O_WRONLY)
+    if os.fork() == 0:
+        os.write(sink, b"1")
+        select.select([], [], [], 60)
+        os.write(sink, b"stayed")
+        os._exit(0)
+    os.close(sink)
+
+
+def read_to_end(source: int) -> bytes:
+    return b"".join(iter(lambda: os.read(source, 100), b""))
+
+
+def test_what_a_step_leaves_running_is_not_waited_for_and_ends_with_it(line: tuple[str, int]) -> None:
+    path, source = line
+    net = Net()
+
+    def step(batch: torch.Tensor) -> None:
+        fork_and_stay(path)
+        net(batch.to("cuda")).backward()
+
+    left = vramkit.estimate(net, BATCH, step=step, gpu="t4", steps=1)
+
+    assert b"stayed" not in read_to_end(source)
+    assert peaks(left) == peaks(vramkit.estimate(net, BATCH, gpu="t4", steps=1))
+
+
+def test_a_fork_that_runs_the_rest_of_the_step_gives_no_answer() -> None:
+    net = Net()
+
+    def step(batch: torch.Tensor) -> None:
+        if (child := os.fork()) == 0:
+            raise RuntimeError
+        os.waitpid(child, 0)
+        net(batch.to("cuda")).backward()
+
+    found = vramkit.estimate(net, BATCH, step=step, gpu="t4", steps=1)
+
+    assert found.fits("l4")
+    assert peaks(found) == peaks(vramkit.estimate(net, BATCH, gpu="t4", steps=1))
+
+
+def test_an_interrupted_run_leaves_no_process(line: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, source = line
+
+    def step(batch: torch.Tensor) -> None:
+        fork_and_stay(path)
+        select.select([], [], [], 60)
+
+    def interrupted(connection: object, seconds: float) -> bool:
+        os.read(source, 1)  # the step has begun
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(virtual._Connection, "_answers_within", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        vramkit.estimate(Net(), BATCH, step=step, gpu="t4")
+    assert read_to_end(source) == b""
 
 
 def test_a_run_that_takes_long_is_spoken_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import UserDict
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import pytest
 import torch
@@ -54,6 +55,38 @@ def test_what_a_tokenizer_returns_stays_what_it_is() -> None:
 
 def test_a_wrapper_takes_what_is_inside() -> None:
     assert training._positions(nn.DataParallel(Takes())) == training._positions(Takes()) == 2
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A batch as a class of one's own."""
+
+    images: torch.Tensor
+    more: dict[str, Any]
+
+
+class Placed(Pair):
+    """One that says how it is moved."""
+
+    def to(self, device: str) -> str:
+        return device
+
+
+def test_a_dataclass_is_looked_into_and_keeps_its_class() -> None:
+    pair = Pair(torch.zeros(2, 5), {"labels": torch.zeros(2), "mask": vramkit.fixed(torch.zeros(3)), "n": 7})
+
+    (resized,) = cast("list[Any]", batches.at_size([pair], 6))
+
+    assert batches.batch_size_of(pair) == batches.batch_size_of([pair]) == 2
+    assert type(resized) is Pair
+    assert (resized.images.shape, resized.more["labels"].shape, resized.more["n"]) == ((6, 5), (6,), 7)
+    assert resized.more["mask"] is pair.more["mask"].tensor
+    assert pair.images.shape == (2, 5)
+    assert batches.moved(resized, "meta").more["labels"].is_meta
+    assert batches.moved(Placed(torch.zeros(2), {}), "meta") == "meta"
+    assert batches.batch_size_of(vramkit.fixed(pair)) == 0
+    with pytest.raises(vramkit.UsageError, match=r"\[0\]\.images: 2x5, \[0\]\.more\['labels'\]: 3"):
+        batches.batch_size_of([Pair(torch.zeros(2, 5), {"labels": torch.zeros(3)})])
 
 
 def test_a_large_batch_takes_no_memory_of_the_host() -> None:

@@ -24,6 +24,20 @@ def misspelt():
 def halfway():
     return {"model": torch.nn.Linear(512, 512), "loss": None}
 
+def needs(path):
+    return path
+
+def raises():
+    raise RuntimeError("on purpose")
+
+def leaves():
+    raise SystemExit(1)
+
+def steps_badly():
+    def step(batch):
+        raise KeyError("in the step")
+    return arguments() | {"optimizer": None, "step": step}
+
 def nothing():
     return None
 
@@ -34,6 +48,7 @@ number = 3
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "described.py").write_text(MODULE)
+    (tmp_path / "lacking.py").write_text("import a_module_that_is_absent")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -89,3 +104,26 @@ def test_wrong_use_is_one_message_and_status_2(function: str, words: str, capsys
     assert code == 2
     assert shown.out == ""
     assert words in shown.err
+
+
+@pytest.mark.parametrize(
+    ("function", "line", "words"),
+    [
+        ("described:needs", "TypeError: needs() missing 1", "was to call described:needs. It raised TypeError"),
+        ("described:raises", 'raise RuntimeError("on purpose")', "It raised RuntimeError: on purpose"),
+        ("described:leaves", "raise SystemExit(1)", "It raised SystemExit: 1"),
+        ("lacking:build", "import a_module_that_is_absent", "It raised ModuleNotFoundError"),
+        ("described:steps_badly", 'raise KeyError("in the step")', "was to run step 1 of 3"),
+    ],
+)
+def test_what_fails_is_status_2_with_its_own_traceback_above(
+    function: str, line: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["estimate", function, "--gpu", "t4", "--engine", "fake"])
+
+    above, _, message = capsys.readouterr().err.rpartition("\nvramkit: ")
+    assert code == 2
+    assert line in above
+    assert "cli/estimate.py" not in above
+    assert words in message
+    assert "the traceback above" in message

@@ -8,6 +8,7 @@ import importlib
 import random
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.distributions import Distribution, Normal
 from workloads import tokens
 
 import vramkit
+from vramkit import closed_form
 from vramkit.devtools.tapediff import differences
 from vramkit.engines import Run, settings, virtual
 from vramkit.engines.fake.recorder import Recorder
@@ -281,6 +283,17 @@ def test_parameters_gradients_and_states_are_those_of_the_model() -> None:
     assert total(estimate, Category.PARAMETER) == size
     assert total(estimate, Category.GRADIENT) == size
     assert total(estimate, Category.OPTIMIZER_STATE) == 2 * size
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, partial(torch.optim.Adagrad, fused=True)])
+def test_an_optimizer_and_what_makes_it_come_to_the_same(kind: Callable[..., torch.optim.Optimizer]) -> None:
+    model = mlp()
+
+    made, factory = fake(model, optimizer=kind(model.parameters())), fake(model, optimizer=kind)
+
+    assert (made.peak_allocated, made.peak_reserved) == (factory.peak_allocated, factory.peak_reserved)
+    assert made.final == factory.final
+    assert factory.final.optimizer_state == closed_form.optimizer_state(kind, model)
 
 
 @pytest.mark.parametrize(("gpu", "size"), [("a100-80gb", 8_519_680), ("h100", 33_554_432), ("b200", 33_554_432)])

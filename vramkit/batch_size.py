@@ -14,6 +14,7 @@ import torch
 
 from . import gpus
 from .batch_size_result import BatchSizeResult, Trial
+from .counts import check_count
 from .engines import Program
 from .errors import UsageError
 from .estimation import current_gpu, open_session
@@ -23,7 +24,7 @@ from .fitting.progress import Progress
 from .fitting.ranks import Agreement
 from .gpus import GPU
 from .profiling import is_measuring
-from .programs import Models, OptimizerOrFactory, check_count, is_made, program_of
+from .programs import Models, OptimizerOrFactory, check_grows, program_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -71,8 +72,8 @@ def auto_batch_size(
 
     Args:
         model: an ``nn.Module``, or several: all that the step uses. One on the CPU is moved for each run, and back.
-        batch: a tensor or a pytree of tensors, dimension 0 of each being the batch (else wrap it: ``vramkit.fixed``),
-            which is resized; or a callable ``size -> batch``.
+        batch: a tensor, or a pytree of tensors and dataclasses, dimension 0 of each tensor being the batch (else wrap
+            it: ``vramkit.fixed``), which is resized; or a callable ``size -> batch``.
         optimizer: a ``torch.optim.Optimizer``, several, or a factory ``parameters -> Optimizer``. None: no optimizer.
         step: ``step(batch)``, one training step as you write it. None: the plain one of ``vramkit.estimate``.
         loss: ``loss(output, batch)``, for the plain step.
@@ -110,13 +111,7 @@ def auto_batch_size(
     if effective_batch_size is not None:
         effective_batch_size = check_count(_ASKED, "effective_batch_size", effective_batch_size)
     bounds = _bounds(memory_fraction, multiple_of, min_batch_size, max_batch_size, effective_batch_size, verify=verify)
-    if not is_made(batch) and not program.batch_size:
-        raise UsageError(
-            _ASKED,
-            "no tensor of the batch has a dimension 0",
-            "So nothing says how it grows",
-            "Give a batch whose tensors begin with the batch dimension, or a callable size -> batch",
-        )
+    check_grows(_ASKED, program)
     with Agreement(group) as ranks, Progress(ranks.is_first and _has_terminal(), on_trial) as progress:
         ranks.same(steps=steps)  # the bounds, the search agrees on
         device = _device(program, gpu)

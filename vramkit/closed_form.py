@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from .engines.batches import Fixed
+from .engines.batches import Fixed, leaves_of
 from .errors import UsageError
+from .programs import Models, OptimizerOrFactory, is_made, models_of, optimizers_of
 from .sizes import format_size
 
-Models = torch.nn.Module | Iterable[torch.nn.Module]
-OptimizerOrFactory = torch.optim.Optimizer | Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+_SIZE_ASKED = "The size of a model was asked for"
+_STATE_ASKED = "The state of an optimizer was asked for"
 Group = Mapping[str, Any]
 """One of ``optimizer.param_groups``: its parameters, and how they are trained."""
 
@@ -33,11 +34,11 @@ def parameters(model: Models) -> int:
         closed_form.parameters(torch.nn.Linear(512, 512))        # 1_050_624
 
     Args:
-        model: on any device, ``meta`` too, or several of them. Parameters that are views of one storage count as they
-            do after ``.to("cuda")``, which gives each its own.
+        model: on any device, ``meta`` too, a sequence or a dict of them. Parameters that are views of one storage count
+            as they do after ``.to("cuda")``, which gives each its own.
 
     Raises:
-        UsageError: a lazy module, which has no shapes yet.
+        UsageError: a lazy module, which has no shapes yet, or what is no model.
     """
     return sum(map(_size, _parameters_of(model)))
 
@@ -72,7 +73,7 @@ def optimizer_state(optimizer: OptimizerOrFactory, model: Models | None = None, 
     ``fused``, ...), and for subclasses that leave the step to them. Of any other optimizer, what it holds now.
 
     Args:
-        optimizer: an optimizer, or what makes one from parameters: a class, a lambda, a partial.
+        optimizer: an optimizer, several, or what makes one from parameters: a class, a lambda, a partial.
         model: whose parameters a factory gets, as tensors without memory.
         device: where is trained, "cuda" or "cpu": most optimizers keep a step counter for each parameter on the CPU,
             unless they are fused or capturable.
@@ -80,8 +81,34 @@ def optimizer_state(optimizer: OptimizerOrFactory, model: Models | None = None, 
     Raises:
         UsageError: there is no closed form: LBFGS, or an unknown optimizer that has made no state yet.
     """
-    made = optimizer if isinstance(optimizer, torch.optim.Optimizer) else _make(optimizer, model)
-    kind = torch.device(device).type
+    optimizers, factory = optimizers_of(_STATE_ASKED, optimizer)
+    made = optimizers if factory is None else _make(factory, model)
+    return sum(_kept(each, torch.device(device).type) for each in made)
+
+
+def inputs(batch: object) -> int:
+    """Bytes of every tensor of a batch, a pytree of tensors and dataclasses; one that is in it twice is moved twice.
+
+    Raises:
+        UsageError: a callable, or nothing in which a tensor was found.
+    """
+    asked = "The size of a batch was asked for"
+    if is_made(batch):
+        raise UsageError(asked, "it is a callable", instead="Call it for a size: inputs(make_batch(64))")
+    leaves = [leaf.tensor if isinstance(leaf, Fixed) else leaf for _, leaf in leaves_of(batch)]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if not tensors:
+        raise UsageError(
+            asked,
+            f"no tensor was found in {type(batch).__name__}",
+            "Tensors are looked for in tuples, lists, dicts and dataclasses",
+            "Pass those that go to the device",
+        )
+    return sum(map(_size, tensors))
+
+
+def _kept(made: torch.optim.Optimizer, kind: str) -> int:
+    """Bytes that an optimizer keeps on a kind of device."""
     # A learning rate that is a tensor is the optimizer's, too.
     settings = [value for group in made.param_groups for key, value in group.items() if key != "params"]
     held = _sum_once(each for each in _tensors(settings) if each.device.type == kind)
@@ -106,18 +133,11 @@ def optimizer_state(optimizer: OptimizerOrFactory, model: Models | None = None, 
     )
 
 
-def inputs(batch: object) -> int:
-    """Bytes of every tensor of a batch, a pytree of tensors; one that is in it twice is moved twice."""
-    leaves = pytree.tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
-    tensors = (leaf.tensor if isinstance(leaf, Fixed) else leaf for leaf in leaves)
-    return sum(_size(each) for each in tensors if isinstance(each, torch.Tensor))
-
-
 # -- tensors -----------------------------------------------------------------------------------------------------------
 
 
-def _modules(model: Models) -> Sequence[torch.nn.Module]:
-    return (model,) if isinstance(model, torch.nn.Module) else tuple(model)
+def _modules(model: Models) -> Iterable[torch.nn.Module]:
+    return models_of(_SIZE_ASKED, model).values()
 
 
 def _parameters_of(model: Models) -> list[torch.nn.Parameter]:
@@ -125,7 +145,7 @@ def _parameters_of(model: Models) -> list[torch.nn.Parameter]:
     lazy = sum(isinstance(parameter, torch.nn.parameter.UninitializedParameter) for parameter in found.values())
     if lazy:
         raise UsageError(
-            "The size of a model was asked for",
+            _SIZE_ASKED,
             f"{lazy} of its parameters have no shape yet",
             "Lazy modules make them in their first forward",
             "Call the model once, on a batch like yours",
@@ -210,10 +230,10 @@ def _state_of(parameter: torch.Tensor, group: Group, form: _Form, device: str) -
     return numbers * parameter.element_size() + counters * (8 if wide else 4)
 
 
-def _make(factory: Callable[..., torch.optim.Optimizer], model: Models | None) -> torch.optim.Optimizer:
+def _make(factory: Callable[..., object], model: Models | None) -> tuple[torch.optim.Optimizer, ...]:
     if model is None:
         raise UsageError(
-            "The state of an optimizer was asked for",
+            _STATE_ASKED,
             f"it is not made yet: {getattr(factory, '__name__', factory)}",
             "How much it keeps follows from the parameters",
             "Pass the model too: optimizer_state(torch.optim.AdamW, model)",
@@ -226,14 +246,16 @@ def _make(factory: Callable[..., torch.optim.Optimizer], model: Models | None) -
             )
             for each in held
         )
-    if not isinstance(made, torch.optim.Optimizer):
+    optimizers, _ = optimizers_of(_STATE_ASKED, made)
+    if not optimizers:
         raise UsageError(
-            "The state of an optimizer was asked for",
+            _STATE_ASKED,
             f"the factory made {type(made).__name__}",
             instead="Pass an optimizer, or what makes one from parameters, such as torch.optim.AdamW",
         )
-    made.state.clear()
-    return made
+    for each in optimizers:
+        each.state.clear()
+    return optimizers
 
 
 def _no_closed_form(optimizer: torch.optim.Optimizer) -> UsageError:

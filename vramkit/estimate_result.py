@@ -9,7 +9,8 @@ from typing import Any
 
 from . import archive, gpus
 from .breakdown import Breakdown
-from .engines import EngineName, Run, Session
+from .counts import check_count
+from .engines import EngineName, Run, Session, without_size
 from .errors import UsageError
 from .events import Phase
 from .gpus import GPU
@@ -79,10 +80,10 @@ class Estimate(MemoryResult):
         Raises:
             UsageError: no size, a batch that has none, or the program fails at that size.
         """
-        if batch_size == self.batch_size:
+        size = self._checked("at()", batch_size)
+        if size == self.batch_size:
             return self
-        session = self._session("at()")
-        return predict(session, self.gpu, self._checked(batch_size))
+        return predict(self._session("at()"), self.gpu, size)
 
     def batch_sizes(self, sizes: Iterable[int]) -> tuple[BatchSizeRow, ...]:
         """What each of some batch sizes needs.
@@ -106,7 +107,7 @@ class Estimate(MemoryResult):
             UsageError: as for ``at``.
             DoesNotFit: a size needs more than the largest virtual card has, 4 TiB.
         """
-        asked = [self._checked(size) for size in sizes]
+        asked = [self._checked("batch_sizes()", size) for size in sizes]
         rows = Rows(self._session("batch_sizes()"), self.gpu)
         rows.know(self.batch_size, self.tape, fits=self.failure is None)
         rows.fill(asked)
@@ -130,7 +131,7 @@ class Estimate(MemoryResult):
         """
         card = self.gpu if gpu is None else gpus.find(gpu)
         session = self._session("max_batch_size()")
-        start = self._checked(self.batch_size or 1)
+        start = self._checked("max_batch_size()", self.batch_size or 1)
         search = Largest(session, card)
         if card == self.gpu and self.failure is None:
             search.know(start, self.tape)
@@ -172,18 +173,10 @@ class Estimate(MemoryResult):
             )
         return self.session
 
-    def _checked(self, size: int) -> int:
-        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= LARGEST_BATCH:
-            raise UsageError(
-                "A batch size was expected", f"got {size!r}", instead=f"Give a whole number, 1 to {LARGEST_BATCH}"
-            )
+    def _checked(self, what: str, size: int) -> int:
+        size = check_count(f"{what} of an estimate was called", "batch_size", size, most=LARGEST_BATCH)
         if not self.batch_size:
-            raise UsageError(
-                f"An estimate for batch size {size} was asked for",
-                "no tensor of the batch has a dimension 0",
-                "so nothing says how it grows",
-                "Give a batch whose tensors begin with the batch dimension, or a callable size -> batch",
-            )
+            raise without_size(f"An estimate for batch size {size} was asked for")
         return size
 
 

@@ -11,12 +11,13 @@ import torch
 
 from . import gpus, virtual_gpu
 from .allocator import AllocatorConf
+from .counts import check_count
 from .driver import cuda_devices
 from .engines import EngineName, Program, Session, virtual
 from .errors import UsageError
 from .estimate_result import Estimate, predict
 from .gpus import GPU
-from .programs import Models, OptimizerOrFactory, check_count, is_made, program_of
+from .programs import Models, OptimizerOrFactory, check_grows, is_made, program_of
 
 _ASKED = "vramkit.estimate was called"
 
@@ -59,9 +60,10 @@ def estimate(
     Args:
         model: an ``nn.Module`` on any device, ``meta`` too, a sequence, or a dict of them by name: every one that the
             step uses.
-        batch: a tensor or a pytree of tensors, dimension 0 of each being the batch (else wrap it: ``vramkit.fixed``),
-            or a callable ``size -> batch``, which is called at each step. Where there is a ``loss`` and the model takes
-            fewer arguments than the batch has, it gets the first ones, or those whose names it knows.
+        batch: a tensor, or a pytree of tensors and dataclasses, dimension 0 of each tensor being the batch (else wrap
+            it: ``vramkit.fixed``), or a callable ``size -> batch``, which is called at each step. Where there is a
+            ``loss`` and the model takes fewer arguments than the batch has, it gets the first ones, or those whose
+            names it knows.
         optimizer: a ``torch.optim.Optimizer``, several, or a factory ``parameters -> Optimizer``, a class for instance.
             None: no optimizer step.
         step: ``step(batch)``, one training step as you write it, closing over the model and the optimizer that are
@@ -94,12 +96,7 @@ def estimate(
     )
     if batch_size is not None:
         batch_size = check_count(_ASKED, "batch_size", batch_size)
-        if not is_made(batch) and not program.batch_size:
-            raise UsageError(
-                _ASKED,
-                f"with batch_size={batch_size} and a batch in which no tensor has a dimension 0",
-                "It can't grow",
-            )
+        check_grows(f"{_ASKED} with batch_size={batch_size}", program)
     if alloc_conf is not None:
         AllocatorConf.parse(alloc_conf)
     _check_engine(engine)

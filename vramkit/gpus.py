@@ -214,6 +214,8 @@ _CARDS = (
 CATALOGUE: dict[str, GPU] = {card.name: card for card in _CARDS}
 """Every card by its name."""
 
+_LEAST_BYTES = 1 << 20  # a smaller plain number is not meant as bytes: gpu=24
+
 GENERIC = "a100-80gb"
 """Whose properties a card has of which only the memory is given; also the card that is assumed where none is named."""
 
@@ -233,7 +235,7 @@ def find(gpu: str | int | GPU) -> GPU:
 
     Args:
         gpu: a name of the catalogue (case, spaces, hyphens and underscores don't matter), a product's name, a size
-            with a unit, bytes, or a ``GPU``, which is returned as it is.
+            with a unit, bytes from 1 MiB on, or a ``GPU``, which is returned as it is.
 
     Raises:
         UsageError: no such card; the nearest names are listed.
@@ -249,8 +251,8 @@ def find(gpu: str | int | GPU) -> GPU:
         memory = parse_size(gpu)
     except UsageError:
         raise _unknown(gpu) from None
-    if memory == 0:
-        raise _unknown(gpu)
+    if memory < (_LEAST_BYTES if isinstance(gpu, int) else 1):
+        raise _unknown(gpu, memory)
     human = format_size(memory)
     return dataclasses.replace(
         CATALOGUE[GENERIC], name=human, product=f"Virtual GPU {human}", memory=memory, board_memory=memory
@@ -261,17 +263,22 @@ def _plain(name: str) -> str:
     return re.sub(r"^nvidia|^geforce", "", re.sub(r"^nvidia", "", re.sub(r"[\s_\-]+", "", name.lower())))
 
 
-def _unknown(gpu: object) -> UsageError:
+def _unknown(gpu: object, memory: int | None = None) -> UsageError:
+    """What to tell of a card that can't be found, or of a size that can't be one's."""
     names = {_plain(name): name for name in CATALOGUE}
     wanted = _plain(str(gpu))
     # "a100" means one of the A100s, however close in letters "h100" may be.
     near = [name for name in names if len(wanted) > 1 and wanted in name]
     near += [name for name in difflib.get_close_matches(wanted, names, n=4, cutoff=0.5) if name not in near]
+    found = "it is neither in the catalogue nor a size"
+    if memory is not None:
+        found = f"it would have {format_size(memory)}"
+    elif near:
+        found += f"; nearest are {', '.join(repr(names[name]) for name in near[:4])}"
     number = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*g?i?b?\s*", str(gpu), re.IGNORECASE)
-    meant = f"Write '{number[1]} GiB' if that is meant; or name" if number else "Name"
+    meant = f"Write '{number[1]} GiB' if that is meant; or name" if number and 0 < float(number[1]) <= 4096 else "Name"
     return UsageError(
         f"The GPU {gpu!r} was asked for",
-        "it is neither in the catalogue nor a size"
-        + (f"; nearest are {', '.join(repr(names[name]) for name in near[:4])}" if near else ""),
+        found,
         instead=f"{meant} one of {', '.join(CATALOGUE)}, a size such as '24 GiB', or describe it with vramkit.GPU(...)",
     )

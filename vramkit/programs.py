@@ -4,14 +4,14 @@ engines nor devices.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
-from .engines import Program
+from .counts import check_count
+from .engines import Program, without_size
 from .engines.batches import batch_size_of
 from .engines.hooks import hooks_of
 from .errors import UsageError
@@ -43,10 +43,10 @@ def program_of(
     Raises:
         UsageError: an argument is not what it should be.
     """
-    models = _models(asked, model)
+    models = models_of(asked, model)
     _check_batch(asked, batch)
     steps = check_count(asked, "steps", steps)
-    optimizers, factory = _optimizers(asked, optimizer)
+    optimizers, factory = optimizers_of(asked, optimizer)
     _check_step(asked, step, models, factory, loss, autocast)
     return Program(
         models=models,
@@ -66,6 +66,12 @@ def program_of(
 def is_made(batch: object) -> bool:
     """Whether a batch is a callable ``size -> batch``."""
     return callable(batch) and not isinstance(batch, (torch.Tensor, Mapping))
+
+
+def check_grows(asked: str, program: Program) -> None:
+    """Raises: UsageError for a batch that can't be made larger or smaller."""
+    if not program.batch_size and not is_made(program.batch):
+        raise without_size(asked)
 
 
 _T = TypeVar("_T")
@@ -96,7 +102,8 @@ def _check_batch(asked: str, batch: object) -> None:
         )
 
 
-def _models(asked: str, given: object) -> dict[str, torch.nn.Module]:
+def models_of(asked: str, given: object) -> dict[str, torch.nn.Module]:
+    """Models by name, from one, a sequence or a dict of them. Raises: UsageError for anything else."""
     models = _named(given, torch.nn.Module)
     if models is None:
         shown = f"{given.__name__}, a class" if isinstance(given, type) else f"{type(given).__name__} {given!r:.60}"
@@ -106,10 +113,11 @@ def _models(asked: str, given: object) -> dict[str, torch.nn.Module]:
     return models
 
 
-def _optimizers(
+def optimizers_of(
     asked: str,
     given: object,
 ) -> tuple[tuple[torch.optim.Optimizer, ...], Callable[..., object] | None]:
+    """Optimizers, or else what makes some; None: neither. Raises: UsageError for anything else."""
     if given is None:
         return (), None
     optimizers = _named(given, torch.optim.Optimizer)
@@ -123,6 +131,26 @@ def _optimizers(
         "It takes optimizers, or what makes one",
         "Pass a torch.optim.Optimizer, a sequence of them, or a factory: optimizer=torch.optim.AdamW",
     )
+
+
+def _check_loss(asked: str, loss: object) -> None:
+    if loss is not None and (isinstance(loss, type) or not callable(loss)):
+        raise UsageError(
+            asked,
+            f"the loss is {loss.__name__}, a class" if isinstance(loss, type) else f"the loss is {loss!r:.60}",
+            "It is called with the output and the batch, and returns a tensor of one number",
+            "Pass a function: loss=lambda output, batch: torch.nn.functional.cross_entropy(output, batch[1])",
+        )
+
+
+def _check_autocast(asked: str, autocast: object) -> None:
+    if autocast not in (None, torch.float16, torch.bfloat16, torch.float32):
+        raise UsageError(
+            asked,
+            f"with autocast={autocast!r}",
+            "It is the dtype of torch.autocast on CUDA",
+            "Give torch.bfloat16 or torch.float16",
+        )
 
 
 def _check_step(
@@ -141,6 +169,8 @@ def _check_step(
                 "The plain step calls one model",
                 "Pass step=..., a function of the batch that calls them",
             )
+        _check_loss(asked, loss)
+        _check_autocast(asked, autocast)
         return
     if not callable(step):
         raise UsageError(
@@ -157,19 +187,3 @@ def _check_step(
             "A step of your own brings everything itself, and would not use it",
             "Pass the very optimizer that the step uses" if kind else f"Leave {idle[0]} out",
         )
-
-
-def check_count(asked: str, name: str, value: Any) -> int:
-    """An argument as an int, NumPy's integers too.
-
-    Raises:
-        UsageError: it is no whole number from 1 on.
-    """
-    try:
-        count = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        count = None
-    if count is None or count < 1:
-        why = "There is nothing to predict without one" if count is not None else f"{name} has to be a whole number"
-        raise UsageError(asked, f"with {name}={value!r}", why, "Give a whole number from 1 on")
-    return count

@@ -59,6 +59,15 @@ def test_what_is_no_card_is_refused(nonsense: object) -> None:
 
 
 @pytest.mark.parametrize(
+    ("size", "advice"),
+    [(24, r"have 24 B\. Write '24 GiB' if"), ("24", "Write '24 GiB' if"), ("0 GiB", r"would have 0 B\. Name one")],
+)
+def test_a_number_without_a_unit_is_asked_for_one_and_no_size_is_recommended(size: str | int, advice: str) -> None:
+    with pytest.raises(UsageError, match=advice):
+        gpus.find(size)
+
+
+@pytest.mark.parametrize(
     ("change", "text"),
     [
         ({"capability": (3, 5)}, "Known are 7.0"),

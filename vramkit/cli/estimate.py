@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ..errors import UsageError, VramkitError
 from ..sizes import format_size
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def add_to(verbs: Verbs) -> None:
         help="predict the memory of a training step on a GPU that isn't here",
         description="Calls a function that returns (model, batch), or a dict of the arguments of vramkit.estimate, and "
         "prints where the memory of its training step would go.",
-        epilog="Exit code: 0 if it fits (with several batch sizes: each of them), 1 if it does not, 2 for wrong use.",
+        epilog="Exit code: 0 if it fits (with several batch sizes: each of them), 1 if it does not, 2 for wrong use "
+        "and for a function or a step that fails.",
     )
     parser.add_argument("function", metavar="MODULE:FUNCTION", help="as from this folder, such as package.train:build")
     parser.add_argument("--gpu", metavar="NAME|SIZE", help="a card of `vramkit gpus`, or a size such as '24 GiB'")
@@ -42,6 +43,17 @@ def add_to(verbs: Verbs) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Predict, and print. Returns the exit code."""
+    try:
+        return _predict(options)
+    except VramkitError as error:
+        from ..engines.failures import StepTraceback
+
+        if isinstance(error.__cause__, StepTraceback):  # of which the error's own text speaks
+            print(error.__cause__, file=sys.stderr)
+        raise
+
+
+def _predict(options: argparse.Namespace) -> int:
     given = _arguments(options.function)
     sizes: list[int] = options.batch_size or []
     named = {
@@ -99,7 +111,7 @@ def table(rows: tuple[BatchSizeRow, ...]) -> str:
 
 def _arguments(name: str) -> dict[str, Any]:
     """What the function that is meant returns, as arguments of ``vramkit.estimate``."""
-    result = _function(name)()
+    result = _result_of(name)
     if isinstance(result, Mapping):
         return {str(key): value for key, value in result.items()}
     if isinstance(result, (tuple, list)) and len(result) == 2:
@@ -110,6 +122,23 @@ def _arguments(name: str) -> dict[str, Any]:
         "It has to say what is trained",
         'Return (model, batch), or a dict such as {"model": model, "batch": batch, "optimizer": torch.optim.AdamW}',
     )
+
+
+def _result_of(name: str) -> object:
+    try:
+        return _function(name)()
+    except VramkitError:
+        raise
+    except (Exception, SystemExit) as error:
+        from ..engines.failures import StepTraceback, failure_of
+
+        failure = failure_of("call it", error)
+        raise UsageError(
+            f"vramkit estimate was to call {name}",
+            f"it raised {failure.kind}: {failure.text}",
+            instead="Make sure that it can be imported here and called without arguments; the traceback above says "
+            "where it stopped",
+        ) from StepTraceback(f"in {name}", failure.traceback)
 
 
 def _function(name: str) -> Callable[[], object]:
@@ -132,4 +161,4 @@ def _function(name: str) -> Callable[[], object]:
         found = getattr(found, part)
     if not callable(found):
         raise UsageError(_ASKED, f"{name} is {type(found).__name__}", instead="Name a function without arguments")
-    return found  # type: ignore[no-any-return] # it is called without arguments, and says so itself if that can't be
+    return found  # type: ignore[no-any-return] # what it takes and returns shows when it is called

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from ..errors import UsageError
+
 if TYPE_CHECKING:
     import torch
 
@@ -26,7 +28,7 @@ class Program:
 
     models: Mapping[str, torch.nn.Module]
     batch: object
-    """A pytree of tensors, or a callable ``size -> batch``."""
+    """A pytree of tensors and dataclasses, or a callable ``size -> batch``."""
     batch_size: int
     """Of the sample batch; 0: a callable makes the batches, or nothing in it has a dimension 0."""
     steps: int
@@ -41,6 +43,20 @@ class Program:
     """On parameters and optimizers; put back where they arrive."""
     gradients: Literal["on", "off", "inference"] = "on"
     """Whether autograd was on where the estimate was asked for."""
+
+
+def without_size(asked: str) -> UsageError:
+    """What to tell of a batch that can't be made larger or smaller.
+
+    Args:
+        asked: what was asked for, as an error's text begins.
+    """
+    return UsageError(
+        asked,
+        "no tensor with a dimension 0 was found in the batch",
+        "Tensors are looked for in tuples, lists, dicts and dataclasses, and nothing else says how it grows",
+        "Give a batch whose tensors begin with the batch dimension, or a callable size -> batch",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

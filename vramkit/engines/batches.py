@@ -1,4 +1,4 @@
-"""Batches: how large one is, and the same at another size. Knows tensors in nested containers; runs nothing."""
+"""Batches: how large one is, and the same at another size. Knows tensors in pytrees and dataclasses; runs nothing."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import copy
 import mmap
 import sys
 from collections import UserDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar, overload
 
 import torch
@@ -46,24 +46,37 @@ def fixed(batch: object) -> object:
         vramkit.estimate(detector, vramkit.fixed((images, targets)), step=step)
 
     Args:
-        batch: a tensor, or a pytree of tensors, of which each is marked: a batch without a size, such as a list of
-            images or a graph. The model gets them as they are, without the mark.
+        batch: a tensor, or a pytree of tensors and dataclasses, of which each tensor is marked: a batch without a size,
+            such as a list of images or a graph. The model gets them as they are, without the mark.
 
     Raises:
         UsageError: there is no tensor in it.
     """
     if isinstance(batch, torch.Tensor):
         return Fixed(batch)
-    leaves, structure = pytree.tree_flatten(_as_dict(batch))
-    if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+    if not any(isinstance(leaf, torch.Tensor) for _, leaf in leaves_of(batch)):
         raise UsageError(
             "vramkit.fixed was called",
             f"with {type(batch).__name__}, in which no tensor is",
             instead="Pass a tensor or what holds some; whatever is none stays as it is anyway",
         )
-    return pytree.tree_unflatten(
-        [Fixed(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure
-    )
+    return _mapped(lambda leaf: Fixed(leaf) if isinstance(leaf, torch.Tensor) else leaf, batch)
+
+
+def leaves_of(batch: object, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in a batch that is no container, and where it is, as Python would write it behind the batch's name.
+
+    Args:
+        batch: a pytree; dataclasses in it are looked into.
+        at: where the batch itself is.
+    """
+    for path, leaf in pytree.tree_flatten_with_path(_as_dict(batch))[0]:
+        place = at + pytree.keystr(path)
+        if _is_record(leaf):
+            for each in fields(leaf):
+                yield from leaves_of(getattr(leaf, each.name), f"{place}.{each.name}")
+        else:
+            yield place, leaf
 
 
 def batch_size_of(batch: object) -> int:
@@ -73,9 +86,9 @@ def batch_size_of(batch: object) -> int:
         UsageError: they disagree, or it is 0.
     """
     sizes: dict[str, tuple[int, ...]] = {}
-    for path, leaf in pytree.tree_flatten_with_path(_as_dict(batch))[0]:
+    for path, leaf in leaves_of(batch):
         if isinstance(leaf, torch.Tensor) and leaf.dim():
-            sizes[pytree.keystr(path) or "the tensor"] = tuple(leaf.shape)
+            sizes[path or "the tensor"] = tuple(leaf.shape)
     found = {shape[0] for shape in sizes.values()}
     if len(found) > 1 or 0 in found:
         shown = ", ".join(f"{name}: {'x'.join(map(str, shape))}" for name, shape in list(sizes.items())[:6])
@@ -95,7 +108,7 @@ def at_size(batch: object, size: int) -> object:
     """The batch at another size: its rows are repeated. Marks of `fixed` are taken off.
 
     Args:
-        batch: a pytree of tensors on the CPU, or a callable ``size -> batch``.
+        batch: a pytree of tensors on the CPU and dataclasses, or a callable ``size -> batch``.
         size: rows; 0: as it is.
     """
     if callable(batch) and not isinstance(batch, (torch.Tensor, Mapping)):
@@ -105,7 +118,7 @@ def at_size(batch: object, size: int) -> object:
 
 def moved(batch: Any, device: str) -> Any:
     """The batch with every tensor on a device, as a training loop does it."""
-    return _mapped(lambda leaf: _leaf_on(leaf, device), batch)
+    return _mapped(lambda leaf: _leaf_on(leaf, device), batch, looks_into=lambda record: not hasattr(record, "to"))
 
 
 def described(batch: object) -> str:
@@ -145,14 +158,37 @@ def _unwrapped(batch: Any) -> Any:
     return _mapped(lambda leaf: leaf.tensor if isinstance(leaf, Fixed) else leaf, batch)
 
 
-def _mapped(change: Callable[[Any], Any], batch: Any) -> Any:
-    """The batch with every leaf changed; a tokenizer's output stays one, with what a step calls of it."""
-    changed = pytree.tree_map(change, _as_dict(batch))
+def _mapped(
+    change: Callable[[Any], Any], batch: Any, *, looks_into: Callable[[object], bool] = lambda record: True
+) -> Any:
+    """The batch with every leaf changed; a tokenizer's output stays one, with what a step calls of it.
+
+    Args:
+        change: what becomes of a leaf.
+        batch: a pytree; dataclasses in it keep their class.
+        looks_into: whether a dataclass is changed field by field; else it is a leaf.
+    """
+
+    def replaced(leaf: Any) -> Any:
+        if not (_is_record(leaf) and looks_into(leaf)):
+            return change(leaf)
+        record = copy.copy(leaf)
+        for each in fields(leaf):
+            value = _mapped(change, getattr(leaf, each.name), looks_into=looks_into)
+            object.__setattr__(record, each.name, value)  # a frozen one, too
+        return record
+
+    changed = pytree.tree_map(replaced, _as_dict(batch))
     if isinstance(batch, UserDict):
         result = copy.copy(batch)
         result.data = changed
         return result
     return changed
+
+
+def _is_record(leaf: object) -> bool:
+    """Whether it is a dataclass that holds parts of a batch."""
+    return is_dataclass(leaf) and not isinstance(leaf, (type, Fixed))
 
 
 def _as_dict(batch: Any) -> Any:

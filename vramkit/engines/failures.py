@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import UsageError
 from .messages import Failed
 from .parcel import INSTALL_CLOUDPICKLE
+from .training import advice
 
 OTHER_DEVICE = re.compile(r"same device|cuda.* and cpu|cpu.* and cuda|is on cpu|on CPU|torch\.\w+Tensor\) and weight")
 """What errors say where part of a computation is not on the GPU."""
@@ -73,12 +74,8 @@ def step_failed(failure: Failed, called: str, *, by_name: bool) -> UsageError:
             "Pass validate_args=False to the distributions, or call "
             "torch.distributions.Distribution.set_default_validate_args(False)"
         )
-    elif called and "closure" in failure.text:
-        why = "The plain step calls optimizer.step() with nothing, and this optimizer wants a closure"
-        instead = "Pass step=..., a function of the batch that calls optimizer.step(closure)"
-    elif called:
-        why = f"The plain step calls {called}, then the loss as loss(output, batch)"
-        instead = "Give a batch that the model takes, with loss=... where it also has targets; or a step of your own"
+    elif called and (told := advice(failure.doing, failure.text, called)):
+        why, instead = told
     else:
         why = "Shapes, types and devices are real there, but nothing is computed: values are zeros"
         instead = "Make sure that the step runs for this batch; the traceback above says where it stopped"

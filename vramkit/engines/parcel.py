@@ -25,11 +25,10 @@ from typing import Any, TypeGuard
 
 import torch
 from torch.nn.utils import parametrize
-from torch.utils import _pytree as pytree
 
 from ..errors import UsageError
 from . import Program, device_names, hooks
-from .batches import VALUES_KEPT, Fixed, unbacked
+from .batches import VALUES_KEPT, Fixed, leaves_of, unbacked
 
 INSTALL_CLOUDPICKLE = (
     "Install cloudpickle, which sends lambdas, local functions and a script's own classes: pip install "
@@ -138,7 +137,7 @@ def _cloudpickle() -> Any | None:
 
 
 def _tensors_of(batch: object) -> Iterator[torch.Tensor]:
-    for leaf in pytree.tree_leaves(batch):
+    for _, leaf in leaves_of(batch):
         tensor = leaf.tensor if isinstance(leaf, Fixed) else leaf
         if isinstance(tensor, torch.Tensor):
             yield tensor

@@ -38,9 +38,10 @@ class Training:
     doing: str = "move the model to the device"
     """What is going on, as the end of "was to ..."; for the text of an error."""
     _sample: list[object] = field(default_factory=list)
+    _step: Callable[[object], object] | None = None
 
     def run(self, before_steps: Callable[[], object], after_step: Callable[[], object]) -> None:
-        """Run it.
+        """Run it. What a training script holds to its end, the optimizer too, lives as long as this object does.
 
         Args:
             before_steps: called when the models are on the device, before there is an optimizer.
@@ -53,8 +54,8 @@ class Training:
             program.loss.to(self.device)
         self._move_states()
         before_steps()
-        self.doing = "make the optimizer"
-        step = program.step or self._plain_step()
+        self.doing = _MAKE
+        self._step = step = program.step or self._plain_step()
         with _mode(program.gradients), put_back(program.hooks):
             for number in range(program.steps):
                 self.doing = f"make the batch of step {number + 1} of {program.steps}"
@@ -65,12 +66,14 @@ class Training:
                 after_step()
 
     def _move_states(self) -> None:
-        """What an optimizer made when it was made, to its parameters' device: Adagrad's sums."""
+        """What an optimizer made when it was made, to its parameters' device: Adagrad's sums, a fused one's steps."""
         for optimizer in self.program.optimizers:
-            for parameter, state in optimizer.state.items():
-                for name, value in state.items():
-                    if isinstance(value, torch.Tensor) and value.shape == parameter.shape and name != "step":
-                        state[name] = value.to(self.device)
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    state = optimizer.state.get(parameter, {})
+                    for name, value in state.items():
+                        if _belongs_to(parameter, group, name, value):
+                            state[name] = value.to(self.device)
 
     def _batch(self) -> object:
         """The next batch: the sample again, or what the callable makes."""
@@ -80,8 +83,14 @@ class Training:
         return self._sample[0]
 
     def _call(self, step: Callable[[object], object], number: int, batch: object) -> None:
-        self.doing = f"run step {number + 1} of {self.program.steps}"
-        step(batch)
+        place = f"step {number + 1} of {self.program.steps}"
+        self.doing = f"run {place}"
+        try:
+            step(batch)
+        except BaseException:
+            if isinstance(step, PlainStep):
+                self.doing = f"{step.part} in {place}"
+            raise
 
     def _plain_step(self) -> Callable[[object], object]:
         program = self.program
@@ -89,9 +98,19 @@ class Training:
         optimizers: Sequence[torch.optim.Optimizer] = program.optimizers
         if program.make_optimizer is not None:
             parameters = chain.from_iterable(each.parameters() for each in program.models.values())
-            made = program.make_optimizer(parameters)
-            optimizers = tuple(made) if isinstance(made, (list, tuple)) else (made,)  # type: ignore[assignment] # checked by its use
+            made: Any = program.make_optimizer(parameters)
+            optimizers = tuple(made) if isinstance(made, (list, tuple)) else (made,)
+            for each in optimizers:
+                if not hasattr(each, "step"):
+                    raise TypeError(f"the optimizer's factory returned {type(each).__name__}")
         return PlainStep(model, optimizers, program.loss, program.autocast, self.device)
+
+
+def _belongs_to(parameter: torch.Tensor, group: Mapping[str, Any], name: str, value: object) -> bool:
+    """Whether a part of an optimizer's state has to be where its parameter is."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    return bool(group.get("fused")) if name == "step" else value.shape == parameter.shape
 
 
 @dataclass
@@ -103,19 +122,29 @@ class PlainStep:
     loss: Callable[..., Any] | None
     autocast: torch.dtype | None
     device: str
+    part: str = ""
+    """Which part of it runs, as the end of "was to ..."."""
 
     def __call__(self, batch: Any) -> None:
         """One step: the batch to the device, forward, loss, backward, optimizers, zero_grad."""
+        self.part = _MOVE
         batch = moved(batch, self.device)
         with self._autocast():
+            self.part = _CALL
             output = call(self.model, batch, takes_part=self.loss is not None)
             if self.loss is not None:
+                self.part = _LOSS
                 loss = self.loss(output, batch)
             elif torch.is_grad_enabled():
+                self.part = _NO_LOSS
                 loss = loss_of(output)
         if not torch.is_grad_enabled():
             return
+        self.part = _BACKWARD
+        _check_loss(loss)
+        self.part = "run the backward"
         loss.backward()
+        self.part = "step the optimizer"
         for optimizer in self.optimizers:
             optimizer.step()
         for each in self.optimizers or (self.model,):
@@ -123,6 +152,61 @@ class PlainStep:
 
     def _autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self.autocast is None else torch.autocast(self.device, self.autocast)
+
+
+_MAKE, _MOVE, _CALL = "make the optimizer", "move the batch", "call the model"
+_LOSS, _NO_LOSS, _BACKWARD = "compute the loss", "find a loss in the output", "begin the backward"
+_ADVICE = {
+    _MAKE: (
+        "The factory is called with the parameters, once they are on the GPU, and returns an optimizer",
+        "Pass a class such as torch.optim.AdamW, or lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
+    ),
+    _LOSS: (
+        "The plain step calls it as loss(output, batch), with the whole batch",
+        "Pass a function of the two: loss=lambda output, batch: torch.nn.functional.cross_entropy(output, batch[1])",
+    ),
+    _NO_LOSS: (
+        "Without a loss the plain step begins the backward at output.loss, at the output or at its sum",
+        "Pass loss=..., a function of the output and the batch, or a step of your own",
+    ),
+    _BACKWARD: (
+        "The plain step calls backward() of the loss, a tensor of one number that depends on what is trained",
+        "Let the loss return one, and not detach it. A model that is frozen has no backward: predict its inference "
+        "under torch.no_grad()",
+    ),
+}
+
+
+def advice(doing: str, text: str, called: str) -> tuple[str, str] | None:
+    """Why the plain step can't do something, and what to write instead; None: that depends.
+
+    Args:
+        doing: what it was to do; see `Training.doing`.
+        text: of what it raised.
+        called: how it calls the model.
+    """
+    if "closure" in text:
+        return (
+            "The plain step calls optimizer.step() with nothing, and this optimizer wants a closure",
+            "Pass step=..., a function of the batch that calls optimizer.step(closure)",
+        )
+    if doing.startswith((_MOVE, _CALL)):
+        return (
+            f"The plain step calls {called}, then the loss as loss(output, batch)",
+            "Give a batch that the model takes, with loss=... where it also has targets; or a step of your own",
+        )
+    return next((told for part, told in _ADVICE.items() if doing.startswith(part)), None)
+
+
+def _check_loss(loss: object) -> None:
+    """Raises: TypeError for what no backward can begin at."""
+    if not isinstance(loss, torch.Tensor):
+        if not hasattr(loss, "backward"):
+            raise TypeError(f"the loss is {type(loss).__name__}, and no tensor")
+    elif loss.numel() != 1:
+        raise TypeError(f"the loss has the shape {tuple(loss.shape)}, and is not one number")
+    elif not loss.requires_grad:
+        raise TypeError("the loss depends on nothing that requires a gradient")
 
 
 def call(model: torch.nn.Module, batch: Any, *, takes_part: bool) -> Any:

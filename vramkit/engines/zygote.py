@@ -18,7 +18,7 @@ import socket
 import sys
 import traceback
 import warnings
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from .. import virtual_gpu
@@ -145,12 +145,21 @@ def _fork_run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: R
     if child == 0:
         os.close(source)
         asked.close()
-        status = 1
+        os.setpgid(0, 0)  # with all that the step starts, which ends with it
+        runner, status = os.getpid(), 1
+
+        def let_go() -> None:
+            if os.getppid() == runner:
+                os.close(sink)
+
+        # The answer is complete when all have closed the pipe, and that must not wait for what the step has forked.
+        os.register_at_fork(after_in_child=let_go)
         try:
             content = pickle.dumps(_run(handle, opened, request), protocol=5)
-            with open(sink, "wb") as file:
-                file.write(bytes([dynamo.has_come()]))
-                file.write(content)
+            if os.getpid() == runner:  # else a fork has run the rest of the step, and the answer is not its to give
+                with open(sink, "wb") as file:
+                    file.write(bytes([dynamo.has_come()]))
+                    file.write(content)
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -164,6 +173,9 @@ def _fork_run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: R
         os.kill(child, signal.SIGKILL)
     content = read_all(source)
     os.close(source)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # its number stays its group's until it is waited for
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGTERM)  # which the tracker of shared memory ignores: it ends when it has cleaned up
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status or not content:
         send(asked, Ended(status=status))

@@ -9,11 +9,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
-from torch.utils import _pytree as pytree
 
 from ..batch_size_result import BatchSizeResult, Trial
 from ..engines import Program, Session
-from ..engines.batches import moved
+from ..engines.batches import leaves_of, moved
 from ..errors import DoesNotFit
 from ..gpus import GPU
 from ..programs import is_made
@@ -43,7 +42,7 @@ def answer_on_device(
         UsageError: the step keeps memory.
     """
     on_device = not is_made(program.batch) and any(
-        isinstance(leaf, torch.Tensor) and leaf.is_cuda for leaf in pytree.tree_leaves(program.batch)
+        isinstance(leaf, torch.Tensor) and leaf.is_cuda for _, leaf in leaves_of(program.batch)
     )
     if on_device:  # each trial's own is made on the host, and moved
         program = replace(program, batch=moved(program.batch, "cpu"))
