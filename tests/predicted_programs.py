@@ -183,6 +183,23 @@ def accumulating() -> Program:
     return {"model": model, "batch": tokens(8, 256)(), "optimizer": optimizer, "step": step}
 
 
+def latents() -> Program:
+    """A step of the user's own that trains what no model has, on the device that this process has."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = nn.Sequential(nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 3072)).requires_grad_(False).to(device)
+    latent = torch.zeros(512, 256, device=device, requires_grad=True)
+    prompt = nn.Parameter(torch.zeros(256, device=device))
+    optimizer = torch.optim.Adam([latent, prompt])
+
+    def step(batch: torch.Tensor) -> None:
+        loss = (model(latent + prompt) - batch.to("cuda")).pow(2).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return {"model": model, "batch": torch.zeros(512, 3072), "optimizer": optimizer, "step": step}
+
+
 PROGRAMS: dict[str, Callable[[], Program]] = {
     "resnet18": lambda: _torchvision("resnet18", 16),
     "resnet50": lambda: _torchvision("resnet50", 8),

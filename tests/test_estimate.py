@@ -7,6 +7,7 @@ import pickle
 import select
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -420,6 +421,38 @@ def test_a_step_that_trains_another_model_is_noticed() -> None:
     estimate = vramkit.estimate(Net(), BATCH, step=lambda batch: OTHER(batch).backward(), gpu="t4")
 
     assert "the very model that was passed" in estimate.notes[-1]
+
+
+def test_what_only_an_optimizer_trains_is_on_the_gpu_too() -> None:
+    """In a process without CUDA it was made on the CPU."""
+    measured = run_on("t4", "import predicted_programs as p; result = p.run_as_users_do(p.latents())")
+    code = f"""
+    import sys
+    sys.path.insert(0, {str(Path(__file__).parent)!r})
+    import predicted_programs, vramkit
+    for engine in ("virtual", "fake"):
+        found = vramkit.estimate(**predicted_programs.latents(), gpu="t4", engine=engine)
+        print(found.peak_allocated, found.peak_reserved)
+    """
+
+    predicted = run_python(textwrap.dedent(code)).split()
+
+    assert [*map(int, predicted)] == [*measured, *measured]
+
+
+@pytest.mark.parametrize("engine", ["virtual", "fake"])
+def test_a_default_device_is_that_of_the_steps(engine: Any) -> None:
+    model = Net()
+
+    def step(batch: torch.Tensor) -> None:
+        model(batch + torch.zeros(512)).sum().backward()
+
+    with torch.device("cuda"):
+        estimate = vramkit.estimate(model, BATCH.to("cuda"), step=step, gpu="a100-80gb", engine=engine)
+        with pytest.raises(vramkit.UsageError), torch.device("cpu"):
+            vramkit.estimate(model, BATCH.to("cuda"), step=step, gpu="a100-80gb", engine=engine)
+
+    assert any(estimate.tape.allocations["requested"] == 4 * 512)
 
 
 def test_an_optimizer_of_another_model_is_noticed() -> None:

@@ -59,6 +59,7 @@ def program_of(
         loss=loss,
         autocast=autocast,
         hooks=hooks_of(models, optimizers),
+        by_default_on_cuda=torch.get_default_device().type == "cuda",
         gradients="inference" if torch.is_inference_mode_enabled() else "on" if torch.is_grad_enabled() else "off",
     )
 

@@ -43,6 +43,8 @@ class Program:
     """On parameters and optimizers; put back where they arrive."""
     gradients: Literal["on", "off", "inference"] = "on"
     """Whether autograd was on where the estimate was asked for."""
+    by_default_on_cuda: bool = False
+    """``torch.set_default_device("cuda")`` was in force where the estimate was asked for."""
 
 
 def without_size(asked: str) -> UsageError:

@@ -117,8 +117,14 @@ def unpack(content: bytes, receiver: type[Receiver] | None = None) -> Opened:
 def _trains_others(program: Program) -> bool:
     """Whether it has optimizers, and none of them has a parameter of its models."""
     own = {id(parameter) for model in program.models.values() for parameter in model.parameters()}
-    groups = [group for optimizer in program.optimizers for group in optimizer.param_groups]
-    return bool(groups) and not any(id(parameter) in own for group in groups for parameter in group["params"])
+    trained = {id(parameter) for parameter in _trained(program)}
+    return bool(trained) and trained.isdisjoint(own)
+
+
+def _trained(program: Program) -> Iterator[torch.Tensor]:
+    for optimizer in program.optimizers:
+        for group in optimizer.param_groups:
+            yield from group["params"]
 
 
 def _functions(program: Program) -> tuple[object, ...]:
@@ -149,6 +155,9 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
     valueless = {_key(tensor) for tensor in held if _is_plain(tensor)}
     moved_anyway = valueless | {_key(tensor) for tensor in _tensors_of(program.batch) if _is_plain(tensor)}
     has_cuda = torch.cuda.is_available()
+    # Latents, prompts, an image: what optimizers train and no model has would be on the device if this process had one.
+    loose = set() if has_cuda else {_key(p) for p in _trained(program) if _is_plain(p)} - moved_anyway
+    valueless |= loose
 
     class Sender(base):  # type: ignore[misc] # which of the two it is, is known only now
         def __init__(self) -> None:
@@ -157,6 +166,7 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
             self.is_compiled = False
             self.sent: set[int] = set()
             self.kept: list[object] = []  # a storage's address is its name only as long as it lives
+            self.inner: dict[int, object] = {}  # tensors that are a parameter's data, and arrive as that
             super().__init__(self.file, protocol=5)
 
         def persistent_id(self, value: Any) -> object:
@@ -178,8 +188,11 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
                 kind = value.device.type
                 if kind == "meta" and type(value) is torch.Tensor:
                     return _rebuild_of(value)
-                if kind == "cuda" and _key(value) not in moved_anyway:
+                key = _key(value)
+                if ((kind == "cuda" and key not in moved_anyway) or key in loose) and id(value) not in self.inner:
                     function, arguments = value.__reduce_ex__(2)  # type: ignore[no-untyped-call] # torch's
+                    if isinstance(value, torch.nn.Parameter):
+                        self.inner[id(arguments[0])] = arguments[0]
                     return _arrive_on_cuda, (function, *arguments)
             elif isinstance(value, torch.optim.Optimizer):
                 return _without_state(value)

@@ -56,7 +56,7 @@ class Training:
         before_steps()
         self.doing = _MAKE
         self._step = step = program.step or self._plain_step()
-        with _mode(program.gradients), put_back(program.hooks):
+        with _mode(program.gradients), self._default_device(), put_back(program.hooks):
             for number in range(program.steps):
                 self.doing = f"make the batch of step {number + 1} of {program.steps}"
                 if program.step is not None and self.move_batch:
@@ -64,6 +64,9 @@ class Training:
                 else:
                     self._call(step, number, self._batch())
                 after_step()
+
+    def _default_device(self) -> AbstractContextManager[object]:
+        return torch.device(self.device) if self.program.by_default_on_cuda else nullcontext()
 
     def _move_states(self) -> None:
         """What an optimizer made when it was made, to its parameters' device: Adagrad's sums, a fused one's steps."""

@@ -47,6 +47,14 @@ def classes_of_its_own() -> Iterator[None]:
         cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID = known
 
 
+def move_to_cuda(tensor: torch.Tensor) -> None:
+    """Let a tensor be on the device, and a leaf if it was one."""
+    moved = tensor.detach().to("cuda")
+    if isinstance(tensor, torch.nn.Parameter):
+        moved = torch.nn.Parameter(moved, requires_grad=tensor.requires_grad)
+    swap(tensor, moved.requires_grad_(tensor.requires_grad))
+
+
 def swap(one: torch.Tensor, other: torch.Tensor) -> None:
     """Let each of two tensors be the other one, as ``torch.utils.swap_tensors`` does it.
 

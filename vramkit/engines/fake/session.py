@@ -34,7 +34,7 @@ from ..failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, failure_of, mor
 from ..messages import Failed
 from ..parcel import Opened, Parcel, pack, unpack
 from ..training import Training
-from .arriving import classes_of_its_own, receiver_of, swap
+from .arriving import classes_of_its_own, move_to_cuda, receiver_of
 from .corrections import counts_of_the_only_holder
 from .kernels.products import workspace_of
 from .recorder import Recorder
@@ -170,7 +170,7 @@ class FakeSession:
 
         def arrive() -> None:
             for tensor in opened.on_cuda:
-                swap(tensor, tensor.to("cuda"))
+                move_to_cuda(tensor)
 
         if marks is not None:
             marks.add_models(opened.program.models)
