@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from predicted_programs import class_loss
 from subprocesses import run_on
@@ -73,6 +73,7 @@ def test_without_figures_it_goes_down_to_a_size_not_far_below_what_fits(start: i
     assert all(size % multiple == 0 for size in sizes)
 
 
+@example(start=21_504, multiple=1, minimum=1, fixed=1_040_732_138, row=268_435_414, segment=1)
 @given(
     start=st.integers(1, 100_000),
     multiple=st.sampled_from([1, 1, 8]),

@@ -101,8 +101,9 @@ class Descent:
         guess = self._guess(capacity, base)
         if guess >= self.high < self.first or self._misses:
             guess = (low + 3 * self.high) // 4  # the figures believe in what ran out
-        is_far = guess > low + low // 4 and (len(self._measured) == 1 or guess > _FAR * low)
-        nearer = self._allowed(guess - guess // 8)
+        # One size doesn't say what of it is there at any size.
+        is_far = guess > (low + low // 16 if len(self._measured) == 1 else _FAR * low)
+        nearer = self._allowed(max(guess - guess // 8, (low + guess) // 2))  # two close ones would make no line
         if is_far and nearer > low and not self._misses:
             return nearer, True
         guess = max(self._allowed(guess), self._allowed(low))
