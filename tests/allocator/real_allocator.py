@@ -17,9 +17,7 @@ from vramkit.allocator import CachingAllocator, SegmentState, SimulatedOutOfMemo
 from vramkit.events import TORCH_ACTIONS, Action
 
 MIB = 1 << 20
-DEFAULTS = (
-    "large_segment_size_mb:20,max_non_split_rounding_mb:20,expandable_segments:False,throw_on_cudamalloc_oom:False"
-)
+DEFAULTS = "large_segment_size_mb:20,expandable_segments:False,throw_on_cudamalloc_oom:False"
 """What torch does not reset by itself when settings change at run time."""
 
 Event = tuple[int, int, int, int]

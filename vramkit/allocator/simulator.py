@@ -210,8 +210,13 @@ class CachingAllocator(Reserve):
             self.released[pool] = None
 
     def configure(self, conf: str | AllocatorConf) -> None:
-        """Change the settings while the allocator runs; the memory fraction stays what it is, as in torch."""
-        self.conf = conf if isinstance(conf, AllocatorConf) else AllocatorConf.parse(conf)
+        """Change the settings while the allocator runs, as ``torch.cuda.memory._set_allocator_settings`` does.
+
+        Args:
+            conf: a text, whose effect on the settings that it doesn't name is that of `AllocatorConf.changed`; or all
+                settings at once. The limit on all segments stays what it is: `set_memory_fraction` changes it.
+        """
+        self.conf = conf if isinstance(conf, AllocatorConf) else self.conf.changed(conf)
 
     def replay(self, tape: Tape, *, flushes: bool = True) -> Replay:
         """Serve all requests of a tape; see `vramkit.allocator.replaying.replay`."""
