@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import vramkit
 from vramkit import virtual_gpu
 from vramkit.allocator import AllocatorConf, final_state, follow
 from vramkit.events import Action
@@ -33,6 +34,8 @@ malloc = st.tuples(st.just("malloc"), sizes, stream_numbers)
 free = st.tuples(st.just("free"), st.integers(0, 1000))
 use = st.tuples(st.just("use"), st.integers(0, 1000), stream_numbers)
 empty = st.just(("empty",))
+pooled = st.tuples(st.just("pooled"), sizes, stream_numbers, st.integers(0, 1))
+drop = st.tuples(st.just("drop"), st.integers(0, 1))
 fraction = st.tuples(st.just("fraction"), st.integers(40, 700))
 
 
@@ -144,6 +147,71 @@ def test_with_settings_that_change_on_the_way(program, conf):
 @given(programs(use), confs())
 def test_with_expandable_segments(program, conf):
     assert_equal(program, f"{conf},expandable_segments:True" if conf else "expandable_segments:True")
+
+
+@relaxed
+@given(programs(pooled, pooled, drop, use), confs())
+def test_with_private_pools(program, conf):
+    assert_equal(program, conf)
+
+
+def in_a_pool(size, pool):
+    with torch.cuda.use_mem_pool(pool):
+        return torch.empty(size, dtype=torch.uint8, device="cuda")
+
+
+def mixed(pool):
+    """Memory of a private pool and of none, so that one would serve the other if they were one."""
+    loose = torch.empty(40 * MIB, dtype=torch.uint8, device="cuda")
+    kept = in_a_pool(30 * MIB, pool)
+    del loose
+    in_a_pool(40 * MIB, pool)
+    last = torch.empty(30 * MIB, dtype=torch.uint8, device="cuda")
+    return kept, last
+
+
+@pytest.mark.parametrize("conf", ["", "expandable_segments:True"])
+def test_a_recorded_private_pool_serves_in_a_replay_too(conf, tmp_path):
+    real_allocator.clear()
+    real_allocator.configure(f"{real_allocator.DEFAULTS},{conf}" if conf else real_allocator.DEFAULTS)
+    pool = torch.cuda.MemPool()
+    before = in_a_pool(50 * MIB, pool)
+    with vramkit.profile() as prof:
+        kept = mixed(pool)
+        del before, pool
+        other = mixed(torch.cuda.MemPool())
+    del kept, other
+    prof.result.save(tmp_path / "profile.npz")
+    profile = vramkit.load(tmp_path / "profile.npz")
+
+    replay = vramkit.CachingAllocator(conf=conf).replay(profile.tape)
+
+    assert (replay.peak_allocated, replay.peak_reserved) == (profile.peak_allocated, profile.peak_reserved)
+    assert replay.tape.reserved[-1] == profile.tape.reserved[-1]
+    again = vramkit.CachingAllocator(conf=conf).replay(replay.tape)
+    assert again.peak_reserved == profile.peak_reserved
+    assert again.tape.reserved[-1] == profile.tape.reserved[-1]
+
+
+@pytest.mark.parametrize("conf", ["", "expandable_segments:True"])
+def test_a_private_pool_from_before_a_history_is_known_again(conf, tmp_path):
+    real_allocator.clear()
+    real_allocator.configure(f"{real_allocator.DEFAULTS},{conf}" if conf else real_allocator.DEFAULTS)
+    first, second = torch.cuda.MemPool(), torch.cuda.MemPool()
+    kept = [in_a_pool(30 * MIB, first), in_a_pool(40 * MIB, second)]
+    torch.cuda.memory._record_memory_history(context=None)
+    del kept[1], second  # its segment goes back, and only the history knows that it was there
+    kept += mixed(first)
+    torch.cuda.memory._dump_snapshot(str(tmp_path / "snapshot.pickle"))
+    torch.cuda.memory._record_memory_history(None)
+    torch.cuda.reset_peak_memory_stats()
+    profile = vramkit.open_snapshot(tmp_path / "snapshot.pickle")
+
+    replay = vramkit.CachingAllocator(conf=conf).replay(profile.tape)
+
+    assert len({tuple(pool) for pool in profile.tape.segments["pool"].tolist()} - {(0, 0)}) == 2
+    assert replay.peak_reserved == profile.peak_reserved
+    assert replay.tape.reserved[-1] == torch.cuda.memory_reserved()
 
 
 def test_the_driver_runs_out_of_memory():

@@ -5,10 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 
 from ..sizes import format_size
-from .states import BlockUse
-
-PoolId = tuple[int, int]
-"""torch's id of a private pool; ``(0, 0)``: none."""
+from .states import BlockUse, PoolId
 
 # A free block's place in its stream's list is one integer, size first, then what breaks ties: it compares faster than
 # a tuple, and a replay spends much of its time finding places. The tie is broken by `address + shift`: with a shift of

@@ -12,9 +12,10 @@ from typing import Literal
 from ..errors import UsageError, VramkitError
 from ..events import Action
 from ..sizes import format_size
-from .blocks import AGE_SHIFT, SIZE_SHIFT, Block, ExpandableRange, Pool, PoolId, merge
+from .blocks import AGE_SHIFT, SIZE_SHIFT, Block, ExpandableRange, Pool, merge
 from .conf import SMALL_SEGMENT, SMALL_SIZE, UNLIMITED, AllocatorConf
 from .driver import Addresses, AddressOrder, AddressSpace, Device
+from .states import NO_POOL, PoolId
 from .statistics import Usage
 
 TieBreak = Literal["age", "address"]
@@ -23,7 +24,6 @@ TieBreak = Literal["age", "address"]
 Event = tuple[int, int, int, int]
 """Action, address, bytes, stream; sizes as torch traces them."""
 
-NO_POOL: PoolId = (0, 0)
 _SEGMENT_ALLOC, _SEGMENT_FREE = int(Action.SEGMENT_ALLOC), int(Action.SEGMENT_FREE)
 _SEGMENT_MAP, _SEGMENT_UNMAP, _OOM = int(Action.SEGMENT_MAP), int(Action.SEGMENT_UNMAP), int(Action.OOM)
 
@@ -80,11 +80,15 @@ class Reserve:
         self.set_memory_fraction(conf.per_process_memory_fraction)
         self.reserved = 0
         self.events: list[Event] = []
+        self.pool_of_event: dict[int, PoolId] = {}
+        """By index into `events`: the private pool of a segment or of pages. Of what isn't here, none."""
         self.pools: dict[PoolId, tuple[Pool, Pool]] = {NO_POOL: _pools(NO_POOL)}  # small, large
         self.released: dict[PoolId, None] = {}  # private pools without a user, in the order in which they lost it
         self.pending: dict[int, Block] = {}  # address -> block that was given back but is in use, in that order
         self.total = Usage()
         self.usage = (Usage(), Usage())  # of the large pools, of the small ones: indexed by Pool.small
+        self.private_usage: dict[PoolId, tuple[Usage, tuple[Usage, Usage]]] = {}
+        """Of each private pool, both together and as `usage`; only what is reserved."""
         self.counters = dict.fromkeys(
             (
                 "num_alloc_retries",
@@ -201,6 +205,15 @@ class Reserve:
             for pool in self.pools[identity]:
                 self._release_blocks(pool)
 
+    def release_private(self, identity: PoolId) -> None:
+        """Give back all that is wholly free in one private pool."""
+        self.counters["num_sync_all_streams"] += 1
+        for block in list(self.pending.values()):
+            if block.pool.identity == identity:
+                self.complete(block)
+        for pool in self.pools[identity]:
+            self._release_blocks(pool)
+
     def count_oversize(self, name: Literal["oversize_allocations", "oversize_segments"], size: int, sign: int) -> None:
         """Count a block or segment that is too large to be split."""
         if size >= self.conf.max_split_size:
@@ -236,18 +249,33 @@ class Reserve:
 
     def _reserve(self, address: int, size: int, pool: Pool, stream: int, *, segments: int) -> None:
         self.reserved += size
-        self.total.reserve(segments, size)
-        self.usage[pool.small].reserve(segments, size)
+        for usage in self._usages_of(pool):
+            usage.reserve(segments, size)
         self.counters["num_device_alloc"] += 1
-        self.events.append((_SEGMENT_ALLOC if segments else _SEGMENT_MAP, address, size, stream))
+        self._log(_SEGMENT_ALLOC if segments else _SEGMENT_MAP, address, size, pool, stream)
 
     def _release(self, address: int, size: int, pool: Pool, stream: int, *, segments: int) -> None:
         self.device.give_back(size)
         self.reserved -= size
-        self.total.release(segments, size)
-        self.usage[pool.small].release(segments, size)
+        for usage in self._usages_of(pool):
+            usage.release(segments, size)
         self.counters["num_device_free"] += 1
-        self.events.append((_SEGMENT_FREE if segments else _SEGMENT_UNMAP, address, size, stream))
+        self._log(_SEGMENT_FREE if segments else _SEGMENT_UNMAP, address, size, pool, stream)
+
+    def _usages_of(self, pool: Pool) -> tuple[Usage, ...]:
+        """All that count a pool's segments."""
+        usages = (self.total, self.usage[pool.small])
+        if pool.identity == NO_POOL:
+            return usages
+        if pool.identity not in self.private_usage:
+            self.private_usage[pool.identity] = (Usage(), (Usage(), Usage()))
+        both, parts = self.private_usage[pool.identity]
+        return *usages, both, parts[pool.small]
+
+    def _log(self, action: int, address: int, size: int, pool: Pool, stream: int) -> None:
+        if pool.identity != NO_POOL:
+            self.pool_of_event[len(self.events)] = pool.identity
+        self.events.append((action, address, size, stream))
 
     def _release_segment(self, block: Block) -> None:
         """torch: ``release_block``."""

@@ -9,12 +9,12 @@ from ..errors import UsageError
 from ..events import Action, Tape
 from ..sizes import format_size
 from . import statistics
-from .blocks import Block, ExpandableRange, PoolId, merge
+from .blocks import Block, ExpandableRange, merge
 from .conf import MIN_BLOCK, SMALL_SIZE, UNLIMITED, AllocatorConf
 from .driver import AddressOrder, AddressSpace
 from .replaying import Replay, replay
-from .reserve import NO_POOL, Reserve, TieBreak
-from .states import BlockState, SegmentState
+from .reserve import Reserve, TieBreak
+from .states import NO_POOL, BlockState, PoolId, SegmentState
 
 _ALLOC, _FREE, _FREE_COMPLETED = int(Action.ALLOC), int(Action.FREE), int(Action.FREE_COMPLETED)
 _TRACE_NAMES = {
@@ -200,13 +200,24 @@ class CachingAllocator(Reserve):
         block.uses = None
         self._complete(block)
 
-    def empty_cache(self) -> None:
-        """Give all segments that are wholly free, and all free pages, back to the device."""
-        self.release_all()
+    def empty_cache(self, pool: PoolId = NO_POOL) -> None:
+        """Give all segments that are wholly free, and all free pages, back to the device.
+
+        Args:
+            pool: give back only what is free in this private pool, and only after `release_pool`.
+        """
+        if pool == NO_POOL:
+            self.release_all()
+        elif pool in self.released:
+            self.release_private(pool)
 
     def release_pool(self, pool: PoolId) -> None:
-        """No graph and no ``MemPool`` uses a private pool any more: `empty_cache` may give its segments back."""
-        if pool in self.pools and pool != NO_POOL:
+        """No graph and no ``MemPool`` uses a private pool any more: `empty_cache` may give its segments back.
+
+        The end of a ``MemPool`` does that at once: it is this, and then ``empty_cache(pool)``.
+        """
+        if pool != NO_POOL:
+            self.pool(0, pool)  # torch knows a pool before its first request
             self.released[pool] = None
 
     def configure(self, conf: str | AllocatorConf) -> None:
@@ -259,8 +270,11 @@ class CachingAllocator(Reserve):
 
     def memory_stats(self) -> dict[str, int]:
         """The statistics under the names of ``torch.cuda.memory_stats()``, sizes in bytes."""
-        large, small = self.usage
-        stats = statistics.flatten({"all": self.total, "large_pool": large, "small_pool": small})
+        stats = _flatten(self.total, self.usage)
+        for (major, minor), usages in self.private_usage.items():
+            name = f"reserved_bytes_by_private_pools.{major}_{minor}."
+            own = _flatten(*usages).items()
+            stats |= {key.replace("reserved_bytes.", name): value for key, value in own if key.startswith("reserved_")}
         for name, (current, peak, came) in self.oversize.items():
             row = {"current": current, "peak": peak, "allocated": came, "freed": came - current}
             stats.update({f"{name}.{kind}": value for kind, value in row.items()})
@@ -269,8 +283,9 @@ class CachingAllocator(Reserve):
 
     def reset_peak_memory_stats(self) -> None:
         """Let every peak begin anew at the current value."""
-        for usage in (self.total, *self.usage):
-            usage.reset_peaks()
+        for both, parts in ((self.total, self.usage), *self.private_usage.values()):
+            for usage in (both, *parts):
+                usage.reset_peaks()
         for row in self.oversize.values():
             row[1] = row[0]
 
@@ -314,6 +329,7 @@ class CachingAllocator(Reserve):
             page = self.page(small=mapped[0].small)
             self._link(mapped, ExpandableRange(mapped[0].address, self.range_size(page), page))
         self.events.clear()
+        self.pool_of_event.clear()
         self.counters["num_device_alloc"] = 0
         self.reset_peak_memory_stats()
 
@@ -364,6 +380,11 @@ class CachingAllocator(Reserve):
             block.pool.insert(block)
             if block.is_split and block.range is None:
                 statistics.split(self.total, usage, 1, block.size)
+
+
+def _flatten(both: statistics.Usage, parts: tuple[statistics.Usage, statistics.Usage]) -> dict[str, int]:
+    large, small = parts
+    return statistics.flatten({"all": both, "large_pool": large, "small_pool": small})
 
 
 def _chain(head: Block) -> Iterator[Block]:
