@@ -47,6 +47,11 @@ def _ended(part: str) -> str:
     return part if part.endswith((".", "!", "?", ":")) else f"{part}."
 
 
+def printable(text: str) -> str:
+    """Text that someone else wrote, with what a terminal would act on (escapes, newlines) as Python would write it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class UsageError(VramkitError, ValueError):
     """An argument or an order of calls that can't mean anything."""
 
