@@ -6,7 +6,8 @@
     ├── UsageError      (also ValueError)  the call can't mean anything
     ├── DeviceError     (also RuntimeError) the device, driver, compiler or build that is needed isn't there
     ├── SnapshotError   (also ValueError)  a file is damaged, from another version, or not safe to open
-    └── DoesNotFit      the answer to "how much fits?" is "not even the smallest"
+    ├── DoesNotFit      the answer to "how much fits?" is "not even the smallest"
+    └── SimulatedOutOfMemory  a request that `CachingAllocator` could not serve (defined with it)
 
 ``torch.OutOfMemoryError`` is not in the tree: it is never swallowed or replaced.
 """

@@ -94,6 +94,18 @@ class Block:
         """Whether the block is only a part of its segment."""
         return self.prev is not None or self.next is not None
 
+    def renewed(self) -> Block:
+        """The block under a new handle, which takes its place; the old one is of a block that is not in use."""
+        block = Block(self.address, self.size, self.stream, self.pool, self.shift)
+        block.requested, block.allocated, block.range = self.requested, self.allocated, self.range
+        block.prev, block.next = self.prev, self.next
+        if block.prev is not None:
+            block.prev.next = block
+        if block.next is not None:
+            block.next.prev = block
+        self.allocated = False
+        return block
+
     def put_before(self, right: Block) -> None:
         """Link the block in directly to the left of another."""
         self.prev, self.next = right.prev, right

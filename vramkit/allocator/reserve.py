@@ -7,6 +7,7 @@ named there where they have another name here.
 from __future__ import annotations
 
 from bisect import bisect_left
+from numbers import Real
 from typing import Literal
 
 from ..errors import UsageError, VramkitError
@@ -40,10 +41,11 @@ class SimulatedOutOfMemory(VramkitError):  # noqa: N818 - as torch names its own
     def __init__(self, requested: int, needed: int, reserve: Reserve) -> None:
         free = reserve.device.free
         limit = "" if reserve.limit is None else f" of {format_size(reserve.limit)} allowed"
+        rest = "no address is left for them" if free is None else f"{format_size(free)} of the device is free"
         super().__init__(
             f"A block of {format_size(requested)} was asked for, which takes {format_size(needed)} of the device",
             f"{format_size(reserve.total.allocated_bytes)} are allocated, {format_size(reserve.reserved)} are "
-            f"reserved{limit}, and {'no end' if free is None else format_size(free)} of the device is free",
+            f"reserved{limit}, and {rest}",
             "No cached segment is left that could be given back, or the settings forbid to try",
             "Use a smaller batch, a larger capacity, or expandable_segments:True against fragmentation",
         )
@@ -108,8 +110,8 @@ class Reserve:
         Raises:
             UsageError: the fraction is not within 0 and 1, or the device has no capacity.
         """
-        if not 0 <= fraction <= 1:
-            raise UsageError("A fraction of the device's memory was set", f"to {fraction}", instead="Give 0 to 1")
+        if not isinstance(fraction, Real) or not 0 <= fraction <= 1:
+            raise UsageError("The memory fraction was set", f"it is {fraction!r}", instead="Give a number from 0 to 1")
         if fraction < 1 and self.device.capacity is None:
             raise UsageError(
                 f"{fraction} of the device's memory was set as the limit",
@@ -237,6 +239,9 @@ class Reserve:
         if not self.device.take(size):
             return None
         address = self.addresses.take(size)
+        if address is None:
+            self.device.give_back(size)
+            return None
         block = Block(address, size, stream, pool, self.shift(address))
         self._reserve(block.address, size, pool, stream, segments=1)
         self.count_oversize("oversize_segments", size, 1)
@@ -348,6 +353,8 @@ class Reserve:
     def _expand(self, pool: Pool, need: int, stream: int) -> Block | None:
         """torch: ``try_allocate_expandable_block``."""
         block = self._expandable(pool, need, stream)
+        if block is None:
+            return None
         if not block.mapped and not self._map(block, min(block.size, need)):
             return None
         while block.size < need:
@@ -359,7 +366,7 @@ class Reserve:
         pool.remove(block)
         return block
 
-    def _expandable(self, pool: Pool, need: int, stream: int) -> Block:
+    def _expandable(self, pool: Pool, need: int, stream: int) -> Block | None:
         """First of free and unmapped blocks with room for a request (torch: ``find_expandable_block``)."""
         for block in pool.unmapped.get(stream, []):
             first = block
@@ -373,8 +380,11 @@ class Reserve:
             if room >= need:
                 return first
         page = self.page(small=pool.small)
-        size = self.range_size(page)
-        address = self.addresses.take(size)
+        size = self.range_size(page, need)
+        # What is larger than a whole range is more than the device has: torch finds that out page by page.
+        address = self.addresses.take(size) if need <= size else None
+        if address is None:
+            return None
         made = Block(address, size, stream, pool, self.shift(address))
         made.range = ExpandableRange(made.address, size, page)
         made.mapped = False
@@ -385,9 +395,14 @@ class Reserve:
         """Bytes of an expandable segment's page."""
         return SMALL_SEGMENT if small else self.conf.large_segment_size
 
-    def range_size(self, page: int) -> int:
-        """Bytes of address space for an expandable segment: 1 1/8 of the device, in whole pages."""
-        capacity = self.device.capacity or _ENDLESS
+    def range_size(self, page: int, need: int = 0) -> int:
+        """Bytes of address space for an expandable segment: 1 1/8 of the device, in whole pages.
+
+        Args:
+            page: bytes of one.
+            need: bytes that a device without end has at least.
+        """
+        capacity = max(_ENDLESS, need) if self.device.capacity is None else self.device.capacity
         return -(-(capacity + capacity // 8) // page) * page
 
     def _map(self, block: Block, size: int) -> bool:
@@ -442,7 +457,7 @@ class Reserve:
             self.addresses.give_back(block.address, block.size)
 
 
-_ENDLESS = 1 << 40  # bytes of address space for an expandable segment of a device without a capacity
+_ENDLESS = 1 << 40  # bytes of a device without a capacity, where its expandable segments need to know
 
 
 def _pools(identity: PoolId) -> tuple[Pool, Pool]:
