@@ -221,12 +221,17 @@ def on_simulator(program: Sequence[Step], conf: str, real: Outcome, **options: A
     return Outcome(tuple(allocator.events), tuple(failed), allocator.memory_stats(), allocator.segments())
 
 
-def comparable(events: Sequence[Event]) -> list[Event]:
-    """Events with runs of completed frees in order of address: torch walks its streams in the order of a hash table."""
+def comparable(events: Sequence[Event], *, pools: bool = False) -> list[Event]:
+    """Events with runs of those sorted that torch makes in the order of a hash table.
+
+    Those are completed frees, as it walks its streams; and, in programs with private pools, segments that go back, as
+    it walks the pools that nobody uses.
+    """
+    unordered = {Action.FREE_COMPLETED, *([Action.SEGMENT_FREE, Action.SEGMENT_UNMAP] if pools else [])}
     result: list[Event] = []
     run: list[Event] = []
     for event in [*events, (-1, 0, 0, 0)]:
-        if event[0] == Action.FREE_COMPLETED:
+        if event[0] in unordered:
             run.append(event)
         else:
             result += [*sorted(run), event]

@@ -83,7 +83,9 @@ def assert_equal(program, conf):
     torch_did = real_allocator.on_torch(program, conf)
     simulator_did = real_allocator.on_simulator(program, conf, torch_did)
 
-    assert real_allocator.comparable(simulator_did.events) == real_allocator.comparable(torch_did.events)
+    pools = bool(torch_did.pools)
+    simulated = real_allocator.comparable(simulator_did.events, pools=pools)
+    assert simulated == real_allocator.comparable(torch_did.events, pools=pools)
     assert simulator_did.failed == torch_did.failed
     same_order = simulator_did.events == torch_did.events
     assert blocks_of(simulator_did, exactly=same_order) == blocks_of(torch_did, exactly=same_order)
@@ -150,9 +152,16 @@ def test_with_expandable_segments(program, conf):
 
 
 @relaxed
-@given(programs(pooled, pooled, drop, use), confs())
+@given(programs(pooled, pooled, use), confs())
 def test_with_private_pools(program, conf):
     assert_equal(program, conf)
+
+
+@relaxed
+@given(programs(pooled, pooled, drop, use), confs())
+def test_with_private_pools_that_end(program, conf):
+    """Not with expandable segments, where the end of a pool makes torch 2.14.1 fail its own assertions or crash."""
+    assert_equal(program, f"{conf},expandable_segments:False" if conf else "")
 
 
 def in_a_pool(size, pool):
@@ -177,10 +186,13 @@ def test_a_recorded_private_pool_serves_in_a_replay_too(conf, tmp_path):
     pool = torch.cuda.MemPool()
     before = in_a_pool(50 * MIB, pool)
     with vramkit.profile() as prof:
-        kept = mixed(pool)
-        del before, pool
-        other = mixed(torch.cuda.MemPool())
-    del kept, other
+        kept = [before, *mixed(pool)]
+        del before, kept[0]
+        if not conf:  # see test_with_private_pools_that_end
+            del pool
+        other = torch.cuda.MemPool()
+        kept += mixed(other)
+    kept.clear()
     prof.result.save(tmp_path / "profile.npz")
     profile = vramkit.load(tmp_path / "profile.npz")
 
@@ -193,10 +205,8 @@ def test_a_recorded_private_pool_serves_in_a_replay_too(conf, tmp_path):
     assert again.tape.reserved[-1] == profile.tape.reserved[-1]
 
 
-@pytest.mark.parametrize("conf", ["", "expandable_segments:True"])
-def test_a_private_pool_from_before_a_history_is_known_again(conf, tmp_path):
+def test_a_private_pool_from_before_a_history_is_known_again(tmp_path):
     real_allocator.clear()
-    real_allocator.configure(f"{real_allocator.DEFAULTS},{conf}" if conf else real_allocator.DEFAULTS)
     first, second = torch.cuda.MemPool(), torch.cuda.MemPool()
     kept = [in_a_pool(30 * MIB, first), in_a_pool(40 * MIB, second)]
     torch.cuda.memory._record_memory_history(context=None)
@@ -207,7 +217,7 @@ def test_a_private_pool_from_before_a_history_is_known_again(conf, tmp_path):
     torch.cuda.reset_peak_memory_stats()
     profile = vramkit.open_snapshot(tmp_path / "snapshot.pickle")
 
-    replay = vramkit.CachingAllocator(conf=conf).replay(profile.tape)
+    replay = vramkit.CachingAllocator().replay(profile.tape)
 
     assert len({tuple(pool) for pool in profile.tape.segments["pool"].tolist()} - {(0, 0)}) == 2
     assert replay.peak_reserved == profile.peak_reserved
@@ -230,6 +240,16 @@ def test_the_driver_runs_out_of_memory():
             assert_equal(steps, conf)
     finally:
         gpu.set_memory(None)
+
+
+def test_a_limit_may_be_reached_to_the_byte():
+    """Also where the fraction times the device's memory is a little less than the limit that it was made from."""
+    total = torch.cuda.get_device_properties("cuda").total_memory
+    limits = range(40, 400, 2)
+    assert any(limit * MIB / total * total < limit * MIB for limit in limits), "the test is about these"
+
+    for limit in limits:
+        assert_equal([("fraction", limit), ("malloc", limit * MIB, 0), ("malloc", 1, 0)], real_allocator.DEFAULTS)
 
 
 def _tied():

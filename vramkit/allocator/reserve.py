@@ -118,7 +118,8 @@ class Reserve:
                 "The device has no capacity",
                 instead="Give CachingAllocator a capacity",
             )
-        self.limit = None if fraction == 1 else int(fraction * (self.device.capacity or 0))
+        # To the nearest byte: a fraction that was computed from a limit means that limit.
+        self.limit = None if fraction == 1 else int(fraction * (self.device.capacity or 0) + 0.5)
 
     def pool(self, rounded: int, identity: PoolId) -> Pool:
         """The pool for a rounded request."""
