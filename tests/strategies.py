@@ -38,17 +38,18 @@ def tapes(draw: st.DrawFn, max_allocations: int = 40) -> Tape:
     for row, i in enumerate(order):
         born, died, before, stays = lives[i]
         requested = draw(st.integers(1, 10_000))
+        pool = draw(st.sampled_from([(0, 0), (0, 0), (0, 3), (7, 0)]))
         block = -(-requested // 512) * 512
         event_born, event_died = -1 if before else index[born], -1 if stays else index[died]
         allocations[row] = (
             draw(st.sampled_from(Category)), draw(st.sampled_from(Phase)), draw(st.integers(-1, 2)), 0,
-            event_born, event_died, requested, block, 512 * 100 * i, 0, draw(st.integers(-1, 1)),
+            event_born, event_died, requested, block, 512 * 100 * i, 0, draw(st.integers(-1, 1)), pool,
         )  # fmt: skip
         for event, action in ((event_born, Action.ALLOC), (event_died, Action.FREE)):
             if event >= 0:
                 events[event] = (
                     action, draw(st.sampled_from(Phase)), draw(st.integers(-1, 2)), 0, row, requested, 512 * 100 * i, 0,
-                    event,
+                    event, pool,
                 )  # fmt: skip
     return Tape(events=events, allocations=allocations, modules=modules, names=("w", "b"), device="cpu")
 

@@ -81,6 +81,68 @@ def test_a_snapshot_of_nothing_says_how_to_make_one(tmp_path: Path) -> None:
         vramkit.open_snapshot(path)
 
 
+def entry(**different: object) -> dict[str, object]:
+    usual = {"action": "alloc", "addr": 0x7F0000000000, "size": 5, "stream": 0, "time_us": 1, "frames": []}
+    return usual | different
+
+
+def segment(**different: object) -> dict[str, object]:
+    start, size = 0x7F0000000000, 2 << 20
+    blocks = [
+        {"address": start, "size": 512, "requested_size": 5, "state": "active_allocated"},
+        {"address": start + 512, "size": size - 512, "requested_size": 0, "state": "inactive"},
+    ]
+    usual = {"address": start, "total_size": size, "stream": 0, "segment_type": "small", "blocks": blocks}
+    return usual | different
+
+
+def written(tmp_path: Path, entries: list[object], segments: list[object]) -> Path:
+    path = tmp_path / "made.pickle"
+    path.write_bytes(pickle.dumps({"segments": segments, "device_traces": [entries]}))
+    return path
+
+
+@pytest.mark.parametrize("value", [1 << 63, 1 << 80])
+@pytest.mark.parametrize("key", ["size", "stream", "time_us"])
+def test_numbers_too_large_for_a_table_are_refused(tmp_path: Path, key: str, value: int) -> None:
+    path = written(tmp_path, [entry(**{key: value})], [segment()])
+
+    with pytest.raises(vramkit.SnapshotError, match="can't be"):
+        vramkit.open_snapshot(path)
+
+
+@pytest.mark.parametrize("size", [-5, True, 1.9])
+def test_sizes_that_can_not_be_are_refused(tmp_path: Path, size: object) -> None:
+    blocks = [{"address": 0x7F0000000000, "size": 2 << 20, "requested_size": size, "state": "active_allocated"}]
+    for path in (
+        written(tmp_path, [entry(size=size)], [segment()]),
+        written(tmp_path, [], [segment(total_size=size)]),
+        written(tmp_path, [], [segment(blocks=blocks)]),
+    ):
+        with pytest.raises(vramkit.SnapshotError, match="the size"):
+            vramkit.open_snapshot(path)
+
+
+def test_what_a_terminal_would_act_on_is_shown_escaped(tmp_path: Path) -> None:
+    frames = [{"filename": "a.py", "line": 1, "name": "\x1b]0;owned\x07\x1b[31m\nfake\u202e"}]
+
+    shown = vramkit.open_snapshot(written(tmp_path, [entry(frames=frames)], [segment()])).report()
+
+    assert r"a.py:1 \x1b]0;owned\x07\x1b[31m\nfake\u202e" in shown
+    assert all(line.isprintable() for line in shown.splitlines())
+
+
+def test_a_history_without_pools_of_memory_in_pools_says_so(tmp_path: Path) -> None:
+    pooled = segment(segment_pool_id=(0, 1))
+
+    old = vramkit.open_snapshot(written(tmp_path, [entry()], [pooled]))
+    new = vramkit.open_snapshot(written(tmp_path, [entry(pool_id=(0, 1))], [pooled]))
+
+    assert any("private pools" in note for note in old.notes)
+    assert not any("private pools" in note for note in new.notes)
+    assert new.tape.allocations["pool"].tolist() == [[0, 1]]
+
+
 @pytest.mark.parametrize("entry", [{"action": "alloc"}, {"action": "alloc", "addr": "x", "size": 1, "stream": 0}])
 def test_entries_that_lack_something_are_refused(tmp_path: Path, entry: dict[str, object]) -> None:
     path = tmp_path / "odd.pickle"

@@ -63,17 +63,17 @@ class Story:
         born = len(self._events)
         block = -(-size // 512) * 512 if block is None else block
         label = self._names.index(name) if name else -1
-        self._rows.append([category, phase, module, step, born, -1, size, block, row << 40, 0, label])
-        self._events.append((Action.ALLOC, phase, module, step, row, size, row << 40, 0, born))
+        self._rows.append([category, phase, module, step, born, -1, size, block, row << 40, 0, label, (0, 0)])
+        self._events.append((Action.ALLOC, phase, module, step, row, size, row << 40, 0, born, (0, 0)))
         return row
 
     def free(self, row: int, phase: Phase, *, step: int = 0, module: int = -1) -> None:
         self._rows[row][5] = len(self._events)
         size = self._rows[row][6]
-        self._events.append((Action.FREE, phase, module, step, row, size, row << 40, 0, len(self._events)))
+        self._events.append((Action.FREE, phase, module, step, row, size, row << 40, 0, len(self._events), (0, 0)))
 
     def event(self, action: Action, size: int, phase: Phase, *, module: int = -1, step: int = 0) -> None:
-        self._events.append((action, phase, module, step, -1, size, 0, 0, len(self._events)))
+        self._events.append((action, phase, module, step, -1, size, 0, 0, len(self._events), (0, 0)))
 
     def tape(
         self,
@@ -86,7 +86,7 @@ class Story:
         return Tape(
             events=np.array(self._events, EVENT),
             allocations=np.array([tuple(row) for row in self._rows], ALLOCATION),
-            segments=np.array([(0, reserved, 0, False, False)] if reserved else [], SEGMENT),
+            segments=np.array([(0, reserved, 0, False, False, (0, 0))] if reserved else [], SEGMENT),
             modules=modules,
             names=tuple(self._names),
             device=device,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given
+from numpy.lib.recfunctions import repack_fields
 from strategies import tapes
 
 import vramkit
@@ -124,8 +125,31 @@ def test_a_file_from_a_newer_version_says_which(saved: Path) -> None:
     meta = np.frombuffer(json.dumps({"format": 99}).encode(), np.uint8)
     rewrite(saved, meta=as_npy(meta))
 
-    with pytest.raises(vramkit.SnapshotError, match=r"format 99.*reads format 1"):
+    with pytest.raises(vramkit.SnapshotError, match=r"format 99.*reads formats 1 to 2"):
         vramkit.load(saved)
+
+
+@given(tapes())
+def test_a_file_from_before_private_pools_were_known_is_read(
+    tmp_path_factory: pytest.TempPathFactory, tape: Tape
+) -> None:
+    path = tmp_path_factory.mktemp("saved") / "profile.npz"
+    Profile(tape=tape).save(path)
+    with np.load(path) as archive:
+        meta = json.loads(bytes(archive["meta"]).decode())
+    narrow = {name: without_pools(getattr(tape, name)) for name in ("events", "allocations", "segments")}
+    tables = {f"0_{name}": as_npy(table) for name, table in narrow.items()}
+    rewrite(path, meta=as_npy(np.frombuffer(json.dumps(meta | {"format": 1}).encode(), np.uint8)), **tables)
+
+    opened = vramkit.load(path).tape
+
+    for name, table in narrow.items():
+        assert (without_pools(getattr(opened, name)) == table).all()
+        assert not getattr(opened, name)["pool"].any()
+
+
+def without_pools(table: np.ndarray) -> np.ndarray:
+    return repack_fields(table[[name for name in table.dtype.names or () if name != "pool"]])
 
 
 class Bomb:

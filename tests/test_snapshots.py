@@ -137,6 +137,13 @@ def test_a_registered_extension_code_runs_nothing_even_when_it_was_used_before(t
         copyreg.remove_extension(__name__, "mark", 0xF0)
 
 
+def test_a_hostile_name_is_shown_escaped(tmp_path):
+    path = write(tmp_path, b"c\x1b[31mos\nsystem\n.")
+
+    with pytest.raises(SnapshotError, match=r"\\x1b\[31mos\.system"):
+        load_snapshot(path)
+
+
 @pytest.mark.parametrize("end", [0, 1, 2, 20, -20, -1])
 def test_a_truncated_file_is_refused(tmp_path, end):
     path = write(tmp_path, pickle.dumps(SNAPSHOT)[:end])

@@ -40,6 +40,7 @@ _HOMES = {
     "VramkitError": "errors",
     "GPU": "gpus",
     "CachingAllocator": "allocator",
+    "SimulatedOutOfMemory": "allocator",
 }
 
 __all__ = [*_HOMES]

@@ -1,8 +1,8 @@
 """Results in a file: numpy's zip of plain arrays with one JSON text inside. Opening one runs no code.
 
-Format 1. ``meta`` is JSON as UTF-8 bytes: ``{"format": 1, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
+Format 2. ``meta`` is JSON as UTF-8 bytes: ``{"format": 2, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
 the n-th device are the arrays ``n.events``, ``n.allocations`` and ``n.segments``. What a kind of result has besides, is
-in ``particulars``, of which only that kind knows what it means.
+in ``particulars``, of which only that kind knows what it means. Format 1 lacks the columns ``pool``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .result import MemoryResult, Profile
 if TYPE_CHECKING:
     from .estimate_result import Estimate
 
-FORMAT = 1
+FORMAT = 2
 
 
 class _DamagedError(Exception):
@@ -94,6 +94,8 @@ def load(path: str | PathLike[str]) -> Profile | Estimate:
             version = meta["format"]
             if version == FORMAT:
                 return _read(meta, archive.__getitem__)
+            if version == 1:
+                return _read(meta, lambda name: _with_pools(archive[name]))
     except Exception as error:  # what a damaged file makes zipfile, zlib, numpy and json raise is anything
         raise SnapshotError(
             f"{path} was opened as a saved profile",
@@ -103,7 +105,7 @@ def load(path: str | PathLike[str]) -> Profile | Estimate:
         ) from error
     raise SnapshotError(
         f"{path} was opened as a saved profile",
-        f"it is of format {version!r}, and this vramkit reads format {FORMAT}",
+        f"it is of format {version!r}, and this vramkit reads formats 1 to {FORMAT}",
         instead="Open it with the vramkit that wrote it, or a newer one",
     )
 
@@ -116,6 +118,14 @@ def _read(meta: dict[str, Any], table: Callable[[str], Table]) -> Profile | Esti
 
         return restored(first, meta["particulars"])
     return replace(first, others=tuple(others))
+
+
+def _with_pools(table: Table) -> Table:
+    """A table of format 1 with the column that it lacks: nothing in it is known to be in a private pool."""
+    wide = np.zeros(table.shape, [*table.dtype.descr, EVENT.descr[-1]])
+    for name in table.dtype.names or ():
+        wide[name] = table[name]
+    return wide
 
 
 def _profile(each: dict[str, Any], number: int, table: Callable[[str], Table]) -> Profile:

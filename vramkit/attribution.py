@@ -39,6 +39,8 @@ def attribute(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]
     events = np.zeros(len(recording.action), EVENT)
     for name in ("action", "address", "size", "stream"):
         events[name] = getattr(recording, name)
+    if recording.pool is not None:
+        events["pool"] = recording.pool
     if len(events):
         events["time"] = recording.time - recording.time[0]
     events["phase"], events["module"], events["step"] = context.phase, context.module, context.step
@@ -82,12 +84,12 @@ def _pair(recording: Recording, events: Table, scans: Sequence[tuple[int, Scan]]
     old["born"] = old["module"] = -1
     for i, each in enumerate(recording.before):
         old["address"][i], old["block"][i] = each.address, each.block
-        old["requested"][i], old["stream"][i] = each.requested, each.stream
+        old["requested"][i], old["stream"][i], old["pool"][i] = each.requested, each.stream, each.pool
     new["born"] = born
     for name in ("address", "stream"):
         new[name] = getattr(recording, name)[born]
     new["requested"], new["block"] = recording.size[born], recording.block[born]
-    for name in ("phase", "module", "step"):
+    for name in ("phase", "module", "step", "pool"):
         new[name] = events[name][born]
 
     alive = {int(address): row for row, address in enumerate(old["address"])}

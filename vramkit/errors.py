@@ -6,7 +6,8 @@
     ├── UsageError      (also ValueError)  the call can't mean anything
     ├── DeviceError     (also RuntimeError) the device, driver, compiler or build that is needed isn't there
     ├── SnapshotError   (also ValueError)  a file is damaged, from another version, or not safe to open
-    └── DoesNotFit      the answer to "how much fits?" is "not even the smallest"
+    ├── DoesNotFit      the answer to "how much fits?" is "not even the smallest"
+    └── SimulatedOutOfMemory  a request that `CachingAllocator` could not serve (defined with it)
 
 ``torch.OutOfMemoryError`` is not in the tree: it is never swallowed or replaced.
 """
@@ -45,6 +46,11 @@ def _capitalised(part: str) -> str:
 
 def _ended(part: str) -> str:
     return part if part.endswith((".", "!", "?", ":")) else f"{part}."
+
+
+def printable(text: str) -> str:
+    """Text that someone else wrote, with what a terminal would act on (escapes, newlines) as Python would write it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class UsageError(VramkitError, ValueError):

@@ -100,6 +100,7 @@ EVENT = np.dtype(
         ("address", "i8"),  # 0 where the source has none
         ("stream", "i8"),
         ("time", "i8"),  # microseconds since the tape's first event
+        ("pool", "i4", (2,)),  # torch's id of the private pool (a MemPool's, a CUDA graph's); 0, 0: none
     ]
 )
 ALLOCATION = np.dtype(
@@ -115,6 +116,7 @@ ALLOCATION = np.dtype(
         ("address", "i8"),
         ("stream", "i8"),
         ("name", "i4"),  # index into Tape.names, -1: none
+        ("pool", "i4", (2,)),  # as of EVENT
     ]
 )
 SEGMENT = np.dtype(
@@ -124,6 +126,7 @@ SEGMENT = np.dtype(
         ("stream", "i8"),
         ("small", "?"),  # of the pool for requests of up to 1 MiB
         ("expandable", "?"),
+        ("pool", "i4", (2,)),  # as of EVENT
     ]
 )
 
@@ -225,6 +228,15 @@ class Tape:
         if self.device == "cpu":
             return self.allocated
         return self.initial_reserved + np.cumsum(_RESERVED_SIGN[self.events["action"]] * self.events["size"])
+
+    @cached_property
+    def flushes(self) -> npt.NDArray[np.bool_]:
+        """Which events begin an unbroken run of segments of one pool that go back; shape ``(events,)``."""
+        pool = self.events["pool"]
+        first: npt.NDArray[np.bool_] = _RESERVED_SIGN[self.events["action"]] < 0
+        goes_on = first[:-1] & (pool[1:] == pool[:-1]).all(axis=1)
+        first[1:] &= ~goes_on
+        return first
 
     @property
     def peak_allocated(self) -> int:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-from .allocator import segments_from_torch
+from .allocator import SegmentState, segments_from_torch
 from .attribution import attribute
-from .errors import SnapshotError
+from .errors import SnapshotError, printable
 from .events import TORCH_ACTIONS, Category, Tape
 from .recording.trace import columns_of, conf_text_of, follow_trace, recording_of
 from .result import Profile
@@ -46,10 +46,10 @@ def open_snapshot(path: str | PathLike[str]) -> Profile:
             for device in range(len(snapshot["device_traces"]))
             if (profile := _profile(snapshot, device)) is not None
         ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise SnapshotError(
             f"{path} was opened as a snapshot of torch's allocator",
-            f"it lacks something: {type(error).__name__}: {error}",
+            f"something in it is missing or can't be: {type(error).__name__}: {printable(str(error))}",
             instead="Write it with torch.cuda.memory._dump_snapshot(path)",
         ) from error
     if not profiles:
@@ -67,6 +67,7 @@ def _profile(snapshot: Mapping[str, Any], device: int) -> Profile | None:
     last = segments_from_torch(snapshot["segments"], device=device)
     if not entries and not last:
         return None
+    _check_sizes(entries, last)
     columns = columns_of(entries)
     followed = follow_trace(columns, conf_text_of(snapshot), None, last)
     recording = replace(recording_of(f"cuda:{device}", columns, followed), workspace_sizes=frozenset({_WORKSPACE}))
@@ -74,6 +75,17 @@ def _profile(snapshot: Mapping[str, Any], device: int) -> Profile | None:
     if not entries:
         notes.append("It has no history, so this is one moment only.")
     return Profile(tape=_unlabelled(attribute(recording, [], [], []), entries), notes=(*notes, *followed.notes))
+
+
+def _check_sizes(entries: Sequence[Mapping[str, Any]], segments: Sequence[SegmentState]) -> None:
+    """A size that can't be would be shown as if it could."""
+    sizes = [entry["size"] for entry in entries]
+    for segment in segments:
+        sizes.append(segment.size)
+        sizes += [size for block in segment.blocks for size in (block.size, block.requested)]
+    for size in sizes:
+        if type(size) is not int or size < 0:
+            raise ValueError(f"the size {size!r}")
 
 
 def _unlabelled(tape: Tape, entries: Sequence[Mapping[str, Any]]) -> Tape:

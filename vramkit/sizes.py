@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 
 from .errors import UsageError
@@ -25,7 +26,7 @@ def parse_size(text: str | int) -> int:
 
     Args:
         text: a number with one of the units B, KiB, MiB, GiB, TiB (1024-based) or kB, MB, GB, TB (1000-based), or
-            a plain ``int`` of bytes. Nothing else parses: ``"24G"`` could mean two sizes, 7 % apart.
+            a whole number of bytes. Nothing else parses: ``"24G"`` could mean two sizes, 7 % apart.
 
     Returns:
         Whole bytes, rounded down.
@@ -33,10 +34,11 @@ def parse_size(text: str | int) -> int:
     Raises:
         UsageError: the text is no size, or it is negative.
     """
-    if isinstance(text, int) and not isinstance(text, bool):
-        if text < 0:
-            raise UsageError("A size was expected", f"{text} is negative", instead="Give 0 or more bytes")
-        return text
+    if hasattr(text, "__index__") and not isinstance(text, bool):  # numpy's integers are no int
+        size = operator.index(text)
+        if size < 0:
+            raise UsageError("A size was expected", f"{size} is negative", instead="Give 0 or more bytes")
+        return size
     match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if match is None or match[2] not in _UNITS:
         raise UsageError(

@@ -15,7 +15,7 @@ import pickletools
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import SnapshotError
+from .errors import SnapshotError, printable
 
 _ADVICE = "Write it again with torch.cuda.memory._dump_snapshot(path)"
 
@@ -72,14 +72,14 @@ def load_snapshot(path: str | os.PathLike[str]) -> dict[str, Any]:
     except _Refused as error:
         raise SnapshotError(
             f"The snapshot {name!r} was opened",
-            str(error),
+            printable(str(error)),
             "A snapshot is plain data; this file would run code of its writer's choice",
             f"Do not open it with pickle either. {_ADVICE}",
         ) from None
     except Exception as error:  # damaged pickles raise almost anything: EOFError, KeyError, TypeError, MemoryError, ...
         raise SnapshotError(
             f"The snapshot {name!r} was opened",
-            f"it is damaged, or no pickle at all ({type(error).__name__}: {error})",
+            f"it is damaged, or no pickle at all ({type(error).__name__}: {printable(str(error))})",
             instead=_ADVICE,
         ) from error
     if not _is_snapshot(snapshot):

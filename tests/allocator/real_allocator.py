@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.cuda import memory
 
-from vramkit.allocator import CachingAllocator, SegmentState, SimulatedOutOfMemory, segments_from_torch
+from vramkit.allocator import NO_POOL, CachingAllocator, SegmentState, SimulatedOutOfMemory, segments_from_torch
 from vramkit.events import TORCH_ACTIONS, Action
 
 MIB = 1 << 20
-DEFAULTS = (
-    "large_segment_size_mb:20,max_non_split_rounding_mb:20,expandable_segments:False,throw_on_cudamalloc_oom:False"
-)
+DEFAULTS = "large_segment_size_mb:20,expandable_segments:False,throw_on_cudamalloc_oom:False"
 """What torch does not reset by itself when settings change at run time."""
 
 Event = tuple[int, int, int, int]
 Step = tuple[Any, ...]
-"""("malloc", bytes, stream number), ("free", which of those alive), ("use", which, stream number), ("empty",),
-("conf", text), ("fraction", MiB of the limit)."""
+"""("malloc", bytes, stream number), ("pooled", bytes, stream number, MemPool number), ("free", which of those alive),
+("use", which, stream number), ("empty",), ("drop", MemPool number), ("conf", text), ("fraction", MiB of the limit)."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class Outcome:
     """Numbers of the steps that ran out of memory."""
     stats: dict[str, int]
     segments: tuple[SegmentState, ...]
+    pools: tuple[tuple[int, int], ...] = ()
+    """torch's ids of the program's MemPools."""
 
 
 _streams: list[torch.cuda.Stream] = []
@@ -75,12 +76,16 @@ def on_torch(program: Sequence[Step], conf: str) -> Outcome:
     before = torch.cuda.memory_stats()
     memory._record_memory_history(context=None, max_entries=1_000_000)
     alive: list[torch.Tensor] = []
+    pools: list[torch.cuda.MemPool | None] = []
+    if any(what == "pooled" for what, *_ in program):
+        pools += [torch.cuda.MemPool(), torch.cuda.MemPool()]
+    identities = tuple(tuple(pool.id) for pool in pools if pool is not None)
     failed = []
     try:
         configure(conf)
         for number, (what, *arguments) in enumerate(program):
             try:
-                _step(what, arguments, alive)
+                _step(what, arguments, alive, pools)
             except torch.OutOfMemoryError:
                 failed.append(number)
         snapshot = memory._snapshot()
@@ -88,11 +93,16 @@ def on_torch(program: Sequence[Step], conf: str) -> Outcome:
     finally:
         memory._record_memory_history(None)
         alive.clear()
+        pools.clear()
         # While the settings are the program's: torch counts a segment as oversize by the settings of the moment.
         torch.cuda.empty_cache()
         configure(DEFAULTS)
         torch.cuda.set_per_process_memory_fraction(1.0)
-    counted = {name: value - _base(before, name) for name, value in stats.items()}
+    counted = {
+        name: value - _base(before, name)
+        for name, value in stats.items()
+        if not (name in before and "private_pools" in name)  # of a pool of an earlier program
+    }
     return Outcome(
         tuple(
             (
@@ -107,6 +117,7 @@ def on_torch(program: Sequence[Step], conf: str) -> Outcome:
         tuple(failed),
         counted,
         tuple(sorted(segments_from_torch(snapshot["segments"]), key=lambda segment: segment.address)),
+        identities,
     )
 
 
@@ -119,11 +130,19 @@ def _base(before: dict[str, int], name: str) -> int:
     return 0
 
 
-def _step(what: str, arguments: list[Any], alive: list[torch.Tensor]) -> None:
+def _step(what: str, arguments: list[Any], alive: list[torch.Tensor], pools: list[torch.cuda.MemPool | None]) -> None:
     if what == "malloc":
         size, stream = arguments
         with torch.cuda.stream(streams()[stream]):
             alive.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+    elif what == "pooled":
+        *plain, number = arguments
+        pool = pools[number]
+        with nullcontext() if pool is None else torch.cuda.use_mem_pool(pool):
+            _step("malloc", plain, alive, pools)
+    elif what == "drop":
+        if pools:
+            pools[arguments[0]] = None
     elif what == "free":
         if alive:
             del alive[arguments[0] % len(alive)]
@@ -169,15 +188,17 @@ def on_simulator(program: Sequence[Step], conf: str, real: Outcome, **options: A
     allocator = CachingAllocator(total, conf, context=total - free, addresses=answers, history=True, **options)
     answers.allocator = allocator
     numbers = [stream.cuda_stream for stream in streams()]
+    pools = list(real.pools)
     alive: list[Any] = []
     failed = []
     for number, (what, *arguments) in enumerate(program):
-        if what == "malloc":
+        if what in ("malloc", "pooled"):
             if arguments[0]:
                 # Virtual kernels take no time, so whatever was waiting is over at the next allocation.
                 allocator.synchronize()
             try:
-                alive.append(allocator.malloc(arguments[0], numbers[arguments[1]]))
+                pool = pools[arguments[2]] if what == "pooled" else NO_POOL
+                alive.append(allocator.malloc(arguments[0], numbers[arguments[1]], pool=pool))
             except SimulatedOutOfMemory:
                 failed.append(number)
         elif what == "free":
@@ -188,6 +209,11 @@ def on_simulator(program: Sequence[Step], conf: str, real: Outcome, **options: A
                 allocator.record_stream(block, numbers[arguments[1]])
         elif what == "empty":
             allocator.empty_cache()
+        elif what == "drop":
+            if pools and pools[arguments[0]] != NO_POOL:
+                allocator.release_pool(pools[arguments[0]])
+                allocator.empty_cache(pools[arguments[0]])
+                pools[arguments[0]] = NO_POOL
         elif what == "conf":
             allocator.configure(arguments[0])
         else:
@@ -195,12 +221,17 @@ def on_simulator(program: Sequence[Step], conf: str, real: Outcome, **options: A
     return Outcome(tuple(allocator.events), tuple(failed), allocator.memory_stats(), allocator.segments())
 
 
-def comparable(events: Sequence[Event]) -> list[Event]:
-    """Events with runs of completed frees in order of address: torch walks its streams in the order of a hash table."""
+def comparable(events: Sequence[Event], *, pools: bool = False) -> list[Event]:
+    """Events with runs of those sorted that torch makes in the order of a hash table.
+
+    Those are completed frees, as it walks its streams; and, in programs with private pools, segments that go back, as
+    it walks the pools that nobody uses.
+    """
+    unordered = {Action.FREE_COMPLETED, *([Action.SEGMENT_FREE, Action.SEGMENT_UNMAP] if pools else [])}
     result: list[Event] = []
     run: list[Event] = []
     for event in [*events, (-1, 0, 0, 0)]:
-        if event[0] == Action.FREE_COMPLETED:
+        if event[0] in unordered:
             run.append(event)
         else:
             result += [*sorted(run), event]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -36,7 +38,14 @@ def test_no_text_gives_torchs_defaults():
         (" max_split_size_mb : 40 , garbage_collection_threshold: 0.5,", "max_split_size", 40 * MIB),
         ("max_split_size_mb:40,max_split_size_mb:50", "max_split_size", 50 * MIB),
         ("large_segment_size_mb:12,max_split_size_mb:15", "max_split_size", 15 * MIB),
+        ("large_segment_size_mb:12", "max_non_split_rounding", 12 * MIB),
+        ("max_split_size_mb:64,large_segment_size_mb:32", "max_non_split_rounding", 32 * MIB),
+        ("max_non_split_rounding_mb:40,large_segment_size_mb:32", "max_non_split_rounding", 40 * MIB),
+        ("max_split_size_mb:14,large_segment_size_mb:12", "max_split_size", 14 * MIB),
+        ("garbage_collection_threshold:1e-1", "garbage_collection_threshold", 0.1),
+        ("per_process_memory_fraction:5.E-1", "per_process_memory_fraction", 0.5),
         ("pinned_use_background_threads:True,max_split_size_mb:40", "max_split_size", 40 * MIB),
+        ("pinned_max_cached_size_mb:-1,pinned_num_register_threads:8", "max_split_size", UNLIMITED),
     ],
 )
 def test_a_setting_is_read(text, field, value):
@@ -59,7 +68,10 @@ def test_a_list_of_divisions_covers_what_it_does_not_name_as_torch_does():
         "max_split_size_mb=40",
         "max_split_size_mb:40;x:1",
         "max_split_size_mb:-1",
-        "max_split_size_mb:15,large_segment_size_mb:12",
+        "max_split_size_mb:30,large_segment_size_mb:64",
+        "max_non_split_rounding_mb:25,large_segment_size_mb:64",
+        "max_split_size_mb:5,max_split_size_mb:50",
+        "max_split_size_mb:18446744073709551616",
         "large_segment_size_mb:10",
         "garbage_collection_threshold:0",
         "garbage_collection_threshold:1.0",
@@ -70,6 +82,12 @@ def test_a_list_of_divisions_covers_what_it_does_not_name_as_torch_does():
         "roundup_power2_divisions:0",
         "roundup_power2_divisions:[3:4]",
         "roundup_power2_divisions:[64:8",
+        "roundup_power2_divisions:[64:8,,128:4]",
+        "release_lock_on_cudamalloc:1",
+        "pinned_num_register_threads:3",
+        "pinned_num_register_threads:256",
+        "pinned_reserve_segment_size_mb:0",
+        "pinned_max_round_threshold_mb:x",
         ",",
     ],
 )
@@ -95,6 +113,30 @@ def test_the_drivers_own_allocator_is_refused():
 def test_settings_that_are_no_text_are_refused():
     with pytest.raises(UsageError, match="PYTORCH_CUDA_ALLOC_CONF"):
         AllocatorConf.parse(None)
+
+
+def test_a_change_at_run_time_resets_what_torch_resets():
+    start = AllocatorConf.parse(
+        "expandable_segments:True,large_segment_size_mb:12,per_process_memory_fraction:0.5,throw_on_cudamalloc_oom:True,"
+        "max_split_size_mb:64,max_non_split_rounding_mb:64,garbage_collection_threshold:0.5,roundup_power2_divisions:4"
+    )
+
+    changed = start.changed("garbage_collection_threshold:0.8")
+
+    kept = AllocatorConf(
+        expandable_segments=True,
+        large_segment_size=12 * MIB,
+        per_process_memory_fraction=0.5,
+        throw_on_cudamalloc_oom=True,
+    )
+    assert changed == replace(kept, max_non_split_rounding=12 * MIB, garbage_collection_threshold=0.8)
+
+
+def test_a_change_at_run_time_is_held_against_the_large_segment_in_force():
+    start = AllocatorConf.parse("large_segment_size_mb:64")
+
+    with pytest.raises(UsageError, match="at least 64"):
+        start.changed("max_split_size_mb:30")
 
 
 @pytest.mark.parametrize(

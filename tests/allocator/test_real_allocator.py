@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import vramkit
 from vramkit import virtual_gpu
 from vramkit.allocator import AllocatorConf, final_state, follow
 from vramkit.events import Action
@@ -33,26 +34,32 @@ malloc = st.tuples(st.just("malloc"), sizes, stream_numbers)
 free = st.tuples(st.just("free"), st.integers(0, 1000))
 use = st.tuples(st.just("use"), st.integers(0, 1000), stream_numbers)
 empty = st.just(("empty",))
+pooled = st.tuples(st.just("pooled"), sizes, stream_numbers, st.integers(0, 1))
+drop = st.tuples(st.just("drop"), st.integers(0, 1))
 fraction = st.tuples(st.just("fraction"), st.integers(40, 700))
 
 
 @st.composite
 def confs(draw, later=False):
-    """Settings that torch takes at run time, each of those it would not reset named.
+    """Settings that torch takes at run time; which of those left out are reset is a part of what is compared.
 
     Not ``max_split_size_mb`` later on: where larger blocks were split before, torch frees a part of a segment then, and
     the driver refuses.
     """
-    # Even numbers: a real driver makes no page of an expandable segment that is not a multiple of 2 MiB.
-    large = draw(st.sampled_from([20, 20, 12, 32]))
-    parts = [
-        f"large_segment_size_mb:{large}",
-        f"max_non_split_rounding_mb:{draw(st.integers(large, 64))}",
-        f"expandable_segments:{draw(st.sampled_from([False, False, True]))}",
-        f"throw_on_cudamalloc_oom:{draw(st.sampled_from([False, False, True]))}",
-    ]
+    parts = []
+    least = 20
+    if draw(st.booleans()):
+        # Even numbers: a real driver makes no page of an expandable segment that is not a multiple of 2 MiB.
+        least = draw(st.sampled_from([20, 12, 32]))
+        parts.append(f"large_segment_size_mb:{least}")
+    least = 32 if later else least  # large segments may be of 32 MiB since an earlier change
+    if draw(st.booleans()):
+        parts.append(f"max_non_split_rounding_mb:{draw(st.integers(least, 64))}")
+    for switch in ("expandable_segments", "throw_on_cudamalloc_oom"):
+        if draw(st.booleans()):
+            parts.append(f"{switch}:{draw(st.sampled_from([False, True]))}")
     if not later and draw(st.booleans()):
-        parts.append(f"max_split_size_mb:{draw(st.integers(large, 80))}")
+        parts.append(f"max_split_size_mb:{draw(st.integers(least, 80))}")
     if draw(st.booleans()):
         parts.append(f"garbage_collection_threshold:{draw(st.sampled_from([0.2, 0.5, 0.8, 0.99]))}")
     divisions = st.sampled_from([1, 2, 4, 8, 16])
@@ -61,7 +68,7 @@ def confs(draw, later=False):
     elif draw(st.booleans()):
         listed = [f"{1 << power}:{draw(divisions)}" for power in sorted(draw(st.sets(st.integers(0, 8), min_size=1)))]
         parts.append(f"roundup_power2_divisions:[{','.join([*listed, f'>:{draw(divisions)}'])}]")
-    return ",".join(parts)
+    return ",".join(draw(st.permutations(parts)))
 
 
 @st.composite
@@ -76,7 +83,9 @@ def assert_equal(program, conf):
     torch_did = real_allocator.on_torch(program, conf)
     simulator_did = real_allocator.on_simulator(program, conf, torch_did)
 
-    assert real_allocator.comparable(simulator_did.events) == real_allocator.comparable(torch_did.events)
+    pools = bool(torch_did.pools)
+    simulated = real_allocator.comparable(simulator_did.events, pools=pools)
+    assert simulated == real_allocator.comparable(torch_did.events, pools=pools)
     assert simulator_did.failed == torch_did.failed
     same_order = simulator_did.events == torch_did.events
     assert blocks_of(simulator_did, exactly=same_order) == blocks_of(torch_did, exactly=same_order)
@@ -139,7 +148,80 @@ def test_with_settings_that_change_on_the_way(program, conf):
 @relaxed
 @given(programs(use), confs())
 def test_with_expandable_segments(program, conf):
-    assert_equal(program, conf.replace("expandable_segments:False", "expandable_segments:True"))
+    assert_equal(program, f"{conf},expandable_segments:True" if conf else "expandable_segments:True")
+
+
+@relaxed
+@given(programs(pooled, pooled, use), confs())
+def test_with_private_pools(program, conf):
+    assert_equal(program, conf)
+
+
+@relaxed
+@given(programs(pooled, pooled, drop, use), confs())
+def test_with_private_pools_that_end(program, conf):
+    """Not with expandable segments, where the end of a pool makes torch 2.14.1 fail its own assertions or crash."""
+    assert_equal(program, f"{conf},expandable_segments:False" if conf else "")
+
+
+def in_a_pool(size, pool):
+    with torch.cuda.use_mem_pool(pool):
+        return torch.empty(size, dtype=torch.uint8, device="cuda")
+
+
+def mixed(pool):
+    """Memory of a private pool and of none, so that one would serve the other if they were one."""
+    loose = torch.empty(40 * MIB, dtype=torch.uint8, device="cuda")
+    kept = in_a_pool(30 * MIB, pool)
+    del loose
+    in_a_pool(40 * MIB, pool)
+    last = torch.empty(30 * MIB, dtype=torch.uint8, device="cuda")
+    return kept, last
+
+
+@pytest.mark.parametrize("conf", ["", "expandable_segments:True"])
+def test_a_recorded_private_pool_serves_in_a_replay_too(conf, tmp_path):
+    real_allocator.clear()
+    real_allocator.configure(f"{real_allocator.DEFAULTS},{conf}" if conf else real_allocator.DEFAULTS)
+    pool = torch.cuda.MemPool()
+    before = in_a_pool(50 * MIB, pool)
+    with vramkit.profile() as prof:
+        kept = [before, *mixed(pool)]
+        del before, kept[0]
+        if not conf:  # see test_with_private_pools_that_end
+            del pool
+        other = torch.cuda.MemPool()
+        kept += mixed(other)
+    kept.clear()
+    prof.result.save(tmp_path / "profile.npz")
+    profile = vramkit.load(tmp_path / "profile.npz")
+
+    replay = vramkit.CachingAllocator(conf=conf).replay(profile.tape)
+
+    assert (replay.peak_allocated, replay.peak_reserved) == (profile.peak_allocated, profile.peak_reserved)
+    assert replay.tape.reserved[-1] == profile.tape.reserved[-1]
+    again = vramkit.CachingAllocator(conf=conf).replay(replay.tape)
+    assert again.peak_reserved == profile.peak_reserved
+    assert again.tape.reserved[-1] == profile.tape.reserved[-1]
+
+
+def test_a_private_pool_from_before_a_history_is_known_again(tmp_path):
+    real_allocator.clear()
+    first, second = torch.cuda.MemPool(), torch.cuda.MemPool()
+    kept = [in_a_pool(30 * MIB, first), in_a_pool(40 * MIB, second)]
+    torch.cuda.memory._record_memory_history(context=None)
+    del kept[1], second  # its segment goes back, and only the history knows that it was there
+    kept += mixed(first)
+    torch.cuda.memory._dump_snapshot(str(tmp_path / "snapshot.pickle"))
+    torch.cuda.memory._record_memory_history(None)
+    torch.cuda.reset_peak_memory_stats()
+    profile = vramkit.open_snapshot(tmp_path / "snapshot.pickle")
+
+    replay = vramkit.CachingAllocator().replay(profile.tape)
+
+    assert len({tuple(pool) for pool in profile.tape.segments["pool"].tolist()} - {(0, 0)}) == 2
+    assert replay.peak_reserved == profile.peak_reserved
+    assert replay.tape.reserved[-1] == torch.cuda.memory_reserved()
 
 
 def test_the_driver_runs_out_of_memory():
@@ -158,6 +240,16 @@ def test_the_driver_runs_out_of_memory():
             assert_equal(steps, conf)
     finally:
         gpu.set_memory(None)
+
+
+def test_a_limit_may_be_reached_to_the_byte():
+    """Also where the fraction times the device's memory is a little less than the limit that it was made from."""
+    total = torch.cuda.get_device_properties("cuda").total_memory
+    limits = range(40, 400, 2)
+    assert any(limit * MIB / total * total < limit * MIB for limit in limits), "the test is about these"
+
+    for limit in limits:
+        assert_equal([("fraction", limit), ("malloc", limit * MIB, 0), ("malloc", 1, 0)], real_allocator.DEFAULTS)
 
 
 def _tied():

@@ -223,7 +223,7 @@ def tape_of(trace):
         ("born", "died", "requested", "block", "address", "stream"), zip(*rows, strict=True), strict=True
     ):
         allocations[name] = column
-    start = [(s.address, s.size, s.stream, s.small, s.expandable) for s in trace.start.segments]
+    start = [(s.address, s.size, s.stream, s.small, s.expandable, s.pool) for s in trace.start.segments]
     return Tape(events=events, allocations=allocations, segments=np.array(start, SEGMENT))
 
 

@@ -20,6 +20,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 def test_the_package_exports_it():
     assert vramkit.CachingAllocator is CachingAllocator
+    assert vramkit.SimulatedOutOfMemory is SimulatedOutOfMemory
 
 
 def test_it_works_without_torch():
@@ -159,6 +160,75 @@ def test_an_unknown_choice_is_refused(options):
         CachingAllocator(**options)
 
 
+@pytest.mark.parametrize("conf", ["", "expandable_segments:True"])
+def test_a_device_without_end_has_no_more_memory_than_addresses(conf):
+    allocator = CachingAllocator(conf=conf)
+    kept = allocator.malloc(1200 * GIB)  # more than an expandable segment's usual range
+    before = allocator.device.used, allocator.reserved_bytes
+
+    with pytest.raises(SimulatedOutOfMemory, match="no address is left"):
+        allocator.malloc(1 << 62)
+
+    assert (allocator.device.used, allocator.reserved_bytes) == before
+    assert allocator.malloc(30 * MIB) is not None
+    allocator.free(kept)
+    allocator.empty_cache()
+    assert allocator.device.used == allocator.reserved_bytes < GIB
+
+
+def test_many_streams_have_an_expandable_segment_each():
+    allocator = CachingAllocator(conf="expandable_segments:True")
+
+    for stream in range(40):
+        allocator.malloc(3 * MIB, stream)
+        allocator.malloc(100, stream)
+
+    assert allocator.reserved_bytes == 40 * (20 + 2) * MIB
+
+
+def test_requests_that_fail_use_up_no_addresses():
+    allocator = CachingAllocator(80 * GIB, "expandable_segments:True")
+    for _ in range(2000):
+        with pytest.raises(SimulatedOutOfMemory):
+            allocator.malloc(100 * GIB)
+
+    assert allocator.malloc(30 * MIB, 5) is not None
+
+
+def test_sizes_may_be_texts_and_numpys_numbers():
+    allocator = CachingAllocator("1 GiB", context="200 MiB")
+
+    block = allocator.malloc(np.int64(700))
+
+    assert allocator.device.free == (1024 - 200 - 2) * MIB
+    assert (block.size, block.requested) == (1024, 700)
+    assert all(type(value) is int for value in allocator.memory_stats().values())
+    assert CachingAllocator(np.int64(GIB)).device.capacity == GIB
+
+
+@pytest.mark.parametrize("options", [{"capacity": "24 G"}, {"capacity": -5}, {"capacity": 24e9}, {"context": -1}])
+def test_what_is_no_size_is_refused(options):
+    with pytest.raises(UsageError):
+        CachingAllocator(**options)
+
+
+def test_a_handle_is_good_for_one_free_also_when_its_memory_is_used_again():
+    allocator = CachingAllocator()
+    old = allocator.malloc(30 * MIB)
+    allocator.free(old)
+    new = allocator.malloc(30 * MIB)
+    assert new.address == old.address
+
+    with pytest.raises(UsageError, match="once"):
+        allocator.free(old)
+    with pytest.raises(UsageError, match="before the free"):
+        allocator.record_stream(old, 1)
+
+    assert allocator.allocated_bytes == 30 * MIB
+    allocator.free(new)
+    assert allocator.allocated_bytes == 0
+
+
 def test_misuse_is_refused():
     allocator = CachingAllocator()
     block = allocator.malloc(512)
@@ -170,8 +240,15 @@ def test_misuse_is_refused():
         allocator.complete(block)
     with pytest.raises(UsageError, match="0 bytes or more"):
         allocator.malloc(-1)
-    with pytest.raises(UsageError, match="0 to 1"):
-        allocator.set_memory_fraction(2)
+    with pytest.raises(UsageError, match="whole number"):
+        allocator.malloc(10.5)
+    with pytest.raises(UsageError, match="what malloc returned"):
+        allocator.free(5)
+    with pytest.raises(UsageError, match=r"profile\.tape"):
+        allocator.replay(None)
+    for fraction in (2, "0.5", float("nan")):
+        with pytest.raises(UsageError, match="0 to 1"):
+            allocator.set_memory_fraction(fraction)
 
 
 def test_lowering_the_split_limit_on_the_way_is_refused_where_torch_fails():

@@ -10,9 +10,10 @@ from .replaying import Replay
 from .reserve import SimulatedOutOfMemory
 from .rewinding import AmbiguousBlock, InitialState, initial_state
 from .simulator import CachingAllocator
-from .states import BlockState, SegmentState, segments_from_torch
+from .states import NO_POOL, BlockState, SegmentState, segments_from_torch
 
 __all__ = [
+    "NO_POOL",
     "AddressOrder",
     "AddressSpace",
     "Addresses",

@@ -5,10 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 
 from ..sizes import format_size
-from .states import BlockUse
-
-PoolId = tuple[int, int]
-"""torch's id of a private pool; ``(0, 0)``: none."""
+from .states import BlockUse, PoolId
 
 # A free block's place in its stream's list is one integer, size first, then what breaks ties: it compares faster than
 # a tuple, and a replay spends much of its time finding places. The tie is broken by `address + shift`: with a shift of
@@ -96,6 +93,18 @@ class Block:
     def is_split(self) -> bool:
         """Whether the block is only a part of its segment."""
         return self.prev is not None or self.next is not None
+
+    def renewed(self) -> Block:
+        """The block under a new handle, which takes its place; the old one is of a block that is not in use."""
+        block = Block(self.address, self.size, self.stream, self.pool, self.shift)
+        block.requested, block.allocated, block.range = self.requested, self.allocated, self.range
+        block.prev, block.next = self.prev, self.next
+        if block.prev is not None:
+            block.prev.next = block
+        if block.next is not None:
+            block.next.prev = block
+        self.allocated = False
+        return block
 
     def put_before(self, right: Block) -> None:
         """Link the block in directly to the left of another."""

@@ -23,24 +23,9 @@ MIN_LARGE_ALLOC = 10 << 20
 ROUND_LARGE = 2 << 20
 UNLIMITED = (1 << 63) - 1
 _MIB = 1 << 20
+_MOST_THREADS = 128  # that register pinned memory
 _INTERVALS = 16  # of roundup_power2_divisions: 1 MiB .. 64 GiB, a power of two each
 
-# Settings of the pinned host allocator and of how the driver is called: they change no block and no segment.
-_HARMLESS = frozenset(
-    {
-        "pinned_use_background_threads",
-        "pinned_max_round_threshold_mb",
-        "pinned_max_cached_size_mb",
-        "pinned_use_cuda_host_register",
-        "pinned_use_hip_host_register",
-        "pinned_num_register_threads",
-        "pinned_reserve_segment_size_mb",
-        "pinned_free_catch_all",
-        "release_lock_on_cudamalloc",
-        "release_lock_on_hipmalloc",
-        "graph_capture_record_stream_reuse",
-    }
-)
 _KNOWN = (
     "large_segment_size_mb",
     "max_split_size_mb",
@@ -52,6 +37,21 @@ _KNOWN = (
     "throw_on_cudamalloc_oom",
     "backend",
 )
+# Settings of the pinned host allocator and of how the driver is called: they change no block and no segment. Their
+# values, which torch may refuse, are read by the method of `_Parser` that is named here.
+_HARMLESS = {
+    "pinned_use_background_threads": "switch",
+    "pinned_max_round_threshold_mb": "loose_number",
+    "pinned_max_cached_size_mb": "loose_number",
+    "pinned_use_cuda_host_register": "switch",
+    "pinned_use_hip_host_register": "switch",
+    "pinned_num_register_threads": "threads",
+    "pinned_reserve_segment_size_mb": "positive",
+    "pinned_free_catch_all": "switch",
+    "release_lock_on_cudamalloc": "switch",
+    "release_lock_on_hipmalloc": "switch",
+    "graph_capture_record_stream_reuse": "switch",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,8 @@ class AllocatorConf:
     max_split_size: int = UNLIMITED
     """Bytes; a block of at least this size is never split."""
     max_non_split_rounding: int = 20 * _MIB
-    """Bytes by which such a block may exceed the request that it serves."""
+    """Bytes by which such a block may exceed the request that it serves. Where a text doesn't name it, it is
+    ``large_segment_size``."""
     garbage_collection_threshold: float = 0.0
     """Part of the memory limit above which old cached blocks are freed; 0: off."""
     roundup_power2_divisions: tuple[int, ...] = (0,) * _INTERVALS
@@ -90,7 +91,25 @@ class AllocatorConf:
         Raises:
             UsageError: an unknown key, a value that torch would refuse, or a backend that is not simulated.
         """
-        return _Parser(text).conf()
+        return cls().changed(text)
+
+    def changed(self, text: str) -> AllocatorConf:
+        """These settings after torch was given others at run time.
+
+        What torch calls expandable segments, the size of a large segment, the memory fraction and whether to throw
+        early stay as they are unless the text names them. All else that it doesn't name is the default again.
+
+        Args:
+            text: as of `parse`, and with its errors.
+        """
+        defaults = AllocatorConf()
+        kept = replace(
+            self,
+            max_split_size=defaults.max_split_size,
+            garbage_collection_threshold=defaults.garbage_collection_threshold,
+            roundup_power2_divisions=defaults.roundup_power2_divisions,
+        )
+        return _Parser(text, kept).conf()
 
     @property
     def looks_at_capacity(self) -> bool:
@@ -151,9 +170,14 @@ class AllocatorConf:
 
 
 class _Parser:
-    """Reads the text token by token, as torch's ``ConfigTokenizer`` cuts it."""
+    """Reads the text token by token, as torch's ``ConfigTokenizer`` cuts it.
 
-    def __init__(self, text: str) -> None:
+    Args:
+        text: what is read.
+        start: the settings that hold where the text names no other.
+    """
+
+    def __init__(self, text: str, start: AllocatorConf) -> None:
         if not isinstance(text, str):
             raise UsageError(
                 "Allocator settings were expected as text",
@@ -161,23 +185,36 @@ class _Parser:
                 instead="Write them as in PYTORCH_CUDA_ALLOC_CONF, such as 'expandable_segments:True'",
             )
         self.text = text
+        self.start = start
         self.tokens: list[str] = re.findall(r"[,:\[\]]|[^,:\[\]]+", re.sub(r"\s", "", text))
         self.place = 0
+        self.large_segment_size = start.large_segment_size
 
     def conf(self) -> AllocatorConf:
+        pairs = self.pairs()
         values: dict[str, Any] = {}
+        # The large segment's size goes first, wherever it stands, as others are held against it.
+        for key, place in sorted(pairs, key=lambda pair: pair[0] != "large_segment_size_mb"):
+            self.place = place
+            if key in _HARMLESS:
+                getattr(self, _HARMLESS[key])(key)
+            else:
+                getattr(self, f"_{key}")(key, values)
+        return replace(self.start, **{"max_non_split_rounding": self.large_segment_size, **values})
+
+    def pairs(self) -> list[tuple[str, int]]:
+        """The keys, each with the place of its value."""
+        found = []
         while self.place < len(self.tokens):
             key = self.next("a key")
             self.expect(":")
-            if key in _HARMLESS:
-                self.skip_value()
-            elif key in _KNOWN:
-                getattr(self, f"_{key}")(key, values)
-            else:
+            if key not in _KNOWN and key not in _HARMLESS:
                 self.refuse(f"the key {key!r} is unknown", f"Use one of {', '.join(_KNOWN)}")
+            found.append((key, self.place))
+            self.skip_value()
             if self.place < len(self.tokens):
                 self.expect(",")
-        return replace(AllocatorConf(), **values)
+        return found
 
     def refuse(self, found: str, instead: str, why: str = "") -> NoReturn:
         raise UsageError(f"Allocator settings were read from {self.text!r}", found, why, instead)
@@ -199,13 +236,29 @@ class _Parser:
 
     def number(self, key: str, text: str | None = None) -> int:
         text = self.next("a number") if text is None else text
-        if not re.fullmatch(r"\d+", text, re.ASCII):
-            self.refuse(f"{key} is {text!r}", f"Give {key} a whole number of 0 or more")
+        if not re.fullmatch(r"\d+", text, re.ASCII) or int(text) >= 1 << 64:
+            self.refuse(f"{key} is {text!r}", f"Give {key} a whole number from 0 to 2**64 - 1")
         return int(text)
+
+    def loose_number(self, key: str) -> int:
+        """As C++ reads it, who passes over what follows the digits. Where it matters, `number` takes no such thing."""
+        text = self.next("a number")
+        found = re.match(r"[+-]?\d+", text, re.ASCII)
+        if found is None or abs(int(found[0])) >= 1 << 64:
+            self.refuse(f"{key} is {text!r}", f"Give {key} a whole number from 0 to 2**64 - 1")
+        return int(found[0]) % (1 << 64)
+
+    def threads(self, key: str) -> None:
+        if (count := self.loose_number(key)).bit_count() != 1 or count > _MOST_THREADS:
+            self.refuse(f"{key} is {count}", f"Give {key} a power of two from 1 to {_MOST_THREADS}")
+
+    def positive(self, key: str) -> None:
+        if not self.loose_number(key):
+            self.refuse(f"{key} is 0", f"Leave {key} out, or give it 1 or more")
 
     def fraction(self, key: str) -> float:
         text = self.next("a number")
-        if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text, re.ASCII):
+        if not re.fullmatch(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII):
             self.refuse(f"{key} is {text!r}", f"Give {key} a number between 0 and 1")
         return float(text)
 
@@ -215,9 +268,9 @@ class _Parser:
             self.refuse(f"{key} is {text!r}", f"Write {key}:True or {key}:False, with a capital")
         return text == "True"
 
-    def mebibytes(self, key: str, values: dict[str, Any]) -> int:
+    def mebibytes(self, key: str) -> int:
         size = self.number(key) * _MIB
-        least = values.get("large_segment_size", AllocatorConf().large_segment_size)
+        least = self.large_segment_size
         if size < least:
             self.refuse(
                 f"{key} is {size // _MIB}", f"Give {key} at least {least // _MIB}", "torch refuses less than a segment"
@@ -228,13 +281,13 @@ class _Parser:
         size = self.number(key) * _MIB
         if size <= MIN_LARGE_ALLOC:
             self.refuse(f"{key} is {size // _MIB}", f"Give {key} more than 10", "A request of 10 MiB must fit into it")
-        values["large_segment_size"] = size
+        values["large_segment_size"] = self.large_segment_size = size
 
     def _max_split_size_mb(self, key: str, values: dict[str, Any]) -> None:
-        values["max_split_size"] = self.mebibytes(key, values)
+        values["max_split_size"] = self.mebibytes(key)
 
     def _max_non_split_rounding_mb(self, key: str, values: dict[str, Any]) -> None:
-        values["max_non_split_rounding"] = self.mebibytes(key, values)
+        values["max_non_split_rounding"] = self.mebibytes(key)
 
     def _garbage_collection_threshold(self, key: str, values: dict[str, Any]) -> None:
         threshold = self.fraction(key)
@@ -270,26 +323,26 @@ class _Parser:
                 self.refuse(f"{key} is 0", f"Leave {key} out for no rounding", "torch takes a 0 only inside a list")
             values[key] = (value,) * _INTERVALS
             return
-        steps = list(values.get(key, AllocatorConf().roundup_power2_divisions))
+        steps = list(values.get(key, self.start.roundup_power2_divisions))
         last = None
         while (limit := self.next("']'")) != "]":
-            if limit == ",":
-                continue
             self.expect(":")
             value = self.divisions(key)
             if limit == ">":
                 # torch counts from the interval after the last one named, also when none was.
                 start = 1 if last is None else last + 1
                 steps[start:] = [value] * (_INTERVALS - start)
-                continue
-            bound = self.number(key, limit)
-            if bound & (bound - 1) or not bound:
-                self.refuse(f"{key} has the size {bound}", "Give the sizes in MB as powers of two, from 1 to 32768")
-            index = min(bound.bit_length() - 1, _INTERVALS - 1)
-            if last is None:
-                steps[:index] = [value] * index
-            steps[index] = value
-            last = index
+            else:
+                bound = self.number(key, limit)
+                if bound & (bound - 1) or not bound:
+                    self.refuse(f"{key} has the size {bound}", "Give the sizes in MB as powers of two, from 1 to 32768")
+                index = min(bound.bit_length() - 1, _INTERVALS - 1)
+                if last is None:
+                    steps[:index] = [value] * index
+                steps[index] = value
+                last = index
+            if self.tokens[self.place : self.place + 1] != ["]"]:
+                self.expect(",")
         values[key] = tuple(steps)
 
     def divisions(self, key: str, text: str | None = None) -> int:

@@ -13,14 +13,14 @@ GRANULE = 2 << 20
 """Bytes: what CUDA's driver aligns segments to, and counts them in."""
 
 _BASE = 0x7F00_0000_0000  # some place in the upper half of the user's 47 bits, as CUDA's own addresses are
-_SPAN = 1 << 45
+_SPAN = 126 << 40  # bytes from there to either end
 
 
 class AddressSpace(Protocol):
     """Answers where a new segment lies. A test gives recorded answers, a prediction those of `Addresses`."""
 
-    def take(self, size: int) -> int:
-        """Address of a new segment, or of a new expandable segment's whole range, of ``size`` bytes."""
+    def take(self, size: int) -> int | None:
+        """Address of a new segment, or of a new expandable segment's whole range, of ``size`` bytes; None: no room."""
 
     def give_back(self, address: int, size: int) -> None:
         """The range is free again."""
@@ -45,7 +45,7 @@ class Addresses:
         self.order = order
         self._gaps = [(_BASE - _SPAN, _BASE)] if order == "falling" else [(_BASE, _BASE + _SPAN)]
 
-    def take(self, size: int) -> int:
+    def take(self, size: int) -> int | None:
         size = -(-size // GRANULE) * GRANULE
         falling = self.order == "falling"
         places = range(len(self._gaps) - 1, -1, -1) if falling else range(len(self._gaps))
@@ -56,7 +56,7 @@ class Addresses:
                 rest = (start, address) if falling else (start + size, end)
                 self._gaps[place : place + 1] = [rest] if rest[0] < rest[1] else []
                 return address
-        raise MemoryError(f"no {size} bytes of address space are left")  # 32 TiB of segments: never in practice
+        return None
 
     def give_back(self, address: int, size: int) -> None:
         size = -(-size // GRANULE) * GRANULE

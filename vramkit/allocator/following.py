@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..errors import SnapshotError
 from ..events import Action
 from .conf import AllocatorConf
-from .states import BlockState, BlockUse, SegmentState, fill
+from .states import NO_POOL, BlockState, BlockUse, PoolId, SegmentState, fill
 
 Ints = npt.NDArray[np.int64]
 
@@ -110,13 +110,13 @@ class _Follower:
         self.pending: set[int] = set()  # starts of owned blocks that were given back but are still in use
         # Blocks of two segments never merge, even where the segments touch. Counted: one's end can be another's start.
         self.walls: dict[int, int] = {}
-        self.segments: dict[int, tuple[int, int, bool]] = {}  # start -> bytes, stream, small; without the expandable
+        self.segments: dict[int, Extent] = {}  # by start; without the expandable
         self.ranges = Ranges()
         for segment in segments:
             if segment.expandable:
-                self.ranges.add(segment.address, segment.size, segment.stream, segment.small)
+                self.ranges.add(segment.address, segment.size, segment.stream, segment.small, segment.pool)
             else:
-                self._add_segment(segment.address, segment.size, segment.stream, segment.small)
+                self._add_segment(segment.address, (segment.size, segment.stream, segment.small, segment.pool))
             for block in segment.blocks:
                 if block.state == "inactive":
                     self.free[block.address] = block.size
@@ -126,9 +126,9 @@ class _Follower:
                     if block.state == "active_pending_free":
                         self.pending.add(block.address)
 
-    def _add_segment(self, address: int, size: int, stream: int, small: bool) -> None:
-        self.segments[address] = (size, stream, small)
-        for wall in (address, address + size):
+    def _add_segment(self, address: int, extent: Extent) -> None:
+        self.segments[address] = extent
+        for wall in (address, address + extent[0]):
             self.walls[wall] = self.walls.get(wall, 0) + 1
 
     def _drop_segment(self, address: int, size: int) -> None:
@@ -233,7 +233,7 @@ class _Follower:
             elif code == _SEGMENT_ALLOC:
                 if where in self.segments:
                     fail(f"a segment came at {where:#x}, where one is already")
-                self._add_segment(where, requested, line, conf.is_small_segment(requested))
+                self._add_segment(where, (requested, line, conf.is_small_segment(requested), NO_POOL))
                 self._insert(where, requested)
             elif code == _SEGMENT_FREE:
                 if self.segments.get(where, (0,))[0] != requested or free.get(where) != requested:
@@ -257,39 +257,41 @@ class _Follower:
         return assemble(found, self.segments, self.ranges)
 
 
+Extent = tuple[int, int, bool, PoolId]
+"""Of a segment or a mapped range: bytes, stream, whether it is of a small pool, the private pool."""
+
+
 class Ranges:
     """Unbroken mapped ranges of expandable segments."""
 
     def __init__(self) -> None:
-        self.spans: dict[int, tuple[int, int, bool]] = {}  # start -> bytes, stream, small
+        self.spans: dict[int, Extent] = {}  # by start
 
-    def add(self, address: int, size: int, stream: int, small: bool) -> None:
+    def add(self, address: int, size: int, stream: int, small: bool, pool: PoolId = NO_POOL) -> None:
         end = address + size
-        for start, (length, other_stream, other_small) in list(self.spans.items()):
+        for start, (length, other_stream, other_small, other_pool) in list(self.spans.items()):
             if (other_stream, other_small) == (stream, small) and (start + length == address or start == end):
                 del self.spans[start]
-                address, end = min(address, start), max(end, start + length)
-        self.spans[address] = (end - address, stream, small)
+                address, end, pool = min(address, start), max(end, start + length), other_pool
+        self.spans[address] = (end - address, stream, small, pool)
 
     def remove(self, address: int, size: int) -> bool:
         end = address + size
-        for start, (length, stream, small) in self.spans.items():
+        for start, (length, stream, small, pool) in self.spans.items():
             if start <= address and end <= start + length:
                 del self.spans[start]
                 if start < address:
-                    self.spans[start] = (address - start, stream, small)
+                    self.spans[start] = (address - start, stream, small, pool)
                 if end < start + length:
-                    self.spans[end] = (start + length - end, stream, small)
+                    self.spans[end] = (start + length - end, stream, small, pool)
                 return True
         return False
 
 
-def assemble(
-    blocks: list[BlockState], whole: dict[int, tuple[int, int, bool]], ranges: Ranges
-) -> tuple[SegmentState, ...]:
+def assemble(blocks: list[BlockState], whole: dict[int, Extent], ranges: Ranges) -> tuple[SegmentState, ...]:
     """Segments in order of address, with their blocks; what no block covers becomes a free one."""
     segments = [
-        SegmentState(address, size, (), stream, small, address in ranges.spans)
-        for address, (size, stream, small) in [*whole.items(), *ranges.spans.items()]
+        SegmentState(address, size, (), stream, small, address in ranges.spans, pool)
+        for address, (size, stream, small, pool) in [*whole.items(), *ranges.spans.items()]
     ]
     return tuple(fill(segments, blocks))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..events import EVENT, SEGMENT, Action, Tape
-from .states import BlockState, SegmentState, fill
+from .states import NO_POOL, BlockState, PoolId, SegmentState, fill
 
 if TYPE_CHECKING:
     from .blocks import Block
@@ -21,6 +21,7 @@ Ints = npt.NDArray[np.int64]
 Table = npt.NDArray[np.void]
 
 _ALLOC, _FREE, _FREE_COMPLETED, _FLUSH, _BOTH = (int(Action.ALLOC), int(Action.FREE), int(Action.FREE_COMPLETED), 8, 9)
+_RELEASE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,8 @@ class Replay:
     """Bytes of each allocation's block; 0: it was not reached. Shape ``(allocations,)``."""
     addresses: Ints
     """Address of each allocation's block; shape ``(allocations,)``."""
-    segment_events: tuple[tuple[int, int, int, int, int], ...]
-    """Event of the tape during which it happened, action, address, bytes, stream."""
+    segment_events: tuple[tuple[int, int, int, int, int, PoolId], ...]
+    """Event of the tape during which it happened, action, address, bytes, stream, private pool."""
     segments: Table
     """What the allocator held before the first event; dtype ``SEGMENT``."""
     peak_allocated: int
@@ -66,7 +67,7 @@ class Replay:
         if len(at):
             for name in ("phase", "module", "step", "time"):
                 segments[name] = source.events[name][at]
-            for column, name in enumerate(("action", "address", "size", "stream"), 1):
+            for column, name in enumerate(("action", "address", "size", "stream", "pool"), 1):
                 segments[name] = [each[column] for each in self.segment_events]
             segments["allocation"] = -1
         # Segment events go before the request that caused them: half a place before it.
@@ -103,8 +104,9 @@ def replay(allocator: CachingAllocator, tape: Tape, *, flushes: bool = True) -> 
     Args:
         allocator: serves; it goes on from the state that it has.
         tape: requests and frees. Where none of its events is a ``FREE_COMPLETED``, a block can be used again at once.
-        flushes: take an unbroken run of segments that went back as a call of ``empty_cache()``. A tape does not say
-            why segments went back: of a recording that ran short of memory itself, give False.
+        flushes: take an unbroken run of segments that went back as a call of ``empty_cache()``, or, of segments of a
+            private pool, as the end of what used it. A tape does not say why segments went back: of a recording that
+            ran short of memory itself, give False.
 
     Returns:
         Blocks, segments and peaks. When a request can't be served the replay ends there, and the result says so.
@@ -116,26 +118,35 @@ def replay(allocator: CachingAllocator, tape: Tape, *, flushes: bool = True) -> 
     handles: list[Block | None] = [None] * count
     blocks, addresses = [0] * count, [0] * count
     requested, stream = allocations["requested"].tolist(), allocations["stream"].tolist()
+    pools = _pools(allocations)
     if not allocator.reserved:
-        _begin(allocator, tape, handles)
+        _begin(allocator, tape, handles, pools)
         for row, handle in enumerate(handles):
             if handle is not None:
                 blocks[row], addresses[row] = handle.size, handle.address
 
-    held = [(each.address, each.size, each.stream, each.small, each.expandable) for each in allocator.segments()]
+    held = [
+        (each.address, each.size, each.stream, each.small, each.expandable, each.pool) for each in allocator.segments()
+    ]
     steps = _steps(tape, flushes=flushes)
     log = allocator.events
     seen = len(log)
-    happened: list[tuple[int, int, int, int, int]] = []
+    happened: list[tuple[int, int, int, int, int, PoolId]] = []
     serve, free = allocator.serve, allocator.free
     rounded = allocator.conf.round_sizes(allocations["requested"]).tolist()
     failure, failed = None, -1
     index = -1
+
+    def note_segments() -> None:
+        for place in range(seen, len(log)):
+            if log[place][0] >= Action.SEGMENT_ALLOC:
+                happened.append((index, *log[place], allocator.pool_of_event.get(place, NO_POOL)))
+
     try:
         for index, code, row in steps:
             if code == _ALLOC:
                 if size := requested[row]:
-                    handle = handles[row] = serve(size, rounded[row], stream[row])
+                    handle = handles[row] = serve(size, rounded[row], stream[row], pools[row])
                     blocks[row] = handle.size
                     addresses[row] = handle.address
             elif code == _BOTH:
@@ -149,14 +160,18 @@ def replay(allocator: CachingAllocator, tape: Tape, *, flushes: bool = True) -> 
                 # A block that was waiting came back already if the allocator had to synchronize.
                 if handle is not None and handle.pending:
                     allocator.complete(handle)
-            else:
+            elif code == _FLUSH:
                 allocator.empty_cache()
+            else:
+                major, minor = tape.events["pool"][index].tolist()
+                allocator.release_pool((major, minor))
+                allocator.empty_cache((major, minor))
             if len(log) != seen:
-                happened += [(index, *event) for event in log[seen:] if event[0] >= Action.SEGMENT_ALLOC]
+                note_segments()
                 seen = len(log)
     except SimulatedOutOfMemory as error:
         failure, failed = error, index
-        happened += [(index, *event) for event in log[seen:] if event[0] >= Action.SEGMENT_ALLOC]
+        note_segments()
     return Replay(
         source=tape,
         blocks=np.array(blocks, np.int64),
@@ -183,21 +198,26 @@ def _steps(tape: Tape, *, flushes: bool) -> list[tuple[int, int, int]]:
     else:
         code[is_free] = _BOTH
     if flushes:
-        back = np.isin(action, (Action.SEGMENT_FREE, Action.SEGMENT_UNMAP))
-        first = back.copy()
-        first[1:] &= ~back[:-1]
-        code[first] = _FLUSH
+        code[tape.flushes] = _FLUSH
+        code[tape.flushes & tape.events["pool"].any(axis=1)] = _RELEASE
     done = np.flatnonzero(code >= 0)
     return list(zip(done.tolist(), code[done].tolist(), row[done].tolist(), strict=True))
 
 
-def _begin(allocator: CachingAllocator, tape: Tape, handles: list[Block | None]) -> None:
+def _pools(table: Table) -> list[PoolId]:
+    """The column ``pool`` of a table."""
+    if not table["pool"].any():
+        return [NO_POOL] * len(table)
+    return [(major, minor) for major, minor in table["pool"].tolist()]
+
+
+def _begin(allocator: CachingAllocator, tape: Tape, handles: list[Block | None], pools: list[PoolId]) -> None:
     """Give the allocator what the tape had before its first event."""
     before = np.flatnonzero(tape.allocations["born"] < 0).tolist()
     if not len(tape.segments):
         for row in before:
             allocation = tape.allocations[row]
-            handles[row] = allocator.malloc(int(allocation["requested"]), int(allocation["stream"]))
+            handles[row] = allocator.malloc(int(allocation["requested"]), int(allocation["stream"]), pool=pools[row])
         return
     living = tape.allocations[before]
     places = living["address"].tolist()
@@ -206,8 +226,10 @@ def _begin(allocator: CachingAllocator, tape: Tape, handles: list[Block | None])
         for address, size, requested in zip(places, living["block"].tolist(), living["requested"].tolist(), strict=True)
     ]
     segments = [
-        SegmentState(address, size, (), stream, small, expandable)
-        for address, size, stream, small, expandable in tape.segments.tolist()
+        SegmentState(address, size, (), stream, small, expandable, pool)
+        for (address, size, stream, small, expandable, _), pool in zip(
+            tape.segments.tolist(), _pools(tape.segments), strict=True
+        )
     ]
     allocator.restore(fill(segments, blocks))
     for row, address in zip(before, places, strict=True):

@@ -7,14 +7,16 @@ named there where they have another name here.
 from __future__ import annotations
 
 from bisect import bisect_left
+from numbers import Real
 from typing import Literal
 
 from ..errors import UsageError, VramkitError
 from ..events import Action
 from ..sizes import format_size
-from .blocks import AGE_SHIFT, SIZE_SHIFT, Block, ExpandableRange, Pool, PoolId, merge
+from .blocks import AGE_SHIFT, SIZE_SHIFT, Block, ExpandableRange, Pool, merge
 from .conf import SMALL_SEGMENT, SMALL_SIZE, UNLIMITED, AllocatorConf
 from .driver import Addresses, AddressOrder, AddressSpace, Device
+from .states import NO_POOL, PoolId
 from .statistics import Usage
 
 TieBreak = Literal["age", "address"]
@@ -23,7 +25,6 @@ TieBreak = Literal["age", "address"]
 Event = tuple[int, int, int, int]
 """Action, address, bytes, stream; sizes as torch traces them."""
 
-NO_POOL: PoolId = (0, 0)
 _SEGMENT_ALLOC, _SEGMENT_FREE = int(Action.SEGMENT_ALLOC), int(Action.SEGMENT_FREE)
 _SEGMENT_MAP, _SEGMENT_UNMAP, _OOM = int(Action.SEGMENT_MAP), int(Action.SEGMENT_UNMAP), int(Action.OOM)
 
@@ -40,10 +41,11 @@ class SimulatedOutOfMemory(VramkitError):  # noqa: N818 - as torch names its own
     def __init__(self, requested: int, needed: int, reserve: Reserve) -> None:
         free = reserve.device.free
         limit = "" if reserve.limit is None else f" of {format_size(reserve.limit)} allowed"
+        rest = "no address is left for them" if free is None else f"{format_size(free)} of the device is free"
         super().__init__(
             f"A block of {format_size(requested)} was asked for, which takes {format_size(needed)} of the device",
             f"{format_size(reserve.total.allocated_bytes)} are allocated, {format_size(reserve.reserved)} are "
-            f"reserved{limit}, and {'no end' if free is None else format_size(free)} of the device is free",
+            f"reserved{limit}, and {rest}",
             "No cached segment is left that could be given back, or the settings forbid to try",
             "Use a smaller batch, a larger capacity, or expandable_segments:True against fragmentation",
         )
@@ -80,11 +82,15 @@ class Reserve:
         self.set_memory_fraction(conf.per_process_memory_fraction)
         self.reserved = 0
         self.events: list[Event] = []
+        self.pool_of_event: dict[int, PoolId] = {}
+        """By index into `events`: the private pool of a segment or of pages. Of what isn't here, none."""
         self.pools: dict[PoolId, tuple[Pool, Pool]] = {NO_POOL: _pools(NO_POOL)}  # small, large
         self.released: dict[PoolId, None] = {}  # private pools without a user, in the order in which they lost it
         self.pending: dict[int, Block] = {}  # address -> block that was given back but is in use, in that order
         self.total = Usage()
         self.usage = (Usage(), Usage())  # of the large pools, of the small ones: indexed by Pool.small
+        self.private_usage: dict[PoolId, tuple[Usage, tuple[Usage, Usage]]] = {}
+        """Of each private pool, both together and as `usage`; only what is reserved."""
         self.counters = dict.fromkeys(
             (
                 "num_alloc_retries",
@@ -104,15 +110,16 @@ class Reserve:
         Raises:
             UsageError: the fraction is not within 0 and 1, or the device has no capacity.
         """
-        if not 0 <= fraction <= 1:
-            raise UsageError("A fraction of the device's memory was set", f"to {fraction}", instead="Give 0 to 1")
+        if not isinstance(fraction, Real) or not 0 <= fraction <= 1:
+            raise UsageError("The memory fraction was set", f"it is {fraction!r}", instead="Give a number from 0 to 1")
         if fraction < 1 and self.device.capacity is None:
             raise UsageError(
                 f"{fraction} of the device's memory was set as the limit",
                 "The device has no capacity",
                 instead="Give CachingAllocator a capacity",
             )
-        self.limit = None if fraction == 1 else int(fraction * (self.device.capacity or 0))
+        # To the nearest byte: a fraction that was computed from a limit means that limit.
+        self.limit = None if fraction == 1 else int(fraction * (self.device.capacity or 0) + 0.5)
 
     def pool(self, rounded: int, identity: PoolId) -> Pool:
         """The pool for a rounded request."""
@@ -201,6 +208,15 @@ class Reserve:
             for pool in self.pools[identity]:
                 self._release_blocks(pool)
 
+    def release_private(self, identity: PoolId) -> None:
+        """Give back all that is wholly free in one private pool."""
+        self.counters["num_sync_all_streams"] += 1
+        for block in list(self.pending.values()):
+            if block.pool.identity == identity:
+                self.complete(block)
+        for pool in self.pools[identity]:
+            self._release_blocks(pool)
+
     def count_oversize(self, name: Literal["oversize_allocations", "oversize_segments"], size: int, sign: int) -> None:
         """Count a block or segment that is too large to be split."""
         if size >= self.conf.max_split_size:
@@ -224,6 +240,9 @@ class Reserve:
         if not self.device.take(size):
             return None
         address = self.addresses.take(size)
+        if address is None:
+            self.device.give_back(size)
+            return None
         block = Block(address, size, stream, pool, self.shift(address))
         self._reserve(block.address, size, pool, stream, segments=1)
         self.count_oversize("oversize_segments", size, 1)
@@ -236,18 +255,33 @@ class Reserve:
 
     def _reserve(self, address: int, size: int, pool: Pool, stream: int, *, segments: int) -> None:
         self.reserved += size
-        self.total.reserve(segments, size)
-        self.usage[pool.small].reserve(segments, size)
+        for usage in self._usages_of(pool):
+            usage.reserve(segments, size)
         self.counters["num_device_alloc"] += 1
-        self.events.append((_SEGMENT_ALLOC if segments else _SEGMENT_MAP, address, size, stream))
+        self._log(_SEGMENT_ALLOC if segments else _SEGMENT_MAP, address, size, pool, stream)
 
     def _release(self, address: int, size: int, pool: Pool, stream: int, *, segments: int) -> None:
         self.device.give_back(size)
         self.reserved -= size
-        self.total.release(segments, size)
-        self.usage[pool.small].release(segments, size)
+        for usage in self._usages_of(pool):
+            usage.release(segments, size)
         self.counters["num_device_free"] += 1
-        self.events.append((_SEGMENT_FREE if segments else _SEGMENT_UNMAP, address, size, stream))
+        self._log(_SEGMENT_FREE if segments else _SEGMENT_UNMAP, address, size, pool, stream)
+
+    def _usages_of(self, pool: Pool) -> tuple[Usage, ...]:
+        """All that count a pool's segments."""
+        usages = (self.total, self.usage[pool.small])
+        if pool.identity == NO_POOL:
+            return usages
+        if pool.identity not in self.private_usage:
+            self.private_usage[pool.identity] = (Usage(), (Usage(), Usage()))
+        both, parts = self.private_usage[pool.identity]
+        return *usages, both, parts[pool.small]
+
+    def _log(self, action: int, address: int, size: int, pool: Pool, stream: int) -> None:
+        if pool.identity != NO_POOL:
+            self.pool_of_event[len(self.events)] = pool.identity
+        self.events.append((action, address, size, stream))
 
     def _release_segment(self, block: Block) -> None:
         """torch: ``release_block``."""
@@ -320,6 +354,8 @@ class Reserve:
     def _expand(self, pool: Pool, need: int, stream: int) -> Block | None:
         """torch: ``try_allocate_expandable_block``."""
         block = self._expandable(pool, need, stream)
+        if block is None:
+            return None
         if not block.mapped and not self._map(block, min(block.size, need)):
             return None
         while block.size < need:
@@ -331,7 +367,7 @@ class Reserve:
         pool.remove(block)
         return block
 
-    def _expandable(self, pool: Pool, need: int, stream: int) -> Block:
+    def _expandable(self, pool: Pool, need: int, stream: int) -> Block | None:
         """First of free and unmapped blocks with room for a request (torch: ``find_expandable_block``)."""
         for block in pool.unmapped.get(stream, []):
             first = block
@@ -345,8 +381,11 @@ class Reserve:
             if room >= need:
                 return first
         page = self.page(small=pool.small)
-        size = self.range_size(page)
-        address = self.addresses.take(size)
+        size = self.range_size(page, need)
+        # What is larger than a whole range is more than the device has: torch finds that out page by page.
+        address = self.addresses.take(size) if need <= size else None
+        if address is None:
+            return None
         made = Block(address, size, stream, pool, self.shift(address))
         made.range = ExpandableRange(made.address, size, page)
         made.mapped = False
@@ -357,9 +396,14 @@ class Reserve:
         """Bytes of an expandable segment's page."""
         return SMALL_SEGMENT if small else self.conf.large_segment_size
 
-    def range_size(self, page: int) -> int:
-        """Bytes of address space for an expandable segment: 1 1/8 of the device, in whole pages."""
-        capacity = self.device.capacity or _ENDLESS
+    def range_size(self, page: int, need: int = 0) -> int:
+        """Bytes of address space for an expandable segment: 1 1/8 of the device, in whole pages.
+
+        Args:
+            page: bytes of one.
+            need: bytes that a device without end has at least.
+        """
+        capacity = max(_ENDLESS, need) if self.device.capacity is None else self.device.capacity
         return -(-(capacity + capacity // 8) // page) * page
 
     def _map(self, block: Block, size: int) -> bool:
@@ -414,7 +458,7 @@ class Reserve:
             self.addresses.give_back(block.address, block.size)
 
 
-_ENDLESS = 1 << 40  # bytes of address space for an expandable segment of a device without a capacity
+_ENDLESS = 1 << 40  # bytes of a device without a capacity, where its expandable segments need to know
 
 
 def _pools(identity: PoolId) -> tuple[Pool, Pool]:

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from ..events import Action
 from .conf import MIN_BLOCK, AllocatorConf
-from .following import ImpossibleEvent, Ranges, assemble
-from .states import BlockState, SegmentState
+from .following import Extent, ImpossibleEvent, Ranges, assemble
+from .states import NO_POOL, BlockState, PoolId, SegmentState
 
 _ALLOC, _FREE, _FREE_COMPLETED = int(Action.ALLOC), int(Action.FREE), int(Action.FREE_COMPLETED)
 _SEGMENT_ALLOC, _SEGMENT_FREE = int(Action.SEGMENT_ALLOC), int(Action.SEGMENT_FREE)
@@ -53,6 +53,8 @@ def initial_state(
     size: npt.ArrayLike,
     stream: npt.ArrayLike,
     conf: AllocatorConf | None = None,
+    *,
+    pool: npt.ArrayLike | None = None,
 ) -> InitialState:
     """What the allocator held before a trace's first event, from what it holds after the last one.
 
@@ -66,6 +68,8 @@ def initial_state(
     Args:
         segments: what the allocator holds after the last event, as in the snapshot that brought the trace.
         action, address, size, stream, conf: as in `follow`.
+        pool: torch's id of each event's private pool, 0, 0 for none; shape ``(events, 2)``. None: nobody knows, and
+            what went back to the driver during the trace is taken to be of none.
 
     Returns:
         The segments, and the blocks in them whose size is uncertain: those alive at the start that die in the trace.
@@ -81,6 +85,9 @@ def initial_state(
     sizes = np.asarray(size, np.int64)
     rounded = conf.round_sizes(sizes)
     expandable = conf.expandable_segments or bool(np.isin(actions, (_SEGMENT_MAP, _SEGMENT_UNMAP)).any())
+    pools: list[PoolId] = [NO_POOL] * len(actions)
+    if pool is not None:
+        pools = [(major, minor) for major, minor in np.asarray(pool).tolist()]
     columns = list(
         zip(
             actions.tolist(),
@@ -96,13 +103,13 @@ def initial_state(
         raise ImpossibleEvent(index, np.where(actions == _ALLOC, rounded, 0), why)
 
     owned: dict[int, BlockState] = {}
-    whole: dict[int, tuple[int, int, bool]] = {}
+    whole: dict[int, Extent] = {}
     ranges = Ranges()
     for segment in segments:
         if segment.expandable:
-            ranges.add(segment.address, segment.size, segment.stream, segment.small)
+            ranges.add(segment.address, segment.size, segment.stream, segment.small, segment.pool)
         else:
-            whole[segment.address] = (segment.size, segment.stream, segment.small)
+            whole[segment.address] = (segment.size, segment.stream, segment.small, segment.pool)
         owned.update({block.address: block for block in segment.blocks if block.state != "inactive"})
     unsure: dict[int, int] = {}  # start of a block of unknown size -> index of the event that freed it
 
@@ -129,12 +136,12 @@ def initial_state(
         elif code == _SEGMENT_FREE:
             if where in whole:
                 fail(f"the segment at {where:#x} is still there after it went back")
-            whole[where] = (requested, line, conf.is_small_segment(requested))
+            whole[where] = (requested, line, conf.is_small_segment(requested), pools[index])
         elif code == _SEGMENT_MAP:
             if not ranges.remove(where, requested):
                 fail(f"the {requested} bytes mapped at {where:#x} are not there afterwards")
         elif code == _SEGMENT_UNMAP:
-            ranges.add(where, requested, line, conf.is_small_segment(requested))
+            ranges.add(where, requested, line, conf.is_small_segment(requested), pools[index])
 
     births = [(index, each[1]) for index, each in enumerate(columns) if each[0] == _ALLOC]
     return _with_slack(owned, unsure, whole, ranges, births, conf, expandable=expandable)
@@ -143,7 +150,7 @@ def initial_state(
 def _with_slack(
     owned: dict[int, BlockState],
     unsure: dict[int, int],
-    whole: dict[int, tuple[int, int, bool]],
+    whole: dict[int, Extent],
     ranges: Ranges,
     births: list[tuple[int, int]],
     conf: AllocatorConf,

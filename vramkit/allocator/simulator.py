@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import UsageError
 from ..events import Action, Tape
-from ..sizes import format_size
+from ..sizes import format_size, parse_size
 from . import statistics
-from .blocks import Block, ExpandableRange, PoolId, merge
+from .blocks import Block, ExpandableRange, merge
 from .conf import MIN_BLOCK, SMALL_SIZE, UNLIMITED, AllocatorConf
 from .driver import AddressOrder, AddressSpace
 from .replaying import Replay, replay
-from .reserve import NO_POOL, Reserve, TieBreak
-from .states import BlockState, SegmentState
+from .reserve import Reserve, TieBreak
+from .states import NO_POOL, BlockState, PoolId, SegmentState
 
 _ALLOC, _FREE, _FREE_COMPLETED = int(Action.ALLOC), int(Action.FREE), int(Action.FREE_COMPLETED)
 _TRACE_NAMES = {
@@ -43,10 +44,11 @@ class CachingAllocator(Reserve):
     requests in the same order give the same segments, blocks and statistics.
 
     Args:
-        capacity: bytes of the device; None: without end.
+        capacity: bytes of the device, also as a text such as ``"24 GiB"``; None: without end, up to the 126 TiB that
+            a process has addresses for.
         conf: settings as in ``PYTORCH_CUDA_ALLOC_CONF``, or read already.
         address_order: where new segments lie; see `vramkit.allocator.driver.Addresses`.
-        context: bytes of the device that the CUDA context and other processes take. They count against the
+        context: bytes of the device, or a text, that the CUDA context and other processes take. They count against the
             capacity, not against ``per_process_memory_fraction``.
         addresses: gives the segments' addresses in place of ``address_order``: a recording's own.
         tie_break: which of equally large free blocks is taken. "age": of the oldest segment, as torch since 2.13 does,
@@ -54,7 +56,8 @@ class CachingAllocator(Reserve):
         history: keep every event in `events`, not only those of segments.
 
     Raises:
-        UsageError: the settings can't be simulated, or a fraction is given of a device without a capacity.
+        UsageError: a size is none, the settings can't be simulated, or a fraction is given of a device without a
+            capacity.
 
     Known limitations: a block that several streams use comes back when `complete` says so, as nobody knows when
     their kernels end. A CUDA graph's capture, which defers that to its end, and what can be set of a ``MemPool``
@@ -63,21 +66,21 @@ class CachingAllocator(Reserve):
 
     def __init__(
         self,
-        capacity: int | None = None,
+        capacity: int | str | None = None,
         conf: str | AllocatorConf = "",
         *,
         address_order: AddressOrder = "falling",
-        context: int = 0,
+        context: int | str = 0,
         addresses: AddressSpace | None = None,
         tie_break: TieBreak = "age",
         history: bool = False,
     ) -> None:
         conf = conf if isinstance(conf, AllocatorConf) else AllocatorConf.parse(conf)
         super().__init__(
-            capacity,
+            None if capacity is None else parse_size(capacity),
             conf,
             address_order=address_order,
-            context=context,
+            context=parse_size(context),
             addresses=addresses,
             tie_break=tie_break,
         )
@@ -115,21 +118,29 @@ class CachingAllocator(Reserve):
         """A block for a request, from the cache or from a new segment.
 
         Args:
-            size: bytes; 0 gives None, as torch hands out a null pointer then.
+            size: whole bytes; 0 gives None, as torch hands out a null pointer then.
             stream: the stream that asks. A free block of another stream is never given.
             pool: torch's id of a private pool.
 
         Raises:
             SimulatedOutOfMemory: neither the cache nor the device has room. Cached segments were given back.
+            UsageError: the size is not a whole number of bytes.
         """
+        if type(size) is not int:
+            size = _whole(size)
         if size <= 0:
             if size < 0:
-                raise UsageError("A block was asked for", f"of {size} bytes", instead="Ask for 0 bytes or more")
+                raise UsageError("A block was asked for", f"with {size} bytes", instead="Ask for 0 bytes or more")
             return None
-        return self.serve(size, self.conf.round_size(size), stream, pool)
+        block = self.serve(size, self.conf.round_size(size), stream, pool).renewed()
+        self.active[block.address] = block
+        return block
 
     def serve(self, size: int, need: int, stream: int, pool: PoolId = NO_POOL) -> Block:
-        """`malloc` of a request whose rounding is known; a replay rounds all of its requests at once."""
+        """`malloc` of a request whose rounding is known; a replay rounds all of its requests at once.
+
+        The handle may be one that was given back before, as a replay uses none after that.
+        """
         conf = self.conf
         home = self.pools[pool][need > SMALL_SIZE] if pool in self.pools else self.pool(need, pool)
         block = self.cached(home, need, stream) or self.fresh(home, need, stream, size)
@@ -168,8 +179,12 @@ class CachingAllocator(Reserve):
             self.events.append((_ALLOC, block.address, size, stream))
         return block
 
-    def record_stream(self, block: Block, stream: int) -> None:
+    def record_stream(self, block: Block | None, stream: int) -> None:
         """Note that a kernel on another stream uses the block, as ``Tensor.record_stream`` does."""
+        if block is None:
+            return
+        if not block.allocated:
+            raise UsageError("A stream uses a block", f"{block!r} is not in use", instead="Note it before the free")
         if stream != block.stream:
             block.uses = (block.uses or set()) | {stream}
 
@@ -177,7 +192,11 @@ class CachingAllocator(Reserve):
         """Give a block back; one that other streams use (`record_stream`) stays active until `complete`."""
         if block is None:
             return
-        if block.uses:
+        try:
+            used_elsewhere = block.uses
+        except AttributeError:
+            raise UsageError("A block was freed", f"got {block!r}", instead="Give what malloc returned") from None
+        if used_elsewhere:
             self.give_back(block)
         else:
             self._give_back(block)
@@ -200,21 +219,43 @@ class CachingAllocator(Reserve):
         block.uses = None
         self._complete(block)
 
-    def empty_cache(self) -> None:
-        """Give all segments that are wholly free, and all free pages, back to the device."""
-        self.release_all()
+    def empty_cache(self, pool: PoolId = NO_POOL) -> None:
+        """Give all segments that are wholly free, and all free pages, back to the device.
+
+        Args:
+            pool: give back only what is free in this private pool, and only after `release_pool`.
+        """
+        if pool == NO_POOL:
+            self.release_all()
+        elif pool in self.released:
+            self.release_private(pool)
 
     def release_pool(self, pool: PoolId) -> None:
-        """No graph and no ``MemPool`` uses a private pool any more: `empty_cache` may give its segments back."""
-        if pool in self.pools and pool != NO_POOL:
+        """No graph and no ``MemPool`` uses a private pool any more: `empty_cache` may give its segments back.
+
+        The end of a ``MemPool`` does that at once: it is this, and then ``empty_cache(pool)``.
+        """
+        if pool != NO_POOL:
+            self.pool(0, pool)  # torch knows a pool before its first request
             self.released[pool] = None
 
     def configure(self, conf: str | AllocatorConf) -> None:
-        """Change the settings while the allocator runs; the memory fraction stays what it is, as in torch."""
-        self.conf = conf if isinstance(conf, AllocatorConf) else AllocatorConf.parse(conf)
+        """Change the settings while the allocator runs, as ``torch.cuda.memory._set_allocator_settings`` does.
+
+        Args:
+            conf: a text, whose effect on the settings that it doesn't name is that of `AllocatorConf.changed`; or all
+                settings at once. The limit on all segments stays what it is: `set_memory_fraction` changes it.
+        """
+        self.conf = conf if isinstance(conf, AllocatorConf) else self.conf.changed(conf)
 
     def replay(self, tape: Tape, *, flushes: bool = True) -> Replay:
-        """Serve all requests of a tape; see `vramkit.allocator.replaying.replay`."""
+        """Serve all requests of a tape; see `vramkit.allocator.replaying.replay`.
+
+        Raises:
+            UsageError: it is no tape.
+        """
+        if not isinstance(tape, Tape):
+            raise UsageError("A tape was to be replayed", f"got {tape!r}", instead="Give a Tape, such as profile.tape")
         return replay(self, tape, flushes=flushes)
 
     def _give_back(self, block: Block) -> None:
@@ -254,8 +295,11 @@ class CachingAllocator(Reserve):
 
     def memory_stats(self) -> dict[str, int]:
         """The statistics under the names of ``torch.cuda.memory_stats()``, sizes in bytes."""
-        large, small = self.usage
-        stats = statistics.flatten({"all": self.total, "large_pool": large, "small_pool": small})
+        stats = _flatten(self.total, self.usage)
+        for (major, minor), usages in self.private_usage.items():
+            name = f"reserved_bytes_by_private_pools.{major}_{minor}."
+            own = _flatten(*usages).items()
+            stats |= {key.replace("reserved_bytes.", name): value for key, value in own if key.startswith("reserved_")}
         for name, (current, peak, came) in self.oversize.items():
             row = {"current": current, "peak": peak, "allocated": came, "freed": came - current}
             stats.update({f"{name}.{kind}": value for kind, value in row.items()})
@@ -264,8 +308,9 @@ class CachingAllocator(Reserve):
 
     def reset_peak_memory_stats(self) -> None:
         """Let every peak begin anew at the current value."""
-        for usage in (self.total, *self.usage):
-            usage.reset_peaks()
+        for both, parts in ((self.total, self.usage), *self.private_usage.values()):
+            for usage in (both, *parts):
+                usage.reset_peaks()
         for row in self.oversize.values():
             row[1] = row[0]
 
@@ -309,6 +354,7 @@ class CachingAllocator(Reserve):
             page = self.page(small=mapped[0].small)
             self._link(mapped, ExpandableRange(mapped[0].address, self.range_size(page), page))
         self.events.clear()
+        self.pool_of_event.clear()
         self.counters["num_device_alloc"] = 0
         self.reset_peak_memory_stats()
 
@@ -359,6 +405,21 @@ class CachingAllocator(Reserve):
             block.pool.insert(block)
             if block.is_split and block.range is None:
                 statistics.split(self.total, usage, 1, block.size)
+
+
+def _whole(size: Any) -> int:
+    """Numbers of numpy, of which a sum would be no int, as one."""
+    try:
+        return operator.index(size)
+    except TypeError:
+        raise UsageError(
+            "A block was asked for", f"with the size {size!r}", instead="Ask for a whole number of bytes"
+        ) from None
+
+
+def _flatten(both: statistics.Usage, parts: tuple[statistics.Usage, statistics.Usage]) -> dict[str, int]:
+    large, small = parts
+    return statistics.flatten({"all": both, "large_pool": large, "small_pool": small})
 
 
 def _chain(head: Block) -> Iterator[Block]:

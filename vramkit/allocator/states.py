@@ -8,6 +8,12 @@ from typing import Any, Literal
 
 from ..errors import SnapshotError
 
+PoolId = tuple[int, int]
+"""torch's id of a private pool: a ``MemPool``'s or a CUDA graph's."""
+
+NO_POOL: PoolId = (0, 0)
+"""Of what is in no private pool."""
+
 BlockUse = Literal["active_allocated", "active_pending_free", "inactive"]
 """torch's words: handed out; given back while another stream still uses it; free."""
 
@@ -43,8 +49,7 @@ class SegmentState:
     small: bool = False
     """Of the pool for requests of up to 1 MiB."""
     expandable: bool = False
-    pool: tuple[int, int] = (0, 0)
-    """torch's id of the private pool (a ``MemPool`` or a CUDA graph's); ``(0, 0)``: none."""
+    pool: PoolId = NO_POOL
 
 
 def segments_from_torch(segments: Iterable[Mapping[str, Any]], *, device: int | None = None) -> list[SegmentState]:
@@ -80,7 +85,7 @@ def _segment(segment: Mapping[str, Any]) -> SegmentState:
         requested = block.get("requested_size", block["size"])
         blocks.append(BlockState(address, block["size"], requested, _USES[block["state"]]))
         address += block["size"]
-    major, minor = segment.get("segment_pool_id", (0, 0))
+    major, minor = segment.get("segment_pool_id", NO_POOL)
     return SegmentState(
         segment["address"],
         segment["total_size"],

@@ -74,6 +74,8 @@ class Before:
     requested: int
     """Bytes that the program had asked for."""
     stream: int = 0
+    pool: tuple[int, int] = (0, 0)
+    """torch's id of the private pool; ``(0, 0)``: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,8 @@ class Recording:
     position: Ints
     """Of each mark, from number 0 on: index of the first event after it, -1 where what followed it was lost; shape
     ``(marks + 1,)``."""
+    pool: Ints | None = None
+    """torch's id of the private pool that each event is of, 0, 0 for none; shape ``(events, 2)``. None: all of none."""
     before: Sequence[Before] = ()
     foreign: npt.NDArray[np.bool_] | None = None
     """Whether an ALLOC is only the first sight of something that was made before or elsewhere; None: none is."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..allocator import AllocatorConf, ImpossibleEvent, SegmentState, follow, initial_state
+from ..allocator import NO_POOL, AllocatorConf, ImpossibleEvent, SegmentState, follow, initial_state
 from ..errors import UsageError
 from ..events import SEGMENT, TORCH_ACTIONS, Ints, Table
 from .recorded import NO_MODULE, Before, Recording
@@ -27,6 +27,8 @@ class Columns:
     stream: Ints
     time: Ints
     """Microseconds."""
+    pool: Ints | None
+    """torch's id of each entry's private pool, 0, 0 for none; shape ``(entries, 2)``. None: torch didn't say."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def columns_of(entries: Sequence[Mapping[str, Any]]) -> Columns:
         size=np.fromiter((entry["size"] for entry in entries), np.int64, count),
         stream=np.fromiter((entry["stream"] for entry in entries), np.int64, count),
         time=np.fromiter((entry.get("time_us", 0) for entry in entries), np.int64, count),
+        pool=_pools_of(entries),
     )
 
 
@@ -79,8 +82,13 @@ def follow_trace(
         conf = AllocatorConf()
         notes.append(f"The allocator's settings {conf_text!r} are not all known here; the defaults were assumed.")
     events = (columns.action, columns.address, columns.size, columns.stream)
+    if columns.pool is None and any(each.pool != NO_POOL for each in (*(first or ()), *last)):
+        notes.append(
+            "Some memory is in private pools, of a MemPool or a CUDA graph, and this version of torch doesn't record "
+            "which allocations are: a replay takes them all for the program's common pool."
+        )
     if first is None:
-        state = initial_state(last, *events, conf)
+        state = initial_state(last, *events, conf, pool=columns.pool)
         first = state.segments
         if state.ambiguous:
             most = sum(each.largest - each.size for each in state.ambiguous)
@@ -91,14 +99,20 @@ def follow_trace(
         block = error.blocks
         notes.append(f"From event {error.event:,} on, sizes of blocks are rounded requests. {error}")
     before = [
-        Before(address=block.address, block=block.size, requested=block.requested, stream=segment.stream)
+        Before(
+            address=block.address,
+            block=block.size,
+            requested=block.requested,
+            stream=segment.stream,
+            pool=segment.pool,
+        )
         for segment in first
         for block in segment.blocks
         if block.state == "active_allocated"
     ]
     table = np.zeros(len(first), SEGMENT)
     for i, each in enumerate(first):
-        table[i] = (each.address, each.size, each.stream, each.small, each.expandable)
+        table[i] = (each.address, each.size, each.stream, each.small, each.expandable, each.pool)
     return Followed(block=block, before=before, segments=table, alloc_conf=conf_text, notes=notes)
 
 
@@ -119,6 +133,7 @@ def recording_of(device: str, columns: Columns, followed: Followed) -> Recording
         stream=columns.stream,
         time=columns.time,
         block=followed.block,
+        pool=columns.pool,
         mark=np.zeros(count, np.int64),
         at_module=np.full(count, NO_MODULE, np.int32),
         position=np.zeros(1, np.int64),
@@ -126,6 +141,16 @@ def recording_of(device: str, columns: Columns, followed: Followed) -> Recording
         segments=followed.segments,
         alloc_conf=followed.alloc_conf,
     )
+
+
+def _pools_of(entries: Sequence[Mapping[str, Any]]) -> Ints | None:
+    if entries and "pool_id" not in entries[0]:  # came with pytorch pull request 177717
+        return None
+    pools = np.zeros((len(entries), 2), np.int64)
+    for i, entry in enumerate(entries):
+        if (identity := entry["pool_id"]) != NO_POOL:
+            pools[i] = identity
+    return pools
 
 
 def _signed(address: int) -> int:

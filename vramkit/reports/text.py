@@ -10,6 +10,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
+from ..errors import printable
 from ..events import Action, Category, Phase
 from ..result import MemoryResult, Profile
 from ..sizes import format_size
@@ -70,7 +71,7 @@ def report(result: MemoryResult) -> str:
             list(_advice(shown, moment)),
         ]
     sections.append([_other_device(each) for each in devices if each is not shown])
-    sections.append([line for note in shown.notes for line in _wrapped(note, "Note: ")])
+    sections.append([line for note in shown.notes for line in _wrapped(printable(" ".join(note.split())), "Note: ")])
     return "\n\n".join("\n".join(section) for section in sections if section)
 
 
@@ -207,7 +208,7 @@ def _module_label(row: ModuleRow, width: int) -> str:
         return "(no module, or a smaller one)"
     count, own = f"{row.count} x " * (row.count > 1), " itself" * row.own
     name = count + shown_name(row.name) + own
-    kind = f" ({row.kind})"
+    kind = f" ({printable(row.kind)})"
     shape = " -> " + "x".join(map(str, row.output_shape)) if row.output_shape and not row.own else ""
     short = count + shown_name(row.name, width - len(count) - len(own)) + own
     return next((label for label in (name + kind + shape, name + shape, name + kind) if len(label) <= width), short)
@@ -243,7 +244,7 @@ def _listed(names: tuple[str, ...], width: int) -> str:
 
 
 def _cut(line: str) -> str:
-    line = line.rstrip()
+    line = printable(line.rstrip())
     return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ..errors import printable
 from ..events import Module
 
 _CONTAINERS = {"ModuleDict", "ModuleList", "Sequential"}
@@ -98,7 +99,7 @@ def shown_name(name: str, width: int = 0) -> str:
         name: qualified.
         width: characters that there are; of a longer name the middle is left out, as the end tells most. 0: enough.
     """
-    name = re.sub(r"\bOptimizedModule(#\d+)?\._orig_mod\.", "", name).replace("._orig_mod", "")
+    name = re.sub(r"\bOptimizedModule(#\d+)?\._orig_mod\.", "", printable(name)).replace("._orig_mod", "")
     if not 0 < width < len(name):
         return name
     head = width // 3 if width >= 40 else 0  # of a name's beginning, a few letters say nothing

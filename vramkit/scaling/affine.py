@@ -44,7 +44,7 @@ class Requests:
         mine, others = self.tape.events, tape.events
         return (
             len(mine) == len(others)
-            and all(np.array_equal(mine[name], others[name]) for name in ("action", "allocation", "stream"))
+            and all(np.array_equal(mine[name], others[name]) for name in ("action", "allocation", "stream", "pool"))
             and np.array_equal(self.tape.allocations["requested"], tape.allocations["requested"])
         )
 
@@ -61,10 +61,7 @@ def requests_of(batch_size: int, tape: Tape, *, end: int | None = None, flushes:
     stop = len(tape.events) if end is None else end
     events = tape.events[:stop]
     action = events["action"]
-    back = np.isin(action, (Action.SEGMENT_FREE, Action.SEGMENT_UNMAP))
-    first = back.copy()
-    first[1:] &= ~back[:-1]
-    kept = np.flatnonzero((action <= _FREE_COMPLETED) | (first & flushes))
+    kept = np.flatnonzero((action <= _FREE_COMPLETED) | (tape.flushes[:stop] & flushes))
     events = events[kept].copy()
     events["action"][events["action"] > _FREE_COMPLETED] = _FLUSH
 
@@ -113,7 +110,7 @@ def _pattern(events: Table, count: int) -> bytes:
     seen, first = np.unique(row, return_index=True)
     number = np.full(count + 1, -1, np.int64)
     number[seen[np.argsort(first)]] = np.arange(len(seen))
-    table = np.stack([events["action"].astype(np.int64), events["stream"], number[row]])
+    table = np.stack([events["action"].astype(np.int64), events["stream"], number[row], *events["pool"].T])
     return hashlib.blake2b(np.ascontiguousarray(table).tobytes(), digest_size=16).digest()
 
 

@@ -69,9 +69,8 @@ class Forecast:
 
 def replayed(tape: Tape, allocator: CachingAllocator) -> Peaks:
     """What an allocator that has served nothing yet takes for a tape's requests."""
-    try:
-        found = allocator.replay(tape)
-    except MemoryError:  # more than the simulated address space of 32 TiB
+    found = allocator.replay(tape)
+    if not found.fits and allocator.device.capacity is None:  # more than a process has addresses
         return Peaks(allocated=UNLIMITED, reserved=UNLIMITED, fits=False, in_order=False)
     return Peaks(
         allocated=found.peak_allocated,
