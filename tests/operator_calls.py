@@ -235,3 +235,52 @@ call(
     "masked_scatter",
     lambda: x(300, 200, grad=False).masked_scatter(x(300, 200, dtype=torch.bool), x(60_000, grad=False)),
 )
+
+# -- what kernels refuse -----------------------------------------------------------------------------------------------
+
+REFUSED: dict[str, Callable[[], object]] = {}
+"""Calls of which not all types are the same: torch refuses them, and so do fakes, in the same words."""
+
+HALF, DOUBLE = torch.float16, torch.float64
+for kind in (torch.long, HALF, DOUBLE):
+    REFUSED |= {
+        f"linear, {kind}": lambda kind=kind: F.linear(x(8, 16, dtype=kind), x(32, 16), x(32)),
+        f"linear of {kind}": lambda kind=kind: F.linear(x(8, 16), x(32, 16, dtype=kind), x(32, dtype=kind)),
+        f"a bias, {kind}": lambda kind=kind: F.linear(x(8, 16), x(32, 16), x(32, dtype=kind)),
+        f"a product, {kind}": lambda kind=kind: x(8, 16) @ x(16, 8, dtype=kind),
+        f"a product with a vector, {kind}": lambda kind=kind: x(8, 16) @ x(16, dtype=kind),
+        f"a convolution, {kind}": lambda kind=kind: F.conv2d(x(2, 4, 16, 16, dtype=kind), x(8, 4, 3, 3)),
+        f"attention, {kind}": lambda kind=kind: F.scaled_dot_product_attention(
+            x(2, 2, 8, 16), x(2, 2, 8, 16, dtype=kind), x(2, 2, 8, 16)
+        ),
+        f"a mask, {kind}": lambda kind=kind: attend(2, 2, 8, 16, BF16, attn_mask=x(8, 8, dtype=kind)),
+        f"binary_cross_entropy, {kind}": lambda kind=kind: F.binary_cross_entropy(
+            x(8, 16), x(8, 16, dtype=kind, grad=False)
+        ),
+        f"index_add, {kind}": lambda kind=kind: x(8, 16, grad=False).index_add(0, ints(8), x(8, 16, dtype=kind)),
+        f"index_put, {kind}": lambda kind=kind: assigned(lambda: x(100, 64, dtype=kind)),
+    }
+for kind in (HALF, DOUBLE):
+    REFUSED |= {
+        f"products, {kind}": lambda kind=kind: torch.bmm(x(2, 8, 16, dtype=kind), x(2, 16, 8)),
+        f"layer_norm, {kind}": lambda kind=kind: F.layer_norm(x(8, 16, dtype=kind), (16,), x(16), x(16)),
+        f"group_norm, {kind}": lambda kind=kind: F.group_norm(x(8, 16, 4, dtype=kind), 4, x(16), x(16)),
+        f"group_norm by {kind}": lambda kind=kind: F.group_norm(x(8, 16, 4), 4, x(16, dtype=kind), x(16, dtype=kind)),
+        f"batch_norm by {kind}": lambda kind=kind: F.batch_norm(
+            x(8, 16), None, None, x(16, dtype=kind), x(16, dtype=kind), True
+        ),
+        f"grid_sample, {kind}": lambda kind=kind: F.grid_sample(
+            x(2, 3, 8, 8), x(2, 8, 8, 2, dtype=kind), align_corners=False
+        ),
+        f"cross_entropy weighted by {kind}": lambda kind=kind: F.cross_entropy(
+            x(8, 16), ints(8), weight=x(16, dtype=kind, grad=False)
+        ),
+    }
+for name, loss in {
+    "cross_entropy": F.cross_entropy, "multi_margin_loss": F.multi_margin_loss,
+    "multilabel_margin_loss": F.multilabel_margin_loss,
+}.items():  # fmt: skip
+    shape = (8, 16) if name == "multilabel_margin_loss" else (8,)
+    REFUSED[f"{name}, int32"] = lambda loss=loss, shape=shape: loss(x(8, 16), x(*shape, dtype=torch.int32))
+REFUSED["cross_entropy of pixels, int32"] = lambda: F.cross_entropy(x(4, 21, 8, 8), x(4, 8, 8, dtype=torch.int32))
+REFUSED["one_hot, int32"] = lambda: F.one_hot(x(8, dtype=torch.int32), 10)

@@ -442,6 +442,22 @@ def test_a_step_that_needs_values_is_told_what_to_use_instead(look: Callable[[to
     assert 'engine="virtual"' in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "batch", "found"),
+    [
+        (mlp(), torch.zeros(8, 64, dtype=torch.long), "mat1 and mat2 .* Long and Float"),
+        (mlp(), torch.zeros(8, 64, dtype=torch.half), "mat1 and mat2 .* Half and Float"),
+        (mlp().half(), torch.zeros(8, 64), "mat1 and mat2 .* Float and Half"),
+        (nn.LayerNorm(64), torch.zeros(8, 64, dtype=torch.half), "expected scalar type Half but found Float"),
+        (nn.MultiheadAttention(64, 4), (torch.zeros(8, 64),) * 2 + (torch.zeros(8, 64).half(),), "Half and Float"),
+    ],
+    ids=["integers", "half", "half model", "norm", "attention"],
+)
+def test_a_batch_of_another_type_than_the_model_is_refused(model: nn.Module, batch: Any, found: str) -> None:
+    with pytest.raises(UsageError, match=found):
+        fake(model, batch)
+
+
 @pytest.mark.virtual_gpu
 def test_torch_itself_may_look_for_nan_in_a_backward() -> None:
     def step(batch: torch.Tensor) -> None:

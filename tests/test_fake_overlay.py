@@ -388,6 +388,16 @@ def test_attention_takes_the_kernel_of_the_card(
         assert attention.choose(call, gpus.find(card)) == kernel
 
 
+def test_attention_wants_one_type_of_all() -> None:
+    with faked():
+        single, half = (on_gpu(2, 4, 16, 64, dtype=dtype) for dtype in (torch.float32, HALF))
+
+        with pytest.raises(RuntimeError, match=r"query\.dtype: float key\.dtype: c10::Half and value\.dtype: float"):
+            F.scaled_dot_product_attention(single, half, single)
+        with pytest.raises(RuntimeError, match=r"attn_mask\.dtype: c10::Half and  query\.dtype: float"):
+            F.scaled_dot_product_attention(single, single, single, half[0, 0] @ half[0, 0].mT)
+
+
 # -- autocast ----------------------------------------------------------------------------------------------------------
 
 

@@ -50,7 +50,7 @@ def one_hot_of(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
     """``torch.nn.functional.one_hot``, which on fakes compares with every class; here, as on CUDA, it writes ones."""
 
     def one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
-        if num_classes < 0 or tensor.device.type != "cuda":
+        if num_classes < 0 or tensor.device.type != "cuda" or tensor.dtype is not torch.int64:
             return original(tensor, num_classes)
         return tensor.new_zeros((*tensor.shape, num_classes)).scatter_(-1, tensor.unsqueeze(-1), 1)
 

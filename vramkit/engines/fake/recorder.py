@@ -24,7 +24,7 @@ from ...recording.recorded import NO_MODULE, Recording
 from ...sizes import format_size
 from .calls import Call
 from .corrections import CORRECTIONS, forget_device_questions, note_device_question, taken_apart
-from .kernels import rule_of
+from .kernels import check_types, rule_of
 from .quick import QuickFakes
 
 _Storage = torch.UntypedStorage
@@ -99,6 +99,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         if correction is not None:
             func, args, kwargs = correction(func, args, kwargs)
         forget_device_questions(func)
+        check_types(func, args)
         rule = rule_of(func)
         if rule is None:
             result = self.compute(func, args, kwargs)
