@@ -236,6 +236,64 @@ call(
     lambda: x(300, 200, grad=False).masked_scatter(x(300, 200, dtype=torch.bool), x(60_000, grad=False)),
 )
 
+# -- the fast path of transformers -------------------------------------------------------------------------------------
+
+
+def masks(batch: int, queries: int, keys: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Masks as modules of torch take them: of keys, of queries and keys, of both."""
+    padded, hidden = (x(*shape, dtype=torch.bool) for shape in ((batch, keys), (queries, keys)))
+    return {
+        "": {}, ", padded": {"key_padding_mask": padded}, ", masked": {"attn_mask": hidden},
+        ", both": {"key_padding_mask": padded, "attn_mask": hidden},
+    }  # fmt: skip
+
+
+def attend_fast(length: int, dtype: torch.dtype, mask: str, *, weights: bool) -> None:
+    module = nn.MultiheadAttention(64, 4, batch_first=True, device="cuda", dtype=dtype).eval()
+    tensor = x(8, length, 64, dtype=dtype)
+    with torch.no_grad():
+        module(tensor, tensor, tensor, need_weights=weights, **masks(8, length, length)[mask])
+
+
+def encode_fast(dtype: torch.dtype, mask: str, mode: Any, **more: Any) -> None:
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, device="cuda", dtype=dtype, **more).eval()
+    given = masks(8, 32, 32)[mask]
+    with mode():
+        layer(x(8, 32, 64, dtype=dtype), given.get("attn_mask"), given.get("key_padding_mask"))
+
+
+def encode_padded() -> None:
+    with torch.no_grad():
+        encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 0).eval()
+        encoder.layers.append(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, device="cuda").eval())
+        encoder(x(8, 32, 64), src_key_padding_mask=x(8, 32, dtype=torch.bool))
+
+
+for dtype in (torch.float32, BF16):
+    for mask in ("", ", padded", ", masked", ", both"):
+        for length in (32, 1100):
+            CALLS |= {
+                f"fast attention{mask}, {length}, {dtype}, {weights}": lambda length=length, dtype=dtype, mask=mask,
+                weights=weights: attend_fast(length, dtype, mask, weights=weights)
+                for weights in (False, True)
+            }  # fmt: skip
+        for mode in (torch.no_grad, torch.inference_mode):
+            CALLS[f"fast encoder{mask}, {dtype}, {mode.__name__}"] = lambda dtype=dtype, mask=mask, mode=mode: (
+                encode_fast(dtype, mask, mode)
+            )
+    CALLS[f"fast encoder, norms first, {dtype}"] = lambda dtype=dtype: encode_fast(
+        dtype, "", torch.no_grad, norm_first=True, activation="gelu"
+    )
+CALLS["fast encoder, padded, which may pack"] = encode_padded
+
+
+def decode_inferring() -> None:
+    with torch.inference_mode():
+        nn.TransformerDecoderLayer(64, 4, batch_first=True, device="cuda").eval()(x(8, 32, 64), x(8, 20, 64))
+
+
+CALLS["decoder layer, inferring"] = decode_inferring
+
 # -- what kernels refuse -----------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, Callable[[], object]] = {}

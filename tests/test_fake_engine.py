@@ -174,6 +174,39 @@ def test_in_inference_mode_fakes_ask_for_what_the_real_program_asks_for(autocast
     assert (run.peak_allocated, run.peak_reserved) == (real.peak_allocated, real.peak_reserved)
 
 
+class Padded(nn.Module):
+    """An encoder of sequences that are padded."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, **more)
+
+    def forward(self, tokens: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        return self.encoder(tokens, src_key_padding_mask=hidden)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_inference_with_transformers_is_predicted_without_a_bound(mode: Callable[[], Any]) -> None:
+    with mode():
+        estimate = fake(Padded().eval(), torch.zeros(8, 32, 64))
+
+    assert estimate.notes == ()
+
+
+def test_what_only_a_padding_masks_values_decide_is_told() -> None:
+    batch = torch.zeros(8, 32, 64), torch.zeros(8, 32, dtype=torch.bool)
+
+    with torch.no_grad():
+        estimate = fake(Padded().eval(), batch)
+        with pytest.raises(UsageError, match="_nested_tensor_from_mask") as raised:
+            fake(Padded(mask_check=False).eval(), batch)
+
+    assert len(estimate.notes) == 1
+    assert "enable_nested_tensor=False" in estimate.notes[0]
+    assert 'engine="virtual"' in str(raised.value)
+
+
 class OwnNet(nn.Module):
     """A class that goes by value, with the module of a step."""
 
