@@ -79,7 +79,7 @@ PROGRAMS: dict[str, Callable[[], dict[str, Any]]] = {
         name: predicted_programs.PROGRAMS[name]
         for name in (
             "gpt fp16, scaler, clipping", "gpt accumulating", "lstm", "gru", "sgd", "adamw, fused", "adafactor",
-            "adagrad",
+            "adagrad", "gradient penalty",
         )
     },
     "one of each": lambda: {
@@ -101,6 +101,34 @@ def test_beside_a_cuda_device_fakes_ask_for_what_the_real_program_asks_for(name:
     assert run.profile is not None
     assert differences(real.tape, run.profile.tape, recorder.operators) == {}
     assert (run.peak_allocated, run.peak_reserved) == (real.peak_allocated, real.peak_reserved)
+
+
+def second_derivatives() -> dict[str, Any]:
+    """A network that solves a differential equation: three backwards, one through the others."""
+    model = nn.Sequential(nn.Linear(2, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 1))
+
+    def step(batch: torch.Tensor) -> None:
+        x = batch.to("cuda").requires_grad_()
+        u = model(x)
+        (slope,) = torch.autograd.grad(u, x, torch.ones_like(u), create_graph=True)
+        (bend,) = torch.autograd.grad(slope[:, 1:], x, torch.ones_like(u), create_graph=True)
+        (slope[:, :1] + u * slope[:, 1:] - 0.01 * bend[:, 1:]).pow(2).mean().backward()
+        model.zero_grad()
+
+    return {"model": model, "batch": torch.zeros(2000, 2), "step": step}
+
+
+@pytest.mark.virtual_gpu
+def test_what_was_computed_before_does_not_change_the_order_of_a_backward() -> None:
+    x = torch.ones((), requires_grad=True)
+    nodes = [x * 1 for _ in range(3000)]  # autograd's count of this thread's nodes goes on
+
+    estimates = [imitated(second_derivatives()) for _ in range(2)]
+
+    assert len(nodes) == 3000
+    for real, run, recorder in estimates:
+        assert run.profile is not None
+        assert differences(real.tape, run.profile.tape, recorder.operators) == {}
 
 
 def grown(batch: torch.Tensor) -> None:

@@ -280,7 +280,7 @@ print("RESULT" + json.dumps(found))
 
 @pytest.mark.virtual_gpu
 def test_the_figures_of_a_process_without_a_device_are_those_of_the_virtual_gpu() -> None:
-    names = ["gpt fp16, scaler, clipping", "gpt accumulating", "gpt fp32", "adamw, fused", "lstm"]
+    names = ["gpt fp16, scaler, clipping", "gpt accumulating", "gpt fp32", "adamw, fused", "lstm", "gradient penalty"]
     estimates = [vramkit.estimate(**PROGRAMS[name](), gpu="t4", engine="virtual", steps=2) for name in names]
 
     answer = run_python(_FAKED.format(folders=[str(Path(__file__).parent)], names=names))

@@ -13,7 +13,7 @@ import torch
 import torch._dynamo  # compares signatures of torch's functions when it is imported, so not while some are replaced
 
 from ....gpus import GPU
-from . import attention, autocast, devices, fast_path, layers, recurrent, runtime
+from . import attention, autocast, backward, devices, fast_path, layers, recurrent, runtime
 from .patches import Kernels, answer_fakes
 
 
@@ -40,6 +40,7 @@ def overlay(gpu: GPU) -> Iterator[None]:
         attention.install(kernels, gpu)
         _install_what_fakes_lack(kernels, stack, gpu)
         autocast.install(kernels, stack)
+        backward.in_a_thread_of_its_own(stack)
         yield
 
 
@@ -53,6 +54,7 @@ def beside_a_device(gpu: GPU) -> Iterator[None]:
     """
     with ExitStack() as stack:
         _install_what_fakes_lack(Kernels(stack), stack, gpu)
+        backward.in_the_thread_of_the_device(stack)
         yield
 
 
