@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -32,8 +33,8 @@ def ints(*shape: int) -> torch.Tensor:
     return x(*shape, dtype=torch.long)
 
 
-def image(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return x(*shape, dtype=dtype).contiguous(memory_format=LAST)
+def image(*shape: int, dtype: torch.dtype = torch.float32, memory: torch.memory_format = LAST) -> torch.Tensor:
+    return x(*shape, dtype=dtype).contiguous(memory_format=memory)
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
@@ -59,8 +60,15 @@ call("cross_entropy", lambda: F.cross_entropy(x(512, 5000), ints(512)))
 call("cross_entropy, smoothed", lambda: F.cross_entropy(x(512, 1000), ints(512), label_smoothing=0.1))
 call("cross_entropy of pixels", lambda: F.cross_entropy(x(4, 21, 64, 64), ints(4, 64, 64)))
 call("cross_entropy of pixels, none", lambda: F.cross_entropy(x(4, 21, 64, 64), ints(4, 64, 64), reduction="none"))
-call("multi_margin_loss", lambda: F.multi_margin_loss(x(512, 100), ints(512)))
-call("multilabel_margin_loss", lambda: F.multilabel_margin_loss(x(512, 100), ints(512, 100)))
+for reduction in ("mean", "none"):
+    call(
+        f"multi_margin_loss, {reduction}",
+        lambda reduction=reduction: F.multi_margin_loss(x(512, 100), ints(512), reduction=reduction),
+    )
+    call(
+        f"multilabel_margin_loss, {reduction}",
+        lambda reduction=reduction: F.multilabel_margin_loss(x(512, 100), ints(512, 100), reduction=reduction),
+    )
 call("triplet_margin_loss", lambda: F.triplet_margin_loss(x(512, 64), x(512, 64), x(512, 64)))
 
 # -- reductions, scans, sorts, sampling --------------------------------------------------------------------------------
@@ -111,6 +119,12 @@ def assigned(value: Any) -> torch.Tensor:
     return table
 
 
+def index_reduced(reduction: str) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is in beta
+        return torch.index_reduce(x(100, 64), 0, ints(512), x(512, 64), reduction)
+
+
 for count in (100, 3073, 100_000):
     call(f"embedding {count}", lambda count=count: F.embedding(ints(count), x(30_522, 64)))
     call(f"embedding {count}, few rows", lambda count=count: F.embedding(ints(count), x(100, 64, dtype=BF16)))
@@ -134,6 +148,29 @@ for count in (100, 3073, 100_000):
 call("setitem", lambda: assigned(lambda: x(100, 64)))
 call("setitem of a number", lambda: assigned(0.0))
 call("one_hot", lambda: F.one_hot(ints(4096), 1000))
+for count in (100, 10_000, 100_000):
+    call(
+        f"embedding {count}, shortened",
+        lambda count=count: F.embedding(ints(count), x(3000, 64, grad=False), max_norm=1.0),
+    )
+for reduction in ("sum", "mean", "amax", "prod"):
+    call(
+        f"scatter_reduce, {reduction}",
+        lambda reduction=reduction: x(100, 64).scatter_reduce(0, ints(512, 64), x(512, 64), reduction),
+    )
+    call(
+        f"scatter_reduce, {reduction}, into nothing",
+        lambda reduction=reduction: x(100, 64, grad=False).scatter_reduce(
+            0, ints(512, 1).expand(-1, 64), x(512, 64), reduction, include_self=False
+        ),
+    )
+for reduction in ("mean", "amax", "prod"):
+    call(f"index_reduce, {reduction}", lambda reduction=reduction: index_reduced(reduction))
+for count in (30, 300, 3000):
+    call(
+        f"masked_scatter, {count}",
+        lambda count=count: (x(count, 200) * 1).masked_scatter(x(count, 200, dtype=torch.bool), x(count, 200)),
+    )
 call("roll", lambda: x(8, 56, 56, 96).roll((3, 3), (1, 2)))
 
 # -- norms, windows ----------------------------------------------------------------------------------------------------
@@ -159,6 +196,11 @@ for name, make in {
     call(f"batch_norm, evaluating, {name}", lambda make=make: batch_norm(make(), training=False))
 call("group_norm", lambda: F.group_norm(x(16, 64, 28, 28, dtype=BF16), 8, x(64, dtype=BF16), x(64, dtype=BF16)))
 call("instance_norm", lambda: F.instance_norm(x(16, 64, 28, 28)))
+for shape, dim in (((512, 4096), 0), ((8, 64, 128), 1)):
+    for kind in (torch.float32, BF16):
+        call(
+            f"renorm {shape}, {kind}", lambda shape=shape, dim=dim, kind=kind: x(*shape, dtype=kind).renorm(2, dim, 1.0)
+        )
 call("rms_norm", lambda: F.rms_norm(x(64, 100, 256), (256,), x(256)))
 for kind, make in {"": lambda: x(8, 16, 28, 28), ", channels last": lambda: image(8, 16, 28, 28)}.items():
     for mode in ("nearest", "bilinear", "bicubic"):
@@ -168,6 +210,21 @@ for kind, make in {"": lambda: x(8, 16, 28, 28), ", channels last": lambda: imag
     call(f"max_pool{kind}", lambda make=make: F.max_pool2d(make(), 3, 2, 1))
     call(f"reflection{kind}", lambda make=make: F.pad(make(), (1, 2, 3, 4), mode="reflect"))
     call(f"unfold{kind}", lambda make=make: F.unfold(make(), 3))
+
+
+def resized(make: Callable[[], torch.Tensor], mode: str) -> torch.Tensor:
+    return F.interpolate(make(), scale_factor=2, mode=mode.partition(" ")[0].strip(","))
+
+
+for mode, make in {
+    "linear": lambda: x(8, 16, 28), "trilinear": lambda: x(2, 4, 8, 8, 8), "nearest": lambda: x(8, 16, 28),
+    "nearest-exact": lambda: x(8, 16, 28), "nearest-exact of images": lambda: x(8, 16, 28, 28),
+    "nearest-exact of images, channels last": lambda: image(8, 16, 28, 28),
+    "nearest of volumes": lambda: x(2, 4, 8, 8, 8), "nearest of a turned signal": lambda: x(8, 28, 16).transpose(1, 2),
+    "nearest of volumes, channels last": lambda: image(2, 4, 8, 8, 8, memory=torch.channels_last_3d),
+}.items():  # fmt: skip
+    call(mode, lambda make=make, mode=mode: resized(make, mode))
+    call(f"{mode}, summed", lambda make=make, mode=mode: resized(make, mode).sum())
 for name, pool in {"max_pool": F.max_pool2d, "avg_pool": F.avg_pool2d}.items():
     call(f"{name}, its gradient turned", lambda pool=pool: pool(x(8, 16, 28, 28), 2).contiguous(memory_format=LAST))
 call("fold", lambda: F.fold(x(8, 16 * 9, 26 * 26), 28, 3))

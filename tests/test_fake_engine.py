@@ -235,6 +235,16 @@ def test_what_only_a_padding_masks_values_decide_is_told() -> None:
     assert 'engine="virtual"' in str(raised.value)
 
 
+@pytest.mark.parametrize("loss", [F.multi_margin_loss, F.multilabel_margin_loss])
+def test_margin_losses_of_which_torch_has_no_fakes_are_predicted_on_any_machine(loss: Callable[..., Any]) -> None:
+    shape = (8, 10) if loss is F.multilabel_margin_loss else (8,)
+    batch = torch.zeros(8, 64), torch.zeros(shape, dtype=torch.long)
+
+    estimate = fake(mlp(), batch, loss=lambda output, batch: loss(output, batch[1]))
+
+    assert estimate.notes == ()
+
+
 class OwnNet(nn.Module):
     """A class that goes by value, with the module of a step."""
 
@@ -571,7 +581,7 @@ def test_a_step_that_does_not_move_its_batch_gets_it_moved() -> None:
 def test_an_operator_that_no_rule_knows_is_named_with_a_bound() -> None:
     model = mlp()
 
-    estimate = fake(model, step=lambda batch: model(batch.to("cuda")).renorm(2, 0, 1.0))
+    estimate = fake(model, step=lambda batch: torch.linalg.qr(model(batch.to("cuda"))))
 
     assert any("no rule" in note and "B at a moment" in note for note in estimate.notes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -287,6 +288,16 @@ def test_the_figures_of_a_process_without_a_device_are_those_of_the_virtual_gpu(
 
     figures = {name: [each.peak_allocated, each.peak_reserved] for name, each in zip(names, estimates, strict=True)}
     assert json.loads(answer.rsplit("RESULT", 1)[1]) == figures
+
+
+@pytest.mark.virtual_gpu
+def test_operators_without_a_device_take_what_they_take_on_a_gpu() -> None:
+    names = [f"operator_calls:CALLS[{name}]" for name in ("renorm", "margin_loss", "fast encoder", "scatter_reduce")]
+    code = f"from vramkit.devtools import opcheck; print(opcheck.main([*{names!r}, '--no-device', '--failures']))"
+
+    answer = run_python(code, environment={"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])})
+
+    assert answer.splitlines()[-1] == "0", answer
 
 
 # -- devices -----------------------------------------------------------------------------------------------------------

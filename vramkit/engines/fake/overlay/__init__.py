@@ -13,7 +13,7 @@ import torch
 import torch._dynamo  # compares signatures of torch's functions when it is imported, so not while some are replaced
 
 from ....gpus import GPU
-from . import attention, autocast, backward, devices, fast_path, layers, recurrent, runtime
+from . import attention, autocast, backward, devices, fast_path, layers, losses, recurrent, runtime
 from .patches import Kernels, answer_fakes
 
 
@@ -61,6 +61,7 @@ def beside_a_device(gpu: GPU) -> Iterator[None]:
 def _install_what_fakes_lack(kernels: Kernels, stack: ExitStack, gpu: GPU) -> None:
     recurrent.install(kernels, stack, gpu)
     fast_path.install(kernels, stack, gpu)
+    losses.install(stack)
     for packet in (torch.ops.aten._fused_sgd_, torch.ops.aten._fused_adagrad_):
         for overload in packet.overloads():  # type: ignore[no-untyped-call] # torch's
             answer_fakes(stack, getattr(packet, overload), lambda *args, **kwargs: None)
