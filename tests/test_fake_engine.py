@@ -245,6 +245,14 @@ def test_margin_losses_of_which_torch_has_no_fakes_are_predicted_on_any_machine(
     assert estimate.notes == ()
 
 
+def test_a_step_may_use_transforms_of_functions() -> None:
+    model = mlp()
+
+    estimate = fake(model, step=lambda batch: torch.func.grad(lambda x: model(x).sum())(batch.to("cuda")))
+
+    assert estimate.peak_allocated > 0
+
+
 class OwnNet(nn.Module):
     """A class that goes by value, with the module of a step."""
 

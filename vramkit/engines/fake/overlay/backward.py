@@ -35,7 +35,7 @@ def in_a_thread_of_its_own(stack: ExitStack) -> None:
 
     def run_backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal running
-        if running or not args[_CREATE_GRAPH] or torch._C._functorch.peek_interpreter_stack() is not None:
+        if running or not args[_CREATE_GRAPH] or _is_transformed():
             return run(outputs, *args, **kwargs)
         running = True
         try:
@@ -63,7 +63,10 @@ def _as_here(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def in_the_thread_of_the_device(stack: ExitStack) -> None:
-    """Let the device's thread, and this one, count on from one number before such backwards."""
+    """Let the device's thread, and this one, count on from one number before such backwards.
+
+    Not under ``torch.func``, whose transforms allow no backward of another graph.
+    """
     on_the_device = _DeviceThread()
     seen: list[int] = []
     on_the_device.run(lambda: seen.append(_next_number()))
@@ -74,7 +77,7 @@ def in_the_thread_of_the_device(stack: ExitStack) -> None:
 
     def run_backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal counts_on
-        if args[_CREATE_GRAPH] and not counts_on:
+        if args[_CREATE_GRAPH] and not counts_on and not _is_transformed():
             on_the_device.run(lambda: _count_to(start))
             counts_on = True
         return run(outputs, *args, **kwargs)
@@ -96,6 +99,11 @@ class _DeviceThread:
         with _disable_current_modes(), self._mode:
             torch.autograd.backward(self._y, retain_graph=True, inputs=[self._x])
         hook.remove()
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is going on."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _next_number() -> int:
