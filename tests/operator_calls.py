@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -288,6 +289,10 @@ call(
     lambda: nn.TransformerDecoderLayer(64, 4, 128, batch_first=True, device="cuda")(x(8, 32, 64), x(8, 20, 64)),
 )
 call("bilinear layer", lambda: F.bilinear(x(64, 48), x(64, 32), x(16, 48, 32), x(16)))
+for name in ("tensor", "as_tensor", "asarray"):
+    CALLS[f"{name} of numbers"] = lambda name=name: getattr(torch, name)([1.0] * 1000, device="cuda")
+CALLS["a module, copied"] = lambda: copy.deepcopy(nn.Linear(40, 60, device="cuda"))
+CALLS["a view, copied"] = lambda: copy.deepcopy(x(100, 6, grad=False)[3:])
 call(
     "masked_scatter",
     lambda: x(300, 200, grad=False).masked_scatter(x(300, 200, dtype=torch.bool), x(60_000, grad=False)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import random
 import sys
@@ -243,6 +244,16 @@ def test_margin_losses_of_which_torch_has_no_fakes_are_predicted_on_any_machine(
     estimate = fake(mlp(), batch, loss=lambda output, batch: loss(output, batch[1]))
 
     assert estimate.notes == ()
+
+
+def test_a_copy_of_a_model_takes_what_the_model_takes() -> None:
+    model = mlp()
+    plain = fake(model, step=lambda batch: None)
+
+    copying = fake(model, step=lambda batch: copy.deepcopy(model))
+
+    held = sum(-(-tensor.nbytes // 512) * 512 for tensor in model.parameters())
+    assert copying.peak_allocated == plain.peak_allocated + held
 
 
 def test_a_step_may_use_transforms_of_functions() -> None:

@@ -13,7 +13,7 @@ import torch
 import torch._dynamo  # compares signatures of torch's functions when it is imported, so not while some are replaced
 
 from ....gpus import GPU
-from . import attention, autocast, backward, devices, fast_path, layers, losses, recurrent, runtime
+from . import attention, autocast, backward, copying, devices, fast_path, layers, losses, recurrent, runtime
 from .patches import Kernels, answer_fakes
 
 
@@ -53,6 +53,7 @@ def beside_a_device(gpu: GPU) -> Iterator[None]:
         gpu: the card.
     """
     with ExitStack() as stack:
+        devices.install_makers(stack)
         _install_what_fakes_lack(Kernels(stack), stack, gpu)
         backward.in_the_thread_of_the_device(stack)
         yield
@@ -62,6 +63,7 @@ def _install_what_fakes_lack(kernels: Kernels, stack: ExitStack, gpu: GPU) -> No
     recurrent.install(kernels, stack, gpu)
     fast_path.install(kernels, stack, gpu)
     losses.install(stack)
+    copying.install(stack)
     for packet in (torch.ops.aten._fused_sgd_, torch.ops.aten._fused_adagrad_):
         for overload in packet.overloads():  # type: ignore[no-untyped-call] # torch's
             answer_fakes(stack, getattr(packet, overload), lambda *args, **kwargs: None)
