@@ -146,6 +146,12 @@ for count in (100, 3073, 100_000):
         f"index_put {count}, added",
         lambda count=count: (x(5000, 64) * 1).index_put((ints(count),), x(count, 64), accumulate=True),
     )
+for mode in ("sum", "mean", "max"):
+    call(f"embedding_bag, {mode}, summed", lambda mode=mode: F.embedding_bag(ints(64, 10), x(300, 64), mode=mode).sum())
+    call(
+        f"embedding_bag, {mode}, frozen",
+        lambda mode=mode: F.embedding_bag(ints(64, 10), x(300, 64, grad=False), mode=mode),
+    )
 call("setitem", lambda: assigned(lambda: x(100, 64)))
 call("setitem of a number", lambda: assigned(0.0))
 call("one_hot", lambda: F.one_hot(ints(4096), 1000))

@@ -79,7 +79,7 @@ def embedding_renorm(call: Call) -> None:
             call.touch(unique(call.gpu, count, width, alone=True))
 
 
-@rule(aten._embedding_bag)
+@rule(aten._embedding_bag, aten._embedding_bag_forward_only)
 def bags(call: Call) -> None:
     """How large each bag is, to which bag each index belongs, the result, where the largest values are."""
     for index in (2, 1, 0, 3):
@@ -88,13 +88,15 @@ def bags(call: Call) -> None:
 
 @rule(aten._embedding_bag_backward)
 def bags_backward(call: Call) -> None:
-    """As that of an embedding with many indices, also with few. Of the largest values alone, the result."""
+    """A copy of the gradient unless it is contiguous; then as that of an embedding with many indices, also with few. Of
+    the largest values alone, the result."""
     gradient, indices, rows = call.args[0], call.args[1], call.args[6]
     by_frequency, mode = call.args[7:9]
-    if mode == 2 or not indices.numel():
-        call.output()
-        return
-    _sum_rows(call, indices, rows, gradient, by_frequency=by_frequency, bags=True)
+    with call.holding(*copies(gradient)):
+        if mode == 2 or not indices.numel():
+            call.output()
+            return
+        _sum_rows(call, indices, rows, gradient, by_frequency=by_frequency, bags=True)
 
 
 @rule(aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
