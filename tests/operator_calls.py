@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -32,8 +34,8 @@ def ints(*shape: int) -> torch.Tensor:
     return x(*shape, dtype=torch.long)
 
 
-def image(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return x(*shape, dtype=dtype).contiguous(memory_format=LAST)
+def image(*shape: int, dtype: torch.dtype = torch.float32, memory: torch.memory_format = LAST) -> torch.Tensor:
+    return x(*shape, dtype=dtype).contiguous(memory_format=memory)
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
@@ -59,8 +61,15 @@ call("cross_entropy", lambda: F.cross_entropy(x(512, 5000), ints(512)))
 call("cross_entropy, smoothed", lambda: F.cross_entropy(x(512, 1000), ints(512), label_smoothing=0.1))
 call("cross_entropy of pixels", lambda: F.cross_entropy(x(4, 21, 64, 64), ints(4, 64, 64)))
 call("cross_entropy of pixels, none", lambda: F.cross_entropy(x(4, 21, 64, 64), ints(4, 64, 64), reduction="none"))
-call("multi_margin_loss", lambda: F.multi_margin_loss(x(512, 100), ints(512)))
-call("multilabel_margin_loss", lambda: F.multilabel_margin_loss(x(512, 100), ints(512, 100)))
+for reduction in ("mean", "none"):
+    call(
+        f"multi_margin_loss, {reduction}",
+        lambda reduction=reduction: F.multi_margin_loss(x(512, 100), ints(512), reduction=reduction),
+    )
+    call(
+        f"multilabel_margin_loss, {reduction}",
+        lambda reduction=reduction: F.multilabel_margin_loss(x(512, 100), ints(512, 100), reduction=reduction),
+    )
 call("triplet_margin_loss", lambda: F.triplet_margin_loss(x(512, 64), x(512, 64), x(512, 64)))
 
 # -- reductions, scans, sorts, sampling --------------------------------------------------------------------------------
@@ -111,6 +120,12 @@ def assigned(value: Any) -> torch.Tensor:
     return table
 
 
+def index_reduced(reduction: str) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is in beta
+        return torch.index_reduce(x(100, 64), 0, ints(512), x(512, 64), reduction)
+
+
 for count in (100, 3073, 100_000):
     call(f"embedding {count}", lambda count=count: F.embedding(ints(count), x(30_522, 64)))
     call(f"embedding {count}, few rows", lambda count=count: F.embedding(ints(count), x(100, 64, dtype=BF16)))
@@ -131,9 +146,38 @@ for count in (100, 3073, 100_000):
         f"index_put {count}, added",
         lambda count=count: (x(5000, 64) * 1).index_put((ints(count),), x(count, 64), accumulate=True),
     )
+for mode in ("sum", "mean", "max"):
+    call(f"embedding_bag, {mode}, summed", lambda mode=mode: F.embedding_bag(ints(64, 10), x(300, 64), mode=mode).sum())
+    call(
+        f"embedding_bag, {mode}, frozen",
+        lambda mode=mode: F.embedding_bag(ints(64, 10), x(300, 64, grad=False), mode=mode),
+    )
 call("setitem", lambda: assigned(lambda: x(100, 64)))
 call("setitem of a number", lambda: assigned(0.0))
 call("one_hot", lambda: F.one_hot(ints(4096), 1000))
+for count in (100, 10_000, 100_000):
+    call(
+        f"embedding {count}, shortened",
+        lambda count=count: F.embedding(ints(count), x(3000, 64, grad=False), max_norm=1.0),
+    )
+for reduction in ("sum", "mean", "amax", "prod"):
+    call(
+        f"scatter_reduce, {reduction}",
+        lambda reduction=reduction: x(100, 64).scatter_reduce(0, ints(512, 64), x(512, 64), reduction),
+    )
+    call(
+        f"scatter_reduce, {reduction}, into nothing",
+        lambda reduction=reduction: x(100, 64, grad=False).scatter_reduce(
+            0, ints(512, 1).expand(-1, 64), x(512, 64), reduction, include_self=False
+        ),
+    )
+for reduction in ("mean", "amax", "prod"):
+    call(f"index_reduce, {reduction}", lambda reduction=reduction: index_reduced(reduction))
+for count in (30, 300, 3000):
+    call(
+        f"masked_scatter, {count}",
+        lambda count=count: (x(count, 200) * 1).masked_scatter(x(count, 200, dtype=torch.bool), x(count, 200)),
+    )
 call("roll", lambda: x(8, 56, 56, 96).roll((3, 3), (1, 2)))
 
 # -- norms, windows ----------------------------------------------------------------------------------------------------
@@ -159,6 +203,11 @@ for name, make in {
     call(f"batch_norm, evaluating, {name}", lambda make=make: batch_norm(make(), training=False))
 call("group_norm", lambda: F.group_norm(x(16, 64, 28, 28, dtype=BF16), 8, x(64, dtype=BF16), x(64, dtype=BF16)))
 call("instance_norm", lambda: F.instance_norm(x(16, 64, 28, 28)))
+for shape, dim in (((512, 4096), 0), ((8, 64, 128), 1)):
+    for kind in (torch.float32, BF16):
+        call(
+            f"renorm {shape}, {kind}", lambda shape=shape, dim=dim, kind=kind: x(*shape, dtype=kind).renorm(2, dim, 1.0)
+        )
 call("rms_norm", lambda: F.rms_norm(x(64, 100, 256), (256,), x(256)))
 for kind, make in {"": lambda: x(8, 16, 28, 28), ", channels last": lambda: image(8, 16, 28, 28)}.items():
     for mode in ("nearest", "bilinear", "bicubic"):
@@ -168,6 +217,21 @@ for kind, make in {"": lambda: x(8, 16, 28, 28), ", channels last": lambda: imag
     call(f"max_pool{kind}", lambda make=make: F.max_pool2d(make(), 3, 2, 1))
     call(f"reflection{kind}", lambda make=make: F.pad(make(), (1, 2, 3, 4), mode="reflect"))
     call(f"unfold{kind}", lambda make=make: F.unfold(make(), 3))
+
+
+def resized(make: Callable[[], torch.Tensor], mode: str) -> torch.Tensor:
+    return F.interpolate(make(), scale_factor=2, mode=mode.partition(" ")[0].strip(","))
+
+
+for mode, make in {
+    "linear": lambda: x(8, 16, 28), "trilinear": lambda: x(2, 4, 8, 8, 8), "nearest": lambda: x(8, 16, 28),
+    "nearest-exact": lambda: x(8, 16, 28), "nearest-exact of images": lambda: x(8, 16, 28, 28),
+    "nearest-exact of images, channels last": lambda: image(8, 16, 28, 28),
+    "nearest of volumes": lambda: x(2, 4, 8, 8, 8), "nearest of a turned signal": lambda: x(8, 28, 16).transpose(1, 2),
+    "nearest of volumes, channels last": lambda: image(2, 4, 8, 8, 8, memory=torch.channels_last_3d),
+}.items():  # fmt: skip
+    call(mode, lambda make=make, mode=mode: resized(make, mode))
+    call(f"{mode}, summed", lambda make=make, mode=mode: resized(make, mode).sum())
 for name, pool in {"max_pool": F.max_pool2d, "avg_pool": F.avg_pool2d}.items():
     call(f"{name}, its gradient turned", lambda pool=pool: pool(x(8, 16, 28, 28), 2).contiguous(memory_format=LAST))
 call("fold", lambda: F.fold(x(8, 16 * 9, 26 * 26), 28, 3))
@@ -231,7 +295,118 @@ call(
     lambda: nn.TransformerDecoderLayer(64, 4, 128, batch_first=True, device="cuda")(x(8, 32, 64), x(8, 20, 64)),
 )
 call("bilinear layer", lambda: F.bilinear(x(64, 48), x(64, 32), x(16, 48, 32), x(16)))
+for name in ("tensor", "as_tensor", "asarray"):
+    CALLS[f"{name} of numbers"] = lambda name=name: getattr(torch, name)([1.0] * 1000, device="cuda")
+CALLS["a module, copied"] = lambda: copy.deepcopy(nn.Linear(40, 60, device="cuda"))
+CALLS["a view, copied"] = lambda: copy.deepcopy(x(100, 6, grad=False)[3:])
 call(
     "masked_scatter",
     lambda: x(300, 200, grad=False).masked_scatter(x(300, 200, dtype=torch.bool), x(60_000, grad=False)),
 )
+
+# -- the fast path of transformers -------------------------------------------------------------------------------------
+
+
+def masks(batch: int, queries: int, keys: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Masks as modules of torch take them: of keys, of queries and keys, of both."""
+    padded, hidden = (x(*shape, dtype=torch.bool) for shape in ((batch, keys), (queries, keys)))
+    return {
+        "": {}, ", padded": {"key_padding_mask": padded}, ", masked": {"attn_mask": hidden},
+        ", both": {"key_padding_mask": padded, "attn_mask": hidden},
+    }  # fmt: skip
+
+
+def attend_fast(length: int, dtype: torch.dtype, mask: str, *, weights: bool) -> None:
+    module = nn.MultiheadAttention(64, 4, batch_first=True, device="cuda", dtype=dtype).eval()
+    tensor = x(8, length, 64, dtype=dtype)
+    with torch.no_grad():
+        module(tensor, tensor, tensor, need_weights=weights, **masks(8, length, length)[mask])
+
+
+def encode_fast(dtype: torch.dtype, mask: str, mode: Any, **more: Any) -> None:
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, device="cuda", dtype=dtype, **more).eval()
+    given = masks(8, 32, 32)[mask]
+    with mode():
+        layer(x(8, 32, 64, dtype=dtype), given.get("attn_mask"), given.get("key_padding_mask"))
+
+
+def encode_padded() -> None:
+    with torch.no_grad():
+        encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 0).eval()
+        encoder.layers.append(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, device="cuda").eval())
+        encoder(x(8, 32, 64), src_key_padding_mask=x(8, 32, dtype=torch.bool))
+
+
+for dtype in (torch.float32, BF16):
+    for mask in ("", ", padded", ", masked", ", both"):
+        for length in (32, 1100):
+            CALLS |= {
+                f"fast attention{mask}, {length}, {dtype}, {weights}": lambda length=length, dtype=dtype, mask=mask,
+                weights=weights: attend_fast(length, dtype, mask, weights=weights)
+                for weights in (False, True)
+            }  # fmt: skip
+        for mode in (torch.no_grad, torch.inference_mode):
+            CALLS[f"fast encoder{mask}, {dtype}, {mode.__name__}"] = lambda dtype=dtype, mask=mask, mode=mode: (
+                encode_fast(dtype, mask, mode)
+            )
+    CALLS[f"fast encoder, norms first, {dtype}"] = lambda dtype=dtype: encode_fast(
+        dtype, "", torch.no_grad, norm_first=True, activation="gelu"
+    )
+CALLS["fast encoder, padded, which may pack"] = encode_padded
+
+
+def decode_inferring() -> None:
+    with torch.inference_mode():
+        nn.TransformerDecoderLayer(64, 4, batch_first=True, device="cuda").eval()(x(8, 32, 64), x(8, 20, 64))
+
+
+CALLS["decoder layer, inferring"] = decode_inferring
+
+# -- what kernels refuse -----------------------------------------------------------------------------------------------
+
+REFUSED: dict[str, Callable[[], object]] = {}
+"""Calls of which not all types are the same: torch refuses them, and so do fakes, in the same words."""
+
+HALF, DOUBLE = torch.float16, torch.float64
+for kind in (torch.long, HALF, DOUBLE):
+    REFUSED |= {
+        f"linear, {kind}": lambda kind=kind: F.linear(x(8, 16, dtype=kind), x(32, 16), x(32)),
+        f"linear of {kind}": lambda kind=kind: F.linear(x(8, 16), x(32, 16, dtype=kind), x(32, dtype=kind)),
+        f"a bias, {kind}": lambda kind=kind: F.linear(x(8, 16), x(32, 16), x(32, dtype=kind)),
+        f"a product, {kind}": lambda kind=kind: x(8, 16) @ x(16, 8, dtype=kind),
+        f"a product with a vector, {kind}": lambda kind=kind: x(8, 16) @ x(16, dtype=kind),
+        f"a convolution, {kind}": lambda kind=kind: F.conv2d(x(2, 4, 16, 16, dtype=kind), x(8, 4, 3, 3)),
+        f"attention, {kind}": lambda kind=kind: F.scaled_dot_product_attention(
+            x(2, 2, 8, 16), x(2, 2, 8, 16, dtype=kind), x(2, 2, 8, 16)
+        ),
+        f"a mask, {kind}": lambda kind=kind: attend(2, 2, 8, 16, BF16, attn_mask=x(8, 8, dtype=kind)),
+        f"binary_cross_entropy, {kind}": lambda kind=kind: F.binary_cross_entropy(
+            x(8, 16), x(8, 16, dtype=kind, grad=False)
+        ),
+        f"index_add, {kind}": lambda kind=kind: x(8, 16, grad=False).index_add(0, ints(8), x(8, 16, dtype=kind)),
+        f"index_put, {kind}": lambda kind=kind: assigned(lambda: x(100, 64, dtype=kind)),
+    }
+for kind in (HALF, DOUBLE):
+    REFUSED |= {
+        f"products, {kind}": lambda kind=kind: torch.bmm(x(2, 8, 16, dtype=kind), x(2, 16, 8)),
+        f"layer_norm, {kind}": lambda kind=kind: F.layer_norm(x(8, 16, dtype=kind), (16,), x(16), x(16)),
+        f"group_norm, {kind}": lambda kind=kind: F.group_norm(x(8, 16, 4, dtype=kind), 4, x(16), x(16)),
+        f"group_norm by {kind}": lambda kind=kind: F.group_norm(x(8, 16, 4), 4, x(16, dtype=kind), x(16, dtype=kind)),
+        f"batch_norm by {kind}": lambda kind=kind: F.batch_norm(
+            x(8, 16), None, None, x(16, dtype=kind), x(16, dtype=kind), True
+        ),
+        f"grid_sample, {kind}": lambda kind=kind: F.grid_sample(
+            x(2, 3, 8, 8), x(2, 8, 8, 2, dtype=kind), align_corners=False
+        ),
+        f"cross_entropy weighted by {kind}": lambda kind=kind: F.cross_entropy(
+            x(8, 16), ints(8), weight=x(16, dtype=kind, grad=False)
+        ),
+    }
+for name, loss in {
+    "cross_entropy": F.cross_entropy, "multi_margin_loss": F.multi_margin_loss,
+    "multilabel_margin_loss": F.multilabel_margin_loss,
+}.items():  # fmt: skip
+    shape = (8, 16) if name == "multilabel_margin_loss" else (8,)
+    REFUSED[f"{name}, int32"] = lambda loss=loss, shape=shape: loss(x(8, 16), x(*shape, dtype=torch.int32))
+REFUSED["cross_entropy of pixels, int32"] = lambda: F.cross_entropy(x(4, 21, 8, 8), x(4, 8, 8, dtype=torch.int32))
+REFUSED["one_hot, int32"] = lambda: F.one_hot(x(8, dtype=torch.int32), 10)

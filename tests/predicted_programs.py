@@ -200,6 +200,23 @@ def latents() -> Program:
     return {"model": model, "batch": torch.zeros(512, 3072), "optimizer": optimizer, "step": step}
 
 
+def penalised() -> Program:
+    """A critic with a gradient penalty: the backward's own nodes are part of what the second backward runs."""
+    critic = nn.Sequential(nn.Linear(1024, 512), nn.LeakyReLU(0.2), nn.Linear(512, 1))
+    optimizer = torch.optim.Adam(critic.parameters())
+
+    def step(batch: torch.Tensor) -> None:
+        real, made = (each.to("cuda") for each in batch.chunk(2))
+        mixed = (real * 0.3 + made * 0.7).requires_grad_()
+        (slope,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
+        loss = critic(made).mean() - critic(real).mean() + 10 * ((slope.norm(2, 1) - 1) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return {"model": critic, "batch": torch.zeros(512, 1024), "optimizer": optimizer, "step": step}
+
+
 PROGRAMS: dict[str, Callable[[], Program]] = {
     "resnet18": lambda: _torchvision("resnet18", 16),
     "resnet50": lambda: _torchvision("resnet50", 8),
@@ -209,6 +226,7 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     "gpt autocast bf16": lambda: _plain(GPT(), tokens(4, 512), autocast=torch.bfloat16),
     "gpt fp16, scaler, clipping": scaled,
     "gpt accumulating": accumulating,
+    "gradient penalty": penalised,
     "gpt checkpointed": lambda: _plain(GPT(checkpointed="non-reentrant"), tokens(4, 512)),
     "gpt checkpointed, reentrant": lambda: _plain(GPT(checkpointed="reentrant"), tokens(4, 512)),
     "gpt dropout": lambda: _plain(GPT(dropout=0.1), tokens(4, 512)),

@@ -85,7 +85,7 @@ PROGRAMS: dict[str, Callable[[], dict[str, Any]]] = {
         name: predicted_programs.PROGRAMS[name]
         for name in (
             "gpt fp16, scaler, clipping", "gpt accumulating", "lstm", "gru", "sgd", "adamw, fused", "adafactor",
-            "adagrad",
+            "adagrad", "gradient penalty",
         )
     },
     "one of each": lambda: {
@@ -107,6 +107,34 @@ def test_beside_a_cuda_device_fakes_ask_for_what_the_real_program_asks_for(name:
     assert run.profile is not None
     assert differences(real.tape, run.profile.tape, recorder.operators) == {}
     assert (run.peak_allocated, run.peak_reserved) == (real.peak_allocated, real.peak_reserved)
+
+
+def second_derivatives() -> dict[str, Any]:
+    """A network that solves a differential equation: three backwards, one through the others."""
+    model = nn.Sequential(nn.Linear(2, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 1))
+
+    def step(batch: torch.Tensor) -> None:
+        x = batch.to("cuda").requires_grad_()
+        u = model(x)
+        (slope,) = torch.autograd.grad(u, x, torch.ones_like(u), create_graph=True)
+        (bend,) = torch.autograd.grad(slope[:, 1:], x, torch.ones_like(u), create_graph=True)
+        (slope[:, :1] + u * slope[:, 1:] - 0.01 * bend[:, 1:]).pow(2).mean().backward()
+        model.zero_grad()
+
+    return {"model": model, "batch": torch.zeros(2000, 2), "step": step}
+
+
+@pytest.mark.virtual_gpu
+def test_what_was_computed_before_does_not_change_the_order_of_a_backward() -> None:
+    x = torch.ones((), requires_grad=True)
+    nodes = [x * 1 for _ in range(3000)]  # autograd's count of this thread's nodes goes on
+
+    estimates = [imitated(second_derivatives()) for _ in range(2)]
+
+    assert len(nodes) == 3000
+    for real, run, recorder in estimates:
+        assert run.profile is not None
+        assert differences(real.tape, run.profile.tape, recorder.operators) == {}
 
 
 def grown(batch: torch.Tensor) -> None:
@@ -193,6 +221,67 @@ def test_in_inference_mode_fakes_ask_for_what_the_real_program_asks_for(autocast
     assert run.profile is not None
     assert differences(real.tape, run.profile.tape, recorder.operators) == {}
     assert (run.peak_allocated, run.peak_reserved) == (real.peak_allocated, real.peak_reserved)
+
+
+class Padded(nn.Module):
+    """An encoder of sequences that are padded."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, **more)
+
+    def forward(self, tokens: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        return self.encoder(tokens, src_key_padding_mask=hidden)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_inference_with_transformers_is_predicted_without_a_bound(mode: Callable[[], Any]) -> None:
+    with mode():
+        estimate = fake(Padded().eval(), torch.zeros(8, 32, 64))
+
+    assert estimate.notes == ()
+
+
+def test_what_only_a_padding_masks_values_decide_is_told() -> None:
+    batch = torch.zeros(8, 32, 64), torch.zeros(8, 32, dtype=torch.bool)
+
+    with torch.no_grad():
+        estimate = fake(Padded().eval(), batch)
+        with pytest.raises(UsageError, match="_nested_tensor_from_mask") as raised:
+            fake(Padded(mask_check=False).eval(), batch)
+
+    assert len(estimate.notes) == 1
+    assert "enable_nested_tensor=False" in estimate.notes[0]
+    assert 'engine="virtual"' in str(raised.value)
+
+
+@pytest.mark.parametrize("loss", [F.multi_margin_loss, F.multilabel_margin_loss])
+def test_margin_losses_of_which_torch_has_no_fakes_are_predicted_on_any_machine(loss: Callable[..., Any]) -> None:
+    shape = (8, 10) if loss is F.multilabel_margin_loss else (8,)
+    batch = torch.zeros(8, 64), torch.zeros(shape, dtype=torch.long)
+
+    estimate = fake(mlp(), batch, loss=lambda output, batch: loss(output, batch[1]))
+
+    assert estimate.notes == ()
+
+
+def test_a_copy_of_a_model_takes_what_the_model_takes() -> None:
+    model = mlp()
+    plain = fake(model, step=lambda batch: None)
+
+    copying = fake(model, step=lambda batch: copy.deepcopy(model))
+
+    held = sum(-(-tensor.nbytes // 512) * 512 for tensor in model.parameters())
+    assert copying.peak_allocated == plain.peak_allocated + held
+
+
+def test_a_step_may_use_transforms_of_functions() -> None:
+    model = mlp()
+
+    estimate = fake(model, step=lambda batch: torch.func.grad(lambda x: model(x).sum())(batch.to("cuda")))
+
+    assert estimate.peak_allocated > 0
 
 
 class OwnNet(nn.Module):
@@ -577,6 +666,22 @@ def test_a_step_that_needs_values_is_told_what_to_use_instead(look: Callable[[to
     assert 'engine="virtual"' in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "batch", "found"),
+    [
+        (mlp(), torch.zeros(8, 64, dtype=torch.long), "mat1 and mat2 .* Long and Float"),
+        (mlp(), torch.zeros(8, 64, dtype=torch.half), "mat1 and mat2 .* Half and Float"),
+        (mlp().half(), torch.zeros(8, 64), "mat1 and mat2 .* Float and Half"),
+        (nn.LayerNorm(64), torch.zeros(8, 64, dtype=torch.half), "expected scalar type Half but found Float"),
+        (nn.MultiheadAttention(64, 4), (torch.zeros(8, 64),) * 2 + (torch.zeros(8, 64).half(),), "Half and Float"),
+    ],
+    ids=["integers", "half", "half model", "norm", "attention"],
+)
+def test_a_batch_of_another_type_than_the_model_is_refused(model: nn.Module, batch: Any, found: str) -> None:
+    with pytest.raises(UsageError, match=found):
+        fake(model, batch)
+
+
 @pytest.mark.virtual_gpu
 def test_torch_itself_may_look_for_nan_in_a_backward() -> None:
     def step(batch: torch.Tensor) -> None:
@@ -663,7 +768,7 @@ def test_a_step_that_does_not_move_its_batch_gets_it_moved() -> None:
 def test_an_operator_that_no_rule_knows_is_named_with_a_bound() -> None:
     model = mlp()
 
-    estimate = fake(model, step=lambda batch: model(batch.to("cuda")).renorm(2, 0, 1.0))
+    estimate = fake(model, step=lambda batch: torch.linalg.qr(model(batch.to("cuda"))))
 
     assert any("no rule" in note and "B at a moment" in note for note in estimate.notes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -280,13 +281,23 @@ print("RESULT" + json.dumps(found))
 
 @pytest.mark.virtual_gpu
 def test_the_figures_of_a_process_without_a_device_are_those_of_the_virtual_gpu() -> None:
-    names = ["gpt fp16, scaler, clipping", "gpt accumulating", "gpt fp32", "adamw, fused", "lstm"]
+    names = ["gpt fp16, scaler, clipping", "gpt accumulating", "gpt fp32", "adamw, fused", "lstm", "gradient penalty"]
     estimates = [vramkit.estimate(**PROGRAMS[name](), gpu="t4", engine="virtual", steps=2) for name in names]
 
     answer = run_python(_FAKED.format(folders=[str(Path(__file__).parent)], names=names))
 
     figures = {name: [each.peak_allocated, each.peak_reserved] for name, each in zip(names, estimates, strict=True)}
     assert json.loads(answer.rsplit("RESULT", 1)[1]) == figures
+
+
+@pytest.mark.virtual_gpu
+def test_operators_without_a_device_take_what_they_take_on_a_gpu() -> None:
+    names = [f"operator_calls:CALLS[{name}]" for name in ("renorm", "margin_loss", "fast encoder", "scatter_reduce")]
+    code = f"from vramkit.devtools import opcheck; print(opcheck.main([*{names!r}, '--no-device', '--failures']))"
+
+    answer = run_python(code, environment={"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])})
+
+    assert answer.splitlines()[-1] == "0", answer
 
 
 # -- devices -----------------------------------------------------------------------------------------------------------
@@ -386,6 +397,16 @@ def test_attention_takes_the_kernel_of_the_card(
         call = attention.Attention(query, key, value, mask, more.get("dropout", 0.0), False, False)
 
         assert attention.choose(call, gpus.find(card)) == kernel
+
+
+def test_attention_wants_one_type_of_all() -> None:
+    with faked():
+        single, half = (on_gpu(2, 4, 16, 64, dtype=dtype) for dtype in (torch.float32, HALF))
+
+        with pytest.raises(RuntimeError, match=r"query\.dtype: float key\.dtype: c10::Half and value\.dtype: float"):
+            F.scaled_dot_product_attention(single, half, single)
+        with pytest.raises(RuntimeError, match=r"attn_mask\.dtype: c10::Half and  query\.dtype: float"):
+            F.scaled_dot_product_attention(single, single, single, half[0, 0] @ half[0, 0].mT)
 
 
 # -- autocast ----------------------------------------------------------------------------------------------------------

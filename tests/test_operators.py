@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from operator_calls import CALLS
+from operator_calls import CALLS, REFUSED
 
 from vramkit import gpus
 from vramkit.devtools import opcheck
@@ -38,3 +38,12 @@ def test_an_operator_takes_on_fakes_what_it_takes_on_a_gpu(name: str) -> None:
 
     assert (real.failure, fake.failure) == ("", "")
     assert fake.sizes == real.sizes, opcheck.Compared(real=real, fake=fake)
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize("name", REFUSED)
+def test_types_that_a_kernel_refuses_are_refused_on_fakes_in_the_same_words(name: str) -> None:
+    real, fake = opcheck.on_the_device(REFUSED[name]), opcheck.on_fakes(REFUSED[name], A100)
+
+    assert real.failure
+    assert fake.failure == real.failure

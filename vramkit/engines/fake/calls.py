@@ -96,6 +96,10 @@ class Call:
         notes = self._recorder.assumed
         notes[what] = max(notes.get(what, 0), most)
 
+    def remark(self, note: str) -> None:
+        """Say something in the prediction's notes, a sentence."""
+        self._recorder.remark(note)
+
     def workspace(self, library: str, size: int) -> None:
         """Take a library's workspace, unless this thread's handle has it; it is kept."""
         key = library, self.in_backward

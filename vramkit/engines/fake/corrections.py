@@ -50,7 +50,7 @@ def one_hot_of(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
     """``torch.nn.functional.one_hot``, which on fakes compares with every class; here, as on CUDA, it writes ones."""
 
     def one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
-        if num_classes < 0 or tensor.device.type != "cuda":
+        if num_classes < 0 or tensor.device.type != "cuda" or tensor.dtype is not torch.int64:
             return original(tensor, num_classes)
         return tensor.new_zeros((*tensor.shape, num_classes)).scatter_(-1, tensor.unsqueeze(-1), 1)
 
@@ -174,6 +174,20 @@ def _in_place(
     return correct
 
 
+def _in_single_precision(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Corrected:
+    """Sums of ``renorm``'s backward, which only a tensor on CUDA has in single precision: under the overlay C++ sees
+    none."""
+    if kwargs.get("dtype") is torch.float64 and args[0].dtype is torch.float32 and _runs_in("RenormBackward0"):
+        return func, args, {**kwargs, "dtype": torch.float32}
+    return func, args, kwargs
+
+
+def _runs_in(name: str) -> bool:
+    node = torch._C._current_autograd_node() if torch._C._current_graph_task_id() >= 0 else None
+    return node is not None and bool(node.name() == name)
+
+
+_REDUCED = frozenset({"ScatterReduceBackward0", "IndexReduceBackward0"})
 _LOGITS = frozenset({"BinaryCrossEntropyWithLogitsBackward0"})
 _EXTREMES = frozenset({"MaxBackward1", "MinBackward1", "MedianBackward0", "NanmedianBackward0"})
 
@@ -182,14 +196,17 @@ CORRECTIONS: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Correcte
     aten.sub.Tensor: _in_place(aten.sub_.Tensor, only=_LOGITS),
     aten.mul.Tensor: _in_place(aten.mul_.Tensor, only=_LOGITS),
     aten.logical_and.default: _in_place(aten.logical_and_.default, only=_EXTREMES),
-    aten.scatter_add.default: _in_place(aten.scatter_add_.default),
+    aten.scatter_add.default: _in_place(aten.scatter_add_.default, but=_REDUCED),
     aten.scatter.src: _in_place(aten.scatter_.src),
-    aten.index_add.default: _in_place(aten.index_add_.default),
+    aten.index_add.default: _in_place(aten.index_add_.default, but=_REDUCED),
     aten.index_put.default: _in_place(aten.index_put_.default, but=frozenset({"IndexPutBackward0"})),
     aten.put.default: _in_place(aten.put_.default, only=frozenset({"TakeBackward0"})),
     aten.masked_fill.Scalar: _in_place(
-        aten.masked_fill_.Scalar, but=frozenset({"MaskedFillBackward0", "XlogyBackward0"})
+        aten.masked_fill_.Scalar,
+        but=_REDUCED | {"MaskedFillBackward0", "MaskedScatterBackward0", "XlogyBackward0"},
     ),
+    aten.linalg_vector_norm.default: _in_single_precision,
+    aten.sum.dim_IntList: _in_single_precision,
 }
 
 

@@ -168,6 +168,14 @@ def _at(args: Any, position: tuple[int, ...]) -> Any:
     return args
 
 
+def _viewed(base: torch.Tensor, recipe: _View) -> torch.Tensor:
+    if torch.is_inference_mode_enabled() and not base.is_inference():
+        with torch.inference_mode(False):  # a view of a tensor that autograd knows is one that it knows
+            return _viewed(base, recipe)
+    meta = torch.empty(0, dtype=recipe.dtype, device="meta")
+    return meta.set_(base.untyped_storage(), recipe.offset, recipe.size, recipe.stride)
+
+
 def _made(recipe: Any, args: tuple[Any, ...]) -> Any:
     if type(recipe) is _Several:
         if recipe.kind is type(None):
@@ -179,8 +187,7 @@ def _made(recipe: Any, args: tuple[Any, ...]) -> Any:
         if type(recipe) is _New:
             meta = torch.empty_strided(recipe.size, recipe.stride, dtype=recipe.dtype, device="meta")
         else:
-            meta = torch.empty(0, dtype=recipe.dtype, device="meta")
-            meta.set_(_at(args, recipe.position).untyped_storage(), recipe.offset, recipe.size, recipe.stride)
+            meta = _viewed(_at(args, recipe.position), recipe)
         make: Callable[..., Any] = torch.Tensor._make_subclass
         made = make(FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=recipe.device)
     torch._C._set_throw_on_mutable_data_ptr(made)

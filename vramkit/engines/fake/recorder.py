@@ -25,7 +25,7 @@ from ...recording.recorded import NO_MODULE, Recording
 from ...sizes import format_size
 from .calls import Call
 from .corrections import CORRECTIONS, forget_device_questions, note_device_question, taken_apart
-from .kernels import rule_of
+from .kernels import check_types, rule_of
 from .quick import QuickFakes
 
 _Storage = torch.UntypedStorage
@@ -64,7 +64,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         self._waiting: list[Block] = []
         self.assumed: dict[str, int] = {}
         """What is only a bound, and the most bytes that are in question at a moment."""
-        self._remarks: list[str] = []
+        self._remarks: dict[str, None] = {}
         self.workspaces: set[tuple[str, bool]] = set()
         """Library handles that have their workspace: of which library, and whether of the autograd thread."""
 
@@ -90,8 +90,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
             kind = args[0].dtype
             return False if kind is torch.bool else 0.0 if kind.is_floating_point else 0
         if torch.is_inference_mode_enabled():
-            # Without autograd nobody has taken composite operators apart by now.
-            with self:
+            # Without autograd nobody has taken composite operators apart by now. Views in them remember whether what
+            # they look at has a gradient: products are computed in another way then.
+            with self, torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
                 result = taken_apart(func, args, kwargs)
             if result is not NotImplemented:
                 return result
@@ -100,6 +101,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         if correction is not None:
             func, args, kwargs = correction(func, args, kwargs)
         forget_device_questions(func)
+        check_types(func, args)
         rule = rule_of(func)
         if rule is None:
             result = self.compute(func, args, kwargs)
@@ -228,8 +230,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         return [*self._remarks, *bounds]
 
     def remark(self, note: str) -> None:
-        """Say something in the prediction's notes, a sentence."""
-        self._remarks.append(note)
+        """Say something in the prediction's notes, a sentence, once."""
+        self._remarks[note] = None
 
     def recording(self, alloc_conf: str, workspace_sizes: frozenset[int]) -> Recording:
         """Everything that was recorded."""

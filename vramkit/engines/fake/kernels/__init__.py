@@ -22,6 +22,7 @@ from . import (
     windows,
 )
 from .table import RULES, Rule, rule_of
+from .types import check_types
 
 FAMILIES = (
     attention,
@@ -41,4 +42,4 @@ FAMILIES = (
 )
 """The files that fill the table."""
 
-__all__ = ["FAMILIES", "RULES", "Rule", "rule_of"]
+__all__ = ["FAMILIES", "RULES", "Rule", "check_types", "rule_of"]

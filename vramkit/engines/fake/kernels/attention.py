@@ -129,9 +129,10 @@ def safe_softmax(call: Call) -> None:
 
 @rule(aten._scaled_dot_product_cudnn_attention)
 def cudnn_forward(call: Call) -> None:
-    """Seed and offset, output and logsumexp, the plan's workspace."""
-    for index in (6, 7, 0, 1):
+    """Seed and offset, output and, where a backward needs it, logsumexp, the plan's workspace."""
+    for index in (6, 7, 0):
         call.output(index)
+    call.output(1, None if call.argument(4, "compute_log_sumexp") else 0)
     call.touch(*[256] * (call.gpu.capability[0] == 9 and call.args[0].shape[2] > 1))
 
 
@@ -151,6 +152,25 @@ def cudnn_backward(call: Call) -> None:
     else:
         call.touch(2 * size + rows + 128)
         call.assume("cuDNN's workspaces of attention are estimated on this card", 2 * size + rows + 128)
+
+
+@rule(aten._nested_tensor_from_mask_left_aligned)
+def left_aligned(call: Call) -> None:
+    """The mask with a column more, as numbers, where its first zero is; running sums of it; whether they agree."""
+    count, length = call.args[1].shape
+    joined = count * (length + 1)
+    with call.holding(count):
+        parts = call.take(joined), call.take(4 * joined)
+        places = call.take(8 * count)
+        call.give(*parts)
+        with call.holding(8 * count * length):
+            call.touch(8 * count * length)
+            call.touch_together(count, 1)
+        call.give(places)
+    call.remark(
+        "Only values tell whether a padding mask is left-aligned, so that nn.TransformerEncoder packs its batch into a "
+        "nested tensor; it was taken not to, as with enable_nested_tensor=False."
+    )
 
 
 def _backward_workspace(length: int, keys: int, width: int, dtype: torch.dtype, gpu: GPU) -> int:

@@ -95,6 +95,8 @@ _SCANS = {2: 3840, 4: 1920, 8: 896}
 # as well by the generation of the card: 7, 8, 9 and above
 _SCANS_BY_KEY = {4: (2304, 3840, 4032), 8: (2304, 2240, 2464)}
 _UNIQUES = {4: (704, 2816, 7040), 8: (320, 1344, 4864)}
+_SELECTED = (640, 2304, 4224)
+_UNIQUES_ALONE = {4: (1280, 4608, 6528), 8: (640, 1920, 4224)}
 
 
 def _generation(gpu: GPU) -> int:
@@ -120,7 +122,25 @@ def scan_by_key(gpu: GPU, count: int, width: int) -> int:
     return _together(16 * (tiles + 32), width * tiles)
 
 
-def unique(gpu: GPU, count: int, width: int) -> int:
-    """Bytes that it takes to find the first of each run of equal keys."""
-    generation = 0 if gpu.capability in ((8, 6), (8, 9)) else _generation(gpu)
-    return _together(16 * (up(count, _UNIQUES[width][generation]) + 32), 1)
+def unique(gpu: GPU, count: int, width: int, *, alone: bool = False) -> int:
+    """Bytes that it takes to find the first of each run of equal keys.
+
+    Args:
+        gpu: the card.
+        count: how many keys.
+        width: bytes of one.
+        alone: nothing goes with a key.
+    """
+    tile = (_UNIQUES_ALONE if alone else _UNIQUES)[width][_of_selections(gpu)]
+    return _together((8 if alone else 16) * (up(count, tile) + 32), 1)
+
+
+def selected(gpu: GPU, count: int) -> tuple[int, int]:
+    """Bytes that it takes to find what is true: to count it, and to say where it is."""
+    blocks = 5 * gpu.multiprocessors * (gpu.threads_per_multiprocessor // 256)
+    counting = 1 if count <= 4096 else _together(4 * blocks)
+    return counting, _together(8 * (up(count, _SELECTED[_of_selections(gpu)]) + 32), 1)
+
+
+def _of_selections(gpu: GPU) -> int:
+    return 0 if gpu.capability in ((8, 6), (8, 9)) else _generation(gpu)

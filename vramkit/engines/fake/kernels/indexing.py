@@ -8,8 +8,9 @@ import torch
 
 from ..calls import Call
 from .copies import broadcast, copies, size_of
-from .cub import radix_sort, scan, scan_by_key, unique, up
+from .cub import radix_sort, scan, scan_by_key, selected, unique, up
 from .reductions import reduce
+from .sorting import SHORT_ROW
 from .table import rule
 
 aten = torch.ops.aten
@@ -65,7 +66,20 @@ def embedding_backward(call: Call) -> None:
         _sum_rows(call, indices, rows, gradient, by_frequency=by_frequency, bags=False)
 
 
-@rule(aten._embedding_bag)
+@rule(aten.embedding_renorm_)
+def embedding_renorm(call: Call) -> None:
+    """The indices sorted, with their places, and each of them once."""
+    indices = call.args[1]
+    count, width = indices.numel(), indices.element_size()
+    every = width * count
+    with call.holding(every, 8 * count):
+        with call.holding(every, 8 * count):
+            call.touch(*[radix_sort(call.gpu, count, width, 8)] * (count > SHORT_ROW))
+        with call.holding(every, 8):
+            call.touch(unique(call.gpu, count, width, alone=True))
+
+
+@rule(aten._embedding_bag, aten._embedding_bag_forward_only)
 def bags(call: Call) -> None:
     """How large each bag is, to which bag each index belongs, the result, where the largest values are."""
     for index in (2, 1, 0, 3):
@@ -74,13 +88,15 @@ def bags(call: Call) -> None:
 
 @rule(aten._embedding_bag_backward)
 def bags_backward(call: Call) -> None:
-    """As that of an embedding with many indices, also with few. Of the largest values alone, the result."""
+    """A copy of the gradient unless it is contiguous; then as that of an embedding with many indices, also with few. Of
+    the largest values alone, the result."""
     gradient, indices, rows = call.args[0], call.args[1], call.args[6]
     by_frequency, mode = call.args[7:9]
-    if mode == 2 or not indices.numel():
-        call.output()
-        return
-    _sum_rows(call, indices, rows, gradient, by_frequency=by_frequency, bags=True)
+    with call.holding(*copies(gradient)):
+        if mode == 2 or not indices.numel():
+            call.output()
+            return
+        _sum_rows(call, indices, rows, gradient, by_frequency=by_frequency, bags=True)
 
 
 @rule(aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
@@ -133,10 +149,15 @@ def roll(call: Call) -> None:
 
 @rule(aten.scatter_reduce, aten.scatter_reduce_, aten.index_reduce, aten.index_reduce_)
 def reduced(call: Call) -> None:
-    """The result. What autograd makes of it on the way back is not followed."""
+    """The result; of means how many there are of each."""
     call.output()
-    most = 3 * (size_of(call.args[0]) + size_of(call.args[3]))
-    call.assume("The backward of scatter_reduce and index_reduce is not followed", most)
+    if call.args[4] == "mean":
+        ones, counts, empty = size_of(call.args[3]), size_of(call.result), call.result.numel()
+        if call.func.overloadpacket in (aten.index_reduce, aten.index_reduce_):
+            with call.holding(counts):
+                call.touch(ones, empty)
+        else:
+            call.touch_together(ones, counts, empty)
 
 
 @rule(aten.masked_scatter, aten.masked_scatter_)
@@ -145,3 +166,12 @@ def masked_scatter(call: Call) -> None:
     call.output()
     if count := call.result.numel():
         call.touch_together(8 * count, scan(count, 8))
+
+
+@rule(aten.masked_scatter_backward)
+def masked_scatter_backward(call: Call) -> None:
+    """What the mask selects, taken for nothing, then zeros for the rest, and both together."""
+    with call.holding(4):
+        call.touch(*selected(call.gpu, call.args[1].numel()))
+    with call.holding(size_of(call.result)):
+        call.output()

@@ -30,6 +30,19 @@ def layer_norm_backward(call: Call) -> None:
         call.touch(*copies(gradient))
 
 
+@rule(aten.renorm)
+def renorm(call: Call) -> None:
+    """The result; the norms in single precision, and the factors in the tensor's type."""
+    call.output()
+    tensor, dim = call.args[0], call.args[2] % call.args[0].dim()
+    kind = torch.promote_types(tensor.dtype, torch.float32)
+    count = tensor.shape[dim]
+    with call.holding(count * kind.itemsize):
+        dims = [each for each in range(tensor.dim()) if each != dim]
+        call.touch_together(*buffers(tensor, dims, call.gpu, kind.itemsize))
+        call.touch(*[count * tensor.element_size()] * (kind != tensor.dtype))
+
+
 @rule(aten.native_group_norm)
 def group_norm(call: Call) -> None:
     """The results; statistics in single precision, then a factor and a summand for each channel of each sample."""

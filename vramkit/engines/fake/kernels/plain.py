@@ -11,7 +11,7 @@ PLAIN = frozenset({
     "_embedding_bag_per_sample_weights_backward", "_fused_adagrad_", "_fused_adam_", "_fused_adamw_", "_fused_sgd_",
     "_pdist_forward", "_prelu_kernel", "_prelu_kernel_backward", "_standard_gamma", "_standard_gamma_grad",
     "_thnn_fused_gru_cell_backward", "_thnn_fused_lstm_cell_backward_impl", "_to_copy", "_unsafe_view",
-    "_upsample_nearest_exact2d", "_upsample_nearest_exact2d_backward", "_weight_norm_interface",
+    "_upsample_nearest_exact2d", "_weight_norm_interface",
     "_weight_norm_interface_backward", "adaptive_max_pool3d", "adaptive_max_pool3d_backward", "addr", "arange",
     "as_strided_", "avg_pool2d", "avg_pool3d", "avg_pool3d_backward", "bernoulli_", "binary_cross_entropy_backward",
     "binomial", "cat", "cauchy_", "channel_shuffle", "clone", "constant_pad_nd", "contiguous", "copy_",
@@ -36,8 +36,8 @@ PLAIN = frozenset({
     "sigmoid_backward", "silu_backward", "slice_backward", "slice_scatter", "smooth_l1_loss_backward",
     "softplus_backward", "softshrink_backward", "squeeze_", "stack", "take", "tanh_backward", "threshold_backward",
     "transpose_", "tril", "triu", "uniform_", "unsqueeze_", "upsample_bicubic2d", "upsample_bilinear2d",
-    "upsample_linear1d", "upsample_linear1d_backward", "upsample_nearest1d", "upsample_nearest1d_backward",
-    "upsample_nearest2d", "upsample_nearest3d", "upsample_nearest3d_backward", "upsample_trilinear3d",
-    "upsample_trilinear3d_backward", "vdot", "zero_", "zeros", "zeros_like",
+    "upsample_linear1d",
+    "upsample_nearest2d", "upsample_trilinear3d",
+    "vdot", "zero_", "zeros", "zeros_like",
 })  # fmt: skip
 """Without their overloads."""

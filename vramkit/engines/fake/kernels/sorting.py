@@ -14,7 +14,7 @@ from .reductions import reduce
 from .table import rule
 
 aten = torch.ops.aten
-_SHORT_ROW = 4096
+SHORT_ROW = 4096
 """Elements that a block of threads sorts by itself."""
 _FEW_ROWS = 128
 _LONG_ROW = 1_000_000
@@ -32,7 +32,7 @@ def _sort(call: Call, tensor: torch.Tensor, dim: int, results: Sequence[torch.Te
     if not tensor.numel() or not tensor.dim():
         return
     length = tensor.shape[dim]
-    if length <= _SHORT_ROW:
+    if length <= SHORT_ROW:
         call.touch(8 * length)
         return
     count, width = tensor.numel(), tensor.element_size()
@@ -110,7 +110,7 @@ def topk(call: Call) -> None:
     if not values.numel():
         return
     largest(call, call.args[0], count, dim)
-    if call.argument(4, "sorted", True) and values.numel() > 1 and count > _SHORT_ROW:
+    if call.argument(4, "sorted", True) and values.numel() > 1 and count > SHORT_ROW:
         with call.holding(8 * values.numel(), size_of(values)):
             _sort(call, values, dim, call.result)
             call.touch(8 * values.numel())

@@ -24,18 +24,43 @@ def pool_backward(call: Call) -> None:
     call.touch(*_in_order_of(call.args[1], call.args[0]))
 
 
-@rule(aten.upsample_nearest2d_backward, aten.upsample_bilinear2d_backward, aten.reflection_pad2d_backward)
+@rule(
+    aten.upsample_nearest2d_backward,
+    aten._upsample_nearest_exact2d_backward,
+    aten.upsample_bilinear2d_backward,
+    aten.reflection_pad2d_backward,
+)
 def window_backward(call: Call) -> None:
     """The result, then a copy of the gradient unless it is contiguous or has its channels last."""
     call.output()
     call.touch(*_in_order_of(call.args[0], call.args[0]))
 
 
-@rule(aten.upsample_bicubic2d_backward)
-def bicubic_backward(call: Call) -> None:
+@rule(
+    aten.upsample_bicubic2d_backward,
+    aten.upsample_linear1d_backward,
+    aten.upsample_trilinear3d_backward,
+    aten.upsample_nearest1d_backward,
+    aten.upsample_nearest3d_backward,
+    aten._upsample_nearest_exact1d_backward,
+    aten._upsample_nearest_exact3d_backward,
+)
+def plain_backward(call: Call) -> None:
     """The result, then a copy of the gradient unless it is contiguous."""
     call.output()
     call.touch(*copies(call.args[0]))
+
+
+@rule(
+    aten.upsample_nearest1d,
+    aten.upsample_nearest3d,
+    aten._upsample_nearest_exact1d,
+    aten._upsample_nearest_exact3d,
+)
+def nearest(call: Call) -> None:
+    """The result, then result and input in the order that the kernel knows."""
+    call.output()
+    call.touch_together(*copies(call.result, call.args[0]))
 
 
 @rule(aten.reflection_pad2d)

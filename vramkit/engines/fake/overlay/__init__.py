@@ -13,7 +13,7 @@ import torch
 import torch._dynamo  # compares signatures of torch's functions when it is imported, so not while some are replaced
 
 from ....gpus import GPU
-from . import attention, autocast, devices, layers, recurrent, runtime
+from . import attention, autocast, backward, devices, fast_path, layers, losses, recurrent, runtime
 from .patches import Kernels, answer_fakes
 
 
@@ -40,6 +40,7 @@ def overlay(gpu: GPU) -> Iterator[None]:
         attention.install(kernels, gpu)
         _install_what_fakes_lack(kernels, stack, gpu)
         autocast.install(kernels, stack)
+        backward.in_a_thread_of_its_own(stack)
         yield
 
 
@@ -52,12 +53,16 @@ def beside_a_device(gpu: GPU) -> Iterator[None]:
         gpu: the card.
     """
     with ExitStack() as stack:
+        devices.install_makers(stack)
         _install_what_fakes_lack(Kernels(stack), stack, gpu)
+        backward.in_the_thread_of_the_device(stack)
         yield
 
 
 def _install_what_fakes_lack(kernels: Kernels, stack: ExitStack, gpu: GPU) -> None:
     recurrent.install(kernels, stack, gpu)
+    fast_path.install(kernels, stack, gpu)
+    losses.install(stack)
     for packet in (torch.ops.aten._fused_sgd_, torch.ops.aten._fused_adagrad_):
         for overload in packet.overloads():  # type: ignore[no-untyped-call] # torch's
             answer_fakes(stack, getattr(packet, overload), lambda *args, **kwargs: None)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
 from ....gpus import GPU
+from ..kernels.types import in_cpp
 from .patches import Kernels
 
 aten = torch.ops.aten
@@ -67,9 +68,26 @@ def install(kernels: Kernels, gpu: GPU) -> None:
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         call = Attention(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+        _check_types(call)
         return _run(call, choose(call, gpu), scale)
 
     kernels.composite(aten.scaled_dot_product_attention.default, attend)
+
+
+def _check_types(call: Attention) -> None:
+    """As ``validate_sdpa_input``. Raises: RuntimeError."""
+    kind, mask = call.query.dtype, call.mask
+    if any(each.dtype != kind for each in _inputs(call)):
+        query, key, value = map(in_cpp, _inputs(call))
+        raise RuntimeError(
+            "Expected query, key, and value to have the same dtype, but got "
+            f"query.dtype: {query} key.dtype: {key} and value.dtype: {value} instead."
+        )
+    if mask is not None and mask.dtype not in (torch.bool, torch.float32, kind):
+        raise RuntimeError(
+            "Expected attn_mask dtype to be bool or float or to match query dtype, but got "
+            f"attn_mask.dtype: {in_cpp(mask)} and  query.dtype: {in_cpp(call.query)} instead."
+        )
 
 
 def choose(call: Attention, gpu: GPU) -> Kernel:

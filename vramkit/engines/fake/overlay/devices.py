@@ -26,6 +26,17 @@ def install(stack: ExitStack) -> None:
     """Replace what has to do with devices until the stack closes."""
     _install_fakes(stack)
     _install_moves(stack)
+    install_makers(stack)
+
+
+def install_makers(stack: ExitStack) -> None:
+    """Replace what makes a tensor of data until the stack closes: it is made on the host, and moved.
+
+    In C++ that makes a tensor of the device that no mode sees, so fakes need it beside a device too.
+    """
+    for name in ("tensor", "as_tensor", "asarray"):
+        replace(stack, torch, name, _made_on_the_host(getattr(torch, name)))
+    replace(stack, torch.Tensor, "new_tensor", _made_on_the_host(torch.Tensor.new_tensor, like_first=True))
 
 
 def _install_fakes(stack: ExitStack) -> None:
@@ -87,10 +98,6 @@ def _install_moves(stack: ExitStack) -> None:
     replace(stack, torch.Tensor, "to", to)
     replace(stack, torch.Tensor, "cuda", cuda)
     replace(stack, torch.Tensor, "pin_memory", lambda tensor, device=None: tensor)
-    # Those that make a tensor of data make it on the host, and move it in C++.
-    for name in ("tensor", "as_tensor", "asarray"):
-        replace(stack, torch, name, _made_on_the_host(getattr(torch, name)))
-    replace(stack, torch.Tensor, "new_tensor", _made_on_the_host(torch.Tensor.new_tensor, like_first=True))
     group = torch._C._group_tensors_by_device_and_dtype
 
     def grouped(*args: Any, **kwargs: Any) -> Any:
@@ -103,6 +110,9 @@ def _install_moves(stack: ExitStack) -> None:
 def _made_on_the_host(make: Callable[..., torch.Tensor], *, like_first: bool = False) -> Callable[..., torch.Tensor]:
     def made(*args: Any, device: Any = None, requires_grad: bool = False, **kwargs: Any) -> torch.Tensor:
         source = args[0] if args else None
+        if isinstance(source, torch.Tensor) and source.is_cuda and not isinstance(source, FakeTensor):
+            # Another thread's. Only some of these functions have the argument.
+            return make(*args, device=device, **{"requires_grad": True} if requires_grad else {}, **kwargs)
         if device is None and isinstance(source, torch.Tensor):
             device = source.device
         elif device is None and torch._C._len_torch_function_stack():

@@ -61,15 +61,23 @@ class Kernels:
         stack.callback(self._library._destroy)
 
     def composite(self, operator: Any, kernel: Callable[..., Any]) -> None:
-        """Replace what an operator does that is made of others, above autograd.
+        """Replace what an operator does that is made of others, above autograd; or take one apart whose kernel calls
+        others.
 
         Args:
             operator: an overload, such as ``torch.ops.aten.dropout.default``.
             kernel: called with its arguments.
         """
 
+        has_parts = torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), _PARTS.name)
+
         def call(*args: Any, **kwargs: Any) -> Any:
-            return kernel(*args, **kwargs) if has_fakes(args) else operator._op_dk(_PARTS, *args, **kwargs)
+            if has_fakes(args):
+                return kernel(*args, **kwargs)
+            if has_parts:
+                return operator._op_dk(_PARTS, *args, **kwargs)
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator(*args, **kwargs)
 
         self._impl(operator, call, "AutogradCUDA")
         # In inference mode no autograd key is there: the fake mode takes such an operator apart itself.
