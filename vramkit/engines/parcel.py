@@ -10,24 +10,23 @@ An optimizer arrives without its state, as a fresh process has none.
 
 from __future__ import annotations
 
-import copyreg
 import importlib
 import io
 import pickle
 import sys
 import types
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
 from torch.nn.utils import parametrize
 
 from ..errors import UsageError
-from . import Program, device_names, hooks
+from . import Program, device_names, hooks, objects
 from .batches import VALUES_KEPT, Fixed, leaves_of, unbacked
 
 INSTALL_CLOUDPICKLE = (
@@ -195,25 +194,25 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
                         self.inner[id(arguments[0])] = arguments[0]
                     return _arrive_on_cuda, (function, *arguments)
             elif isinstance(value, torch.optim.Optimizer):
-                return _without_state(value)
+                return objects.without_state(value)
             elif isinstance(value, types.CodeType) and cloudpickle is not None:
                 # cloudpickle 3.1.3 leaves out where code comes from, and a traceback would show no line of it.
-                return _code_from, (value.co_filename, *self.dispatch_table[types.CodeType](value))
-            elif _is_module_of_its_own_class(value):  # cloudpickle finds it among those that a function uses
+                return objects.code_from, (value.co_filename, *self.dispatch_table[types.CodeType](value))
+            elif objects.is_module_of_its_own_class(value):  # cloudpickle finds it among those that a function uses
                 return importlib.import_module, (value.__name__,)
             elif isinstance(value, torch.nn.Module) and parametrize.is_parametrized(value):
-                return _as_parametrized(value)
+                return objects.as_parametrized(value)
             elif isinstance(value, torch.device) and value.type == "cpu" and not has_cuda:
                 # `device = torch.device("cuda" if torch.cuda.is_available() else "cpu")`, in a step that moves a batch.
                 self.notes[device_names.DEVICE_NOTE] = None
                 return torch.device, ("cuda",)
             elif isinstance(value, torch.Generator) and value.device.type == "cpu":
-                return _generator, (value.get_state().numpy().tobytes(),)
+                return objects.as_generator(value)
             elif isinstance(value, torch.amp.GradScaler) and not has_cuda and not value.is_enabled():
                 self.notes[
                     "A GradScaler was taken as enabled: torch disables it where it finds no CUDA device, as here."
                 ] = None
-                return _enabled_scaler, ()
+                return objects.enabled_scaler, ()
             inherited = getattr(super(), "reducer_override", None)
             return NotImplemented if inherited is None else inherited(value)
 
@@ -223,53 +222,6 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
 def _is_compiled(value: object) -> bool:
     """Whether ``torch.compile`` made a function or a module."""
     return "_torchdynamo_orig_callable" in vars(value) or type(value).__name__ == "OptimizedModule"
-
-
-def _is_module_of_its_own_class(value: object) -> bool:
-    """Whether it is a module with a class of its own that can be imported: ``torch.ops``, ``torch.backends.cudnn``."""
-    return (
-        isinstance(value, types.ModuleType)
-        and type(value) is not types.ModuleType
-        and sys.modules.get(value.__name__) is value
-    )
-
-
-def _as_parametrized(module: torch.nn.Module) -> tuple[Any, ...]:
-    """A module of a class that torch made for it, when ``module.parametrizations`` began.
-
-    That class refuses to be pickled, and nothing else is in the way: a module of the class before it goes instead,
-    with everything that is in this one.
-    """
-    before: Any = parametrize.type_before_parametrizations(module)
-    plain = before.__new__(before)
-    plain.__dict__.update(module.__dict__)
-    make, arguments, *rest = plain.__reduce_ex__(2)
-    return _parametrized, (make, arguments, [*module.parametrizations]), *rest  # type: ignore[misc] # a ModuleDict
-
-
-def _parametrized(make: Callable[..., torch.nn.Module], arguments: tuple[Any, ...], names: list[str]) -> object:
-    module = make(*arguments)
-    parametrize._inject_new_class(module)
-    for name in names:
-        parametrize._inject_property(module, name)
-    return module
-
-
-def _code_from(filename: str, make: Callable[..., types.CodeType], arguments: tuple[Any, ...]) -> types.CodeType:
-    return make(*arguments).replace(co_filename=filename)
-
-
-def _generator(state: bytes) -> torch.Generator:
-    generator = torch.Generator("cpu")  # by its own pickle it would follow the devices to the GPU
-    generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
-    return generator
-
-
-def _enabled_scaler() -> torch.amp.GradScaler:
-    """Made as one for the CPU: where a parcel is opened for fakes, torch may find no CUDA device either."""
-    scaler = torch.amp.GradScaler("cpu")
-    scaler._device = "cuda"
-    return scaler
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -305,27 +257,6 @@ def _bytes_of(storage: torch.UntypedStorage) -> bytes:
     if not storage.nbytes():
         return b""
     return torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage).numpy().tobytes()
-
-
-def _without_state(optimizer: torch.optim.Optimizer) -> Any:
-    """An optimizer as it was made. Adagrad's state is made with it, so it stays."""
-    if isinstance(optimizer, torch.optim.Adagrad):
-        return optimizer.__reduce_ex__(2)
-    state = optimizer.__getstate__()
-    if "state" in state:
-        # What a class adds of its own (LBFGS its parameters, a wrapper the optimizer within), torch's own leaves out.
-        own = {name: value for name, value in vars(optimizer).items() if name not in _of_every_optimizer()}
-        state = {**own, **state, "state": defaultdict(dict)}
-    return copyreg.__newobj__, (type(optimizer),), state  # type: ignore[attr-defined] # not in typeshed
-
-
-@cache
-def _of_every_optimizer() -> frozenset[str]:
-    """Names of attributes that torch gives to optimizers, also to those that it unpickles, and those of schedulers."""
-    plain = torch.optim.SGD([torch.nn.Parameter(torch.zeros(0, device="cpu"))])
-    # Without this one an optimizer that was unpickled asks for `capturable`, which Adafactor doesn't have.
-    given = vars(plain).keys() - {"_warned_capturable_if_run_uncaptured"}
-    return frozenset({*given, "step", "_step_count", "_opt_called"})
 
 
 @contextmanager

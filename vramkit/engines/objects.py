@@ -1,0 +1,91 @@
+"""Objects that a pickle refuses, or would make something else of: each as a function that makes it, and its arguments.
+
+Knows what torch's own pickles of them leave out; knows no program.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import sys
+import types
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch.nn.utils import parametrize
+
+
+def is_module_of_its_own_class(value: object) -> bool:
+    """Whether it is a module with a class of its own that can be imported: ``torch.ops``, ``torch.backends.cudnn``."""
+    return (
+        isinstance(value, types.ModuleType)
+        and type(value) is not types.ModuleType
+        and sys.modules.get(value.__name__) is value
+    )
+
+
+def as_parametrized(module: torch.nn.Module) -> tuple[Any, ...]:
+    """A module of a class that torch made for it, when ``module.parametrizations`` began.
+
+    That class refuses to be pickled, and nothing else is in the way: a module of the class before it goes instead,
+    with everything that is in this one.
+    """
+    before: Any = parametrize.type_before_parametrizations(module)
+    plain = before.__new__(before)
+    plain.__dict__.update(module.__dict__)
+    make, arguments, *rest = plain.__reduce_ex__(2)
+    return _parametrized, (make, arguments, [*module.parametrizations]), *rest  # type: ignore[misc] # a ModuleDict
+
+
+def _parametrized(make: Callable[..., torch.nn.Module], arguments: tuple[Any, ...], names: list[str]) -> object:
+    module = make(*arguments)
+    parametrize._inject_new_class(module)
+    for name in names:
+        parametrize._inject_property(module, name)
+    return module
+
+
+def code_from(filename: str, make: Callable[..., types.CodeType], arguments: tuple[Any, ...]) -> types.CodeType:
+    """Code, with the file that it comes from."""
+    return make(*arguments).replace(co_filename=filename)
+
+
+def as_generator(generator: torch.Generator) -> tuple[Any, ...]:
+    """A generator of the CPU. By its own pickle it would follow the devices to the GPU."""
+    return _generator, (generator.get_state().numpy().tobytes(),)
+
+
+def _generator(state: bytes) -> torch.Generator:
+    generator = torch.Generator("cpu")
+    generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    return generator
+
+
+def enabled_scaler() -> torch.amp.GradScaler:
+    """Made as one for the CPU: where a parcel is opened for fakes, torch may find no CUDA device either."""
+    scaler = torch.amp.GradScaler("cpu")
+    scaler._device = "cuda"
+    return scaler
+
+
+def without_state(optimizer: torch.optim.Optimizer) -> Any:
+    """An optimizer as it was made. Adagrad's state is made with it, so it stays."""
+    if isinstance(optimizer, torch.optim.Adagrad):
+        return optimizer.__reduce_ex__(2)
+    state = optimizer.__getstate__()
+    if "state" in state:
+        # What a class adds of its own (LBFGS its parameters, a wrapper the optimizer within), torch's own leaves out.
+        own = {name: value for name, value in vars(optimizer).items() if name not in _of_every_optimizer()}
+        state = {**own, **state, "state": defaultdict(dict)}
+    return copyreg.__newobj__, (type(optimizer),), state  # type: ignore[attr-defined] # not in typeshed
+
+
+@cache
+def _of_every_optimizer() -> frozenset[str]:
+    """Names of attributes that torch gives to optimizers, also to those that it unpickles, and those of schedulers."""
+    plain = torch.optim.SGD([torch.nn.Parameter(torch.zeros(0, device="cpu"))])
+    # Without this one an optimizer that was unpickled asks for `capturable`, which Adafactor doesn't have.
+    given = vars(plain).keys() - {"_warned_capturable_if_run_uncaptured"}
+    return frozenset({*given, "step", "_step_count", "_opt_called"})
