@@ -449,7 +449,7 @@ def test_a_default_device_is_that_of_the_steps(engine: Any) -> None:
 
     with torch.device("cuda"):
         estimate = vramkit.estimate(model, BATCH.to("cuda"), step=step, gpu="a100-80gb", engine=engine)
-        with pytest.raises(vramkit.UsageError), torch.device("cpu"):
+        with pytest.raises(vramkit.UsageError, match="on the same device"), torch.device("cpu"):
             vramkit.estimate(model, BATCH.to("cuda"), step=step, gpu="a100-80gb", engine=engine)
 
     assert any(estimate.tape.allocations["requested"] == 4 * 512)
@@ -558,6 +558,14 @@ def fail(batch: torch.Tensor) -> None:
     raise KeyError("on purpose")
 
 
+def draw_on_the_cpu(batch: torch.Tensor) -> None:
+    torch.rand(3, device="cuda", generator=torch.Generator())
+
+
+def mention_a_closure(output: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+    raise ValueError("a closure in a loss")
+
+
 def raise_out_of_memory(batch: torch.Tensor) -> None:
     raise torch.OutOfMemoryError
 
@@ -568,6 +576,8 @@ def raise_out_of_memory(batch: torch.Tensor) -> None:
         ({"batch": torch.zeros(3, 7)}, ["step 1 of 3", "shapes cannot be multiplied", "model(f32[3,7])"]),
         ({"batch": (BATCH, BATCH)}, ["TypeError", "model(f32[64,512], f32[64,512])", "loss=..."]),
         ({"step": fail}, ["step 1 of 3", "KeyError: 'on purpose'"]),
+        ({"step": draw_on_the_cpu}, ["device type for generator", "torch.Generator('cuda')"]),
+        ({"loss": mention_a_closure}, ["compute the loss in step 1 of 3", "loss(output, batch)"]),
         ({"step": raise_out_of_memory}, ["an out-of-memory error", "something in the program raised that itself"]),
         ({"step": lambda batch: sys.exit(3)}, ["SystemExit: 3"]),
         ({"step": lambda batch: torch.distributions.Normal(batch.to("cuda"), 1.0)}, ["validate_args=False"]),

@@ -43,16 +43,54 @@ def test_hooks_stay_where_they_are() -> None:
     assert before[0]
 
 
-def test_a_hook_that_cannot_be_sent_is_left_out_with_a_note() -> None:
+def test_a_hook_that_cannot_be_sent_is_left_out_with_a_note_and_the_others_stay() -> None:
     program = hooked_programs.on_a_parameter()
     lock = threading.Lock()
-    plain = vramkit.estimate(**program, gpu="t4", engine="fake")
+    before = vramkit.estimate(**program, gpu="t4", engine="fake")
 
-    program["model"][0].weight.register_hook(lambda gradient: lock.locked() and None)
+    def looks_at_a_lock(gradient: torch.Tensor) -> None:
+        lock.locked()
+
+    program["model"][0].weight.register_hook(looks_at_a_lock)
     estimate = vramkit.estimate(**program, gpu="t4", engine="fake")
 
-    assert "Hooks on parameters or optimizers were left out" in " ".join(estimate.notes)
-    assert estimate.peak_allocated < plain.peak_allocated
+    assert "looks_at_a_lock): they can't be sent" in " ".join(estimate.notes)
+    assert estimate.peak_allocated == before.peak_allocated
+
+
+def test_a_function_of_torchs_and_what_only_an_optimizer_trains_have_hooks_too() -> None:
+    model = nn.Linear(1024, 1024).requires_grad_(False)
+    latent = nn.Parameter(torch.zeros(1024, 1024, device="cuda" if torch.cuda.is_available() else "cpu"))
+    optimizer = torch.optim.SGD([latent])
+
+    def step(batch: torch.Tensor) -> None:
+        model(latent * batch.to("cuda")).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def asked() -> int:
+        found = vramkit.estimate(
+            model, torch.zeros(1024, 1024), optimizer=optimizer, step=step, gpu="t4", engine="fake"
+        )
+        return int(found.tape.allocations["requested"].sum())
+
+    before = asked()
+    latent.register_hook(nn.functional.dropout)
+
+    assert asked() >= before + 3 * latent.nbytes
+
+
+@pytest.mark.virtual_gpu
+def test_a_search_on_the_device_calls_a_hook_once() -> None:
+    model = nn.Linear(64, 64).to("cuda")
+    calls: list[int] = []
+    model.weight.register_hook(lambda gradient: calls.append(0))
+    forwards: list[int] = []
+    model.register_forward_hook(lambda *_: forwards.append(0))
+
+    vramkit.auto_batch_size(model, torch.zeros(4, 64), max_batch_size=64)
+
+    assert len(calls) == len(forwards) > 0
 
 
 def _on_every_module(_: Any) -> Callable[[], object]:

@@ -7,6 +7,8 @@ import gc
 import importlib
 import random
 import sys
+import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from predicted_programs import class_loss, small_gpt
+from subprocesses import run_python
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributions import Distribution, Normal
@@ -274,6 +277,43 @@ def test_a_copy_of_a_model_takes_what_the_model_takes() -> None:
 
     held = sum(-(-tensor.nbytes // 512) * 512 for tensor in model.parameters())
     assert copying.peak_allocated == plain.peak_allocated + held
+
+
+def test_a_default_device_counts_without_cuda_too() -> None:
+    code = """
+    import torch, vramkit
+    model = torch.nn.Linear(64, 64)
+    batch = torch.zeros(8, 64)
+
+    def step(batch):
+        made = torch.zeros(1 << 20)
+        assert made.device.type == where
+        model(batch.to("cuda")).sum().backward()
+
+    for where in ("cpu", "cuda"):
+        with torch.device(where):
+            print(vramkit.estimate(model, batch, step=step, gpu="t4", engine="fake").peak_allocated)
+    assert not torch.cuda.is_initialized()
+    """
+
+    without, with_it = map(int, run_python(textwrap.dedent(code)).split())
+
+    assert with_it - without >= 4 << 20
+
+
+def test_a_graph_that_the_devices_thread_still_holds_is_waited_for() -> None:
+    model = mlp()
+    stop = threading.Event()
+    busy = [threading.Thread(target=lambda: [sum(range(10_000)) for _ in iter(stop.is_set, True)]) for _ in range(3)]
+    for each in busy:
+        each.start()
+    try:
+        for _ in range(12):
+            fake(model, step=lambda batch: torch.func.grad(lambda x: model(x).sum())(batch.to("cuda")), steps=1)
+    finally:
+        stop.set()
+        for each in busy:
+            each.join()
 
 
 def test_a_step_may_use_transforms_of_functions() -> None:

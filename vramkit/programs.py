@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 from torch.utils.data import DataLoader
 
 from .counts import check_count
@@ -59,9 +61,16 @@ def program_of(
         loss=loss,
         autocast=autocast,
         hooks=hooks_of(models, optimizers),
-        by_default_on_cuda=torch.get_default_device().type == "cuda",
+        by_default_on_cuda=_makes_on_cuda(),
         gradients="inference" if torch.is_inference_mode_enabled() else "on" if torch.is_grad_enabled() else "off",
     )
+
+
+def _makes_on_cuda() -> bool:
+    """Whether functions make tensors on a GPU. To ask torch for its default device would make one, and begin CUDA."""
+    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call] # torch's
+    contexts = [mode for mode in modes if isinstance(mode, DeviceContext)]
+    return bool(contexts) and contexts[-1].device.type == "cuda"
 
 
 def is_made(batch: object) -> bool:

@@ -9,10 +9,6 @@ from types import CodeType, FunctionType
 
 _NAMES = ("device", "DEVICE", "dev")
 
-DEVICE_NOTE = (
-    'A torch.device("cpu") was taken as "cuda": torch finds no CUDA device in this process. Where the CPU is meant, '
-    'write .to("cpu") or .cpu().'
-)
 NOTE = 'A variable `device` that is "cpu" was taken as "cuda": torch finds no CUDA device in this process.'
 
 

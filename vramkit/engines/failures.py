@@ -8,9 +8,9 @@ import traceback
 from pathlib import Path
 
 from ..errors import UsageError
+from . import training
 from .messages import Failed
 from .parcel import INSTALL_CLOUDPICKLE
-from .training import advice
 
 OTHER_DEVICE = re.compile(r"same device|cuda.* and cpu|cpu.* and cuda|is on cpu|on CPU|torch\.\w+Tensor\) and weight")
 """What errors say where part of a computation is not on the GPU."""
@@ -19,6 +19,7 @@ BATCH_MOVED = (
 )
 _INVALID = re.compile(r"found invalid values")
 """What distributions of torch say of values, after a check whose outcome only the device would know."""
+_GENERATOR = re.compile(r"Expected a 'cuda' device type for generator")
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
@@ -67,6 +68,9 @@ def step_failed(failure: Failed, called: str, *, by_name: bool) -> UsageError:
             "Pass every model that the step uses. Where the step moves tensors to a `device`, that has to be "
             '"cuda": in a process without CUDA, "cuda" if torch.cuda.is_available() else "cpu" is "cpu"'
         )
+    elif _GENERATOR.search(failure.text):
+        why = "A generator was made on the CPU, for numbers that are drawn on the GPU"
+        instead = "Make it in the step, where there is a GPU: torch.Generator('cuda')"
     elif _INVALID.search(failure.text):
         found = found.partition("\n")[0].rstrip(":")
         why = "Nothing is computed there, and so the check of a distribution's values says no"
@@ -74,9 +78,51 @@ def step_failed(failure: Failed, called: str, *, by_name: bool) -> UsageError:
             "Pass validate_args=False to the distributions, or call "
             "torch.distributions.Distribution.set_default_validate_args(False)"
         )
-    elif called and (told := advice(failure.doing, failure.text, called)):
+    elif called and (told := _advice(failure.doing, failure.text, called)):
         why, instead = told
     else:
         why = "Shapes, types and devices are real there, but nothing is computed: values are zeros"
         instead = "Make sure that the step runs for this batch; the traceback above says where it stopped"
     return UsageError(f"vramkit.estimate was to {failure.doing}", found, why, instead)
+
+
+_ADVICE = {
+    training.MAKE: (
+        "The factory is called with the parameters, once they are on the GPU, and returns an optimizer",
+        "Pass a class such as torch.optim.AdamW, or lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
+    ),
+    training.LOSS: (
+        "The plain step calls it as loss(output, batch), with the whole batch",
+        "Pass a function of the two: loss=lambda output, batch: torch.nn.functional.cross_entropy(output, batch[1])",
+    ),
+    training.NO_LOSS: (
+        "Without a loss the plain step begins the backward at output.loss, at the output or at its sum",
+        "Pass loss=..., a function of the output and the batch, or a step of your own",
+    ),
+    training.BACKWARD: (
+        "The plain step calls backward() of the loss, a tensor of one number that depends on what is trained",
+        "Let the loss return one, and not detach it. A model that is frozen has no backward: predict its inference "
+        "under torch.no_grad()",
+    ),
+}
+
+
+def _advice(doing: str, text: str, called: str) -> tuple[str, str] | None:
+    """Why the plain step can't do something, and what to write instead; None: that depends.
+
+    Args:
+        doing: what it was to do; see `Training.doing`.
+        text: of what it raised.
+        called: how it calls the model.
+    """
+    if doing.startswith(training.STEP) and "closure" in text:
+        return (
+            "The plain step calls optimizer.step() with nothing, and this optimizer wants a closure",
+            "Pass step=..., a function of the batch that calls optimizer.step(closure)",
+        )
+    if doing.startswith((training.MOVE, training.CALL)):
+        return (
+            f"The plain step calls {called}, then the loss as loss(output, batch)",
+            "Give a batch that the model takes, with loss=... where it also has targets; or a step of your own",
+        )
+    return next((told for part, told in _ADVICE.items() if doing.startswith(part)), None)

@@ -28,10 +28,17 @@ _OF_EVERY_MODULE = (
 )  # fmt: skip
 _OF_EVERY_OPTIMIZER = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
 
-LEFT_OUT = "Hooks on parameters or optimizers were left out: they can't be sent to where the step runs."
+
+def left_out(hooks: Iterable[Hook]) -> str:
+    """What to say of hooks that can't be sent."""
+    names = sorted({getattr(hook.function, "__qualname__", type(hook.function).__name__) for hook in hooks})
+    return (
+        f"Hooks on parameters or optimizers were left out ({', '.join(names)}): they can't be sent to where the step "
+        "runs. Keep files, locks and loggers out of them."
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Hook:
     """A function that a parameter or an optimizer calls."""
 
@@ -42,8 +49,9 @@ class Hook:
 
 
 def hooks_of(models: Mapping[str, torch.nn.Module], own: tuple[torch.optim.Optimizer, ...]) -> tuple[Hook, ...]:
-    """Every hook on the parameters of some models, and on some optimizers."""
+    """Every hook on the parameters of some models, on some optimizers, and on what these train."""
     parameters = {id(each): each for model in models.values() for each in model.parameters()}
+    parameters |= {id(each): each for optimizer in own for group in optimizer.param_groups for each in group["params"]}
     found = [hook for each in parameters.values() for hook in _on(each, _OF_TENSORS)]
     return (*found, *(hook for each in own for hook in _on(each, _OF_OPTIMIZERS)))
 
@@ -71,7 +79,10 @@ def notes(own: tuple[torch.optim.Optimizer, ...]) -> Iterator[str]:
     if any(_are_users(getattr(modules, name, {})) for name in _OF_EVERY_MODULE):
         yield "Hooks on all modules (register_module_forward_hook and its like) were left out: hook the model's own."
     if any(_are_users(getattr(optimizers, name, {})) for name in _OF_EVERY_OPTIMIZER):
-        yield "Hooks on all optimizers (register_optimizer_step_post_hook and its like) were left out."
+        yield (
+            "Hooks on all optimizers (register_optimizer_step_post_hook and its like) were left out: hook the one that "
+            "is passed."
+        )
     if any(_is_replaced(each) for each in own):
         yield "A function in place of an optimizer's step() was left out: call it in the training step."
 
@@ -88,10 +99,10 @@ def _are_users(hooks: Mapping[int, Callable[..., object]]) -> bool:
 
 
 def _is_users(function: Callable[..., object]) -> bool:
-    """Whether it is neither torch's nor of a recording that is going on."""
+    """Whether it is not of a recording that is going on."""
     while isinstance(function, partial):
         function = function.func
-    return (getattr(function, "__module__", None) or "").partition(".")[0] not in ("torch", "vramkit")
+    return (getattr(function, "__module__", None) or "").partition(".")[0] != "vramkit"
 
 
 def _is_replaced(optimizer: torch.optim.Optimizer) -> bool:

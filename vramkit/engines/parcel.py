@@ -34,7 +34,14 @@ INSTALL_CLOUDPICKLE = (
     "'vramkit[estimate]'"
 )
 
-_OTHERS_NOTE = "The optimizer has none of the model's parameters: was it made for this model, or a copy of it?"
+_OTHERS_NOTE = (
+    "The optimizer has none of the model's parameters, which require gradients: was it made for this model, or for a "
+    "copy of it?"
+)
+_DEVICE_NOTE = (
+    'A torch.device("cpu") was taken as "cuda": torch finds no CUDA device in this process. Where the CPU is meant, '
+    'write .to("cpu") or .cpu().'
+)
 _KIND = "storage of a tensor"
 
 
@@ -85,8 +92,9 @@ def pack(program: Program, *, apart: bool = False) -> Parcel:
             sender.notes[_OTHERS_NOTE] = None
         sender.notes.update(dict.fromkeys(hooks.notes(program.optimizers)))
         if program.hooks and not _can_be_sent(program, program.hooks, cloudpickle):
-            sender.notes[hooks.LEFT_OUT] = None
-            program = replace(program, hooks=())
+            sent = tuple(hook for hook in program.hooks if _can_be_sent(program, hook, cloudpickle))
+            sender.notes[hooks.left_out(hook for hook in program.hooks if hook not in sent)] = None
+            program = replace(program, hooks=sent)
         try:
             sender.dump((program, says_cpu))
         except Exception as error:  # whatever a user's __getstate__ raises
@@ -114,10 +122,11 @@ def unpack(content: bytes, receiver: type[Receiver] | None = None) -> Opened:
 
 
 def _trains_others(program: Program) -> bool:
-    """Whether it has optimizers, and none of them has a parameter of its models."""
-    own = {id(parameter) for model in program.models.values() for parameter in model.parameters()}
+    """Whether it has optimizers, and none of them has a parameter of its models, although these are not frozen."""
+    own = [parameter for model in program.models.values() for parameter in model.parameters()]
     trained = {id(parameter) for parameter in _trained(program)}
-    return bool(trained) and trained.isdisjoint(own)
+    is_frozen = not any(parameter.requires_grad for parameter in own)
+    return bool(trained) and not is_frozen and trained.isdisjoint(map(id, own))
 
 
 def _trained(program: Program) -> Iterator[torch.Tensor]:
@@ -204,7 +213,7 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
                 return objects.as_parametrized(value)
             elif isinstance(value, torch.device) and value.type == "cpu" and not has_cuda:
                 # `device = torch.device("cuda" if torch.cuda.is_available() else "cpu")`, in a step that moves a batch.
-                self.notes[device_names.DEVICE_NOTE] = None
+                self.notes[_DEVICE_NOTE] = None
                 return torch.device, ("cuda",)
             elif isinstance(value, torch.Generator) and value.device.type == "cpu":
                 return objects.as_generator(value)

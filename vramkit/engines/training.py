@@ -54,7 +54,7 @@ class Training:
             program.loss.to(self.device)
         self._move_states()
         before_steps()
-        self.doing = _MAKE
+        self.doing = MAKE
         self._step = step = program.step or self._plain_step()
         with _mode(program.gradients), self._default_device(), put_back(program.hooks):
             for number in range(program.steps):
@@ -130,24 +130,24 @@ class PlainStep:
 
     def __call__(self, batch: Any) -> None:
         """One step: the batch to the device, forward, loss, backward, optimizers, zero_grad."""
-        self.part = _MOVE
+        self.part = MOVE
         batch = moved(batch, self.device)
         with self._autocast():
-            self.part = _CALL
+            self.part = CALL
             output = call(self.model, batch, takes_part=self.loss is not None)
             if self.loss is not None:
-                self.part = _LOSS
+                self.part = LOSS
                 loss = self.loss(output, batch)
             elif torch.is_grad_enabled():
-                self.part = _NO_LOSS
+                self.part = NO_LOSS
                 loss = loss_of(output)
         if not torch.is_grad_enabled():
             return
-        self.part = _BACKWARD
+        self.part = BACKWARD
         _check_loss(loss)
         self.part = "run the backward"
         loss.backward()
-        self.part = "step the optimizer"
+        self.part = STEP
         for optimizer in self.optimizers:
             optimizer.step()
         for each in self.optimizers or (self.model,):
@@ -157,48 +157,10 @@ class PlainStep:
         return nullcontext() if self.autocast is None else torch.autocast(self.device, self.autocast)
 
 
-_MAKE, _MOVE, _CALL = "make the optimizer", "move the batch", "call the model"
-_LOSS, _NO_LOSS, _BACKWARD = "compute the loss", "find a loss in the output", "begin the backward"
-_ADVICE = {
-    _MAKE: (
-        "The factory is called with the parameters, once they are on the GPU, and returns an optimizer",
-        "Pass a class such as torch.optim.AdamW, or lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
-    ),
-    _LOSS: (
-        "The plain step calls it as loss(output, batch), with the whole batch",
-        "Pass a function of the two: loss=lambda output, batch: torch.nn.functional.cross_entropy(output, batch[1])",
-    ),
-    _NO_LOSS: (
-        "Without a loss the plain step begins the backward at output.loss, at the output or at its sum",
-        "Pass loss=..., a function of the output and the batch, or a step of your own",
-    ),
-    _BACKWARD: (
-        "The plain step calls backward() of the loss, a tensor of one number that depends on what is trained",
-        "Let the loss return one, and not detach it. A model that is frozen has no backward: predict its inference "
-        "under torch.no_grad()",
-    ),
-}
-
-
-def advice(doing: str, text: str, called: str) -> tuple[str, str] | None:
-    """Why the plain step can't do something, and what to write instead; None: that depends.
-
-    Args:
-        doing: what it was to do; see `Training.doing`.
-        text: of what it raised.
-        called: how it calls the model.
-    """
-    if "closure" in text:
-        return (
-            "The plain step calls optimizer.step() with nothing, and this optimizer wants a closure",
-            "Pass step=..., a function of the batch that calls optimizer.step(closure)",
-        )
-    if doing.startswith((_MOVE, _CALL)):
-        return (
-            f"The plain step calls {called}, then the loss as loss(output, batch)",
-            "Give a batch that the model takes, with loss=... where it also has targets; or a step of your own",
-        )
-    return next((told for part, told in _ADVICE.items() if doing.startswith(part)), None)
+MAKE, MOVE, CALL = "make the optimizer", "move the batch", "call the model"
+LOSS, NO_LOSS, BACKWARD = "compute the loss", "find a loss in the output", "begin the backward"
+STEP = "step the optimizer"
+"""Parts of a run with the plain step, as the end of "was to ..."."""
 
 
 def _check_loss(loss: object) -> None:

@@ -37,6 +37,7 @@ from ..training import Training
 from .arriving import classes_of_its_own, move_to_cuda, receiver_of
 from .corrections import counts_of_the_only_holder
 from .kernels.products import workspace_of
+from .overlay.backward import wait_for_the_device
 from .recorder import Recorder
 from .surroundings import apart, cuda_for_fakes
 
@@ -157,6 +158,7 @@ class FakeSession:
             answer = self._train(opened, batch_size, mode, recorder)
             del opened
             if recorder.lives():
+                wait_for_the_device()
                 gc.collect()
         if recorder.lives() and not isinstance(answer, Failed):
             return Failed(doing="leave nothing behind", kind="", text=recorder.lives(), traceback="")

@@ -101,6 +101,12 @@ class _DeviceThread:
         hook.remove()
 
 
+def wait_for_the_device() -> None:
+    """Let autograd's thread of the device be done with the last backward: it may hold that graph a little longer."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch's
+        _DeviceThread().run(lambda: None)
+
+
 def _is_transformed() -> bool:
     """Whether a transform of ``torch.func`` is going on."""
     return torch._C._functorch.peek_interpreter_stack() is not None

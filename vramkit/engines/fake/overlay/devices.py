@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._device import _device_constructors
 
 from .patches import replace
 
@@ -34,6 +35,7 @@ def install_makers(stack: ExitStack) -> None:
 
     In C++ that makes a tensor of the device that no mode sees, so fakes need it beside a device too.
     """
+    _device_constructors()  # torch lists them once for `set_default_device`, and has to find its own
     for name in ("tensor", "as_tensor", "asarray"):
         replace(stack, torch, name, _made_on_the_host(getattr(torch, name)))
     replace(stack, torch.Tensor, "new_tensor", _made_on_the_host(torch.Tensor.new_tensor, like_first=True))
