@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .blocks import Block
-from .conf import AllocatorConf
+from .conf import AllocatorConf, memory_limit
 from .driver import Addresses, AddressOrder, AddressSpace
 from .following import ImpossibleEvent, final_state, follow
 from .replaying import Replay
@@ -30,5 +30,6 @@ __all__ = [
     "final_state",
     "follow",
     "initial_state",
+    "memory_limit",
     "segments_from_torch",
 ]
