@@ -10,7 +10,7 @@ from .replaying import Replay
 from .reserve import SimulatedOutOfMemory
 from .rewinding import AmbiguousBlock, InitialState, initial_state
 from .simulator import CachingAllocator
-from .states import NO_POOL, BlockState, SegmentState, segments_from_torch
+from .states import NO_POOL, BlockState, PoolId, SegmentState, segments_from_torch
 
 __all__ = [
     "NO_POOL",
@@ -24,6 +24,7 @@ __all__ = [
     "CachingAllocator",
     "ImpossibleEvent",
     "InitialState",
+    "PoolId",
     "Replay",
     "SegmentState",
     "SimulatedOutOfMemory",
