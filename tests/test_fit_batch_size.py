@@ -16,6 +16,7 @@ from subprocesses import run_on
 
 import vramkit
 from vramkit.fitting.descent import Descent
+from vramkit.fitting.gauges import allowed, available
 
 
 def out_of_memory(*_: object) -> torch.OutOfMemoryError:
@@ -306,6 +307,19 @@ def train(batch_size):
         optimizer.zero_grad()
     return batch_size
 """
+
+
+@pytest.mark.virtual_gpu
+def test_a_memory_fraction_that_was_computed_from_a_limit_stands_for_that_limit() -> None:
+    total = torch.cuda.get_device_properties("cuda").total_memory
+    try:
+        for limit in range(40 << 20, 400 << 20, 2 << 20):
+            torch.cuda.set_per_process_memory_fraction(limit / total)
+
+            assert allowed(0) == available(0, torch.cuda.memory_reserved()) == limit
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert allowed(0) is None
 
 
 @pytest.mark.virtual_gpu

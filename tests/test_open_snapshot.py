@@ -123,6 +123,21 @@ def test_sizes_that_can_not_be_are_refused(tmp_path: Path, size: object) -> None
             vramkit.open_snapshot(path)
 
 
+@pytest.mark.parametrize("number", [-5, True, 1.7, "1", 1 << 31, 1 << 40])
+def test_private_pools_that_can_not_be_are_refused(tmp_path: Path, number: object) -> None:
+    for path in (
+        written(tmp_path, [entry(pool_id=(0, number))], [segment()]),
+        written(tmp_path, [], [segment(segment_pool_id=(number, 0))]),
+    ):
+        with pytest.raises(vramkit.SnapshotError, match="the private pool"):
+            vramkit.open_snapshot(path)
+
+
+def test_a_private_pool_has_two_numbers(tmp_path: Path) -> None:
+    with pytest.raises(vramkit.SnapshotError, match="can't be"):
+        vramkit.open_snapshot(written(tmp_path, [entry(pool_id=(1,))], [segment()]))
+
+
 def test_what_a_terminal_would_act_on_is_shown_escaped(tmp_path: Path) -> None:
     frames = [{"filename": "a.py", "line": 1, "name": "\x1b]0;owned\x07\x1b[31m\nfake\u202e"}]
 

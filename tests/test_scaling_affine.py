@@ -113,6 +113,22 @@ def test_the_order_of_what_was_there_before_does_not_tell_programs_apart():
     assert one.pattern == other.pattern
 
 
+def test_runs_whose_private_pools_differ_only_in_their_ids_align():
+    def in_pools(size: int, *pools: tuple[int, int]) -> Requests:
+        tape = tape_of(("alloc", number, 512) for number in range(len(pools)))
+        tape.events["pool"] = pools
+        return requests_of(size, tape)
+
+    one, other = in_pools(2, (0, 7), (0, 0), (0, 8), (0, 7)), in_pools(3, (0, 10), (0, 0), (0, 9), (0, 10))
+
+    assert one.pattern == other.pattern
+    assert one.asks_as(other.tape)
+    for pools in ([(0, 7), (0, 8), (0, 8), (0, 7)], [(0, 7), (0, 0), (0, 8), (0, 8)], [(0, 0), (0, 7), (0, 8), (0, 0)]):
+        unlike = in_pools(2, *pools)
+        assert unlike.pattern != one.pattern
+        assert not unlike.asks_as(one.tape)
+
+
 def test_a_call_of_empty_cache_is_kept_and_what_came_and_went_of_segments_is_not():
     ops: list[Op] = [("alloc", 1, 100), ("free", 1), ("flush", 0), ("alloc", 2, 100)]
 

@@ -122,7 +122,7 @@ def _read(meta: dict[str, Any], table: Callable[[str], Table]) -> Profile | Esti
 
 def _with_pools(table: Table) -> Table:
     """A table of format 1 with the column that it lacks: nothing in it is known to be in a private pool."""
-    wide = np.zeros(table.shape, [*table.dtype.descr, EVENT.descr[-1]])
+    wide = np.zeros(table.shape, [*table.dtype.descr, ("pool", EVENT["pool"])])
     for name in table.dtype.names or ():
         wide[name] = table[name]
     return wide

@@ -251,7 +251,7 @@ def find(gpu: str | int | GPU) -> GPU:
         memory = parse_size(gpu)
     except UsageError:
         raise _unknown(gpu) from None
-    if memory < (_LEAST_BYTES if isinstance(gpu, int) else 1):
+    if memory < (1 if isinstance(gpu, str) else _LEAST_BYTES):
         raise _unknown(gpu, memory)
     human = format_size(memory)
     return dataclasses.replace(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-from .allocator import SegmentState, segments_from_torch
+from .allocator import NO_POOL, SegmentState, segments_from_torch
 from .attribution import attribute
 from .errors import SnapshotError, printable
 from .events import TORCH_ACTIONS, Category, Tape
@@ -17,6 +17,7 @@ from .snapshots import load_snapshot
 
 # What cuBLAS asks torch for where nothing else was configured; 32 MiB on Hopper, but that is a common size of tensors.
 _WORKSPACE = 8_519_680
+_LARGEST_ID = (1 << 31) - 1  # of a private pool: the tables keep both of its numbers in 32 bits
 
 
 def open_snapshot(path: str | PathLike[str]) -> Profile:
@@ -67,7 +68,7 @@ def _profile(snapshot: Mapping[str, Any], device: int) -> Profile | None:
     last = segments_from_torch(snapshot["segments"], device=device)
     if not entries and not last:
         return None
-    _check_sizes(entries, last)
+    _check_numbers(entries, last)
     columns = columns_of(entries)
     followed = follow_trace(columns, conf_text_of(snapshot), None, last)
     recording = replace(recording_of(f"cuda:{device}", columns, followed), workspace_sizes=frozenset({_WORKSPACE}))
@@ -77,8 +78,8 @@ def _profile(snapshot: Mapping[str, Any], device: int) -> Profile | None:
     return Profile(tape=_unlabelled(attribute(recording, [], [], []), entries), notes=(*notes, *followed.notes))
 
 
-def _check_sizes(entries: Sequence[Mapping[str, Any]], segments: Sequence[SegmentState]) -> None:
-    """A size that can't be would be shown as if it could."""
+def _check_numbers(entries: Sequence[Mapping[str, Any]], segments: Sequence[SegmentState]) -> None:
+    """A size or a private pool that can't be would be shown as if it could."""
     sizes = [entry["size"] for entry in entries]
     for segment in segments:
         sizes.append(segment.size)
@@ -86,6 +87,11 @@ def _check_sizes(entries: Sequence[Mapping[str, Any]], segments: Sequence[Segmen
     for size in sizes:
         if type(size) is not int or size < 0:
             raise ValueError(f"the size {size!r}")
+    pools = [entry.get("pool_id", NO_POOL) for entry in entries] + [segment.pool for segment in segments]
+    for major, minor in pools:
+        for number in (major, minor):
+            if type(number) is not int or not 0 <= number <= _LARGEST_ID:
+                raise ValueError(f"the private pool {(major, minor)!r}")
 
 
 def _unlabelled(tape: Tape, entries: Sequence[Mapping[str, Any]]) -> Tape:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vramkit.allocator import (
+    NO_POOL,
     AllocatorConf,
     BlockState,
     CachingAllocator,
@@ -229,6 +230,19 @@ def test_blocks_of_touching_segments_do_not_merge():
     after = final_state([], *columns(trace))
 
     assert [(segment.address, segment.size) for segment in after] == [(A + 20 * MIB, 20 * MIB)]
+
+
+@pytest.mark.parametrize("conf", ["", "expandable_segments:True"])
+def test_segments_that_a_trace_makes_are_of_their_private_pools(conf):
+    allocator = CachingAllocator(conf=conf, history=True)
+    for pool in (NO_POOL, (0, 1), (0, 2)):
+        allocator.malloc(30 * MIB, pool=pool)
+        allocator.malloc(512, pool=pool)
+    pools = [allocator.pool_of_event.get(event, NO_POOL) for event in range(len(allocator.events))]
+
+    after = final_state([], *columns(allocator.events), AllocatorConf.parse(conf), pool=pools)
+
+    assert after == allocator.segments()
 
 
 def test_torchs_segments_become_values():

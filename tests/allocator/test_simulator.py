@@ -242,8 +242,10 @@ def test_misuse_is_refused():
         allocator.malloc(-1)
     with pytest.raises(UsageError, match="whole number"):
         allocator.malloc(10.5)
-    with pytest.raises(UsageError, match="what malloc returned"):
-        allocator.free(5)
+    uses = (allocator.free, allocator.give_back, allocator.complete, lambda block: allocator.record_stream(block, 1))
+    for use in uses:
+        with pytest.raises(UsageError, match=r"Got 5.*what malloc returned"):
+            use(5)
     with pytest.raises(UsageError, match=r"profile\.tape"):
         allocator.replay(None)
     for fraction in (2, "0.5", float("nan")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from vramkit import GPU, UsageError, gpus
@@ -26,7 +27,7 @@ def test_a_size_is_a_card_of_that_size() -> None:
 
     assert card.memory == card.board_memory == 24 << 30
     assert card.capability == gpus.CATALOGUE[gpus.GENERIC].capability
-    assert gpus.find(24 << 30) == card
+    assert gpus.find(24 << 30) == gpus.find(np.int64(24 << 30)) == card
 
 
 def test_a_described_card_is_taken_as_it_is() -> None:
@@ -60,7 +61,12 @@ def test_what_is_no_card_is_refused(nonsense: object) -> None:
 
 @pytest.mark.parametrize(
     ("size", "advice"),
-    [(24, r"have 24 B\. Write '24 GiB' if"), ("24", "Write '24 GiB' if"), ("0 GiB", r"would have 0 B\. Name one")],
+    [
+        (24, r"have 24 B\. Write '24 GiB' if"),
+        (np.int64(24), r"have 24 B\. Write '24 GiB' if"),
+        ("24", "Write '24 GiB' if"),
+        ("0 GiB", r"would have 0 B\. Name one"),
+    ],
 )
 def test_a_number_without_a_unit_is_asked_for_one_and_no_size_is_recommended(size: str | int, advice: str) -> None:
     with pytest.raises(UsageError, match=advice):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from .blocks import Block
-from .conf import AllocatorConf
+from .conf import AllocatorConf, memory_limit
 from .driver import Addresses, AddressOrder, AddressSpace
 from .following import ImpossibleEvent, final_state, follow
 from .replaying import Replay
 from .reserve import SimulatedOutOfMemory
 from .rewinding import AmbiguousBlock, InitialState, initial_state
 from .simulator import CachingAllocator
-from .states import NO_POOL, BlockState, SegmentState, segments_from_torch
+from .states import NO_POOL, BlockState, PoolId, SegmentState, segments_from_torch
 
 __all__ = [
     "NO_POOL",
@@ -24,11 +24,13 @@ __all__ = [
     "CachingAllocator",
     "ImpossibleEvent",
     "InitialState",
+    "PoolId",
     "Replay",
     "SegmentState",
     "SimulatedOutOfMemory",
     "final_state",
     "follow",
     "initial_state",
+    "memory_limit",
     "segments_from_torch",
 ]

@@ -169,6 +169,14 @@ class AllocatorConf:
         return np.where(rounded <= SMALL_SIZE, MIN_BLOCK, large)
 
 
+def memory_limit(fraction: float, memory: int) -> int | None:
+    """Bytes that a process may have of a device's memory under a memory fraction; None: it sets no limit.
+
+    To the nearest byte: a fraction that was computed from a limit means that limit.
+    """
+    return None if fraction >= 1 else int(fraction * memory + 0.5)
+
+
 class _Parser:
     """Reads the text token by token, as torch's ``ConfigTokenizer`` cuts it.
 

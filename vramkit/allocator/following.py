@@ -89,14 +89,21 @@ def final_state(
     size: npt.ArrayLike,
     stream: npt.ArrayLike,
     conf: AllocatorConf | None = None,
+    *,
+    pool: npt.ArrayLike | None = None,
 ) -> tuple[SegmentState, ...]:
-    """What the allocator holds after the last event of a trace; arguments and errors as in `follow`.
+    """What the allocator holds after the last event of a trace; errors as in `follow`.
+
+    Args:
+        segments, action, address, size, stream, conf: as in `follow`.
+        pool: torch's id of each event's private pool, 0, 0 for none; shape ``(events, 2)``. None: nobody knows, and
+            what came from the driver during the trace is taken to be of none.
 
     Returns:
         The segments in order of address. ``requested`` of free blocks is 0: the trace does not keep it.
     """
     follower = _Follower(segments)
-    follower.run(action, address, size, stream, conf)
+    follower.run(action, address, size, stream, conf, pool)
     return follower.state()
 
 
@@ -172,6 +179,7 @@ class _Follower:
         size: npt.ArrayLike,
         stream: npt.ArrayLike,
         conf: AllocatorConf | None,
+        pool: npt.ArrayLike | None = None,
     ) -> Ints:
         conf = conf or AllocatorConf()
         actions = np.asarray(action)
@@ -179,6 +187,7 @@ class _Follower:
         rounded = conf.round_sizes(sizes)
         expandable = conf.expandable_segments or bool((actions == _SEGMENT_MAP).any())
         least_rest = conf.least_rests(rounded, expandable=expandable)
+        pools = pools_of(pool, len(actions))
         blocks = [0] * len(actions)
 
         def fail(why: str) -> NoReturn:
@@ -233,7 +242,7 @@ class _Follower:
             elif code == _SEGMENT_ALLOC:
                 if where in self.segments:
                     fail(f"a segment came at {where:#x}, where one is already")
-                self._add_segment(where, (requested, line, conf.is_small_segment(requested), NO_POOL))
+                self._add_segment(where, (requested, line, conf.is_small_segment(requested), pools[index]))
                 self._insert(where, requested)
             elif code == _SEGMENT_FREE:
                 if self.segments.get(where, (0,))[0] != requested or free.get(where) != requested:
@@ -241,7 +250,7 @@ class _Follower:
                 self._drop_segment(where, requested)
                 self._cut(where, requested)
             elif code == _SEGMENT_MAP:
-                self.ranges.add(where, requested, line, conf.is_small_segment(requested))
+                self.ranges.add(where, requested, line, conf.is_small_segment(requested), pools[index])
                 self._insert(where, requested)
             elif code == _SEGMENT_UNMAP:
                 if not self._cut(where, requested):
@@ -261,13 +270,18 @@ Extent = tuple[int, int, bool, PoolId]
 """Of a segment or a mapped range: bytes, stream, whether it is of a small pool, the private pool."""
 
 
+def pools_of(pool: npt.ArrayLike | None, events: int) -> list[PoolId]:
+    """Each event's private pool, from torch's ids of them; None: of no event is it known, and none is taken."""
+    return [NO_POOL] * events if pool is None else [(major, minor) for major, minor in np.asarray(pool).tolist()]
+
+
 class Ranges:
     """Unbroken mapped ranges of expandable segments."""
 
     def __init__(self) -> None:
         self.spans: dict[int, Extent] = {}  # by start
 
-    def add(self, address: int, size: int, stream: int, small: bool, pool: PoolId = NO_POOL) -> None:
+    def add(self, address: int, size: int, stream: int, small: bool, pool: PoolId) -> None:
         end = address + size
         for start, (length, other_stream, other_small, other_pool) in list(self.spans.items()):
             if (other_stream, other_small) == (stream, small) and (start + length == address or start == end):

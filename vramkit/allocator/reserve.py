@@ -14,7 +14,7 @@ from ..errors import UsageError, VramkitError
 from ..events import Action
 from ..sizes import format_size
 from .blocks import AGE_SHIFT, SIZE_SHIFT, Block, ExpandableRange, Pool, merge
-from .conf import SMALL_SEGMENT, SMALL_SIZE, UNLIMITED, AllocatorConf
+from .conf import SMALL_SEGMENT, SMALL_SIZE, UNLIMITED, AllocatorConf, memory_limit
 from .driver import Addresses, AddressOrder, AddressSpace, Device
 from .states import NO_POOL, PoolId
 from .statistics import Usage
@@ -118,8 +118,7 @@ class Reserve:
                 "The device has no capacity",
                 instead="Give CachingAllocator a capacity",
             )
-        # To the nearest byte: a fraction that was computed from a limit means that limit.
-        self.limit = None if fraction == 1 else int(fraction * (self.device.capacity or 0) + 0.5)
+        self.limit = memory_limit(fraction, self.device.capacity or 0)
 
     def pool(self, rounded: int, identity: PoolId) -> Pool:
         """The pool for a rounded request."""
@@ -230,6 +229,7 @@ class Reserve:
         if self.limit is not None and self.reserved + size > self.limit:
             return None
         if self.conf.throw_on_cudamalloc_oom and self.device.capacity is not None:
+            # Rounded down, as torch does here and not in `memory_limit`.
             most = int(self.conf.per_process_memory_fraction * self.device.capacity)
             if self.reserved + size > most:
                 # Neither an OOM event nor a retry: torch raises out of the middle of the chain.

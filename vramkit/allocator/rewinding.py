@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from ..events import Action
 from .conf import MIN_BLOCK, AllocatorConf
-from .following import Extent, ImpossibleEvent, Ranges, assemble
-from .states import NO_POOL, BlockState, PoolId, SegmentState
+from .following import Extent, ImpossibleEvent, Ranges, assemble, pools_of
+from .states import BlockState, SegmentState
 
 _ALLOC, _FREE, _FREE_COMPLETED = int(Action.ALLOC), int(Action.FREE), int(Action.FREE_COMPLETED)
 _SEGMENT_ALLOC, _SEGMENT_FREE = int(Action.SEGMENT_ALLOC), int(Action.SEGMENT_FREE)
@@ -85,9 +85,7 @@ def initial_state(
     sizes = np.asarray(size, np.int64)
     rounded = conf.round_sizes(sizes)
     expandable = conf.expandable_segments or bool(np.isin(actions, (_SEGMENT_MAP, _SEGMENT_UNMAP)).any())
-    pools: list[PoolId] = [NO_POOL] * len(actions)
-    if pool is not None:
-        pools = [(major, minor) for major, minor in np.asarray(pool).tolist()]
+    pools = pools_of(pool, len(actions))
     columns = list(
         zip(
             actions.tolist(),

@@ -183,6 +183,8 @@ class CachingAllocator(Reserve):
         """Note that a kernel on another stream uses the block, as ``Tensor.record_stream`` does."""
         if block is None:
             return
+        if not isinstance(block, Block):
+            raise _no_block("A stream uses a block", block)
         if not block.allocated:
             raise UsageError("A stream uses a block", f"{block!r} is not in use", instead="Note it before the free")
         if stream != block.stream:
@@ -192,11 +194,9 @@ class CachingAllocator(Reserve):
         """Give a block back; one that other streams use (`record_stream`) stays active until `complete`."""
         if block is None:
             return
-        try:
-            used_elsewhere = block.uses
-        except AttributeError:
-            raise UsageError("A block was freed", f"got {block!r}", instead="Give what malloc returned") from None
-        if used_elsewhere:
+        if not isinstance(block, Block):
+            raise _no_block("A block was freed", block)
+        if block.uses:
             self.give_back(block)
         else:
             self._give_back(block)
@@ -204,12 +204,16 @@ class CachingAllocator(Reserve):
 
     def give_back(self, block: Block) -> None:
         """The first half of `free`: ``allocated`` shrinks, and the block can't be used again before `complete`."""
+        if not isinstance(block, Block):
+            raise _no_block("A block was freed", block)
         self._give_back(block)
         block.pending = True
         self.pending[block.address] = block
 
     def complete(self, block: Block) -> None:
         """The second half of `free`: the block merges with its free neighbours and can be used again."""
+        if not isinstance(block, Block):
+            raise _no_block("A block's last use was completed", block)
         if not block.pending:
             raise UsageError(
                 "A block's last use was completed", f"{block!r} was not given back", instead="Call give_back first"
@@ -415,6 +419,11 @@ def _whole(size: Any) -> int:
         raise UsageError(
             "A block was asked for", f"with the size {size!r}", instead="Ask for a whole number of bytes"
         ) from None
+
+
+def _no_block(asked: str, given: object) -> UsageError:
+    """What to tell of something else in a block's place."""
+    return UsageError(asked, f"got {given!r}", instead="Give what malloc returned")
 
 
 def _flatten(both: statistics.Usage, parts: tuple[statistics.Usage, statistics.Usage]) -> dict[str, int]:

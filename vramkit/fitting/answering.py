@@ -20,10 +20,11 @@ from ..running_out import quick_collections
 from ..sizes import format_size
 from .bounds import Bounds
 from .estimated import EstimatedMachine
+from .gauges import allowed
 from .ranks import Agreement
 from .restoring import Surroundings
 from .search import Found, Search
-from .trials import DeviceMachine, allowed, same_memory
+from .trials import DeviceMachine, same_memory
 
 _POINTS = 10  # of the curve
 _IGNORED = (

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..allocator import memory_limit
 from ..sizes import parse_size
 
 _REQUEST = re.compile(r"Tried to allocate (\d+(?:\.\d+)? [KMG]iB)\. GPU (\d+)")
@@ -28,9 +29,20 @@ class Gauge:
     @property
     def capacity(self) -> int:
         """What this process can have: it asks the driver, so only of a device that is in use anyway."""
-        free, total = torch.cuda.mem_get_info(self.device)
-        allowed = int(torch.cuda.get_per_process_memory_fraction(self.device) * total)
-        return min(free + self.reserved, allowed)
+        return available(self.device, self.reserved)
+
+
+def available(device: int, reserved: int) -> int:
+    """Bytes that this process can have on a device, of which its allocator holds some: it asks the driver."""
+    free, total = torch.cuda.mem_get_info(device)
+    limit = allowed(device)
+    return min(free + reserved, total if limit is None else limit)
+
+
+def allowed(device: int) -> int | None:
+    """Bytes that the allocator allows itself on a device; None: no memory fraction was set."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    return memory_limit(torch.cuda.get_per_process_memory_fraction(device), total)
 
 
 def read_gauges(*, fresh: bool = False) -> list[Gauge]:

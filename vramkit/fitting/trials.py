@@ -24,6 +24,7 @@ from ..result import Profile
 from ..running_out import clean_up, forget, is_out_of_memory
 from ..scaling.affine import requests_of
 from ..sizes import format_size
+from .gauges import available
 from .leaks import find_leak
 from .restoring import Surroundings
 from .search import Run
@@ -171,14 +172,7 @@ class DeviceMachine:
         return f"cuda:{self.device}"
 
     def _available(self) -> int:
-        free, total = torch.cuda.mem_get_info(self.device)
-        return min(free + torch.cuda.memory_reserved(self.device), allowed(self.device) or total)
-
-
-def allowed(device: int) -> int | None:
-    """Bytes that the allocator allows itself on a device; None: no memory fraction was set."""
-    fraction = torch.cuda.get_per_process_memory_fraction(device)
-    return None if fraction >= 1 else int(fraction * torch.cuda.get_device_properties(device).total_memory)
+        return available(self.device, torch.cuda.memory_reserved(self.device))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ..allocator import NO_POOL, PoolId
 from ..events import SEGMENT, Category, Ints, Table
 
 
@@ -74,8 +75,7 @@ class Before:
     requested: int
     """Bytes that the program had asked for."""
     stream: int = 0
-    pool: tuple[int, int] = (0, 0)
-    """torch's id of the private pool; ``(0, 0)``: none."""
+    pool: PoolId = NO_POOL
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,8 @@ class Requests:
         mine, others = self.tape.events, tape.events
         return (
             len(mine) == len(others)
-            and all(np.array_equal(mine[name], others[name]) for name in ("action", "allocation", "stream", "pool"))
+            and all(np.array_equal(mine[name], others[name]) for name in ("action", "allocation", "stream"))
+            and np.array_equal(_pools(mine), _pools(others))
             and np.array_equal(self.tape.allocations["requested"], tape.allocations["requested"])
         )
 
@@ -85,7 +86,7 @@ def requests_of(batch_size: int, tape: Tape, *, end: int | None = None, flushes:
         lasting=np.flatnonzero(~is_passing & (allocations["born"] >= 0)),
         passing=passing,
         place=np.cumsum(~is_theirs)[allocations["born"][passing]],
-        pattern=_pattern(events[~is_theirs], len(allocations)),
+        pattern=_pattern(events[~is_theirs]),
     )
 
 
@@ -104,14 +105,25 @@ def _passing(tape: Tape) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _pattern(events: Table, count: int) -> bytes:
+def _pattern(events: Table) -> bytes:
     """Digest of what happened to which allocation, numbered as they first appear: addresses order those from before."""
-    row = events["allocation"].astype(np.int64)
-    seen, first = np.unique(row, return_index=True)
-    number = np.full(count + 1, -1, np.int64)
-    number[seen[np.argsort(first)]] = np.arange(len(seen))
-    table = np.stack([events["action"].astype(np.int64), events["stream"], number[row], *events["pool"].T])
+    row = _numbered(events["allocation"].astype(np.int64))
+    table = np.stack([events["action"].astype(np.int64), events["stream"], row, _pools(events)])
     return hashlib.blake2b(np.ascontiguousarray(table).tobytes(), digest_size=16).digest()
+
+
+def _pools(events: Table) -> Ints:
+    """Each event's private pool, numbered from 1 on as they first appear: torch counts their ids up; 0: none."""
+    major, minor = events["pool"].astype(np.int64).T
+    return _numbered(np.append(0, major << 32 | minor))[1:]
+
+
+def _numbered(values: Ints) -> Ints:
+    """Each value as a number, from 0 on, in the order in which they first appear; shape ``(values,)``."""
+    _, first, place = np.unique(values, return_index=True, return_inverse=True)
+    number = np.empty_like(first)
+    number[np.argsort(first)] = np.arange(len(first))
+    return number[place]
 
 
 def two_for(batch_size: int, known: Sequence[int]) -> tuple[int, int]:
