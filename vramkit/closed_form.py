@@ -87,7 +87,9 @@ def optimizer_state(optimizer: OptimizerOrFactory, model: Models | None = None, 
 
 
 def inputs(batch: object) -> int:
-    """Bytes of every tensor of a batch, a pytree of tensors and dataclasses; one that is in it twice is moved twice.
+    """Bytes of every tensor of a batch, a pytree of tensors and dataclasses.
+
+    A tensor that is in it twice is moved twice; a dataclass that is in it twice is moved once, as the engines do it.
 
     Raises:
         UsageError: a callable, or nothing in which a tensor was found.
