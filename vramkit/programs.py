@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from .counts import check_count
 from .engines import Program, without_size
-from .engines.batches import batch_size_of
+from .engines.batches import batch_size_of, is_made
 from .engines.hooks import hooks_of
 from .errors import UsageError
 
@@ -62,11 +62,6 @@ def program_of(
         by_default_on_cuda=torch.get_default_device().type == "cuda",
         gradients="inference" if torch.is_inference_mode_enabled() else "on" if torch.is_grad_enabled() else "off",
     )
-
-
-def is_made(batch: object) -> bool:
-    """Whether a batch is a callable ``size -> batch``."""
-    return callable(batch) and not isinstance(batch, (torch.Tensor, Mapping))
 
 
 def check_grows(asked: str, program: Program) -> None:

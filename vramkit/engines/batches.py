@@ -8,7 +8,7 @@ import sys
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, TypeGuard, TypeVar, overload
 
 import torch
 from torch.utils import _pytree as pytree
@@ -84,6 +84,11 @@ def _leaves(batch: object, at: str, seen: set[int]) -> Iterator[tuple[str, Any]]
                 yield from _leaves(value, f"{place}.{name}", seen)
 
 
+def is_made(batch: object) -> TypeGuard[Callable[[int], Any]]:
+    """Whether a batch is a callable ``size -> batch``."""
+    return callable(batch) and not isinstance(batch, (torch.Tensor, Mapping))
+
+
 def batch_size_of(batch: object) -> int:
     """Size of dimension 0 of a batch's tensors; 0: none has one.
 
@@ -116,7 +121,7 @@ def at_size(batch: object, size: int) -> object:
         batch: a pytree of tensors on the CPU and dataclasses, or a callable ``size -> batch``.
         size: rows; 0: as it is.
     """
-    if callable(batch) and not isinstance(batch, (torch.Tensor, Mapping)):
+    if is_made(batch):
         return _unwrapped(batch(size))
     return _mapped(lambda leaf: _leaf_at(leaf, size), batch)
 
@@ -128,7 +133,7 @@ def moved(batch: Any, device: str) -> Any:
 
 def described(batch: object) -> str:
     """How a model is called with a batch, in short: ``model(f32[64,512])``."""
-    if callable(batch) and not isinstance(batch, (torch.Tensor, Mapping)):
+    if is_made(batch):
         return "model(...) with what the callable makes"
     if isinstance(batch, Mapping):
         return f"model({', '.join(f'{name}={_short(value)}' for name, value in batch.items())})"
