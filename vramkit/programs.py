@@ -1,5 +1,5 @@
-"""What the verbs that predict are given: checked, and made into a program. Knows what an argument may be; knows neither
-engines nor devices.
+"""What the verbs that predict and the closed forms are given: checked, and made into a program. Knows what an argument
+may be; knows neither engines nor devices.
 """
 
 from __future__ import annotations
