@@ -11,9 +11,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from .counts import check_count
-from .engines import Program, without_size
+from .engines import Program
 from .engines.batches import batch_size_of, is_made
 from .engines.hooks import hooks_of
+from .engines.sizeless import without_size
 from .errors import UsageError
 
 Models = torch.nn.Module | Sequence[torch.nn.Module] | Mapping[str, torch.nn.Module]
