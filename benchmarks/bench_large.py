@@ -4,9 +4,11 @@
 
 80 layers of width 8192, 64 heads, sequences of 4096 tokens, batch 1, two steps with AdamW, the model on ``meta``. Each
 column is a process of its own. Its seconds are those of the call, after torch was imported; the first call of the
-virtual engine starts the helper process, which imports torch once more. The memory is the peak that the larger of the
-two processes has had when the call returns: at their exit CUDA's libraries touch up to 200 MB more of their own pages,
-whoever imported torch. For scale, the last line is a process that only imports torch.
+virtual engine starts the helper process, which imports torch once more. The memory is the most that any one process
+had resident from its start to the end of the call: of the virtual engine that is the user's own process, the helper,
+the session that it forks, or the run that this one forks, each with the pages that it shares with the others; the fake
+engine has the user's own alone. Their exit is left out: there CUDA's libraries touch up to 200 MB more of their own
+pages, whoever imported torch. For scale, the last line is a process that only imports torch.
 """
 
 from __future__ import annotations
@@ -16,10 +18,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+
+from typing_extensions import Self
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent / "tests"
+INTERVAL = 0.02
+"""Seconds between two looks at the processes: what a run takes in its last moment may be missed."""
 
 _MODEL = """
 import json, sys, time, warnings
@@ -27,16 +36,15 @@ warnings.simplefilter("ignore")
 sys.path[:0] = [{tests!r}, {here!r}]
 {before}
 import torch
+from bench_large import PeakMemory
 from predicted_programs import class_loss
 from workloads import GPT
 
 def build():
     return GPT(layers={layers}, width=8192, heads=64, length=4096)
 
-def report(start, **figures):
-    from bench_large import peak_memory
-    seconds = time.perf_counter() - start
-    print("RESULT" + json.dumps(dict(seconds=seconds, memory=peak_memory(), **figures)), flush=True)
+def report(seconds, memory, **figures):
+    print("RESULT" + json.dumps(dict(seconds=seconds, memory=memory.peak, **figures)), flush=True)
 """
 
 _ESTIMATE = """
@@ -45,32 +53,42 @@ with torch.device("meta"):
     model = build()
 tokens = torch.zeros(1, 4096, dtype=torch.long)
 for _ in range(2):
-    start = time.perf_counter()
-    found = vramkit.estimate(
-        model, (tokens, tokens), optimizer=torch.optim.AdamW, loss=class_loss, steps=2, gpu="2 TiB", engine={engine!r}
-    )
-    report(start, allocated=found.peak_allocated, reserved=found.peak_reserved)
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        found = vramkit.estimate(
+            model,
+            (tokens, tokens),
+            optimizer=torch.optim.AdamW,
+            loss=class_loss,
+            steps=2,
+            gpu="2 TiB",
+            engine={engine!r},
+        )
+        seconds = time.perf_counter() - start
+    report(seconds, memory, allocated=found.peak_allocated, reserved=found.peak_reserved)
 """
 
 _MEMTRACKER = """
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
-start = time.perf_counter()
-with FakeTensorMode():
-    with torch.device("cuda"):
-        model = build()
-        tokens = torch.zeros(1, 4096, dtype=torch.long)
-    optimizer = torch.optim.AdamW(model.parameters())
-    tracker = MemTracker()
-    tracker.track_external(model, optimizer)
-    with tracker:
-        for _ in range(2):
-            class_loss(model(tokens), (tokens, tokens)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            tracker.reset_mod_stats()  # it refuses a second step without it
-peak = tracker.get_tracker_snapshot("peak")[torch.device("cuda", 0)]
-report(start, allocated=peak["Total"])
+with PeakMemory() as memory:
+    start = time.perf_counter()
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            model = build()
+            tokens = torch.zeros(1, 4096, dtype=torch.long)
+        optimizer = torch.optim.AdamW(model.parameters())
+        tracker = MemTracker()
+        tracker.track_external(model, optimizer)
+        with tracker:
+            for _ in range(2):
+                class_loss(model(tokens), (tokens, tokens)).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                tracker.reset_mod_stats()  # it refuses a second step without it
+    peak = tracker.get_tracker_snapshot("peak")[torch.device("cuda", 0)]
+    seconds = time.perf_counter() - start
+report(seconds, memory, allocated=peak["Total"])
 """
 
 _ACTIVATE = 'import vramkit.virtual_gpu\nvramkit.virtual_gpu.activate("2 TiB")'
@@ -79,7 +97,7 @@ COLUMNS = {
     "fake engine": ("", _ESTIMATE.format(engine="fake")),
     "fake engine, CUDA": (_ACTIVATE, _ESTIMATE.format(engine="fake")),
     "MemTracker, fakes": (_ACTIVATE, _MEMTRACKER),
-    "import torch": ("", "start = time.perf_counter()\nreport(start)"),
+    "import torch": ("", "with PeakMemory() as memory:\n    pass\nreport(0, memory)"),
 }
 
 
@@ -105,13 +123,36 @@ def main() -> None:
             print(f"{name:28}failed: {output.strip().splitlines()[-1][:160]}", flush=True)
 
 
-def peak_memory() -> int:
-    """The most that was resident so far, bytes: of this process, or of the one below it that had most."""
-    found = [os.getpid()]
-    for pid in found:
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            found += map(int, children.read_text().split())
-    return max(map(_peak, found))
+class PeakMemory:
+    """Watches this process and all below it while a block runs, those too that begin and end meanwhile."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+        """The most that one of them has had resident since it began, bytes."""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        self._look()
+        while not self._over.wait(INTERVAL):
+            self._look()
+        self._look()
+
+    def _look(self) -> None:
+        found = [os.getpid()]
+        for pid in found:
+            with suppress(OSError):  # it has ended
+                self.peak = max(self.peak, _peak(pid))
+                for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                    found += map(int, children.read_text().split())
 
 
 def _peak(pid: int) -> int:

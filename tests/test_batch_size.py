@@ -392,7 +392,7 @@ def test_a_batch_that_cannot_grow_is_refused():
         ({"memory_fraction": 0}, "memory_fraction=0"),
         ({"memory_fraction": -0.5}, "memory_fraction=-0.5"),
         ({"memory_fraction": 1.5}, "above 0, at most 1"),
-        ({"multiple_of": 0}, "multiple_of=0"),
+        ({"multiple_of": 0}, "multiple_of=0. It has to be at least 1"),
         ({"multiple_of": -8}, "multiple_of=-8"),
         ({"min_batch_size": 0}, "min_batch_size=0"),
         ({"max_batch_size": 0}, "max_batch_size=0"),

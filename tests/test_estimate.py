@@ -711,7 +711,10 @@ def test_an_interrupted_run_leaves_no_process(line: tuple[str, int], monkeypatch
         select.select([], [], [], 60)
 
     def interrupted(connection: object, seconds: float) -> bool:
-        os.read(source, 1)  # the step has begun
+        poll = select.poll()  # without a writer, a read would end at once
+        poll.register(source, select.POLLIN)
+        poll.poll()
+        assert os.read(source, 1) == b"1"  # the step has begun
         raise KeyboardInterrupt
 
     monkeypatch.setattr(virtual._Connection, "_answers_within", interrupted)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import UserDict
-from dataclasses import dataclass
+from collections import OrderedDict, UserDict
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
@@ -87,6 +87,66 @@ def test_a_dataclass_is_looked_into_and_keeps_its_class() -> None:
     assert batches.batch_size_of(vramkit.fixed(pair)) == 0
     with pytest.raises(vramkit.UsageError, match=r"\[0\]\.images: 2x5, \[0\]\.more\['labels'\]: 3"):
         batches.batch_size_of([Pair(torch.zeros(2, 5), {"labels": torch.zeros(3)})])
+
+
+@dataclass
+class Node:
+    """A tree whose parts know each other."""
+
+    x: torch.Tensor
+    parent: Node | None = None
+    children: list[Node] = field(default_factory=list)
+
+
+def test_dataclasses_that_refer_to_each_other_still_do_at_another_size() -> None:
+    root = Node(torch.zeros(2, 5))
+    root.children += [Node(torch.zeros(2, 3), root), Node(torch.zeros(2, 4), root)]
+
+    resized: Any = batches.at_size(root, 6)
+
+    assert [path for path, leaf in batches.leaves_of(root) if isinstance(leaf, torch.Tensor)] == [
+        ".x",
+        ".children[0].x",
+        ".children[1].x",
+    ]
+    assert batches.batch_size_of(root) == 2
+    assert resized.x.shape == (6, 5)
+    assert [tuple(child.x.shape) for child in resized.children] == [(6, 3), (6, 4)]
+    assert all(child.parent is resized for child in resized.children)
+    assert root.children[0].parent is root
+    assert root.x.shape == (2, 5)
+
+
+@dataclass
+class Unfinished:
+    """One with a field that is set later."""
+
+    x: torch.Tensor
+    encoded: torch.Tensor = field(init=False)
+
+
+def test_a_field_that_is_not_set_stays_so() -> None:
+    resized: Any = batches.at_size(Unfinished(torch.zeros(2, 5)), 6)
+
+    assert resized.x.shape == (6, 5)
+    assert not hasattr(resized, "encoded")
+
+
+@dataclass
+class Output(OrderedDict[str, Any]):
+    """A dataclass that is a dict too, and holds everything twice."""
+
+    x: torch.Tensor
+
+    def __post_init__(self) -> None:
+        self["x"] = self.x
+
+
+def test_a_dataclass_that_is_a_mapping_is_not_changed_in_one_half() -> None:
+    output = Output(torch.zeros(2, 5))
+
+    assert batches.at_size(output, 6) is output
+    assert batches.batch_size_of(output) == 0
 
 
 def test_a_large_batch_takes_no_memory_of_the_host() -> None:

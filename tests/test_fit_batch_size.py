@@ -6,7 +6,9 @@ import gc
 import inspect
 import weakref
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
@@ -276,19 +278,27 @@ def test_functions_that_cannot_be_called_with_a_size_are_refused(function: Calla
 
 
 @pytest.mark.parametrize(
-    "sizes",
+    ("sizes", "text"),
     [
-        {"starting_batch_size": 0},
-        {"starting_batch_size": 2.5},
-        {"min_batch_size": -1},
-        {"multiple_of": 0},
-        {"starting_batch_size": 10, "multiple_of": 16},
-        {"starting_batch_size": 10, "min_batch_size": 11},
+        ({"starting_batch_size": 0}, "starting_batch_size=0. It has to be at least 1"),
+        ({"starting_batch_size": 2.5}, "starting_batch_size has to be a whole number"),
+        ({"min_batch_size": -1}, "min_batch_size=-1"),
+        ({"multiple_of": 0}, "multiple_of=0"),
+        ({"starting_batch_size": 10, "multiple_of": 16}, "No size is at most the first"),
+        ({"starting_batch_size": 10, "min_batch_size": 11}, "No size is at most the first"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(sizes: dict[str, int]) -> None:
-    with pytest.raises(vramkit.UsageError):
+def test_sizes_that_cannot_be_are_refused(sizes: dict[str, int], text: str) -> None:
+    with pytest.raises(vramkit.UsageError, match=text):
         vramkit.fit_batch_size(**sizes)
+
+
+def test_a_size_may_be_an_integer_of_numpy() -> None:
+    calls: list[int] = []
+    size: Any = np.int64(64)
+
+    assert vramkit.fit_batch_size(starting_batch_size=size)(up_to(64, calls))() == 64
+    assert type(calls[0]) is int
 
 
 # -- real ones ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -266,8 +268,16 @@ def test_a_class_in_place_of_an_object_says_so() -> None:
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "many"])
 def test_a_recording_without_events_is_refused(wrong: object) -> None:
-    with pytest.raises(vramkit.UsageError, match=r"max_events.*at least 1"):
+    with pytest.raises(vramkit.UsageError, match=r"max_events.*from 1 on"):
         vramkit.profile(max_events=wrong)
+
+
+def test_a_number_of_events_may_be_an_integer_of_numpy() -> None:
+    most: Any = np.int64(3)
+    with vramkit.profile(device="cpu", max_events=most) as prof:
+        kept = [torch.zeros(8) for _ in range(5)]
+
+    assert len(prof.result.tape.events) == most < len(kept)
 
 
 @pytest.mark.parametrize("wrong", ["mps", "meta", "nonsense"])

@@ -15,9 +15,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from .engines.batches import Fixed, leaves_of
+from .engines.batches import Fixed, is_made, leaves_of
 from .errors import UsageError
-from .programs import Models, OptimizerOrFactory, is_made, models_of, optimizers_of
+from .programs import Models, OptimizerOrFactory, models_of, optimizers_of
 from .sizes import format_size
 
 _SIZE_ASKED = "The size of a model was asked for"
@@ -87,7 +87,9 @@ def optimizer_state(optimizer: OptimizerOrFactory, model: Models | None = None, 
 
 
 def inputs(batch: object) -> int:
-    """Bytes of every tensor of a batch, a pytree of tensors and dataclasses; one that is in it twice is moved twice.
+    """Bytes of every tensor of a batch, a pytree of tensors and dataclasses.
+
+    A tensor that is in it twice is moved twice; a dataclass that is in it twice is moved once, as the engines do it.
 
     Raises:
         UsageError: a callable, or nothing in which a tensor was found.

@@ -1,4 +1,4 @@
-"""Whole numbers that a caller gives, of rows or of steps: checked. Knows nothing of what they count."""
+"""Whole numbers that a caller gives: checked. Knows nothing of what they count."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def check_count(asked: str, name: str, value: Any, *, most: int | None = None) -
     if count is None:
         why = f"{name} has to be a whole number"
     else:
-        why = "There is nothing to predict without one" if count < 1 else "No larger one is tried"
+        why = "It has to be at least 1" if count < 1 else "No larger one is tried"
     allowed = "from 1 on" if most is None else f"from 1 to {most}"
     raise UsageError(asked, f"with {name}={value!r}", why, f"Give a whole number {allowed}")

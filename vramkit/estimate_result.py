@@ -10,7 +10,8 @@ from typing import Any
 from . import archive, gpus
 from .breakdown import Breakdown
 from .counts import check_count
-from .engines import EngineName, Run, Session, without_size
+from .engines import EngineName, Run, Session
+from .engines.sizeless import without_size
 from .errors import UsageError
 from .events import Phase
 from .gpus import GPU

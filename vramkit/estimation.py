@@ -14,10 +14,11 @@ from .allocator import AllocatorConf
 from .counts import check_count
 from .driver import cuda_devices
 from .engines import EngineName, Program, Session, virtual
+from .engines.batches import is_made
 from .errors import UsageError
 from .estimate_result import Estimate, predict
 from .gpus import GPU
-from .programs import Models, OptimizerOrFactory, check_grows, is_made, program_of
+from .programs import Models, OptimizerOrFactory, check_grows, program_of
 
 _ASKED = "vramkit.estimate was called"
 

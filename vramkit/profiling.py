@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from . import __version__
 from .attribution import attribute
+from .counts import check_count
 from .errors import DeviceError, UsageError
 from .events import ALLOCATION, EVENT, Tape
 from .recording.marks import Marks
@@ -78,15 +79,8 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
     ) -> None:
         self._models = _several(model, torch.nn.Module, "model", "an nn.Module")
         self._optimizers = _several(optimizer, torch.optim.Optimizer, "optimizer", "a torch.optim.Optimizer")
-        if not isinstance(max_events, int) or isinstance(max_events, bool) or max_events < 1:
-            raise UsageError(
-                "vramkit.profile was given max_events",
-                f"{max_events!r}",
-                "a recording without events shows nothing",
-                "Give a whole number of at least 1; 500000 is the default",
-            )
+        self._max_events = check_count("vramkit.profile was called", "max_events", max_events)
         self._device = _device(device, self._models)
-        self._max_events = max_events
         self._source: _Source | None = None
         self._result: Profile | None = None
         self._entered = False

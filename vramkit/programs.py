@@ -1,5 +1,5 @@
-"""What the verbs that predict are given: checked, and made into a program. Knows what an argument may be; knows neither
-engines nor devices.
+"""What the verbs that predict and the closed forms are given: checked, and made into a program. Knows what an argument
+may be; knows neither engines nor devices.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from torch.utils._device import DeviceContext
 from torch.utils.data import DataLoader
 
 from .counts import check_count
-from .engines import Program, without_size
-from .engines.batches import batch_size_of
+from .engines import Program
+from .engines.batches import batch_size_of, is_made
 from .engines.hooks import hooks_of
+from .engines.sizeless import without_size
 from .errors import UsageError
 
 Models = torch.nn.Module | Sequence[torch.nn.Module] | Mapping[str, torch.nn.Module]
@@ -71,11 +72,6 @@ def _makes_on_cuda() -> bool:
     modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call] # torch's
     contexts = [mode for mode in modes if isinstance(mode, DeviceContext)]
     return bool(contexts) and contexts[-1].device.type == "cuda"
-
-
-def is_made(batch: object) -> bool:
-    """Whether a batch is a callable ``size -> batch``."""
-    return callable(batch) and not isinstance(batch, (torch.Tensor, Mapping))
 
 
 def check_grows(asked: str, program: Program) -> None:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from ..errors import UsageError
-
 if TYPE_CHECKING:
     import torch
 
@@ -45,20 +43,6 @@ class Program:
     """Whether autograd was on where the estimate was asked for."""
     by_default_on_cuda: bool = False
     """``torch.set_default_device("cuda")`` was in force where the estimate was asked for."""
-
-
-def without_size(asked: str) -> UsageError:
-    """What to tell of a batch that can't be made larger or smaller.
-
-    Args:
-        asked: what was asked for, as an error's text begins.
-    """
-    return UsageError(
-        asked,
-        "no tensor with a dimension 0 was found in the batch",
-        "Tensors are looked for in tuples, lists, dicts and dataclasses, and nothing else says how it grows",
-        "Give a batch whose tensors begin with the batch dimension, or a callable size -> batch",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import sys
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, TypeGuard, TypeVar, overload
 
 import torch
 from torch.utils import _pytree as pytree
@@ -67,16 +67,26 @@ def leaves_of(batch: object, at: str = "") -> Iterator[tuple[str, Any]]:
     """Everything in a batch that is no container, and where it is, as Python would write it behind the batch's name.
 
     Args:
-        batch: a pytree; dataclasses in it are looked into.
+        batch: a pytree; dataclasses in it are looked into, each one once.
         at: where the batch itself is.
     """
+    return _leaves(batch, at, set())
+
+
+def _leaves(batch: object, at: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
     for path, leaf in pytree.tree_flatten_with_path(_as_dict(batch))[0]:
         place = at + pytree.keystr(path)
-        if _is_record(leaf):
-            for each in fields(leaf):
-                yield from leaves_of(getattr(leaf, each.name), f"{place}.{each.name}")
-        else:
+        if not _is_record(leaf):
             yield place, leaf
+        elif id(leaf) not in seen:
+            seen.add(id(leaf))
+            for name, value in _values(leaf):
+                yield from _leaves(value, f"{place}.{name}", seen)
+
+
+def is_made(batch: object) -> TypeGuard[Callable[[int], Any]]:
+    """Whether a batch is a callable ``size -> batch``."""
+    return callable(batch) and not isinstance(batch, (torch.Tensor, Mapping))
 
 
 def batch_size_of(batch: object) -> int:
@@ -111,7 +121,7 @@ def at_size(batch: object, size: int) -> object:
         batch: a pytree of tensors on the CPU and dataclasses, or a callable ``size -> batch``.
         size: rows; 0: as it is.
     """
-    if callable(batch) and not isinstance(batch, (torch.Tensor, Mapping)):
+    if is_made(batch):
         return _unwrapped(batch(size))
     return _mapped(lambda leaf: _leaf_at(leaf, size), batch)
 
@@ -123,7 +133,7 @@ def moved(batch: Any, device: str) -> Any:
 
 def described(batch: object) -> str:
     """How a model is called with a batch, in short: ``model(f32[64,512])``."""
-    if callable(batch) and not isinstance(batch, (torch.Tensor, Mapping)):
+    if is_made(batch):
         return "model(...) with what the callable makes"
     if isinstance(batch, Mapping):
         return f"model({', '.join(f'{name}={_short(value)}' for name, value in batch.items())})"
@@ -165,30 +175,39 @@ def _mapped(
 
     Args:
         change: what becomes of a leaf.
-        batch: a pytree; dataclasses in it keep their class.
+        batch: a pytree; dataclasses in it keep their class, and one that is in it twice stays one.
         looks_into: whether a dataclass is changed field by field; else it is a leaf.
     """
+    copies: dict[int, Any] = {}
 
     def replaced(leaf: Any) -> Any:
         if not (_is_record(leaf) and looks_into(leaf)):
             return change(leaf)
-        record = copy.copy(leaf)
-        for each in fields(leaf):
-            value = _mapped(change, getattr(leaf, each.name), looks_into=looks_into)
-            object.__setattr__(record, each.name, value)  # a frozen one, too
-        return record
+        if id(leaf) not in copies:
+            copies[id(leaf)] = record = copy.copy(leaf)  # before its fields: they may lead back to it
+            for name, value in _values(leaf):
+                object.__setattr__(record, name, everywhere(value))  # a frozen one, too
+        return copies[id(leaf)]
 
-    changed = pytree.tree_map(replaced, _as_dict(batch))
-    if isinstance(batch, UserDict):
-        result = copy.copy(batch)
-        result.data = changed
-        return result
-    return changed
+    def everywhere(part: Any) -> Any:
+        changed = pytree.tree_map(replaced, _as_dict(part))
+        if isinstance(part, UserDict):
+            result = copy.copy(part)
+            result.data = changed
+            return result
+        return changed
+
+    return everywhere(batch)
 
 
 def _is_record(leaf: object) -> bool:
-    """Whether it is a dataclass that holds parts of a batch."""
-    return is_dataclass(leaf) and not isinstance(leaf, (type, Fixed))
+    """Whether it is a dataclass that holds parts of a batch, and holds them in its fields alone."""
+    return is_dataclass(leaf) and not isinstance(leaf, (type, Fixed, Mapping))
+
+
+def _values(record: Any) -> Iterator[tuple[str, Any]]:
+    """The fields of a dataclass that are set, by name."""
+    return ((each.name, getattr(record, each.name)) for each in fields(record) if hasattr(record, each.name))
 
 
 def _as_dict(batch: Any) -> Any:

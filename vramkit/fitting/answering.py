@@ -12,10 +12,9 @@ import torch
 
 from ..batch_size_result import BatchSizeResult, Trial
 from ..engines import Program, Session
-from ..engines.batches import leaves_of, moved
+from ..engines.batches import is_made, leaves_of, moved
 from ..errors import DoesNotFit
 from ..gpus import GPU
-from ..programs import is_made
 from ..running_out import quick_collections
 from ..sizes import format_size
 from .bounds import Bounds

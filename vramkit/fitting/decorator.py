@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar, overload
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from ..batch_size_result import Trial
+from ..counts import check_count
 from ..errors import DoesNotFit, UsageError
 from ..running_out import clean_up, forget, is_out_of_memory
 from .descent import Descent
@@ -92,13 +93,9 @@ def fit_batch_size(
     sizes; use ``vramkit.auto_batch_size(..., group=...)`` there. What the function needs only after its second step,
     for an evaluation say, is not measured: where that is more, a call fails late, and the next one gets less.
     """
-    for name, value in (
-        ("starting_batch_size", starting_batch_size),
-        ("min_batch_size", min_batch_size),
-        ("multiple_of", multiple_of),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UsageError(_ASKED, f"with {name}={value!r}", instead="Give a whole number from 1 on")
+    starting_batch_size = check_count(_ASKED, "starting_batch_size", starting_batch_size)
+    min_batch_size = check_count(_ASKED, "min_batch_size", min_batch_size)
+    multiple_of = check_count(_ASKED, "multiple_of", multiple_of)
     if Descent(starting_batch_size, min_batch_size, multiple_of).is_over:
         raise UsageError(
             _ASKED,
