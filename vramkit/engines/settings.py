@@ -84,11 +84,8 @@ def apply(settings: Mapping[str, object]) -> None:
 def _read(name: str) -> object:
     try:
         return _FUNCTIONS[name][0]() if name in _FUNCTIONS else getattr(_owner(name), name.rpartition(".")[2])
-    except (
-        AttributeError,
-        RuntimeError,
-    ):  # another torch, or one without that backend; or see float32_matmul_precision
-        return _UNKNOWN
+    except (AttributeError, RuntimeError):
+        return _UNKNOWN  # another torch, or one without that backend; or see float32_matmul_precision
 
 
 def _owner(name: str) -> Any:
