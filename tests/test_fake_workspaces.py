@@ -80,6 +80,14 @@ def test_most_results_and_gradients_of_inputs_want_it_to_the_byte(gpu: str, dtyp
 
 
 @pytest.mark.virtual_gpu
+def test_an_a100_shares_the_pixels_of_a_weights_gradient_about_as_the_planner_says() -> None:
+    _, said, real = said_and_real("a100-80gb", torch.float32, last=False)
+
+    pairs = list(zip(said, real, strict=True))[WANTED.index("weight") :: len(WANTED)]
+    assert sum(abs(one - other) for one, other in pairs) < 0.03 * sum(real for _, real in pairs)
+
+
+@pytest.mark.virtual_gpu
 def test_separate_channels_that_lie_last_have_a_workspace_for_their_weight() -> None:
     """Layers as in a ConvNeXt; with the channels first, torch's own kernel takes none."""
     code = """

@@ -178,6 +178,7 @@ _LEAST_DEPTHWISE = 150_000  # elements of the result from which on a weight's gr
 _COPIES_DEPTHWISE = ((8, 0), (9, 0))
 _STRIDED = 256  # input channels from which on windows of one pixel that skip others get copies
 _LEAST_PIXELS = 680  # that a block adds up
+_FEWEST_PIXELS = 1300  # of which an A100's blocks share any
 _FEW_TILES, _SOME_PIXELS, _MANY_PIXELS = 16, 4000, 16_000  # where a large weight's gradient is shared
 
 
@@ -284,15 +285,32 @@ def _sums(problem: Problem, habits: _Habits, gpu: GPU) -> int:
     weight = problem.weight
     rows, columns = weight.shape[0], weight.numel() // max(weight.shape[0], 1)
     tiles = -(-rows // _TILE) * -(-columns // _TILE)
-    waves = habits.sums
-    if tiles < _FEW_TILES:
-        waves = min(waves, 1)
-    elif waves > 2 and problem.pixels < _MANY_PIXELS:
-        waves = 2 if problem.pixels >= _SOME_PIXELS else 0
-    blocks = gpu.multiprocessors * waves
-    shares = min(problem.pixels // _LEAST_PIXELS, int(blocks / max(tiles, 1)))
+    if habits.sums > 2 and weight.dim() == 4:
+        shares = _ampere_shares(problem, tiles, gpu)
+    else:
+        waves = habits.sums
+        if tiles < _FEW_TILES:
+            waves = min(waves, 1)
+        elif waves > 2 and problem.pixels < _MANY_PIXELS:
+            waves = 2 if problem.pixels >= _SOME_PIXELS else 0
+        shares = min(problem.pixels // _LEAST_PIXELS, int(gpu.multiprocessors * waves / max(tiles, 1)))
     sums = _copy(weight) // weight.element_size() * 4 * shares + (habits.least_sums if tiles <= 3 else 0)
     return sums + 128 if sums else 0
+
+
+def _ampere_shares(problem: Problem, tiles: int, gpu: GPU) -> int:
+    """How many blocks share the pixels of a tile of an image's: they fill an A100 in full waves, or nearly one."""
+    if problem.pixels < _FEWEST_PIXELS:
+        return 0
+    if problem.window == 1:
+        return int(0.6 * gpu.multiprocessors) // tiles
+    if tiles < 30:
+        return min(max(gpu.multiprocessors // tiles, 8), 17)
+    if problem.pixels >= (10_000 if tiles < 60 else 6_000):
+        waves = 4
+    else:
+        waves = 0 if tiles >= 60 else 2 if problem.pixels >= 2_500 else 1
+    return waves * gpu.multiprocessors // tiles
 
 
 def _direct(problem: Problem, habits: _Habits, gpu: GPU, *, backward: bool = False) -> int:
