@@ -301,6 +301,7 @@ def test_a_default_device_counts_without_cuda_too() -> None:
     assert with_it - without >= 4 << 20
 
 
+@pytest.mark.virtual_gpu
 def test_a_graph_that_the_devices_thread_still_holds_is_waited_for() -> None:
     model = mlp()
     stop = threading.Event()

@@ -142,6 +142,12 @@ def test_without_tensor_float_a_weights_gradient_wants_nothing() -> None:
     assert allowed > each.input.nbytes + each.output.nbytes
 
 
+def test_a_layer_without_channels_wants_no_sums() -> None:
+    layer = problem((64, 0, 56, 1, 1), 16, torch.float32, last=False)
+
+    assert workspace(layer, "weight", find("a100-80gb")) == 0
+
+
 def test_filled_channels_and_partial_sums_are_counted() -> None:
     images = problem((3, 64, 224, 7, 2), 16, torch.bfloat16, last=True)
 

@@ -144,7 +144,7 @@ class PlainStep:
         if not torch.is_grad_enabled():
             return
         self.part = BACKWARD
-        _check_loss(loss)
+        _check_value(loss)
         self.part = "run the backward"
         loss.backward()
         self.part = STEP
@@ -163,7 +163,7 @@ STEP = "step the optimizer"
 """Parts of a run with the plain step, as the end of "was to ..."."""
 
 
-def _check_loss(loss: object) -> None:
+def _check_value(loss: object) -> None:
     """Raises: TypeError for what no backward can begin at."""
     if not isinstance(loss, torch.Tensor):
         if not hasattr(loss, "backward"):

@@ -186,7 +186,7 @@ def workspace(problem: Problem, wanted: Wanted, gpu: GPU) -> int:
     """Bytes that cuDNN's kernel takes beside its result."""
     habits = _habits(problem, gpu)
     if problem.is_depthwise:
-        return _depthwise_weight(problem, habits, gpu) if wanted == "weight" and habits is not _PLAIN else 0
+        return _depthwise_weight(problem, gpu) if wanted == "weight" and habits is not _PLAIN else 0
     if problem.pixels == problem.output.shape[0] and problem.window == 1:
         return 0
     of: Callable[[Problem, _Habits, GPU], int] = {"output": _output, "input": _input, "weight": _weight}[wanted]
@@ -254,7 +254,7 @@ def _weight(problem: Problem, habits: _Habits, gpu: GPU) -> int:
     return _copies(*copied) + _sums(problem, habits, gpu)
 
 
-def _depthwise_weight(problem: Problem, habits: _Habits, gpu: GPU) -> int:
+def _depthwise_weight(problem: Problem, gpu: GPU) -> int:
     """Where channels lie last: sums of each image in half precision, copies for large windows in single precision."""
     images, elements = problem.output.shape[0], problem.output.numel()
     if problem.weight.element_size() == 2:
@@ -284,22 +284,25 @@ def _sums(problem: Problem, habits: _Habits, gpu: GPU) -> int:
     """Bytes of the partial sums: blocks share the pixels where the weight alone has too few tiles for the card."""
     weight = problem.weight
     rows, columns = weight.shape[0], weight.numel() // max(weight.shape[0], 1)
-    tiles = -(-rows // _TILE) * -(-columns // _TILE)
+    tiles = max(-(-rows // _TILE) * -(-columns // _TILE), 1)  # a weight may be empty
     if habits.sums > 2 and weight.dim() == 4:
-        shares = _ampere_shares(problem, tiles, gpu)
+        shares = _shares_of_images(problem, tiles, gpu)
     else:
         waves = habits.sums
         if tiles < _FEW_TILES:
             waves = min(waves, 1)
         elif waves > 2 and problem.pixels < _MANY_PIXELS:
             waves = 2 if problem.pixels >= _SOME_PIXELS else 0
-        shares = min(problem.pixels // _LEAST_PIXELS, int(gpu.multiprocessors * waves / max(tiles, 1)))
+        shares = min(problem.pixels // _LEAST_PIXELS, int(gpu.multiprocessors * waves / tiles))
     sums = _copy(weight) // weight.element_size() * 4 * shares + (habits.least_sums if tiles <= 3 else 0)
     return sums + 128 if sums else 0
 
 
-def _ampere_shares(problem: Problem, tiles: int, gpu: GPU) -> int:
-    """How many blocks share the pixels of a tile of an image's: they fill an A100 in full waves, or nearly one."""
+def _shares_of_images(problem: Problem, tiles: int, gpu: GPU) -> int:
+    """How many blocks of an A100 share the pixels of a tile, in 2-D: they fill the card in full waves, or nearly one.
+
+    After what the planner answers for 284 layers of fourteen networks, in batches of 8 to 128.
+    """
     if problem.pixels < _FEWEST_PIXELS:
         return 0
     if problem.window == 1:
