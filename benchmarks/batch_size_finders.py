@@ -19,7 +19,7 @@ from fitted_programs import FITTED, STEPS
 from predicted_programs import Program, run_as_users_do
 
 import vramkit
-from vramkit.engines.batches import at_size
+from vramkit.programs.batches import at_size
 
 
 @dataclass

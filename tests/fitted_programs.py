@@ -15,7 +15,7 @@ from predicted_programs import PROGRAMS, Program, class_loss, run_as_users_do
 from torch import nn
 from workloads import GPT, tokens
 
-from vramkit.engines.batches import at_size
+from vramkit.programs.batches import at_size
 
 STEPS = 3
 

@@ -30,7 +30,7 @@ def left_behind() -> list[str]:
             found.append("the allocator's history is on")
         if torch._C._cuda_getMemoryMetadata():
             found.append(f"the allocator's metadata is {torch._C._cuda_getMemoryMetadata()!r}")
-    profiling = sys.modules.get("vramkit.profiling")
+    profiling = sys.modules.get("vramkit.profiling.profiler")
     if profiling is not None and profiling.profile._active is not None:
         found.append("a profile is active")
     return found

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from random_stacks import BEGINS, LAYERS, LOSSES, OPTIMIZERS, Layer, StackProgram
 
-from vramkit.events import ALLOCATION, EVENT, Action, Category, Module, Phase, Tape
+from vramkit.tape.events import ALLOCATION, EVENT, Action, Category, Module, Phase, Tape
 
 
 @st.composite

@@ -12,8 +12,8 @@ from torch import nn
 
 import vramkit
 from vramkit import closed_form
-from vramkit.events import Category
-from vramkit.result import MemoryResult
+from vramkit.tape.events import Category
+from vramkit.tape.memory import MemoryResult
 
 Factory = Callable[..., torch.optim.Optimizer]
 BATCH = (torch.zeros(4, 3, 8, 8), torch.zeros(4, 5, dtype=torch.long))

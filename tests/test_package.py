@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+from subprocesses import loaded_by
 
 import vramkit
-
-
-def loaded_by(code: str) -> set[str]:
-    """Top-level modules that a fresh interpreter has loaded after running ``code``."""
-    script = f"{code}\nimport sys; print(*sys.modules)"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return {name.partition(".")[0] for name in result.stdout.split()}
 
 
 def test_importing_vramkit_loads_neither_torch_nor_numpy() -> None:

@@ -15,9 +15,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from .engines.batches import Fixed, is_made, leaves_of
 from .errors import UsageError
-from .programs import Models, OptimizerOrFactory, models_of, optimizers_of
+from .programs.arguments import Models, OptimizerOrFactory, models_of, optimizers_of
+from .programs.batches import Fixed, is_made, leaves_of
 from .sizes import format_size
 
 _SIZE_ASKED = "The size of a model was asked for"

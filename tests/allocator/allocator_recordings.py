@@ -21,8 +21,8 @@ from vramkit.allocator import (
     initial_state,
     segments_from_torch,
 )
-from vramkit.allocator.driver import Device
-from vramkit.events import TORCH_ACTIONS, Action
+from vramkit.allocator.device import Device
+from vramkit.tape.events import TORCH_ACTIONS, Action
 
 FOLDER = Path(__file__).parent.parent / "recordings"
 NAMES = tuple(sorted(path.name.removesuffix(".json.gz") for path in FOLDER.glob("*.json.gz")))

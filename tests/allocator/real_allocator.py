@@ -15,7 +15,7 @@ import torch
 from torch.cuda import memory
 
 from vramkit.allocator import NO_POOL, CachingAllocator, SegmentState, SimulatedOutOfMemory, segments_from_torch
-from vramkit.events import TORCH_ACTIONS, Action
+from vramkit.tape.events import TORCH_ACTIONS, Action
 
 MIB = 1 << 20
 DEFAULTS = "large_segment_size_mb:20,expandable_segments:False,throw_on_cudamalloc_oom:False"

@@ -20,7 +20,7 @@ from vramkit.allocator import (
     segments_from_torch,
 )
 from vramkit.errors import SnapshotError
-from vramkit.events import Action
+from vramkit.tape.events import Action
 
 MIB = 1 << 20
 CONFS = [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import vramkit
 from vramkit import virtual_gpu
 from vramkit.allocator import AllocatorConf, final_state, follow
-from vramkit.events import Action
+from vramkit.tape.events import Action
 
 torch = pytest.importorskip("torch")
 

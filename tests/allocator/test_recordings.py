@@ -20,7 +20,7 @@ from vramkit.allocator import (
     initial_state,
 )
 from vramkit.errors import UsageError
-from vramkit.events import ALLOCATION, EVENT, SEGMENT, Action, Tape
+from vramkit.tape.events import ALLOCATION, EVENT, SEGMENT, Action, Tape
 
 TRACES = [pytest.param(trace, id=trace.name) for trace in recordings.all_traces()]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import vramkit
 from vramkit.allocator import Addresses, CachingAllocator, SimulatedOutOfMemory
 from vramkit.errors import UsageError, VramkitError
-from vramkit.events import ALLOCATION, EVENT, Action, Category, Phase, Tape
+from vramkit.tape.events import ALLOCATION, EVENT, Action, Category, Phase, Tape
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 

@@ -14,7 +14,7 @@ from programs import MEDIUM, SMALL
 
 import vramkit
 from vramkit.allocator import CachingAllocator
-from vramkit.events import Category, Tape
+from vramkit.tape.events import Category, Tape
 
 pytestmark = pytest.mark.virtual_gpu
 MIB = 1 << 20

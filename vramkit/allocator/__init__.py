@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from .blocks import Block
 from .conf import AllocatorConf, memory_limit
-from .driver import Addresses, AddressOrder, AddressSpace
-from .following import ImpossibleEvent, final_state, follow
-from .replaying import Replay
+from .device import Addresses, AddressOrder, AddressSpace
+from .replay import Replay
 from .reserve import SimulatedOutOfMemory
-from .rewinding import AmbiguousBlock, InitialState, initial_state
 from .simulator import CachingAllocator
 from .states import NO_POOL, BlockState, PoolId, SegmentState, segments_from_torch
+from .trace_backward import AmbiguousBlock, InitialState, initial_state
+from .trace_forward import ImpossibleEvent, final_state, follow
 
 __all__ = [
     "NO_POOL",

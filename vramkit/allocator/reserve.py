@@ -11,13 +11,13 @@ from numbers import Real
 from typing import Literal
 
 from ..errors import UsageError, VramkitError
-from ..events import Action
 from ..sizes import format_size
+from ..tape.events import Action
 from .blocks import AGE_SHIFT, SIZE_SHIFT, Block, ExpandableRange, Pool, merge
 from .conf import SMALL_SEGMENT, SMALL_SIZE, UNLIMITED, AllocatorConf, memory_limit
-from .driver import Addresses, AddressOrder, AddressSpace, Device
+from .device import Addresses, AddressOrder, AddressSpace, Device
 from .states import NO_POOL, PoolId
-from .statistics import Usage
+from .stats import Usage
 
 TieBreak = Literal["age", "address"]
 """Which of equally large free blocks is taken: of the oldest segment, or of the lowest address."""

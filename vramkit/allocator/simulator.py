@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import UsageError
-from ..events import Action, Tape
 from ..sizes import format_size, parse_size
-from . import statistics
+from ..tape.events import Action, Tape
+from . import stats
 from .blocks import Block, ExpandableRange, merge
 from .conf import MIN_BLOCK, SMALL_SIZE, UNLIMITED, AllocatorConf
-from .driver import AddressOrder, AddressSpace
-from .replaying import Replay, replay
+from .device import AddressOrder, AddressSpace
+from .replay import Replay, replay
 from .reserve import Reserve, TieBreak
 from .states import NO_POOL, BlockState, PoolId, SegmentState
 
@@ -47,7 +47,7 @@ class CachingAllocator(Reserve):
         capacity: bytes of the device, also as a text such as ``"24 GiB"``; None: without end, up to the 126 TiB that
             a process has addresses for.
         conf: settings as in ``PYTORCH_CUDA_ALLOC_CONF``, or read already.
-        address_order: where new segments lie; see `vramkit.allocator.driver.Addresses`.
+        address_order: where new segments lie; see `vramkit.allocator.device.Addresses`.
         context: bytes of the device, or a text, that the CUDA context and other processes take. They count against the
             capacity, not against ``per_process_memory_fraction``.
         addresses: gives the segments' addresses in place of ``address_order``: a recording's own.
@@ -163,16 +163,16 @@ class CachingAllocator(Reserve):
             home.insert(block)
             if block.range is None:
                 if was_split:
-                    statistics.split(self.total, usage, 0, -need)
+                    stats.split(self.total, usage, 0, -need)
                 else:
-                    statistics.split(self.total, usage, 1, rest)
+                    stats.split(self.total, usage, 1, rest)
             block = front
         elif was_split and block.range is None:
-            statistics.split(self.total, usage, -1, -block.size)
+            stats.split(self.total, usage, -1, -block.size)
         block.allocated = True
         block.requested = size
         self.active[block.address] = block
-        statistics.take(self.total, usage, block.size, size)
+        stats.take(self.total, usage, block.size, size)
         if conf.max_split_size != UNLIMITED:
             self.count_oversize("oversize_allocations", block.size, 1)
         if self.history:
@@ -253,7 +253,7 @@ class CachingAllocator(Reserve):
         self.conf = conf if isinstance(conf, AllocatorConf) else self.conf.changed(conf)
 
     def replay(self, tape: Tape, *, flushes: bool = True) -> Replay:
-        """Serve all requests of a tape; see `vramkit.allocator.replaying.replay`.
+        """Serve all requests of a tape; see `vramkit.allocator.replay.replay`.
 
         Raises:
             UsageError: it is no tape.
@@ -266,7 +266,7 @@ class CachingAllocator(Reserve):
         if not block.allocated:
             raise UsageError("A block was freed", f"{block!r} is not in use", instead="Free each block once")
         block.allocated = False
-        statistics.give_back(self.total, self.usage[block.pool.small], block.size)
+        stats.give_back(self.total, self.usage[block.pool.small], block.size)
         if self.conf.max_split_size != UNLIMITED:
             self.count_oversize("oversize_allocations", block.size, -1)
         if self.history:
@@ -279,7 +279,7 @@ class CachingAllocator(Reserve):
         del self.active[block.address]
         home = block.pool
         usage = self.usage[home.small]
-        statistics.complete(self.total, usage, block.size, block.requested)
+        stats.complete(self.total, usage, block.size, block.requested)
         blocks = change = 0
         if (neighbour := block.prev) is not None and (size := merge(block, neighbour)):
             blocks -= 1
@@ -293,7 +293,7 @@ class CachingAllocator(Reserve):
                 blocks += 1
                 change += block.size
             if blocks or change:
-                statistics.split(self.total, usage, blocks, change)
+                stats.split(self.total, usage, blocks, change)
 
     # ---- what it looks like from outside -------------------------------------------------------------------------
 
@@ -401,14 +401,14 @@ class CachingAllocator(Reserve):
             block.pool.insert_unmapped(block)
         elif block.allocated or block.pending:
             self.active[block.address] = block
-            statistics.take(self.total, usage, block.size, block.requested)
+            stats.take(self.total, usage, block.size, block.requested)
             if block.pending:
-                statistics.give_back(self.total, usage, block.size)
+                stats.give_back(self.total, usage, block.size)
                 self.pending[block.address] = block
         else:
             block.pool.insert(block)
             if block.is_split and block.range is None:
-                statistics.split(self.total, usage, 1, block.size)
+                stats.split(self.total, usage, 1, block.size)
 
 
 def _whole(size: Any) -> int:
@@ -426,9 +426,9 @@ def _no_block(asked: str, given: object) -> UsageError:
     return UsageError(asked, f"got {given!r}", instead="Give what malloc returned")
 
 
-def _flatten(both: statistics.Usage, parts: tuple[statistics.Usage, statistics.Usage]) -> dict[str, int]:
+def _flatten(both: stats.Usage, parts: tuple[stats.Usage, stats.Usage]) -> dict[str, int]:
     large, small = parts
-    return statistics.flatten({"all": both, "large_pool": large, "small_pool": small})
+    return stats.flatten({"all": both, "large_pool": large, "small_pool": small})
 
 
 def _chain(head: Block) -> Iterator[Block]:

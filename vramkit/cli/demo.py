@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..driver import cuda_devices
 from ..errors import DeviceError, DoesNotFit, UsageError
+from ..gpus.installed import cuda_devices
 
 if TYPE_CHECKING:
     from . import Verbs
@@ -42,7 +42,7 @@ def main(options: argparse.Namespace) -> int:
     # Only now: the virtual GPU has to be there before torch is.
     import torch
 
-    from .training import show
+    from ..demo.training import show
 
     try:
         return show(where, place, steps=options.steps, batch_size=options.batch_size)

@@ -14,7 +14,7 @@ from ..errors import UsageError, VramkitError
 from ..sizes import format_size
 
 if TYPE_CHECKING:
-    from ..estimate_result import Estimate
+    from ..estimation.result import Estimate
     from ..scaling.rows import BatchSizeRow
     from . import Verbs
 
@@ -46,7 +46,7 @@ def main(options: argparse.Namespace) -> int:
     try:
         return _predict(options)
     except VramkitError as error:
-        from ..engines.failures import StepTraceback
+        from ..programs.failures import StepTraceback
 
         if isinstance(error.__cause__, StepTraceback):  # of which the error's own text speaks
             print(error.__cause__, file=sys.stderr)
@@ -63,7 +63,7 @@ def _predict(options: argparse.Namespace) -> int:
         "batch_size": sizes[0] if sizes else None,
     }
     given |= {name: value for name, value in named.items() if value is not None}
-    from ..estimation import estimate
+    from ..estimation.estimate import estimate
 
     known = inspect.signature(estimate).parameters
     if unknown := [name for name in given if name not in known]:
@@ -130,7 +130,7 @@ def _result_of(name: str) -> object:
     except VramkitError:
         raise
     except (Exception, SystemExit) as error:
-        from ..engines.failures import StepTraceback, failure_of
+        from ..programs.failures import StepTraceback, failure_of
 
         failure = failure_of("call it", error)
         raise UsageError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..driver import cuda_devices
 from ..gpus import all_gpus
+from ..gpus.installed import cuda_devices
 from ..sizes import format_size
 
 if TYPE_CHECKING:

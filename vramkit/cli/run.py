@@ -16,8 +16,8 @@ from ..errors import UsageError
 from .script import NotAProgramError, Program, without_our_frames
 
 if TYPE_CHECKING:
-    from ..profiling import profile
-    from ..result import Profile
+    from ..profiling.profiler import profile
+    from ..results.profile import Profile
     from . import Verbs
 
 VIRTUAL_NOTE = "measured on a virtual GPU: memory is as on the card; losses, results and times mean nothing."
@@ -62,11 +62,11 @@ def main(options: argparse.Namespace) -> int:
         activate(options.gpu, count=1 if options.count is None else options.count, children=True)
     elif options.count is not None:
         raise UsageError("--count was given with --gpu real", "the number of real GPUs is what it is")
-    from .. import profiling
+    from ..profiling import profiler
 
     if options.save:
         _check_folder(options.save)
-    error, result = _measure(program, profiling.profile(device="cuda", max_events=options.max_events))
+    error, result = _measure(program, profiler.profile(device="cuda", max_events=options.max_events))
     if result is None:  # a forked child of the script came out here; the report is its parent's
         if error is not None:
             raise error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import SnapshotError
 
 if TYPE_CHECKING:
-    from ..result import MemoryResult
+    from ..results.readable import ReadableResult
     from . import Verbs
 
 
@@ -30,14 +30,14 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def open_result(path: str) -> MemoryResult:
+def open_result(path: str) -> ReadableResult:
     """Open a file of any kind that can be shown: the one place to add another kind.
 
     Raises:
         SnapshotError: it is none, or it can't be read.
     """
-    from ..archive import load
-    from ..opening import open_snapshot
+    from ..loading import load
+    from ..snapshots.opening import open_snapshot
 
     try:
         with open(path, "rb") as file:

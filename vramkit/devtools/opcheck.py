@@ -125,10 +125,10 @@ def on_fakes(call: Callable[[], object], gpu: GPU) -> Asked:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from ..allocator import AllocatorConf, CachingAllocator
-    from ..engines.fake.corrections import counts_of_the_only_holder
+    from ..engines.fake.in_place import counts_of_the_only_holder
+    from ..engines.fake.isolation import apart, cuda_for_fakes
     from ..engines.fake.recorder import Recorder
-    from ..engines.fake.surroundings import apart, cuda_for_fakes
-    from ..events import Action
+    from ..tape.events import Action
 
     allocator = CachingAllocator(None, AllocatorConf(), context=0, history=True)
     recorder = Recorder(allocator, gpu, detailed=True)

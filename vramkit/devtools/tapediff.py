@@ -22,7 +22,7 @@ from itertools import groupby
 from typing import Any
 
 from ..errors import UsageError
-from ..events import Action, Phase, Tape
+from ..tape.events import Action, Phase, Tape
 
 _DIGITS = re.compile(r"(?<=[._])\d+")  # layers that are alike are one class
 Item = tuple[int, int]
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _compare(address: str, gpu: str, most: int) -> int:
     from ..engines.fake.session import FakeSession
-    from ..estimation import estimate
+    from ..estimation.estimate import estimate
 
     program = program_at(address)
     real = estimate(**program, gpu=gpu, engine="virtual")

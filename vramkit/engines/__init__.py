@@ -1,4 +1,4 @@
-"""What can predict a training step. This file knows what is asked of an engine and what it answers; no engine.
+"""What can predict a program. This file knows what is asked of an engine and what it answers; no engine.
 
 An engine opens a *session* for one program. A session runs the program on any card, at any batch size, as often as it
 is asked, each time as a fresh process would; ``vramkit.estimate`` and ``Estimate`` know nothing else of it.
@@ -6,43 +6,14 @@ is asked, each time as a fresh process would; ``vramkit.estimate`` and ``Estimat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    import torch
-
     from ..gpus import GPU
-    from ..result import Profile
-    from .hooks import Hook
+    from ..results.profile import Profile
 
 EngineName = Literal["virtual", "fake"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Program:
-    """A training program, as it was given to ``vramkit.estimate`` and checked there."""
-
-    models: Mapping[str, torch.nn.Module]
-    batch: object
-    """A pytree of tensors and dataclasses, or a callable ``size -> batch``."""
-    batch_size: int
-    """Of the sample batch; 0: a callable makes the batches, or nothing in it has a dimension 0."""
-    steps: int
-    optimizers: tuple[torch.optim.Optimizer, ...] = ()
-    make_optimizer: Callable[..., object] | None = None
-    """Makes the optimizer from the parameters, once the models are on the device."""
-    step: Callable[..., object] | None = None
-    """The user's training step; None: the plain one."""
-    loss: Callable[..., object] | None = None
-    autocast: torch.dtype | None = None
-    hooks: tuple[Hook, ...] = ()
-    """On parameters and optimizers; put back where they arrive."""
-    gradients: Literal["on", "off", "inference"] = "on"
-    """Whether autograd was on where the estimate was asked for."""
-    by_default_on_cuda: bool = False
-    """``torch.set_default_device("cuda")`` was in force where the estimate was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..events import Category, Ints, Module
-from ..result import MemoryResult
+from ..tape.events import Category, Ints, Module
+from ..tape.memory import MemoryResult
 from .moment import Moment, owners
 from .tree import Node, merged_tree
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..breakdown import Breakdown
-from ..events import Action, Category, Ints, Phase, Table, Tape
-from ..result import MemoryResult, OutOfMemory
+from ..tape.breakdown import Breakdown
+from ..tape.events import Action, Category, Ints, Phase, Table, Tape
+from ..tape.memory import MemoryResult, OutOfMemory
 from .tree import starred_names
 
 

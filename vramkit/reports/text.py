@@ -1,26 +1,20 @@
 """The text report: one screen that says where a device's memory was. Knows what to show in which order; the figures
 come from ``moment``, ``modules`` and ``advice``.
-
-Plain ASCII: a report must not fail on the way into a file or a terminal with another encoding, least of all after an
-out-of-memory error.
 """
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 
 from ..errors import printable
-from ..events import Action, Category, Phase
-from ..result import MemoryResult, Profile
 from ..sizes import format_size
+from ..tape.events import Action, Category, Phase
+from ..tape.memory import MemoryResult
 from .advice import advise
+from .layout import WIDTH, counted, cut, note, sections, wrapped
 from .modules import ModuleRow, module_rows
 from .moment import Moment, Tensors, largest_tensors, moment_of
 from .tree import shown_name
-
-WIDTH = 100
-"""Characters of a line, at most."""
 
 _NAME = 60
 """Characters of a module's name in a sentence, at most."""
@@ -56,23 +50,23 @@ def report(result: MemoryResult) -> str:
     Returns:
         Lines of at most 100 characters, without a newline at the end.
     """
-    devices = list(result.each_device()) if isinstance(result, Profile) else [result]
+    devices = list(result.each_device())
     shown = next((each for each in devices if moment_of(each).failed), result)
-    sections = [[_title(shown)]]
+    parts = [[_title(shown)]]
     if not len(shown.tape.events) and not len(shown.tape.allocations):
-        sections.append([f"Nothing was allocated on {shown.device} meanwhile."])
+        parts.append([f"Nothing was allocated on {shown.device} meanwhile."])
     else:
         moment = moment_of(shown)
-        sections[0] += _failure(shown, moment) if moment.failed else _recovered(shown, moment)
-        sections += [
+        parts[0] += _failure(shown, moment) if moment.failed else _recovered(shown, moment)
+        parts += [
             list(_bridge(shown, moment)),
             list(_modules(module_rows(shown, moment))),
             list(_tensors(largest_tensors(shown, moment))),
             list(_advice(shown, moment)),
         ]
-    sections.append([_other_device(each) for each in devices if each is not shown])
-    sections.append([line for note in shown.notes for line in _wrapped(printable(" ".join(note.split())), "Note: ")])
-    return "\n\n".join("\n".join(section) for section in sections if section)
+    parts.append([_other_device(each) for each in devices if each is not shown])
+    parts.append([line for each in shown.notes for line in note(each)])
+    return sections(parts)
 
 
 def _title(result: MemoryResult) -> str:
@@ -81,9 +75,9 @@ def _title(result: MemoryResult) -> str:
     name = (result.device_name or result.device) + (f" ({', '.join(known)})" if known else "")
     what = "storages of tensors on the CPU" if on_cpu else f"memory of {name}"
     steps = _step_count(result)
-    over = f" over {_counted(steps, 'step')}" if steps else ""
+    over = f" over {counted(steps, 'step')}" if steps else ""
     version = f", torch {result.versions['torch']}" if "torch" in result.versions else ""
-    return _cut(f"vramkit: {what}{over}{version}")
+    return cut(f"vramkit: {what}{over}{version}")
 
 
 def _step_count(result: MemoryResult) -> int:
@@ -95,9 +89,9 @@ def _failure(result: MemoryResult, moment: Moment) -> list[str]:
     failed, held = moment.failed, moment.breakdown
     assert failed is not None
     failures = len(result.out_of_memory)
-    several = f" {_counted(failures, 'allocation')} failed; this is the last." * (failures > 1)
+    several = f" {counted(failures, 'allocation')} failed; this is the last." * (failures > 1)
     free = f" {format_size(max(0, result.capacity - held.used))} of {format_size(result.capacity)} were free, and"
-    return _wrapped(
+    return wrapped(
         f"{format_size(failed.requested)} ({failed.requested:,} B) were asked for {_when(result, moment)}."
         f"{free if result.capacity else ''} the allocator held {format_size(held.cached)} more that it could not use "
         f"for this.{several}",
@@ -113,8 +107,8 @@ def _recovered(result: MemoryResult, moment: Moment) -> list[str]:
     again = int(((events["action"] == Action.ALLOC) & (events["phase"] != Phase.OUTSIDE)).argmax())
     since = int(result.tape.allocated[last.event + 1 :][again:].max())
     step = int(result.tape.events["step"][last.event])
-    head = f"{_counted(many, 'allocation')} failed, the last" if many > 1 else "An allocation failed,"
-    return _wrapped(
+    head = f"{counted(many, 'allocation')} failed, the last" if many > 1 else "An allocation failed,"
+    return wrapped(
         f"{head} of {format_size(last.requested)} {_place(last.phase, last.module)} (step {step + 1}), and the program "
         f"went on: with at most {format_size(since)} allocated since.",
         "",
@@ -141,7 +135,7 @@ def _bridge(result: MemoryResult, moment: Moment) -> Iterator[str]:
     if moment.failed:
         yield "What held the memory then:"
     else:
-        yield from _wrapped(f"Most memory was allocated {_when(result, moment)}:", "")
+        yield from wrapped(f"Most memory was allocated {_when(result, moment)}:", "")
     ever = result.timeline.by_category.max(axis=0)
     for category in sorted((c for c in Category if ever[c]), key=lambda c: -held.of(c)):
         size = held.of(category)
@@ -166,7 +160,7 @@ def _bridge(result: MemoryResult, moment: Moment) -> Iterator[str]:
         yield _line("=", "used on the device", held.used) + f"  what nvidia-smi shows{part}"
     if highest:
         step, phase = _reserved_peak(result)
-        yield from _wrapped(
+        yield from wrapped(
             f"Reserved memory was highest {_place(phase)}, step {step + 1}: {format_size(result.peak_reserved)} "
             f"({result.peak_reserved:,} B), torch.cuda.max_memory_reserved().",
             "    ",
@@ -243,11 +237,6 @@ def _listed(names: tuple[str, ...], width: int) -> str:
     return first + second + more
 
 
-def _cut(line: str) -> str:
-    line = printable(line.rstrip())
-    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
-
-
 # -- the rest ----------------------------------------------------------------------------------------------------------
 
 
@@ -258,21 +247,13 @@ def _advice(result: MemoryResult, moment: Moment) -> Iterator[str]:
     yield "What would help most (each alone):"
     for each in found:
         size = f"{'up to' if each.of_reserved else 'about'} {format_size(each.saves)}"
-        yield from _wrapped(each.text + " [of reserved]" * each.of_reserved, f"{size:>18}  ")
+        yield from wrapped(each.text + " [of reserved]" * each.of_reserved, f"{size:>18}  ")
 
 
 def _other_device(result: MemoryResult) -> str:
     used = result.peak.outside + result.peak_reserved
     of = f" of {format_size(result.capacity)}" if result.capacity else ""
-    return _cut(
+    return cut(
         f"Also {result.device}: at most {format_size(result.peak_allocated)} allocated, "
         f"{format_size(result.peak_reserved)} reserved, {format_size(used)} used{of}"
     )
-
-
-def _wrapped(text: str, head: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' if count != 1 else ''}"

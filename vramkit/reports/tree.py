@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import printable
-from ..events import Module
+from ..tape.events import Module
 
 _CONTAINERS = {"ModuleDict", "ModuleList", "Sequential"}
 _NUMBERED = re.compile(r"(.*?)\d+")

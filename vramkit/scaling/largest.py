@@ -7,10 +7,10 @@ from __future__ import annotations
 from ..allocator import CachingAllocator
 from ..engines import Session
 from ..errors import DoesNotFit
-from ..events import Tape
 from ..gpus import GPU
-from .affine import Families, requests_of
+from ..tape.events import Tape
 from .replays import conf_of, largest, replayed
+from .requests import Families, requests_of
 
 LARGEST_BATCH = 1 << 24
 """No larger batch is tried: a program whose memory does not grow with its batch would never stop fitting."""

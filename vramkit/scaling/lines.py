@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..events import Ints, Tape
-from .affine import Family, Requests, on_line, two_for
+from ..tape.events import Ints, Tape
+from .requests import Family, Requests, on_line, two_for
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from ..allocator import AllocatorConf, CachingAllocator
 from ..allocator.conf import UNLIMITED
 from ..errors import UsageError
-from ..events import Tape
-from .affine import Families, Family, Requests
+from ..tape.events import Tape
+from .requests import Families, Family, Requests
 
 
 @dataclass(frozen=True, slots=True)

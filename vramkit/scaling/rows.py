@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 from ..allocator import AllocatorConf, CachingAllocator
 from ..engines import Session
-from ..events import Tape
+from ..engines.enough_memory import enough
 from ..gpus import GPU
-from .affine import Requests, requests_of
+from ..tape.events import Tape
 from .lines import Lines, evenness
 from .replays import conf_of, replayed
-from .runs import enough
+from .requests import Requests, requests_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,14 +19,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...allocator import Block, CachingAllocator, SimulatedOutOfMemory
+from ...attribution.recording import NO_MODULE, Recording
 from ...gpus import GPU
-from ...recording.marks import Marks
-from ...recording.recorded import NO_MODULE, Recording
+from ...profiling.marks import Marks
 from ...sizes import format_size
-from .calls import Call
-from .corrections import CORRECTIONS, forget_device_questions, note_device_question, taken_apart
+from .in_place import CORRECTIONS, forget_device_questions, note_device_question, taken_apart
 from .kernels import check_types, rule_of
-from .quick import QuickFakes
+from .kernels.call import Call
+from .result_cache import QuickFakes
 
 _Storage = torch.UntypedStorage
 _ITEM = torch.ops.aten._local_scalar_dense.default

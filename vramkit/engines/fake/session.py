@@ -22,24 +22,26 @@ from torch._subclasses.fake_tensor import (
 
 from ... import __version__
 from ...allocator import AllocatorConf, CachingAllocator
-from ...attribution import attribute
+from ...attribution.categories import attribute
 from ...errors import DeviceError, UsageError
 from ...gpus import GPU
-from ...profiling import is_measuring
-from ...result import Profile
-from ...running_out import is_out_of_memory
-from .. import Program, Run, settings
-from ..batches import described
-from ..failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, failure_of, more_telling, step_failed
-from ..messages import Failed
-from ..parcel import Opened, Parcel, pack, unpack
-from ..training import Training
-from .arriving import classes_of_its_own, move_to_cuda, receiver_of
-from .corrections import counts_of_the_only_holder
-from .kernels.products import workspace_of
+from ...out_of_memory import is_out_of_memory
+from ...profiling.profiler import is_measuring
+from ...programs import settings
+from ...programs.batches import described
+from ...programs.failures import BATCH_MOVED, OTHER_DEVICE, Failed, StepTraceback, failure_of, more_telling, step_failed
+from ...programs.packing import Parcel, pack
+from ...programs.program import Program
+from ...programs.training import Training
+from ...programs.unpacking import Opened, unpack
+from ...results.profile import Profile
+from .. import Run
+from .in_place import counts_of_the_only_holder
+from .isolation import apart, cuda_for_fakes
+from .kernels.matmul import workspace_of
 from .overlay.backward import wait_for_the_device
+from .receiving import classes_of_its_own, move_to_cuda, receiver_of
 from .recorder import Recorder
-from .surroundings import apart, cuda_for_fakes
 
 _COMPILED = (
     "What torch.compile would compile ran as it is written: fused kernels keep less, and compiling takes memory, too."

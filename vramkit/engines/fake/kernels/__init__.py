@@ -12,17 +12,17 @@ from . import (
     elementwise,
     indexing,
     losses,
+    matmul,
     normalization,
-    products,
+    pooling,
     recurrent,
     reductions,
     sampling,
     scans,
     sorting,
-    windows,
 )
-from .table import RULES, Rule, rule_of
-from .types import check_types
+from .dtype_checks import check_types
+from .registry import RULES, Rule, rule_of
 
 FAMILIES = (
     attention,
@@ -32,13 +32,13 @@ FAMILIES = (
     indexing,
     losses,
     normalization,
-    products,
+    matmul,
     recurrent,
     reductions,
     sampling,
     scans,
     sorting,
-    windows,
+    pooling,
 )
 """The files that fill the table."""
 

@@ -7,9 +7,9 @@ import math
 import torch
 
 from ....gpus import GPU
-from ..calls import Call
+from .call import Call
 from .copies import copies
-from .table import rule
+from .registry import rule
 
 aten = torch.ops.aten
 _HAS_EMPTY_SEEDS = torch.__version__ >= "2.14"

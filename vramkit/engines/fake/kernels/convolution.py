@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from ..calls import Call
-from .products import workspace_of
+from .call import Call
+from .cudnn_choices import Problem, Wanted
+from .cudnn_workspaces import workspace
+from .matmul import workspace_of
 from .reductions import buffers
-from .table import rule
-from .workspaces import Problem, Wanted, workspace
+from .registry import rule
 
 aten = torch.ops.aten
 

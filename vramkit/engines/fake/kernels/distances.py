@@ -6,10 +6,10 @@ import math
 
 import torch
 
-from ..calls import Call
+from .call import Call
 from .copies import size_of
-from .products import workspace_of
-from .table import rule
+from .matmul import workspace_of
+from .registry import rule
 
 aten = torch.ops.aten
 

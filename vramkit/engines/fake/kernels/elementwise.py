@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..calls import Call
+from .call import Call
 from .copies import copies, size_of
-from .table import rule
+from .registry import rule
 
 aten = torch.ops.aten
 

@@ -6,12 +6,12 @@ import math
 
 import torch
 
-from ..calls import Call
+from .call import Call
 from .copies import broadcast, copies, size_of
 from .cub import radix_sort, scan, scan_by_key, selected, unique, up
 from .reductions import reduce
+from .registry import rule
 from .sorting import SHORT_ROW
-from .table import rule
 
 aten = torch.ops.aten
 _FEW_INDICES = 3072

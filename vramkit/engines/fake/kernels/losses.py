@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..calls import Call
+from .call import Call
 from .copies import broadcast, size_of
 from .reductions import buffers
-from .table import rule
+from .registry import rule
 
 aten = torch.ops.aten
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..calls import Call
+from .call import Call
 from .copies import copies
 from .reductions import buffers, cast
-from .table import rule
+from .registry import rule
 
 aten = torch.ops.aten
 

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from ..calls import Call
-from .table import rule
+from .call import Call
+from .registry import rule
 
 aten = torch.ops.aten
 _GATES = {0: 1, 1: 1, 2: 4, 3: 3}  # by cuDNN's mode: RNN with ReLU, with tanh, LSTM, GRU

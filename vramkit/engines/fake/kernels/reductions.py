@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from ....gpus import GPU
-from ..calls import Call
+from .call import Call
 from .copies import size_of
-from .table import rule
+from .registry import rule
 
 aten = torch.ops.aten
 _MAX_THREADS, _WARP = 512, 32

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ..calls import Call
+from .call import Call
 from .copies import size_of
 from .cub import scan
 from .reductions import reduce
+from .registry import rule
 from .sorting import largest
-from .table import rule
 
 aten = torch.ops.aten
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ..calls import Call
+from .call import Call
 from .copies import size_of
 from .cub import scan
 from .reductions import cast
-from .table import rule
+from .registry import rule
 
 aten = torch.ops.aten
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-from ..calls import Call
+from .call import Call
 from .copies import copies, size_of
 from .cub import radix_sort, scan_by_key, segmented_sort, up
 from .reductions import reduce
-from .table import rule
+from .registry import rule
 
 aten = torch.ops.aten
 SHORT_ROW = 4096

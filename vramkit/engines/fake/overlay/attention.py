@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
 from ....gpus import GPU
-from ..kernels.types import in_cpp
+from ..kernels.dtype_checks import in_cpp
 from .patches import Kernels
 
 aten = torch.ops.aten

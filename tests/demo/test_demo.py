@@ -1,0 +1,120 @@
+"""The demo: the textbook's arithmetic, and what is measured beside it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vramkit import virtual_gpu
+from vramkit.cli import demo
+from vramkit.demo.textbook import Textbook
+from vramkit.errors import DeviceError
+from vramkit.gpus import CATALOGUE, GENERIC
+from vramkit.tape.events import Category
+
+LAYERS = (784, 128, 10)
+NUMBER = 4  # bytes of a float32
+
+
+def test_the_textbook_of_the_digit_classifier() -> None:
+    count = 784 * 128 + 128 + 128 * 10 + 10
+    book = Textbook(layers=LAYERS, batch=64)
+
+    assert book.parameter_count == count == 101_770
+    assert book.parameters == book.gradients == NUMBER * count == 407_080
+    assert book.optimizer_state == 2 * book.parameters
+    assert book.inputs == 64 * 3_136
+    assert book.activations == 64 * 512
+    assert Textbook(layers=LAYERS, batch=64, optimizer="sgd").optimizer_state == 0
+
+
+@given(st.lists(st.integers(1, 50), min_size=2, max_size=5), st.integers(1, 100), st.sampled_from(["sgd", "adam"]))
+def test_the_textbooks_parts_sum_and_only_data_grows_with_the_batch(
+    layers: list[int], batch: int, optimizer: str
+) -> None:
+    book = Textbook(layers=tuple(layers), batch=batch, optimizer=optimizer)
+    double = Textbook(layers=tuple(layers), batch=2 * batch, optimizer=optimizer)
+
+    weights = book.parameters + book.gradients + book.optimizer_state
+    assert book.total == weights + book.inputs + book.activations
+    assert double.total == book.total + book.inputs + book.activations
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.virtual_gpu)])
+@pytest.mark.parametrize("batch", [64, 100])
+def test_measured_and_textbook_agree_but_for_what_is_said(device: str, batch: int) -> None:
+    from vramkit.demo import training
+
+    random = np.random.default_rng(0)
+    digits = training.Digits(
+        random.random((256, LAYERS[0]), np.float32), random.integers(LAYERS[-1], size=256), "made here"
+    )
+
+    result, losses, failed = training.train(digits, device, steps=3, batch_size=batch, make=training.adam)
+
+    book = Textbook(layers=LAYERS, batch=batch)
+    measured = {category: training.most(result, category) for category in Category}
+    counters = 4 * NUMBER if device == "cpu" else 0  # one for each of four parameters
+    assert measured[Category.PARAMETER] == book.parameters
+    assert measured[Category.GRADIENT] == book.gradients
+    assert measured[Category.OPTIMIZER_STATE] == book.optimizer_state + counters
+    assert measured[Category.INPUT] == book.inputs + batch * 8
+    scores_and_log_softmax = 2 * NUMBER * LAYERS[-1] * batch
+    assert 0 <= measured[Category.ACTIVATION] - book.activations - scores_and_log_softmax < 64
+    assert len(losses) == 3
+    assert not failed
+
+
+@pytest.mark.parametrize("where", ["cpu", pytest.param("virtual", marks=pytest.mark.virtual_gpu)])
+def test_the_demo_explains_itself_on_two_screens(where: str) -> None:
+    device = ["--device", "cpu"] if where == "cpu" else ["--gpu", "rtx4090"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "vramkit", "demo", "--steps", "2", "--batch-size", "32", *device],
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 90
+    assert max(map(len, lines)) <= 110
+    assert "2 steps of 32 images" in " ".join(lines)
+    assert ("Loss: " in done.stdout) == (where == "cpu"), "on a virtual GPU no loss is real"
+    assert ("nothing is computed" in done.stdout) == (where == "virtual")
+    for size in (64, 256, 1024, 4096):
+        for optimizer in ("sgd", "adam"):
+            assert f"{Textbook(layers=LAYERS, batch=size, optimizer=optimizer).total:,}" in done.stdout
+
+
+def test_the_cpu_says_plainly_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(gpu: str) -> None:
+        raise DeviceError("The virtual GPU was asked for", "there is no C compiler", instead="Install one")
+
+    monkeypatch.setattr(demo, "cuda_devices", list)
+    monkeypatch.setattr(virtual_gpu, "activate", refuse)
+
+    where, sentence = demo._choose(None, None)
+
+    assert where == "cpu"
+    assert sentence == (
+        "On the CPU: there is no GPU, and a virtual one is not possible here. There is no C compiler. Install one."
+    )
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize(("room", "words"), [(1, "Not even its model fits"), (12, "OUT OF MEMORY")])
+def test_a_device_that_is_too_small_is_status_1(room: int, words: str) -> None:
+    context = CATALOGUE[GENERIC].context >> 20
+    done = subprocess.run(
+        [sys.executable, "-m", "vramkit", "demo", "--gpu", f"{context + room} MiB"], capture_output=True, text=True
+    )
+
+    assert done.returncode == 1
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,190 @@
+"""Results as values: sums, time lines, module trees, and the file that keeps them."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from numpy.lib.recfunctions import repack_fields
+from strategies import tapes
+
+import vramkit
+from vramkit.results.profile import Profile
+from vramkit.tape.breakdown import Breakdown
+from vramkit.tape.events import Category, Tape
+
+
+@given(tapes())
+def test_categories_and_slack_sum_to_allocated_at_every_moment(tape: Tape) -> None:
+    timeline = Profile(tape=tape).timeline
+
+    for moment in range(len(timeline)):
+        at = timeline.at(moment)
+        assert sum(at.of(category) for category in Category) + at.slack == at.allocated == timeline.allocated[moment]
+        assert at.allocated + at.cached == at.reserved == timeline.reserved[moment]
+
+
+@given(tapes())
+def test_a_moments_memory_is_that_of_the_allocations_alive_then(tape: Tape) -> None:
+    for event in range(-1, len(tape.events)):
+        alive = tape.alive_at(event)
+
+        expected = tape.allocations["block"][alive].sum()
+        assert (tape.allocated[event] if event >= 0 else tape.initial_allocated) == expected
+
+
+@given(tapes())
+def test_peaks_are_the_highest_moments(tape: Tape) -> None:
+    profile = Profile(tape=tape)
+
+    assert profile.peak_allocated == profile.timeline.allocated.max() == profile.peak.allocated
+    assert profile.peak_reserved == profile.timeline.reserved.max()
+
+
+@given(tapes())
+def test_a_module_holds_no_more_than_the_modules_it_is_in(tape: Tape) -> None:
+    for root in Profile(tape=tape).by_module:
+        for child in root.children:
+            assert child.activations <= root.activations
+            assert child.temporaries <= root.temporaries
+            assert child.at_peak <= root.at_peak
+            assert child.peak <= root.peak
+        assert root.activations <= sum(child.activations for child in root.children) + max(
+            (int(row["requested"]) for row in tape.allocations), default=0
+        ) * len(tape.allocations)
+
+
+@given(tapes())
+def test_records_carry_every_allocation(tape: Tape) -> None:
+    records = Profile(tape=tape).to_records()
+
+    assert sum(record["requested"] for record in records) == tape.allocations["requested"].sum()
+    assert json.loads(json.dumps(records)) == records
+
+
+@given(tapes(), tapes())
+def test_what_was_saved_is_what_is_loaded(tmp_path_factory: pytest.TempPathFactory, tape: Tape, second: Tape) -> None:
+    path = tmp_path_factory.mktemp("saved") / "profile.npz"
+    other = Profile(tape=second, notes=("another",))
+    profile = Profile(
+        tape=tape, device_name="A card", capacity=10**9, outside=5, versions={"torch": "2"}, notes=("a", "ü"),
+        others=(other,),
+    )  # fmt: skip
+
+    profile.save(path)
+    loaded = vramkit.load(path)
+
+    for before, after in zip(profile.each_device(), loaded.each_device(), strict=True):
+        for table in ("events", "allocations", "segments"):
+            assert (getattr(before.tape, table) == getattr(after.tape, table)).all()
+        assert (before.tape.modules, before.tape.names) == (after.tape.modules, after.tape.names)
+        for name in ("device", "device_name", "capacity", "outside", "versions", "notes", "peak", "steps", "by_module"):
+            assert getattr(before, name) == getattr(after, name)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "profile.npz"
+    tape = Tape(events=np.zeros(0, vramkit.tape.events.EVENT), allocations=np.zeros(0, vramkit.tape.events.ALLOCATION))
+    Profile(tape=tape).save(path)
+    return path
+
+
+def rewrite(path: Path, **changes: bytes) -> None:
+    """Replace members of the archive."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (
+            members | {f"{key.replace('_', '.')}.npy": value for key, value in changes.items()}
+        ).items():
+            archive.writestr(name, content)
+
+
+def as_npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, -30])
+def test_a_damaged_file_says_so(saved: Path, keep: int) -> None:
+    saved.write_bytes(saved.read_bytes()[:keep])
+
+    with pytest.raises(vramkit.SnapshotError, match=r"can't be read.*Save the profile again"):
+        vramkit.load(saved)
+
+
+def test_a_file_from_a_newer_version_says_which(saved: Path) -> None:
+    meta = np.frombuffer(json.dumps({"format": 99}).encode(), np.uint8)
+    rewrite(saved, meta=as_npy(meta))
+
+    with pytest.raises(vramkit.SnapshotError, match=r"format 99.*reads formats 1 to 2"):
+        vramkit.load(saved)
+
+
+@given(tapes())
+def test_a_file_from_before_private_pools_were_known_is_read(
+    tmp_path_factory: pytest.TempPathFactory, tape: Tape
+) -> None:
+    path = tmp_path_factory.mktemp("saved") / "profile.npz"
+    Profile(tape=tape).save(path)
+    with np.load(path) as archive:
+        meta = json.loads(bytes(archive["meta"]).decode())
+    narrow = {name: without_pools(getattr(tape, name)) for name in ("events", "allocations", "segments")}
+    tables = {f"0_{name}": as_npy(table) for name, table in narrow.items()}
+    rewrite(path, meta=as_npy(np.frombuffer(json.dumps(meta | {"format": 1}).encode(), np.uint8)), **tables)
+
+    opened = vramkit.load(path).tape
+
+    for name, table in narrow.items():
+        assert (without_pools(getattr(opened, name)) == table).all()
+        assert not getattr(opened, name)["pool"].any()
+
+
+def without_pools(table: np.ndarray) -> np.ndarray:
+    return repack_fields(table[[name for name in table.dtype.names or () if name != "pool"]])
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (pytest.fail, ("the file ran code",))
+
+
+def test_a_file_with_code_inside_runs_none(saved: Path) -> None:
+    rewrite(saved, meta=as_npy(np.array([Bomb()], dtype=object)))
+
+    with pytest.raises(vramkit.SnapshotError):
+        vramkit.load(saved)
+
+
+def test_a_pickle_in_place_of_the_file_runs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "profile.npz"
+    path.write_bytes(pickle.dumps(Bomb()))
+
+    with pytest.raises(vramkit.SnapshotError):
+        vramkit.load(path)
+
+
+@pytest.mark.parametrize(("table", "column"), [("allocations", "module"), ("allocations", "born"), ("events", "phase")])
+def test_a_file_whose_tables_point_nowhere_is_refused(saved: Path, table: str, column: str) -> None:
+    wrong = np.zeros(1, getattr(vramkit.tape.events, {"allocations": "ALLOCATION", "events": "EVENT"}[table]))
+    for pointer in {"module", "allocation", "name", "born", "died"} & set(wrong.dtype.names or ()):
+        wrong[pointer] = -1
+    wrong[column] = 77
+    rewrite(saved, **{f"0_{table}": as_npy(wrong)})
+
+    with pytest.raises(vramkit.SnapshotError, match=f"{table}.{column}"):
+        vramkit.load(saved)
+
+
+def test_a_breakdowns_text_names_what_there_is() -> None:
+    shown = repr(Breakdown(parameters=2048, slack=512))
+
+    assert shown == "Breakdown(allocated 2.50 KiB: parameter 2.00 KiB)"

@@ -1,0 +1,125 @@
+"""Profiles that are told, not measured: what a program allocated, in a few lines. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vramkit.results.profile import Profile
+from vramkit.tape.events import ALLOCATION, EVENT, SEGMENT, Action, Category, Module, Phase, Tape
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+MODULES = (
+    Module(name="Net", kind="Net", calls=2, output_shape=(4, 10)),
+    Module(name="Net.blocks", kind="ModuleList", parent=0),
+    *(
+        module
+        for i in range(3)
+        for module in (
+            Module(name=f"Net.blocks.{i}", kind="Block", parent=1, calls=2, output_shape=(4, MIB)),
+            Module(name=f"Net.blocks.{i}.up", kind="Linear", parent=2 + 2 * i, calls=2, output_shape=(4, MIB)),
+        )
+    ),
+    Module(name="Net.head", kind="Linear", parent=0, calls=2, output_shape=(4, 10)),
+)
+HEAD = len(MODULES) - 1
+
+
+class Story:
+    """Writes a tape event by event."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[Any, ...]] = []
+        self._rows: list[list[Any]] = []
+        self._names: list[str] = []
+
+    def alloc(
+        self,
+        size: int,
+        category: Category,
+        phase: Phase = Phase.FORWARD,
+        *,
+        module: int = -1,
+        step: int = 0,
+        name: str = "",
+        block: int | None = None,
+    ) -> int:
+        if name and name not in self._names:
+            self._names.append(name)
+        row = len(self._rows)
+        born = len(self._events)
+        block = -(-size // 512) * 512 if block is None else block
+        label = self._names.index(name) if name else -1
+        self._rows.append([category, phase, module, step, born, -1, size, block, row << 40, 0, label, (0, 0)])
+        self._events.append((Action.ALLOC, phase, module, step, row, size, row << 40, 0, born, (0, 0)))
+        return row
+
+    def free(self, row: int, phase: Phase, *, step: int = 0, module: int = -1) -> None:
+        self._rows[row][5] = len(self._events)
+        size = self._rows[row][6]
+        self._events.append((Action.FREE, phase, module, step, row, size, row << 40, 0, len(self._events), (0, 0)))
+
+    def event(self, action: Action, size: int, phase: Phase, *, module: int = -1, step: int = 0) -> None:
+        self._events.append((action, phase, module, step, -1, size, 0, 0, len(self._events), (0, 0)))
+
+    def tape(
+        self,
+        *,
+        reserved: int = 0,
+        device: str = "cuda:0",
+        alloc_conf: str = "",
+        modules: tuple[Module, ...] = MODULES,
+    ) -> Tape:
+        return Tape(
+            events=np.array(self._events, EVENT),
+            allocations=np.array([tuple(row) for row in self._rows], ALLOCATION),
+            segments=np.array([(0, reserved, 0, False, False, (0, 0))] if reserved else [], SEGMENT),
+            modules=modules,
+            names=tuple(self._names),
+            device=device,
+            alloc_conf=alloc_conf,
+        )
+
+    def profile(
+        self,
+        *,
+        reserved: int = 0,
+        device: str = "cuda:0",
+        alloc_conf: str = "",
+        modules: tuple[Module, ...] = MODULES,
+        **more: Any,
+    ) -> Profile:
+        tape = self.tape(reserved=reserved, device=device, alloc_conf=alloc_conf, modules=modules)
+        return Profile(tape=tape, **more)
+
+
+def training(*, recompute: bool = False, bytes_per_number: int = 4) -> Story:
+    """One step of a small network: two activations a block, Adam, temporaries in its step."""
+    story = Story()
+    story.alloc(10 * MIB, Category.PARAMETER, Phase.OUTSIDE, name="Net.blocks.0.up.weight")
+    story.alloc(5 * MIB, Category.PARAMETER, Phase.OUTSIDE, name="Net.head.weight")
+    batch = story.alloc(4 * MIB, Category.INPUT, Phase.OUTSIDE)
+    kept = []
+    for i in range(3):
+        kept.append(story.alloc(4 * MIB * bytes_per_number, Category.ACTIVATION, module=3 + 2 * i))
+        kept.append(story.alloc(4 * MIB * bytes_per_number, Category.ACTIVATION, module=2 + 2 * i))
+    kept.append(story.alloc(160, Category.ACTIVATION, module=HEAD))
+    if recompute:
+        story.free(story.alloc(MIB, Category.TEMPORARY, Phase.RECOMPUTE, module=3), Phase.RECOMPUTE)
+    gradients = []
+    for row, module in ((0, 3), (1, HEAD)):
+        name = ("Net.blocks.0.up.weight", "Net.head.weight")[row]
+        gradients.append(
+            story.alloc(10 * MIB // (row + 1), Category.GRADIENT, Phase.BACKWARD, module=module, name=name)
+        )
+    for row in reversed(kept):
+        story.free(row, Phase.BACKWARD)
+    for key in ("exp_avg", "exp_avg_sq"):
+        story.alloc(10 * MIB, Category.OPTIMIZER_STATE, Phase.OPTIMIZER, name=f"{key} of Net.blocks.0.up.weight")
+        story.alloc(5 * MIB, Category.OPTIMIZER_STATE, Phase.OPTIMIZER, name=f"{key} of Net.head.weight")
+    story.free(story.alloc(15 * MIB, Category.TEMPORARY, Phase.OPTIMIZER), Phase.OPTIMIZER)
+    story.free(batch, Phase.OUTSIDE)
+    return story

@@ -1,0 +1,243 @@
+"""From raw events and marks to a tape on which every allocation has a category. Knows no torch.
+
+At the time of an allocation nobody knows what it will be. So labels are settled here, afterwards, and each covers an
+allocation's whole life: first what a scan saw (this address is a parameter, a gradient, a state, an input), then, for
+everything that no scan saw, where it was born and whether it outlived the place of its birth.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..tape.events import ALLOCATION, EVENT, Action, Category, Ints, Module, Phase, Table, Tape
+from .context import Contexts, Story
+from .recording import Kind, Mark, Recording, Scan
+
+_UNSEEN = 255
+_ALLOC, _FREE, _FREE_COMPLETED = int(Action.ALLOC), int(Action.FREE), int(Action.FREE_COMPLETED)
+
+
+def attribute(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan], modules: Sequence[Module]) -> Tape:
+    """Settle what every allocation of a recording was for.
+
+    Args:
+        recording: raw events of one device.
+        marks: in the order in which they were made.
+        scans: what ``SCAN`` marks point to.
+        modules: what the marks' modules are.
+
+    Returns:
+        The tape; at each of its events the categories sum to what was allocated.
+    """
+    story = Story(marks)
+    context = story.contexts(recording)
+    events = np.zeros(len(recording.action), EVENT)
+    for name in ("action", "address", "size", "stream"):
+        events[name] = getattr(recording, name)
+    if recording.pool is not None:
+        events["pool"] = recording.pool
+    if len(events):
+        events["time"] = recording.time - recording.time[0]
+    events["phase"], events["module"], events["step"] = context.phase, context.module, context.step
+    names: dict[str, int] = {}
+    allocations = _pair(recording, events, _positioned(recording, marks, scans), names)
+    _settle(recording, story, context, allocations)
+    return Tape(
+        events=events,
+        allocations=allocations,
+        segments=recording.segments,
+        modules=tuple(modules),
+        names=tuple(names),
+        device=recording.device,
+        alloc_conf=recording.alloc_conf,
+    )
+
+
+# -- allocations, and what scans saw of them --------------------------------------------------------------------------
+
+
+def _positioned(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]) -> list[tuple[int, Scan]]:
+    """Scans with the index of the event before which each was made, in that order.
+
+    Those from before a window that was kept are left out: what lay there then may be something else by now.
+    """
+    return [
+        (int(recording.position[number]), scans[value])
+        for number, (kind, value) in enumerate(marks, 1)
+        if kind is Kind.SCAN and recording.position[number] >= 0
+    ]
+
+
+def _pair(recording: Recording, events: Table, scans: Sequence[tuple[int, Scan]], names: dict[str, int]) -> Table:
+    """Match allocations with their frees, and label what the scans saw."""
+    born = np.flatnonzero(recording.action == _ALLOC)
+    before = len(recording.before)
+    table = np.zeros(before + len(born), ALLOCATION)
+    table["category"] = _UNSEEN
+    table["died"] = table["name"] = -1
+    old, new = table[:before], table[before:]
+    old["born"] = old["module"] = -1
+    for i, each in enumerate(recording.before):
+        old["address"][i], old["block"][i] = each.address, each.block
+        old["requested"][i], old["stream"][i], old["pool"][i] = each.requested, each.stream, each.pool
+    new["born"] = born
+    for name in ("address", "stream"):
+        new[name] = getattr(recording, name)[born]
+    new["requested"], new["block"] = recording.size[born], recording.block[born]
+    for name in ("phase", "module", "step", "pool"):
+        new[name] = events[name][born]
+
+    alive = {int(address): row for row, address in enumerate(old["address"])}
+    pending: dict[int, int] = {}
+    died = np.full(len(table), -1, np.int64)
+    owner = np.full(len(events), -1, np.int32)
+    labels = _Labels(table, names)
+    row, upcoming, waiting = before, iter([*scans, (len(events) + 1, None)]), None
+    due, waiting = next(upcoming)
+    actions, addresses = recording.action.tolist(), recording.address.tolist()
+    for i, (action, address) in enumerate(zip(actions, addresses, strict=True)):
+        while due <= i and waiting is not None:
+            labels.apply(waiting, alive)
+            due, waiting = next(upcoming)
+        if action == _ALLOC:
+            alive[address] = owner[i] = row
+            row += 1
+        elif action == _FREE:
+            found = alive.pop(address, -1)
+            if found >= 0:
+                died[found] = i
+                owner[i] = pending[address] = found
+        elif action == _FREE_COMPLETED:
+            owner[i] = pending.pop(address, -1)
+    while waiting is not None:
+        labels.apply(waiting, alive)
+        due, waiting = next(upcoming)
+    table["died"] = died
+    events["allocation"] = owner
+    return table
+
+
+@dataclass
+class _Labels:
+    """Puts what scans saw into the table; where two disagree, the first category in ``Category``'s order holds."""
+
+    table: Table
+    names: dict[str, int]
+
+    def __post_init__(self) -> None:
+        self._category = self.table["category"]
+        self._name = self.table["name"]
+
+    def apply(self, scan: Scan, alive: dict[int, int]) -> None:
+        category = int(scan.category)
+        starts: list[int] | None = None
+        for i, address in enumerate(scan.addresses):
+            row = alive.get(address, -1)
+            if row < 0:
+                if not address:
+                    continue
+                if starts is None:
+                    starts = sorted(alive)
+                row = self._containing(address, starts, alive)
+                if row < 0:
+                    continue
+            if category < self._category[row]:
+                self._category[row] = category
+                if i < len(scan.names):
+                    self._name[row] = self.names.setdefault(scan.names[i], len(self.names))
+
+    def _containing(self, address: int, starts: Sequence[int], alive: dict[int, int]) -> int:
+        """A tensor may be a view into a larger allocation, such as a flat buffer of gradients."""
+        at = bisect_right(starts, address)
+        if not at:
+            return -1
+        row = alive[starts[at - 1]]
+        return row if address < starts[at - 1] + self.table["block"][row] else -1
+
+
+# -- what no scan saw --------------------------------------------------------------------------------------------------
+
+
+def _settle(recording: Recording, story: Story, context: Contexts, table: Table) -> None:
+    """Give a category to every allocation that no scan saw, and take back inputs that a model made itself."""
+    category, born, died = table["category"], table["born"], table["died"]
+    new = born >= 0
+    zone = np.zeros(len(table), np.int64)
+    zone[new] = context.zone[born[new]]
+    zone_phase = np.array([int(each.phase) for each in story.zones], np.uint8)[zone]
+    zone_phase[~new] = Phase.OUTSIDE
+    is_loss = np.array([each.is_loss for each in story.zones])[zone] & new
+    foreign = np.zeros(len(table), bool)
+    if recording.foreign is not None:
+        foreign[new] = recording.foreign[born[new]]
+    # A tensor that another model's forward made is no input, even where it is detached.
+    category[(category == Category.INPUT) & new & ~foreign & (zone_phase != Phase.OUTSIDE)] = _UNSEEN
+    category[(category == _UNSEEN) & foreign] = Category.OTHER
+    unseen = category == _UNSEEN
+
+    last = len(recording.action)
+    ends = np.array([recording.position[each.end] if each.end >= 0 else last for each in story.zones], np.int64)
+    outlives = (died < 0) | (died >= ends[zone])
+    workspace = unseen & np.isin(table["requested"], sorted(recording.workspace_sizes))
+    category[workspace & ~_doubtful(table, workspace & new)] = Category.WORKSPACE
+    unseen = category == _UNSEEN
+
+    creates_graph = np.array([each.creates_graph for each in story.zones])[zone]
+    for_backward = np.isin(zone_phase, (Phase.FORWARD, Phase.RECOMPUTE)) | is_loss | creates_graph
+    category[unseen & new] = Category.TEMPORARY
+    category[unseen & new & outlives & for_backward] = Category.ACTIVATION
+    loose = unseen & new & outlives & ~for_backward
+    category[loose] = Category.OTHER
+    category[loose & (zone_phase == Phase.OUTSIDE) & _of_a_batch(story, context, recording, table, zone)] = (
+        Category.INPUT
+    )
+    category[unseen & ~new] = Category.OTHER
+
+
+def _doubtful(table: Table, candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Candidates for a workspace that are rather tensors of that size.
+
+    A workspace of 8,519,680 bytes is told by its size: tensors seldom have it. One of 32 MiB is not; of those, the
+    first of each stream and side of autograd is believed, if it lives on: there is one for each thread that multiplies.
+    Wrong where a program keeps a tensor of just 32 MiB that it made before its first matrix product.
+    """
+    result = np.zeros(len(table), bool)
+    seen: set[tuple[int, bool]] = set()
+    for row in np.flatnonzero(candidates):
+        size = int(table["requested"][row])
+        if size & (size - 1):
+            continue
+        key = int(table["stream"][row]), table["phase"][row] in (Phase.BACKWARD, Phase.RECOMPUTE)
+        result[row] = key in seen or table["died"][row] >= 0
+        seen.add(key)
+    return result
+
+
+def _of_a_batch(
+    story: Story, context: Contexts, recording: Recording, table: Table, zone: Ints
+) -> npt.NDArray[np.bool_]:
+    """Whether allocations look like part of a batch that no model saw: made just before a forward, gone a step later.
+
+    Wrong for what a program makes between steps, keeps over the next forward and drops within a step.
+    """
+    last_step = int(context.step.max(initial=0))
+    next_forward = np.full(len(story.zones) + 1, -1, np.int64)  # event at which the next forward begins, if it's next
+    for index in range(len(story.zones) - 1, -1, -1):
+        each = story.zones[index]
+        if each.phase is Phase.FORWARD:
+            next_forward[index] = recording.position[each.begin]
+        elif each.phase is Phase.OUTSIDE:
+            next_forward[index] = next_forward[index + 1]
+    begins = next_forward[zone]
+    died, step = table["died"], table["step"]
+    if not len(context.step):
+        return np.zeros(len(table), bool)
+    gone_soon = (died >= begins) & (context.step[np.maximum(died, 0)] <= step + 1)
+    in_the_last = (died < 0) & (step == last_step)  # nobody knows how long it would have lived
+    of_a_batch: npt.NDArray[np.bool_] = (begins >= 0) & np.where(died >= 0, gone_soon, in_the_last)
+    return of_a_batch

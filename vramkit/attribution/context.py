@@ -1,0 +1,264 @@
+"""What a program was doing at each event, from its marks. Knows no torch, and not what any allocation was for.
+
+Marks are laid down by every thread, and only some forwards and backwards are followed module by module; here they
+become one story: for every event the phase, the module, the step, and the zone inside which a temporary lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..tape.events import Action, Phase
+from .recording import ACCUMULATES, CREATES_GRAPH, FOLLOWED, NO_MODULE, Kind, Mark, Recording
+
+
+@dataclass
+class Zone:
+    """A stretch of the program inside which a temporary is born and gone."""
+
+    phase: Phase
+    begin: int
+    """Number of the mark that began it."""
+    end: int = -1
+    """Number of the mark that ended it; -1: none did."""
+    creates_graph: bool = False
+    is_followed: bool = False
+    """A forward or backward whose modules are known."""
+    root: int = -1
+    """The outermost module of a forward."""
+    is_loss: bool = False
+    """Outside every model, but between a forward and the backward of what it made."""
+
+
+@dataclass
+class Contexts:
+    """What was going on at each event of a recording; one item an event."""
+
+    phase: npt.NDArray[np.uint8]
+    """Codes of ``vramkit.tape.events.Phase``."""
+    module: npt.NDArray[np.int32]
+    """Index of a module, -1: none."""
+    step: npt.NDArray[np.int32]
+    """Training step, from 0."""
+    zone: npt.NDArray[np.int32]
+    """Index into ``Story.zones``."""
+
+
+@dataclass
+class Story:
+    """What each mark means, given all of them: phase, module, zone and step that hold from it on.
+
+    Args:
+        marks: in the order in which they were made.
+    """
+
+    marks: Sequence[Mark]
+    zones: list[Zone] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        count = len(self.marks) + 1
+        self.phase = np.zeros(count, np.uint8)
+        self.module = np.full(count, -1, np.int32)
+        self.zone = np.zeros(count, np.int32)
+        self.boundary = np.zeros(count, np.int64)  # the last mark up to here at which the zone or the step changed
+        self.step = self._steps()
+        self._read()
+        self._find_losses()
+
+    def _steps(self) -> npt.NDArray[np.int32]:
+        """Index of the training step that each mark belongs to."""
+        kinds = {kind for kind, _ in self.marks}
+        steps = np.zeros(len(self.marks) + 1, np.int32)
+        step, busy = 0, 0
+        seen: set[int] = set()
+        expected = self._optimizer_periods()
+        unstepped = self._ends_of_accumulation()
+        first_root = next((value for kind, value in self.marks if kind is Kind.ROOT), -1)
+        for number, (kind, value) in enumerate(self.marks, 1):
+            if kind in (Kind.ROOT, Kind.BACKWARD, Kind.OPTIMIZER):
+                busy = step
+            if Kind.STEP in kinds:
+                ends = kind is Kind.STEP
+            elif expected:
+                seen |= {value} if kind is Kind.OPTIMIZER_END else set()
+                ends = (
+                    kind is Kind.OPTIMIZER_END
+                    and value >= 0
+                    and all(each in seen for each, (begin, end) in expected.items() if begin <= number <= end)
+                )
+            elif Kind.BACKWARD in kinds:
+                ends = number in unstepped
+            else:
+                ends = kind is Kind.ROOT_END and value == first_root
+            if ends:
+                step += 1
+                seen = set()
+            steps[number] = step
+        return np.minimum(steps, busy)  # what comes after the last step is its end, not another step
+
+    def _optimizer_periods(self) -> dict[int, tuple[int, int]]:
+        """Between which marks each optimizer belongs to every step.
+
+        From its first step to its last; and before the first, as long as it takes turns with one that goes on after it.
+        So models that are trained one after another don't wait for each other, and those of a GAN do.
+        """
+        ended = [
+            (number, value)
+            for number, (kind, value) in enumerate(self.marks, 1)
+            if kind is Kind.OPTIMIZER_END and value >= 0
+        ]
+        last = {value: number for number, value in ended}
+        first = {value: number for number, value in reversed(ended)}
+        return {
+            value: (min(first[other] for other in first if last[other] >= begin), last[value])
+            for value, begin in first.items()
+        }
+
+    def _ends_of_accumulation(self) -> set[int]:
+        """Ends of backwards whose gradients are gone before the next: steps, where no optimizer ever steps."""
+        ends: set[int] = set()
+        last = -1
+        for number, (kind, value) in enumerate(self.marks, 1):
+            if kind is Kind.BACKWARD and last >= 0 and not value & ACCUMULATES:
+                ends.add(last)
+            elif kind is Kind.BACKWARD_END:
+                last = number
+        return ends
+
+    def _read(self) -> None:
+        open_zones = [0]
+        self.zones.append(Zone(Phase.OUTSIDE, 0))
+        in_backward = False
+        forward_at = backward_at = -1
+        boundary = 0
+        left = []  # zones of steps that raised: nobody knows when the program left them
+        for number, (kind, value) in enumerate(self.marks, 1):
+            match kind:
+                case Kind.ROOT:
+                    forward_at = value
+                    self._open(open_zones, Phase.RECOMPUTE if in_backward else Phase.FORWARD, number)
+                    self.zones[-1].root = value
+                case Kind.IN:
+                    forward_at = value
+                    self.zones[open_zones[-1]].is_followed = True
+                case Kind.ROOT_END:
+                    forward_at = -1
+                    self._close(open_zones, number)
+                case Kind.BACKWARD:
+                    in_backward, backward_at = True, -1
+                    self._open(open_zones, Phase.BACKWARD, number)
+                    self.zones[-1].creates_graph = bool(value & CREATES_GRAPH)
+                    self.zones[-1].is_followed = bool(value & FOLLOWED)
+                case Kind.BACKWARD_AT:
+                    backward_at = value
+                case Kind.BACKWARD_END:
+                    in_backward = False
+                    self._close(open_zones, number)
+                case Kind.OPTIMIZER:
+                    self._open(open_zones, Phase.OPTIMIZER, number)
+                case Kind.OPTIMIZER_END:
+                    if value < 0:
+                        left.append(open_zones[-1])
+                    self._close(open_zones, number)
+            zone = open_zones[-1]
+            if zone != self.zone[number - 1] or self.step[number] != self.step[number - 1]:
+                boundary = number
+            phase = self.zones[zone].phase
+            self.phase[number] = phase
+            if phase in (Phase.FORWARD, Phase.RECOMPUTE):
+                self.module[number] = forward_at
+            elif phase is Phase.BACKWARD:
+                self.module[number] = backward_at
+            self.zone[number], self.boundary[number] = zone, boundary
+        for zone in left:
+            self.zones[zone].phase = Phase.OUTSIDE
+            self.phase[self.zone == zone] = Phase.OUTSIDE
+
+    def _open(self, open_zones: list[int], phase: Phase, number: int) -> None:
+        if self.zones[open_zones[-1]].phase is Phase.OUTSIDE:
+            self.zones[open_zones.pop()].end = number
+        open_zones.append(len(self.zones))
+        self.zones.append(Zone(phase, number))
+
+    def _close(self, open_zones: list[int], number: int) -> None:
+        self.zones[open_zones.pop()].end = number
+        if not open_zones:
+            open_zones.append(len(self.zones))
+            self.zones.append(Zone(Phase.OUTSIDE, number))
+
+    def _find_losses(self) -> None:
+        """What runs between a forward that made a graph and the next backward belongs to the forward."""
+        graphs = {number for number, (kind, _) in enumerate(self.marks, 1) if kind is Kind.GRAPH}
+        waiting: list[Zone] = []
+        after_graph = False
+        for zone in self.zones:
+            if zone.phase is Phase.OUTSIDE:
+                # The GRAPH mark follows the ROOT_END that began this zone.
+                after_graph = after_graph or any(n in graphs for n in range(zone.begin, zone.begin + 2))
+                if after_graph:
+                    waiting.append(zone)
+            elif zone.phase is Phase.BACKWARD:
+                for each in waiting:
+                    each.is_loss = True
+                waiting, after_graph = [], False
+            elif zone.phase is Phase.OPTIMIZER:
+                waiting, after_graph = [], False
+        loss = np.array([zone.is_loss for zone in self.zones])
+        self.phase[loss[self.zone] & (self.phase == Phase.OUTSIDE)] = Phase.FORWARD
+
+    def contexts(self, recording: Recording) -> Contexts:
+        """What was going on at each event."""
+        own = np.minimum(recording.mark, len(self.marks))
+        if not len(own):
+            empty = np.zeros(0, np.int32)
+            return Contexts(np.zeros(0, np.uint8), empty, empty, empty)
+        # A thread that was not told of a change (an autograd thread before its first node, a data loader's thread)
+        # still carries an older mark: then the last change that any thread had seen holds.
+        reached = np.maximum.accumulate(own)
+        holds = np.maximum(own, self.boundary[reached])
+        phase, module, zone = self.phase[holds], self.module[holds], self.zone[holds]
+        noted = recording.at_module != NO_MODULE
+        phase[noted], module[noted] = Phase.BACKWARD, recording.at_module[noted]
+        zone[noted] = self.zone[reached[noted]]
+        contexts = Contexts(phase, module, self.step[reached], zone)
+        self._complete(recording, contexts)
+        return contexts
+
+    def _complete(self, recording: Recording, contexts: Contexts) -> None:
+        """Give a forward or backward that was not followed the modules of one that was, if their events are the same.
+
+        The same allocations and frees in the same order come from the same code; sizes may differ with the batch. One
+        that an exception ended has the modules of one that begins like it.
+        """
+        phase, module, zone = contexts.phase, contexts.module, contexts.zone
+        # Segments come and go as the cache has it, and workspaces only in a thread's first backward.
+        of_blocks = recording.action <= Action.FREE_COMPLETED
+        of_blocks &= ~np.isin(recording.size, sorted(recording.workspace_sizes))
+        for each_phase in (Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE):
+            of_phase = of_blocks & (phase == each_phase)
+            if each_phase is Phase.FORWARD:
+                of_phase &= module >= 0  # a loss belongs to no module
+            chosen = np.flatnonzero(of_phase)
+            order = chosen[np.argsort(zone[chosen], kind="stable")]
+            begins = np.flatnonzero(np.diff(zone[order], prepend=-1))
+            known: dict[bytes, npt.NDArray[np.int32]] = {}
+            unknown = []
+            for rows in np.split(order, begins[1:]):
+                if not len(rows):
+                    continue
+                its_zone = self.zones[zone[rows[0]]]
+                key = f"{its_zone.root} ".encode() + recording.action[rows].tobytes()
+                if its_zone.is_followed:
+                    known[key] = module[rows]
+                else:
+                    unknown.append((rows, key))
+            for rows, key in unknown:
+                match = known.get(key)
+                if match is None:
+                    match = next((modules for other, modules in known.items() if other.startswith(key)), None)
+                if match is not None:
+                    module[rows] = match[: len(rows)]

@@ -1,0 +1,119 @@
+"""What a source hands over: one device's raw events and the marks laid down beside them. Knows no torch."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..allocator import NO_POOL, PoolId
+from ..tape.events import SEGMENT, Category, Ints, Table
+
+
+class Kind(enum.IntEnum):
+    """What a mark says."""
+
+    ROOT = 0
+    """The forward of an outermost module begins; value: the module."""
+    ROOT_END = 1
+    """The forward of an outermost module has ended, or was left by an exception; value: the module."""
+    IN = 2
+    """The program is in this module's forward: it entered it, or is back from a module inside; value: the module."""
+    GRAPH = 3
+    """The outermost forward that has just ended made an autograd graph; value: the module."""
+    BACKWARD = 4
+    """``backward()`` begins; value: the sum of ``CREATES_GRAPH``, ``FOLLOWED`` and ``ACCUMULATES``, where they hold."""
+    BACKWARD_END = 5
+    """``backward()`` has ended."""
+    BACKWARD_AT = 6
+    """The backward reaches what a module's forward did; value: the module, or -1 for what lies between modules."""
+    OPTIMIZER = 7
+    """``optimizer.step()`` begins; value: the optimizer."""
+    OPTIMIZER_END = 8
+    """``optimizer.step()`` has ended; value: the optimizer, or -1 for a step that raised, some time before."""
+    STEP = 9
+    """The user says that a training step has ended."""
+    SCAN = 10
+    """Tensors were looked at; value: index into ``Marks.scans``."""
+
+
+# One mark: its kind and its value. Its number is its position in the list plus one; number 0 is "before any mark". A
+# plain tuple, because making one is on the path of every module call.
+Mark = tuple[Kind, int]
+
+CREATES_GRAPH = 1
+"""This backward builds a graph itself (``create_graph=True``)."""
+FOLLOWED = 2
+"""This backward is followed module by module."""
+ACCUMULATES = 4
+"""Gradients of an earlier backward are still there when this one begins."""
+NO_MODULE = -2
+"""In ``Recording.at_module``: the source noted no module, the marks decide."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Where some tensors lay at one moment."""
+
+    category: Category
+    addresses: list[int]
+    """One address a tensor, in the source's own terms; 0 for none."""
+    names: Sequence[str]
+    """One name a tensor, in the same order; empty: they have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """A block that was alive before the first event."""
+
+    address: int
+    block: int
+    """Bytes of the block."""
+    requested: int
+    """Bytes that the program had asked for."""
+    stream: int = 0
+    pool: PoolId = NO_POOL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """Raw events of one device. All arrays have one item an event, in the order in which the events happened."""
+
+    device: str
+    action: npt.NDArray[np.uint8]
+    """Codes of ``vramkit.tape.events.Action``."""
+    address: Ints
+    size: Ints
+    """Bytes: as requested by ALLOC, FREE, FREE_COMPLETED and OOM; of the segment otherwise."""
+    stream: Ints
+    time: Ints
+    """Microseconds on any clock."""
+    block: Ints
+    """Bytes of the block that an ALLOC handed out; 0 elsewhere."""
+    mark: Ints
+    """Number of the mark that holds for each event."""
+    at_module: npt.NDArray[np.int32]
+    """Module that the backward was at, where the source notes that by itself; else ``NO_MODULE``."""
+    position: Ints
+    """Of each mark, from number 0 on: index of the first event after it, -1 where what followed it was lost; shape
+    ``(marks + 1,)``."""
+    pool: Ints | None = None
+    """torch's id of the private pool that each event is of, 0, 0 for none; shape ``(events, 2)``. None: all of none."""
+    before: Sequence[Before] = ()
+    foreign: npt.NDArray[np.bool_] | None = None
+    """Whether an ALLOC is only the first sight of something that was made before or elsewhere; None: none is."""
+    segments: Table = field(default_factory=lambda: np.zeros(0, SEGMENT))
+    """dtype ``SEGMENT``: what the allocator held before the first event."""
+    alloc_conf: str = ""
+    workspace_sizes: frozenset[int] = frozenset()
+    """Bytes that a library asks for as its workspace."""
+    outside: int = 0
+    """Bytes in use on the device that are not this allocator's, at the end; 0: unknown."""
+    capacity: int = 0
+    """Bytes of the device; 0: unknown."""
+    lost: int = 0
+    """Allocations and frees before the first event that the source could not keep."""
+    notes: Sequence[str] = ()

@@ -1,0 +1,242 @@
+"""The demo's training and its tables. Imports torch, so it must be imported after the virtual GPU is switched on."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ..profiling.profiler import profile
+from ..results.profile import Profile
+from ..sizes import format_size
+from ..tape.events import Category
+from .textbook import Textbook
+
+LAYERS = (784, 128, 10)
+BATCHES = (64, 256, 1024, 4096)
+_SIDE = 28
+_WIDTH = 100
+_ROWS = (
+    (Category.PARAMETER, "parameters", "parameters"),
+    (Category.GRADIENT, "gradients", "gradients"),
+    (Category.OPTIMIZER_STATE, "Adam's state", "optimizer_state"),
+    (Category.INPUT, "inputs", "inputs"),
+    (Category.ACTIVATION, "activations", "activations"),
+)
+
+
+class DigitClassifier(nn.Module):
+    """Two fully connected layers with a ReLU between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs, width, classes = LAYERS
+        self.hidden = nn.Linear(inputs, width)
+        self.relu = nn.ReLU()
+        self.output = nn.Linear(width, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Scores of the ten digits for images of shape ``(batch, 784)``."""
+        scores: torch.Tensor = self.output(self.relu(self.hidden(images)))
+        return scores
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Labelled images. Not tensors: on the CPU the profile would show the whole set beside each batch."""
+
+    images: npt.NDArray[np.float32]
+    """Shape ``(count, 784)``."""
+    labels: npt.NDArray[np.int64]
+    """Shape ``(count,)``."""
+    source: str
+    """Where they are from."""
+
+    def batches(self, size: int, device: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches of any size on a device, without end; an image comes up as often as it has to."""
+        generator = np.random.default_rng(0)
+        while True:
+            chosen = generator.integers(len(self.images), size=size)
+            # No name for a batch here: it would live on, into the making of the next one.
+            yield (
+                torch.from_numpy(self.images[chosen]).to(device),
+                torch.from_numpy(self.labels[chosen]).to(device),
+            )
+
+
+def load_digits() -> Digits:
+    """Scikit-learn's handwritten digits, up-sampled to 28x28; without it, generated images of that shape."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sklearn = importlib.import_module("sklearn.datasets")
+    except ImportError:
+        generator = np.random.default_rng(0)
+        images = generator.random((2048, LAYERS[0]), np.float32)
+        labels = generator.integers(LAYERS[-1], size=2048)
+        return Digits(images, labels, "generated images (scikit-learn, which brings real digits, is not installed)")
+    images, labels = sklearn.load_digits(return_X_y=True)
+    small = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    large = nn.functional.interpolate(small, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False)
+    return Digits(
+        large.reshape(-1, LAYERS[0]).numpy(),
+        np.asarray(labels, np.int64),
+        f"scikit-learn's {len(labels):,} handwritten digits, up-sampled from 8x8 to {_SIDE}x{_SIDE}",
+    )
+
+
+def train(
+    digits: Digits, device: str, *, steps: int, batch_size: int, make: Callable[[nn.Module], torch.optim.Optimizer]
+) -> tuple[Profile, list[float], bool]:
+    """Train a new classifier; return the profile, the losses, and whether it ran out of memory."""
+    torch.manual_seed(0)
+    losses: list[torch.Tensor] = []
+    failed = False
+    model = DigitClassifier().to(device)
+    optimizer = make(model)
+    batches = digits.batches(batch_size, device)
+    measuring = profile(model, optimizer, device=device)
+    try:
+        with measuring:
+            for _ in range(steps):
+                images, labels = next(batches)
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model(images), labels)
+                torch.autograd.backward(loss)
+                optimizer.step()
+                losses.append(loss.detach().cpu())
+                del images, labels, loss
+    except torch.OutOfMemoryError:
+        failed = True
+    # The next training starts with as little as this one did.
+    del model, optimizer, batches
+    gc.collect()
+    return measuring.result, [float(loss) for loss in losses], failed
+
+
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    """The demo's optimizer."""
+    return torch.optim.Adam(model.parameters(), lr=1e-3)
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    """The other optimizer of the table, without momentum."""
+    return torch.optim.SGD(model.parameters(), lr=1e-2)
+
+
+def show(where: str, place: str, *, steps: int, batch_size: int) -> int:
+    """Train, and print everything. Returns the exit code: 1 if it ran out of memory.
+
+    Args:
+        where: "cuda", "virtual" or "cpu".
+        place: a sentence that says where it runs.
+        steps: of the training.
+        batch_size: images in a batch.
+    """
+    device = "cpu" if where == "cpu" else "cuda"
+    digits = load_digits()
+    for line in (
+        f"Training a {'-'.join(map(str, LAYERS))} classifier with Adam on {digits.source}: {steps} steps of "
+        f"{batch_size} images.",
+        place,
+    ):
+        print(textwrap.fill(line, _WIDTH))
+    result, losses, failed = train(digits, device, steps=steps, batch_size=batch_size, make=adam)
+    if where == "virtual":
+        print("So there is no loss and no accuracy to show.")
+    elif losses:
+        print(f"Loss: {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last.")
+    print(f"\n{result}\n", flush=True)
+    if failed:
+        return 1
+    with_adam = {size: train(digits, device, steps=3, batch_size=size, make=adam) for size in BATCHES}
+    with_sgd = {size: train(digits, device, steps=3, batch_size=size, make=sgd) for size in BATCHES}
+    if any(ran_out for *_, ran_out in (*with_adam.values(), *with_sgd.values())):
+        print("The textbook's batches do not all fit on this device, so there is no table.")
+        return 1
+    print(table({n: p for n, (p, *_) in with_adam.items()}, {n: p for n, (p, *_) in with_sgd.items()}))
+    return 0
+
+
+def table(with_adam: dict[int, Profile], with_sgd: dict[int, Profile]) -> str:
+    """The textbook's bytes beside those that were measured, and why they differ.
+
+    Args:
+        with_adam: profiles of the classifier, trained with Adam, by batch size.
+        with_sgd: the same with plain SGD.
+    """
+    books = {size: Textbook(layers=LAYERS, batch=size) for size in with_adam}
+    plain = {size: Textbook(layers=LAYERS, batch=size, optimizer="sgd") for size in with_sgd}
+    count = next(iter(books.values())).parameter_count
+    lines = [
+        f"The textbook and the measurement, in bytes: {count:,} parameters of 4 B, {4 * LAYERS[0]:,} B an image, "
+        f"{4 * LAYERS[1]} B of hidden",
+        "activations an image. Measured is the most that a category held at any time.",
+        "",
+        _line("batch size", "", list(books)),
+    ]
+    for category, name, field in _ROWS:
+        lines.append(_line(name, "textbook", [getattr(book, field) for book in books.values()]))
+        lines.append(_line("", "measured", [most(each, category) for each in with_adam.values()]))
+    for name, textbooks, profiles in (("SGD, in all", plain, with_sgd), ("Adam, in all", books, with_adam)):
+        lines.append(_line(name, "textbook", [book.total for book in textbooks.values()]))
+        lines.append(_line("", "measured peak", [each.peak_allocated for each in profiles.values()]))
+    return "\n".join([*lines, "", *_differences(books, with_adam)])
+
+
+def most(result: Profile, category: Category) -> int:
+    """The most bytes that a category held at any time."""
+    return int(result.timeline.of(category).max())
+
+
+def _line(name: str, kind: str, sizes: list[int]) -> str:
+    return f"  {name:<14}{kind:<14}" + "".join(f"{size:>15,}" for size in sizes)
+
+
+def _differences(books: dict[int, Textbook], measured: dict[int, Profile]) -> Iterator[str]:
+    """Sentences about what was measured and is not in the textbook, with the figures of the largest batch."""
+    size = max(books)
+    book, result = books[size], measured[size]
+    yield f"Why they differ (batch {size:,}, Adam):"
+    counters = most(result, Category.OPTIMIZER_STATE) - book.optimizer_state
+    labels = most(result, Category.INPUT) - book.inputs
+    activations = most(result, Category.ACTIVATION) - book.activations
+    per_image = 2 * 4 * LAYERS[-1]
+    sentences = [
+        (counters, "Adam's step counters: one number for each parameter tensor, on the CPU"),
+        (labels, f"labels: {labels // size} B an image, an int64 that the loss needs on the device"),
+        (
+            activations,
+            f"saved tensors: {per_image} B an image are the {LAYERS[-1]} scores and their log-softmax, which the loss "
+            f"saves for its backward; the other {activations - per_image * size} B are the loss itself and its weight",
+        ),
+        (result.peak.slack, "rounding at the peak: the allocator hands out multiples of 512 B, and keeps small rests"),
+        (
+            most(result, Category.WORKSPACE),
+            "cuBLAS workspace: one for the forward's thread and one for the backward's; the textbook knows none",
+        ),
+        (most(result, Category.TEMPORARY), "temporaries: gradients of activations, and what Adam's step() needs"),
+    ]
+    for extra, text in sentences:
+        if extra > 0:
+            yield from textwrap.wrap(
+                text, _WIDTH, initial_indent=f"  {'+' + format_size(extra):>12}  ", subsequent_indent=" " * 16
+            )
+    cached = result.peak_reserved - result.peak_allocated
+    if not result.device.startswith("cpu"):
+        yield from textwrap.wrap(
+            f"And above all of it {format_size(cached)} that the allocator holds beyond the peak, and "
+            f"{format_size(result.outside)} of CUDA context: nvidia-smi would show "
+            f"{format_size(result.peak_reserved + result.outside)}, where the textbook says {format_size(book.total)}.",
+            _WIDTH,
+            initial_indent="  ",
+            subsequent_indent="  ",
+        )

@@ -1,0 +1,127 @@
+"""What has to be around a program on fake tensors, and what must be as before when it has ended.
+
+Knows the process's own state and the parts of torch that look at tensors' classes. Knows no operator.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.optim import optimizer as optimizer_module
+from torch.utils import _foreach_utils
+from torch.utils._python_dispatch import _disable_current_modes
+
+from ...out_of_memory import quick_collections
+from ...programs import settings
+from . import in_place
+from .in_place import adding_in_place, one_hot_of
+from .overlay import beside_a_device, overlay
+from .overlay.patches import replace
+from .receiving import copied, swap
+from .recorder import Recorder
+from .value_access import as_numpy, formatted
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """As in a process of its own: no modes of the user's are on, and what a program sets is as it was afterwards."""
+    before = settings.read()
+    host, numbers, states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call] # torch's
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # a copy of a scheduler warns that its optimizer is not the one it knew
+        stack.enter_context(_disable_current_modes())
+        stack.enter_context(_without_function_modes())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_without_autocast())
+        stack.enter_context(quick_collections(after_one=False))  # what is fake holds no memory
+        try:
+            yield
+        finally:
+            settings.apply(before)
+            random.setstate(host)
+            np.random.set_state(numbers)
+            torch.set_rng_state(states)
+            if on_cuda is not None:
+                torch.cuda.set_rng_state_all(on_cuda)
+
+
+@contextmanager
+def _without_function_modes() -> Iterator[None]:
+    """Without ``torch.set_default_device`` and the like."""
+    pop, push = torch._C._pop_torch_function_stack, torch._C._push_on_torch_function_stack
+    depth = torch._C._len_torch_function_stack
+    modes = [pop() for _ in range(depth())]
+    try:
+        yield
+    finally:
+        while depth():  # one that the program set
+            pop()
+        for mode in reversed(modes):
+            push(mode)
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    """Outside of every autocast, as torch sees it: the copies that it keeps of weights die with the outermost one."""
+    on = {device: torch.is_autocast_enabled(device) for device in ("cuda", "cpu")}
+    depth = torch.autocast_increment_nesting() - 1
+    while torch.autocast_decrement_nesting():
+        pass
+    torch.clear_autocast_cache()
+    for device in on:
+        torch.set_autocast_enabled(device, False)
+    try:
+        yield
+    finally:
+        for _ in range(depth):
+            torch.autocast_increment_nesting()
+        torch.clear_autocast_cache()
+        for device, enabled in on.items():
+            torch.set_autocast_enabled(device, enabled)
+
+
+@contextmanager
+def cuda_for_fakes(recorder: Recorder) -> Iterator[None]:
+    """Let torch treat fakes as the tensors of a card: with its own kernels' choices, or under the overlay."""
+    with ExitStack() as stack:
+        if torch.cuda.is_available():
+            begins = not torch.cuda.is_initialized()  # type: ignore[no-untyped-call] # torch's
+            torch.empty(1, device="cuda")  # autograd wants a device that is in use; each fake would ask for one
+            if begins:
+                torch.cuda.empty_cache()
+            stack.enter_context(beside_a_device(recorder.gpu))
+            replace(stack, in_place, "autograd_asks", True)
+            if torch.cuda.get_device_capability() != recorder.gpu.capability:
+                found = torch.cuda.get_device_name()
+                recorder.remark(f"Kernels were chosen as on {found}, which is here, not as on {recorder.gpu.product}.")
+        else:
+            stack.enter_context(overlay(recorder.gpu))
+            # To see what comes out of an operator without a fake kernel, torch would run it on the device.
+            replace(stack, FakeTensorMode, "can_run_unsafe_fallback", lambda mode, operator: False)
+        # What fails is told as an error of ours, and not on stderr as well.
+        replace(stack, logging.getLogger(fake_tensor.__name__), "disabled", True)
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        replace(stack, fake_tensor, "init_gpu_context", lambda device: None)
+        replace(stack, torch.utils, "swap_tensors", swap)
+        replace(stack, torch.cuda, "empty_cache", recorder.empty_cache)
+        replace(stack, optimizer_module, "_foreach_supported_types", [torch.Tensor, torch.nn.Parameter, FakeTensor])
+        replace(stack, _foreach_utils, "_foreach_supported_types", [torch.Tensor, FakeTensor])
+        for name in ("linear", "scaled_dot_product_attention"):
+            replace(stack, torch.nn.functional, name, adding_in_place(getattr(torch.nn.functional, name)))
+        replace(stack, torch.nn.functional, "one_hot", one_hot_of(torch.nn.functional.one_hot))
+        replace(stack, FakeTensor, "__deepcopy__", copied)
+        replace(stack, FakeTensor, "__format__", formatted)
+        replace(stack, FakeTensor, "numpy", as_numpy)
+        replace(stack, FakeTensor, "data_ptr", lambda tensor: recorder.data_ptr(tensor))
+        yield

@@ -1,0 +1,244 @@
+"""The helper process: torch on the virtual GPU, imported once, and a fork for every run.
+
+Three generations. The *zygote* imports torch and waits. For each session it forks a process that opens the parcel, and
+so imports what the user's objects need. That one forks a process for each run, in which CUDA begins: so a run finds
+what a fresh process finds, an allocator that has served nothing, for 30 ms instead of the 3 s of a real start.
+
+Nothing here speaks to the user: output goes to a file that the other side may read, errors go back as messages.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import traceback
+import warnings
+from contextlib import ExitStack, nullcontext, suppress
+from typing import TYPE_CHECKING, Any
+
+from ... import virtual_gpu
+from ...programs.failures import Failed
+from ...virtual_gpu._activate import exchange
+from ...virtual_gpu._handle import MAX_MEMORY
+from .. import Run
+from . import dynamo
+from .messages import Ended, Open, Request, UsesCuda, read_all, receive, send, send_bytes
+
+if TYPE_CHECKING:
+    from ...programs.unpacking import Opened
+
+IDLE = 300
+"""Seconds after which a process that nobody asks anything ends. The other side starts a new one."""
+
+_MOST_EVENTS = 5_000_000
+_OWN_VARIABLES = ("TRITON_LIBCUDA_PATH",)  # what activate() sets, for torch.compile
+
+
+def serve(control: int) -> None:
+    """Be the zygote. Called in a new process, before torch is imported.
+
+    Args:
+        control: descriptor of a socket. Each message on it is a byte with two descriptors: a socket for a session, and
+            a file for what is printed there.
+    """
+    handle = virtual_gpu.activate()
+    warnings.simplefilter("ignore")  # nobody reads them here
+    gc.disable()  # 20 % of the time that the imports take, and nothing to collect
+    import torch
+
+    from ...profiling import cuda, profiler
+
+    dynamo.keep_away()
+    gc.enable()
+    # A fork has only the thread that forked: pools of threads must not exist by then.
+    torch.set_num_threads(1)
+    del profiler, cuda
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(fileno=control) as commands:
+        while _is_ready(commands):
+            message, descriptors, _, _ = socket.recv_fds(commands, 1, 2)
+            if not message:
+                break
+            if os.fork() == 0:
+                commands.close()
+                _become_session(handle, *descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def _is_ready(source: socket.socket) -> bool:
+    return bool(select.select([source], [], [], IDLE)[0])
+
+
+# -- a session ---------------------------------------------------------------------------------------------------------
+
+
+def _become_session(handle: virtual_gpu.VirtualGPU, connection: int, output: int) -> None:
+    status = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(output)
+        with socket.socket(fileno=connection) as asked:
+            _session(handle, asked)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _flush()
+        os._exit(status)  # whatever the zygote had registered for its own exit is not for this process
+
+
+def _session(handle: virtual_gpu.VirtualGPU, asked: socket.socket) -> None:
+    opening: Open = receive(asked)
+    os.chdir(opening.folder)
+    own = {name: os.environ[name] for name in _OWN_VARIABLES if name in os.environ}
+    os.environ.clear()
+    os.environ.update(opening.environment | own)
+    sys.path[:] = opening.path
+    exchange(opening.gpu)
+    import torch
+
+    from ...programs import settings
+
+    settings.apply(opening.settings)
+    opened: Opened | bytes = opening.parcel
+    if not opening.unpack_late:
+        # Modules count devices when they are imported, and after that torch refuses to begin CUDA in a fork.
+        counting = torch._C._cuda_getDeviceCount
+        torch._C._cuda_getDeviceCount = lambda: 1
+        found = _unpacked(opening.parcel)
+        torch._C._cuda_getDeviceCount = counting
+        if isinstance(found, Failed) or torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch's
+            send(asked, found if isinstance(found, Failed) else UsesCuda())
+            return
+        opened = found
+    send(asked, None)
+    gc.collect()
+    gc.freeze()  # the runs' collections need not look at what they share
+    while _is_ready(asked):
+        try:
+            request: Request = receive(asked)
+        except EOFError:
+            return
+        _fork_run(handle, opened, request, asked)
+
+
+def _unpacked(parcel: bytes) -> Opened | Failed:
+    from ...programs.failures import failure_of
+    from ...programs.unpacking import unpack
+
+    try:
+        return unpack(parcel)
+    except Exception as error:
+        return failure_of("unpack the program in its own process", error)
+
+
+def _fork_run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Request, asked: socket.socket) -> None:
+    source, sink = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(source)
+        asked.close()
+        os.setpgid(0, 0)  # with all that the step starts, which ends with it
+        runner, status = os.getpid(), 1
+
+        def let_go() -> None:
+            if os.getppid() == runner:
+                os.close(sink)
+
+        # The answer is complete when all have closed the pipe, and that must not wait for what the step has forked.
+        os.register_at_fork(after_in_child=let_go)
+        try:
+            content = pickle.dumps(_run(handle, opened, request), protocol=5)
+            if os.getpid() == runner:  # else a fork has run the rest of the step, and the answer is not its to give
+                with open(sink, "wb") as file:
+                    file.write(bytes([dynamo.has_come()]))
+                    file.write(content)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            _flush()
+            os._exit(status)
+    os.close(sink)
+    # An end of the connection means that the user's process has gone, or does not want the answer any more.
+    waited: list[Any] = [source, asked]
+    if source not in select.select(waited, [], [])[0]:
+        os.kill(child, signal.SIGKILL)
+    content = read_all(source)
+    os.close(source)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # its number stays its group's until it is waited for
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGTERM)  # which the tracker of shared memory ignores: it ends when it has cleaned up
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status or not content:
+        send(asked, Ended(status=status))
+    else:
+        send_bytes(asked, memoryview(content)[1:])
+        if content[0]:
+            dynamo.come()  # this program wants it, and the next run need not wait for it
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Request) -> Run | Failed:
+    import torch
+
+    from ...out_of_memory import is_out_of_memory
+    from ...profiling.profiler import profile
+    from ...programs.failures import failure_of
+    from ...programs.training import Training
+
+    if request.unlimited:
+        # Before torch asks for the device's properties: limits that are fractions of its memory have to grow with it.
+        # Which kernels run does not depend on it, cuDNN's choice of engines included.
+        handle.set_memory(MAX_MEMORY)
+    torch.cuda.init()  # type: ignore[no-untyped-call] # torch's
+    if isinstance(opened, bytes):
+        found = _unpacked(opened)
+        if isinstance(found, Failed):
+            return found
+        opened = found
+    on_cuda, program = opened.on_cuda, opened.program
+    training = Training(program, request.batch_size, request.move_batch)
+
+    def arrive() -> None:
+        for tensor in on_cuda:
+            tensor.data = tensor.data.to("cuda")
+
+    ran_out = False
+    with ExitStack() as stack:
+        measuring: Any = nullcontext()
+        if request.detailed:
+            measuring = profile(program.models, program.optimizers, device="cuda", max_events=_MOST_EVENTS)
+        stack.enter_context(measuring)
+        try:
+            training.run(arrive, measuring.step if request.detailed else _nothing)
+        except BaseException as error:  # sys.exit() in a step is a failure like any other
+            if not is_out_of_memory(error):
+                return failure_of(training.doing, error)
+            ran_out = True
+            del error
+    return Run(
+        ran_out=ran_out,
+        peak_allocated=torch.cuda.max_memory_allocated(),
+        peak_reserved=torch.cuda.max_memory_reserved(),
+        profile=measuring.result if request.detailed else None,
+    )
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,309 @@
+"""The virtual engine: the user's step, run for real on the virtual GPU in a helper process. The user's side of it.
+
+Knows how the helper is started, kept and spoken to. What runs there is in ``zygote.py``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+import weakref
+from dataclasses import replace
+from typing import IO, Literal
+
+from ...errors import DeviceError, UsageError
+from ...gpus import GPU
+from ...programs import settings
+from ...programs.batches import described
+from ...programs.failures import BATCH_MOVED, OTHER_DEVICE, Failed, StepTraceback, more_telling, step_failed
+from ...programs.packing import Parcel, pack
+from ...programs.program import Program
+from ...sizes import format_size
+from ...virtual_gpu._activate import ENVIRONMENT
+from ...virtual_gpu._handle import MAX_MEMORY
+from ...virtual_gpu.build import ALIASES, LIBRARY, build, find_torch
+from .. import Run
+from .messages import Answer, Ended, Open, Request, UsesCuda, receive, send
+
+_START = """
+import sys
+sys.path[:] = {path!r}
+from vramkit.engines.virtual.helper import serve
+serve({control})
+"""
+_MOST_CARDS = 3  # whose processes are kept
+PATIENCE = 60.0
+"""Seconds after which a run that has not ended is spoken of."""
+
+
+def why_not() -> DeviceError | None:
+    """What keeps the virtual engine from running here; None: nothing does."""
+    try:
+        build(find_torch())
+    except DeviceError as error:
+        return error
+    return None
+
+
+def open_session(program: Program, alloc_conf: str | None) -> VirtualSession:
+    """Make a program ready to run on the virtual GPU.
+
+    Args:
+        program: is sent by value; what it becomes later does not count.
+        alloc_conf: text of ``PYTORCH_CUDA_ALLOC_CONF``; None: as in the environment.
+
+    Raises:
+        DeviceError: the virtual GPU can't be here.
+        UsageError: the program can't be sent.
+    """
+    if (missing := why_not()) is not None:
+        raise missing
+    _helper()  # it imports torch while the program is packed
+    return VirtualSession(
+        pack(program), gives_batch=program.step is not None, called=described(program.batch), alloc_conf=alloc_conf
+    )
+
+
+class VirtualSession:
+    """One program, ready to run on any virtual card. Runs in a process for each card, forked from the helper's.
+
+    Args:
+        parcel: the program.
+        gives_batch: it has a step of its own, which is given the batch.
+        called: how the plain step calls the model, for the text of an error.
+        alloc_conf: None: as in the environment.
+    """
+
+    engine: Literal["virtual"] = "virtual"
+
+    def __init__(self, parcel: Parcel, *, gives_batch: bool, called: str, alloc_conf: str | None) -> None:
+        self._parcel = parcel
+        self._gives_batch = gives_batch
+        self._move_batch = parcel.move_batch
+        self._notes = parcel.notes
+        self._opening = {
+            "parcel": parcel.content,
+            "environment": _environment(alloc_conf),
+            "folder": os.getcwd(),
+            "path": [*sys.path],
+            "settings": settings.read(),
+        }
+        self._called = "" if gives_batch else called
+        self._connections: dict[GPU, _Connection] = {}  # the one that was used last comes last
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        self._unpack_late = False
+
+    def run(self, gpu: GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True) -> Run:
+        """See `Session.run`."""
+        if gpu.memory > MAX_MEMORY:
+            raise UsageError(
+                f"A prediction for {gpu} was asked for",
+                instead=f"No virtual card is larger than {format_size(MAX_MEMORY)}",
+            )
+        with self._lock:
+            request = Request(
+                batch_size=batch_size, unlimited=unlimited, detailed=detailed, move_batch=self._move_batch
+            )
+            answer = self._ask(gpu, request)
+            if isinstance(answer, Failed) and self._may_want_it_moved(answer):
+                again = self._ask(gpu, replace(request, move_batch=True))
+                if isinstance(again, Run):
+                    self._move_batch, self._notes = True, (*self._notes, BATCH_MOVED)
+                    answer = again
+                elif isinstance(again, Failed):
+                    answer = more_telling(answer, again)
+        if isinstance(answer, Failed):
+            raise step_failed(answer, self._called, by_name=self._parcel.by_name) from StepTraceback(
+                "in the helper process", answer.traceback
+            )
+        return replace(answer, notes=(*answer.notes, *self._notes))
+
+    def _may_want_it_moved(self, failure: Failed) -> bool:
+        return self._gives_batch and not self._move_batch and bool(OTHER_DEVICE.search(failure.text))
+
+    def _open(self, gpu: GPU) -> Open:
+        return Open(gpu=gpu, unpack_late=self._unpack_late, **self._opening)  # type: ignore[arg-type] # by their names
+
+    def _ask(self, gpu: GPU, request: Request) -> Run | Failed:
+        if self._owner != os.getpid():  # a fork: two processes on one socket would get each other's answers
+            self._connections, self._owner = {}, os.getpid()
+        for is_second in (False, True):
+            connection = self._connections.pop(gpu, None)
+            is_new = connection is None
+            try:
+                if connection is None:
+                    connection = _Connection()
+                    refusal = connection.ask(self._open(gpu))
+                    if isinstance(refusal, UsesCuda):
+                        self._unpack_late, connection = True, _Connection()
+                        refusal = connection.ask(self._open(gpu))
+                    if isinstance(refusal, Failed):
+                        return refusal
+                    while len(self._connections) >= _MOST_CARDS:
+                        del self._connections[next(iter(self._connections))]
+                answer = connection.ask(request)
+                self._connections[gpu] = connection
+                if isinstance(answer, (Run, Failed)):
+                    return answer
+                assert isinstance(answer, Ended)
+            except (EOFError, OSError):
+                # It ended: after a while without work it does. Another one will tell.
+                if not is_second:
+                    if is_new:
+                        _drop_helper()
+                    continue
+                answer = Ended(status=1)
+            raise _died(answer, connection)
+        raise AssertionError
+
+
+def _environment(alloc_conf: str | None) -> dict[str, str]:
+    """This process's environment for one with a virtual GPU of its own."""
+    environment = {**os.environ}
+    # A parent's virtual GPU and the choice among its devices are not this one's.
+    for name in (ENVIRONMENT, "CUDA_VISIBLE_DEVICES"):
+        environment.pop(name, None)
+    ours = {LIBRARY, *ALIASES}
+    preloaded = [path for path in environment.get("LD_PRELOAD", "").split(":") if os.path.basename(path) not in ours]
+    environment.pop("LD_PRELOAD", None)
+    if any(preloaded):
+        environment["LD_PRELOAD"] = ":".join(preloaded)
+    if alloc_conf is not None:
+        environment.pop("PYTORCH_ALLOC_CONF", None)
+        environment["PYTORCH_CUDA_ALLOC_CONF"] = alloc_conf
+    return environment
+
+
+def _died(answer: Ended, connection: _Connection | None) -> DeviceError:
+    tail = connection.tail() if connection else ""
+    how = f"signal {-answer.status}" if answer.status < 0 else f"status {answer.status}"
+    return DeviceError(
+        "vramkit.estimate was to run a training step in a helper process",
+        f"the process ended with {how}" + (f". The end of its output was:\n{tail}\n" if tail else ", without a word"),
+        instead="Look there for what the step did; if it did nothing of the kind, please report it",
+    )
+
+
+# -- the process -------------------------------------------------------------------------------------------------------
+
+
+class _Connection:
+    """A session's socket, and the file that its output goes to."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as what writes into it
+        weakref.finalize(self, _close, self._socket, self._output)
+        with theirs:
+            _helper().fork(theirs, self._output)
+
+    def ask(self, message: object) -> Answer:
+        """Say something and wait for the answer.
+
+        Warns:
+            UserWarning: a run takes long.
+        """
+        send(self._socket, message)
+        try:
+            if isinstance(message, Request) and not self._answers_within(PATIENCE):
+                warnings.warn(
+                    f"The training step has been running for {PATIENCE:.0f} s on the virtual GPU. Kernels compute "
+                    "nothing there, so a loop that waits for a value on the device does not end: give it a number of "
+                    "rounds. Ctrl-C stops the run",
+                    stacklevel=2,
+                )
+            answer: Answer = receive(self._socket)
+        except BaseException:
+            self._socket.close()  # interrupted: nobody waits for that answer any more, and the run is stopped
+            raise
+        return answer
+
+    def _answers_within(self, seconds: float) -> bool:
+        poll = select.poll()  # unlike select() it takes descriptors of any number
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(1000 * seconds))
+
+    def tail(self) -> str:
+        """The end of what the session printed; of what its helper did, where there was no session."""
+        return _tail(self._output) or (_tail(_current.output) if _current is not None else "")
+
+
+def _tail(output: IO[bytes], most: int = 2000) -> str:
+    size = output.seek(0, os.SEEK_END)
+    output.seek(max(0, size - most))
+    return output.read().decode(errors="replace").strip()
+
+
+def _close(connection: socket.socket, output: IO[bytes]) -> None:
+    connection.close()
+    output.close()
+
+
+class _Helper:
+    """The process that imported torch on the virtual GPU, and forks a session whenever it is asked to."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            code = _START.format(path=sys.path, control=theirs.fileno())
+            self.output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as what writes into it
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL,
+                stdout=self.output,
+                stderr=self.output,
+                env=_environment(None),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the user's process, which ends what it had asked for
+            )
+
+    @property
+    def is_alive(self) -> bool:
+        return self.owner == os.getpid() and self._process.poll() is None
+
+    def fork(self, connection: socket.socket, output: IO[bytes]) -> None:
+        """Let a session begin on a socket. Raises: OSError if the process has ended."""
+        socket.send_fds(self._control, [b"s"], [connection.fileno(), output.fileno()])
+
+    def close(self) -> None:
+        """End it."""
+        self._control.close()
+        self.output.close()
+        if self.owner == os.getpid():
+            self._process.wait()
+        else:
+            self._process.returncode = 0  # a fork's copy: it can't wait for what is not its child
+
+
+_current: _Helper | None = None
+_current_lock = threading.Lock()
+
+
+def _drop_helper() -> None:
+    """Give up a helper that began no session: it is ending, or has ended, though it may not show yet."""
+    global _current
+    with _current_lock:
+        if _current is not None:
+            _current.close()
+            atexit.unregister(_current.close)
+            _current = None
+
+
+def _helper() -> _Helper:
+    global _current
+    if _current is not None and not _current.is_alive:
+        _drop_helper()
+    with _current_lock:
+        if _current is None:
+            _current = _Helper()
+            atexit.register(_current.close)
+        return _current

@@ -1,0 +1,1 @@
+"""`vramkit.estimate`, and the `Estimate` that it returns."""

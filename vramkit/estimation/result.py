@@ -1,0 +1,243 @@
+"""``Estimate``: what a prediction comes to, and what can be asked of it afterwards. Knows sessions; needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from os import PathLike
+from typing import Any
+
+from .. import gpus
+from ..counts import check_count
+from ..engines import EngineName, Run, Session
+from ..engines.enough_memory import enough
+from ..errors import UsageError
+from ..gpus import GPU
+from ..programs.sizeless import without_size
+from ..results import archive
+from ..results.readable import ReadableResult
+from ..scaling.largest import LARGEST_BATCH, Largest
+from ..scaling.rows import BatchSizeRow, Rows
+from ..sizes import format_size
+from ..tape.breakdown import Breakdown
+from ..tape.events import Phase
+from ..tape.memory import MemoryResult, OutOfMemory
+
+_IDLE_NOTE = "No forward, backward or optimizer step used the GPU: does the step use the very model that was passed?"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Estimate(ReadableResult):
+    """What a training program's memory will be on a card: what ``vramkit.estimate`` returns.
+
+    ::
+
+        estimate = vramkit.estimate(model, batch, optimizer=torch.optim.AdamW, gpu="a100-40gb")
+        estimate.peak_reserved
+        estimate.fits("t4")
+        estimate.max_batch_size()
+
+    Everything that a measured ``Profile`` shows is here too. Where the program does not fit the card, the figures are
+    of the same card with enough memory, ``failure`` says where the card's own ran out, and ``fits()`` is False.
+
+    Known limitations: values are zeros where the virtual engine ran, so a size that depends on values on the device
+    (``nonzero``, a boolean mask, expert routing) is that of zeros. The context (``outside``) is assumed; see `GPU`.
+    A copy in another process (pickled), and what ``vramkit.load`` makes of a saved one, has the figures, and can't run
+    the program again.
+    """
+
+    engine: EngineName
+    """What made the prediction: "virtual" ran the step on the virtual GPU, "fake" on fake tensors."""
+    gpu: GPU
+    """The card."""
+    batch_size: int
+    """Rows of the batch; 0: it has no dimension 0."""
+    failure: OutOfMemory | None = None
+    """Where the card's own memory ran out; None: it did not."""
+    session: Session | None = field(default=None, repr=False, compare=False)
+    """Runs the program again; None in a copy that was pickled or saved."""
+
+    def fits(self, gpu: str | int | GPU | None = None) -> bool:
+        """Whether the program runs to its end on a card, the CUDA context counted.
+
+        It is run on that card: one of another generation may choose other kernels, with other workspaces, and torch's
+        allocator gives back what it has cached before it gives up, so a card can be smaller than ``peak_reserved``.
+
+        Args:
+            gpu: as for ``vramkit.estimate``; None: this estimate's.
+
+        Raises:
+            UsageError: an unknown GPU, or a pickled copy and another card than its own.
+        """
+        card = self.gpu if gpu is None else gpus.find(gpu)
+        if card == self.gpu:
+            return self.failure is None
+        return not self._session("fits() on another card").run(card, self.batch_size, detailed=False).ran_out
+
+    def at(self, batch_size: int) -> Estimate:
+        """The same program with another batch size.
+
+        Args:
+            batch_size: rows. The sample batch's are repeated; a callable makes the batch.
+
+        Raises:
+            UsageError: no size, a batch that has none, or the program fails at that size.
+        """
+        size = self._checked("at()", batch_size)
+        if size == self.batch_size:
+            return self
+        return predict(self._session("at()"), self.gpu, size)
+
+    def batch_sizes(self, sizes: Iterable[int]) -> tuple[BatchSizeRow, ...]:
+        """What each of some batch sizes needs.
+
+        ::
+
+            for row in estimate.batch_sizes([64, 256, 1024]):
+                print(row.batch_size, row.peak_reserved, row.fits)
+
+        The smallest and the largest are run, and one between them. If everything that this one asks for lies on the
+        line between the two others, the rest are read off it and served by the simulated allocator, in milliseconds;
+        where it does not, it is asked of each half, and in the end each size is run.
+
+        Args:
+            sizes: rows of the batch.
+
+        Returns:
+            A row for each, in the order given; ``was_run`` says which were run.
+
+        Raises:
+            UsageError: as for ``at``.
+            DoesNotFit: a size needs more than the largest virtual card has, 4 TiB.
+        """
+        asked = [self._checked("batch_sizes()", size) for size in sizes]
+        rows = Rows(self._session("batch_sizes()"), self.gpu)
+        rows.know(self.batch_size, self.tape, fits=self.failure is None)
+        rows.fill(asked)
+        return tuple(rows.rows[size] for size in asked)
+
+    def max_batch_size(self, gpu: str | int | GPU | None = None) -> int:
+        """The largest batch with which the program runs to its end on a card.
+
+        That size was run and ran to its end, and the next one was run and did not. Which sizes are worth a run, the
+        simulated allocator says, from what two or three of them asked for.
+
+        Args:
+            gpu: as for ``vramkit.estimate``; None: this estimate's.
+
+        Returns:
+            Rows; at most 2**24, for a program whose memory does not grow with its batch.
+
+        Raises:
+            DoesNotFit: not even one row does.
+            UsageError: as for ``at``.
+        """
+        card = self.gpu if gpu is None else gpus.find(gpu)
+        session = self._session("max_batch_size()")
+        start = self._checked("max_batch_size()", self.batch_size or 1)
+        search = Largest(session, card)
+        if card == self.gpu and self.failure is None:
+            search.know(start, self.tape)
+        return search.run(start)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write everything but the program to one file; `vramkit.load` opens it."""
+        archive.save(self, path, _particulars(self))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "session": None}
+
+    def report(self) -> str:
+        """As a profile's report; the first line says that this is a prediction, the last whether it fits."""
+        first, newline, rest = super().report().partition("\n")
+        first = first.replace("vramkit: memory", f"vramkit: predicted memory ({self.engine} engine)", 1)
+        return f"{first}{newline}{rest}\n\n{self._verdict()}"
+
+    def _verdict(self) -> str:
+        needed = self.peak_reserved + self.gpu.context
+        sizes = f"{format_size(needed)} at most, of {format_size(self.gpu.memory)}"
+        if self.failure is None:
+            return f"Fits {self.gpu.product}: reserved and CUDA context are {sizes}."
+        module = f" of {self.failure.module}" if self.failure.module else ""
+        phase = self.failure.phase
+        place = "outside of the steps' phases" if phase is Phase.OUTSIDE else f"in the {phase.name.lower()}{module}"
+        return (
+            f"DOES NOT FIT {self.gpu.product}: reserved and CUDA context would be {sizes}.\n"
+            f"It runs out when {format_size(self.failure.requested)} are asked for {place}."
+        )
+
+    def _session(self, what: str) -> Session:
+        if self.session is None:
+            raise UsageError(
+                f"{what} of an estimate was called",
+                "the estimate comes from another process, or from a file",
+                "it has the figures, and not the program",
+                "Call vramkit.estimate(...) again",
+            )
+        return self.session
+
+    def _checked(self, what: str, size: int) -> int:
+        size = check_count(f"{what} of an estimate was called", "batch_size", size, most=LARGEST_BATCH)
+        if not self.batch_size:
+            raise without_size(f"An estimate for batch size {size} was asked for")
+        return size
+
+
+def _particulars(estimate: Estimate) -> dict[str, Any]:
+    """What an estimate has and a profile has not, as JSON can carry it."""
+    shared = {each.name for each in fields(MemoryResult)} | {"session"}
+    own = {each.name: getattr(estimate, each.name) for each in fields(Estimate) if each.name not in shared}
+    failure = None if estimate.failure is None else asdict(estimate.failure)
+    return {**own, "gpu": asdict(estimate.gpu), "failure": failure}
+
+
+def restored(saved: MemoryResult, particulars: dict[str, Any]) -> Estimate:
+    """An estimate from a file. Raises: anything, if the file is damaged."""
+    own = dict(particulars)
+    gpu, failure = own.pop("gpu"), own.pop("failure")
+    if failure is not None:
+        breakdown, phase = Breakdown(**failure.pop("breakdown")), Phase(failure.pop("phase"))
+        failure = OutOfMemory(breakdown=breakdown, phase=phase, **failure)
+    return Estimate(
+        **{each.name: getattr(saved, each.name) for each in fields(MemoryResult)},
+        gpu=GPU(**{**gpu, "capability": tuple(gpu["capability"])}),
+        failure=failure,
+        **own,
+    )
+
+
+def predict(session: Session, gpu: GPU, batch_size: int) -> Estimate:
+    """Run a program on a card, and where that is too small, on the same card with enough memory.
+
+    Raises:
+        DoesNotFit: even the largest virtual card is too small.
+    """
+    run = session.run(gpu, batch_size)
+    failure = None
+    if run.ran_out:
+        assert run.profile is not None
+        failures = run.profile.out_of_memory
+        # Without an event the failure was beside the allocator: an error that a program raised itself.
+        failure = failures[-1] if failures else _somewhere(run)
+        run = enough(session, gpu, batch_size, detailed=True)
+    profile = run.profile
+    assert profile is not None
+    idle = not (profile.tape.events["phase"] != Phase.OUTSIDE).any()
+    return Estimate(
+        tape=profile.tape,
+        device_name=gpu.product,
+        capacity=gpu.memory,
+        outside=gpu.context,
+        versions=profile.versions,
+        notes=(*profile.notes, *run.notes, *[_IDLE_NOTE] * idle),
+        engine=session.engine,
+        gpu=gpu,
+        batch_size=batch_size,
+        failure=failure,
+        session=session,
+    )
+
+
+def _somewhere(run: Run) -> OutOfMemory:
+    assert run.profile is not None
+    return OutOfMemory(event=-1, requested=0, phase=Phase.OUTSIDE, module="", breakdown=run.profile.final)

@@ -1,0 +1,287 @@
+"""``vramkit.profile``: measure where memory goes while a block of code runs. Chooses the source; settles the result."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from typing_extensions import Self
+
+from .. import __version__
+from ..attribution.categories import attribute
+from ..attribution.recording import Recording
+from ..counts import check_count
+from ..errors import DeviceError, UsageError
+from ..out_of_memory import is_out_of_memory
+from ..results.profile import Profile
+from ..tape.events import ALLOCATION, EVENT, Tape
+from .marks import Marks
+
+Models = torch.nn.Module | Sequence[torch.nn.Module] | Mapping[str, torch.nn.Module]
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | Mapping[str, torch.optim.Optimizer]
+
+
+class _Source(Protocol):
+    @property
+    def marks(self) -> Marks: ...
+    def start(self) -> None: ...
+    def stop(self) -> list[Recording]: ...
+
+
+class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
+    """Measure where the memory goes while a block of code runs.
+
+    ::
+
+        with vramkit.profile(model, optimizer) as prof:
+            for batch in loader:
+                train_step(batch)
+        print(prof.result)
+
+    On CUDA this is the allocator's own history, with marks from module, gradient and optimizer hooks; no Python runs
+    for an operator. On the CPU it records the lifetimes of storages.
+
+    Args:
+        model: one module, a sequence, or a dict of them by name. None: whatever runs inside the block is found.
+        optimizer: one ``torch.optim.Optimizer``, a sequence, or a dict of them by name. None: as above.
+        device: "cuda" or "cpu", what to record. With an index, "cuda:1", the result is that device's, and else the
+            fullest one's; the others are in it. None: where the models' parameters are; without models, CUDA if there
+            is a device.
+        max_events: how many events of each device to keep, at most. Of more, the last are kept, and
+            ``result.notes`` says how many were dropped. An event takes about 0.2 kB while it is recorded and 1 kB more
+            for a moment at the end; what the program was doing takes some 3 kB a step beside that.
+
+    Raises:
+        UsageError: an argument is not what it should be; on entering, a profile is being measured already.
+        DeviceError: on entering, there is no such device.
+
+    An exception passes through, the result is there all the same. ``torch.OutOfMemoryError`` gets the report of what
+    held the memory as a note.
+    """
+
+    _active: profile | None = None  # torch's hooks and history are the process's, so two would see each other
+    _owner = ""  # who measures, where it isn't the user's own block: for the error's text
+
+    def __init__(
+        self,
+        model: Models | None = None,
+        optimizer: Optimizers | None = None,
+        *,
+        device: str | torch.device | None = None,
+        max_events: int = 500_000,
+    ) -> None:
+        self._models = _several(model, torch.nn.Module, "model", "an nn.Module")
+        self._optimizers = _several(optimizer, torch.optim.Optimizer, "optimizer", "a torch.optim.Optimizer")
+        self._max_events = check_count("vramkit.profile was called", "max_events", max_events)
+        self._device = _device(device, self._models)
+        self._source: _Source | None = None
+        self._result: Profile | None = None
+        self._entered = False
+        self._process = 0
+
+    def __enter__(self) -> Self:
+        if self._entered:
+            raise UsageError(
+                "A vramkit.profile was entered for the second time",
+                instead="Make a new one for each block: with vramkit.profile(...) as prof",
+            )
+        if is_measuring():
+            raise UsageError(
+                "A vramkit.profile was entered",
+                f"another one is still measuring in this process{f', of {self._owner}' if self._owner else ''}",
+                "their marks would mix",
+                f"{self._owner} measures the whole script already: take the block out, or run the script with python"
+                if self._owner
+                else "Leave the outer block first, or measure both in one and end the parts with prof.step()",
+            )
+        source = _source(self._device, self._max_events)
+        source.marks.add_models(self._models)
+        source.marks.add_optimizers(self._optimizers.values())
+        source.start()
+        self._entered = True
+        self._process = os.getpid()  # a fork inside the block is not measured, and may measure itself
+        self._source = source
+        profile._active = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        source, self._source = self._source, None
+        assert source is not None
+        self._models, self._optimizers = {}, {}  # a result must not keep the program's objects alive
+        try:
+            with ExitStack() as stack:
+                stack.callback(setattr, profile, "_active", None)
+                recordings = source.stop()
+            self._result = _settle(recordings, source.marks, self._device)
+            if error is not None and is_out_of_memory(error):
+                _add_note(error, self._result.report())
+        except Exception as failure:
+            if error is None:
+                raise
+            # Nothing of this recording's may take the place of what the program raised.
+            _add_note(error, f"vramkit.profile could not settle what it had measured: {failure!r}")
+
+    def step(self) -> None:
+        """End a training step. Optional: without it, steps are told apart by the optimizers' steps.
+
+        Raises:
+            UsageError: outside the block.
+        """
+        if self._source is None:
+            raise UsageError(
+                "prof.step() was called",
+                "nothing is being measured" if self._entered else "the profile was not entered",
+                instead="Call it inside the block: with vramkit.profile(...) as prof",
+            )
+        self._source.marks.step()
+
+    @property
+    def result(self) -> Profile:
+        """What was measured; there as soon as the block is left, also by an exception.
+
+        Raises:
+            UsageError: the block was not left, or never entered.
+        """
+        if self._result is None:
+            raise UsageError(
+                "prof.result was read",
+                "the block is still running" if self._entered else "the profile was not entered",
+                "what an allocation was for is known only afterwards",
+                "Read it after the with block",
+            )
+        return self._result
+
+
+_T = TypeVar("_T")
+
+
+def _several(given: object, kind: type[_T], word: str, wanted: str) -> dict[str, _T]:
+    if given is None:
+        return {}
+    if isinstance(given, kind):
+        return {_unique(given, {}): given}
+    named: dict[str, object] = {}
+    if isinstance(given, Mapping):
+        named = {str(name): each for name, each in given.items()}
+    elif isinstance(given, Iterable) and not isinstance(given, (str, bytes, torch.Tensor)):
+        for each in given:
+            named[_unique(each, named)] = each
+    else:
+        named = {"": given}
+    checked: dict[str, _T] = {}
+    for name, each in named.items():
+        if not isinstance(each, kind):
+            shown = each.__name__ if isinstance(each, type) else f"{type(each).__name__} {each!r:.60}"
+            hint = " (a class: make an object of it first)" if isinstance(each, type) else ""
+            raise UsageError(
+                f"vramkit.profile was given a {word}",
+                f"{shown}{hint}",
+                f"that is not {wanted}",
+                f"Pass {wanted}, a sequence or a dict of them; or none, and what runs is found",
+            )
+        checked[name] = each
+    return checked
+
+
+def _unique(each: object, taken: Mapping[str, object]) -> str:
+    name, number = type(each).__name__, 1
+    while (unique := name if number == 1 else f"{name}#{number}") in taken:
+        number += 1
+    return unique
+
+
+def _device(device: str | torch.device | None, models: Mapping[str, torch.nn.Module]) -> torch.device:
+    """What to measure; an index says which device the result is of, as all devices of a kind are measured at once."""
+    if device is not None:
+        try:
+            found = torch.device(device)
+        except (RuntimeError, TypeError):
+            found = None
+        if found is None or found.type not in ("cuda", "cpu"):
+            raise UsageError(
+                "vramkit.profile was given a device",
+                f"{device!r}",
+                "only CUDA devices and the CPU can be measured",
+                'Pass device="cuda" or device="cpu", or leave it out',
+            )
+        return found
+    held = [t for model in models.values() for t in (*model.parameters(), *model.buffers())]
+    kinds = {tensor.device.type for tensor in held}
+    if models and not kinds - {"meta"}:
+        raise UsageError(
+            "vramkit.profile was given a model and no device",
+            "the model is on the meta device" if kinds else "the model has no parameters and no buffers",
+            "so nothing says which device to measure",
+            'Pass device="cuda" or device="cpu"; to predict without running, use vramkit.estimate',
+        )
+    if "cuda" in kinds:
+        return torch.device("cuda")
+    if models:
+        return torch.device("cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _source(device: torch.device, max_events: int) -> _Source:
+    if device.type == "cuda":
+        if device.index is not None and torch.cuda.is_available() and device.index >= torch.cuda.device_count():
+            raise DeviceError(
+                f"vramkit.profile was to measure {device}",
+                f"there are {torch.cuda.device_count()} CUDA devices, from cuda:0 on",
+                instead="Name one of those",
+            )
+        if not torch.cuda.is_available():
+            raise DeviceError(
+                "vramkit.profile was to measure CUDA memory",
+                "torch finds no CUDA device",
+                instead='Switch the virtual GPU on before importing torch (vramkit.virtual_gpu.activate("a100-40gb"), '
+                'or `vramkit run --gpu a100-40gb script.py`), or pass device="cpu"',
+            )
+        from .cuda import CudaHistory
+
+        return CudaHistory(max_events)
+    from .cpu import StorageLifetimes
+
+    return StorageLifetimes(max_events)
+
+
+def _settle(recordings: Sequence[Recording], marks: Marks, device: torch.device) -> Profile:
+    modules = marks.modules.described()
+    versions = {"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]}
+    profiles = [
+        Profile(
+            tape=attribute(recording, marks.kept, marks.scans, modules),
+            device_name=torch.cuda.get_device_name(recording.device) if device.type == "cuda" else "",
+            capacity=recording.capacity,
+            outside=recording.outside,
+            versions=versions,
+            notes=tuple(recording.notes),
+        )
+        for recording in recordings
+    ]
+    if not profiles:
+        empty = Tape(events=np.zeros(0, EVENT), allocations=np.zeros(0, ALLOCATION), device=str(device))
+        return Profile(tape=empty, versions=versions, notes=("Nothing used the device inside the block.",))
+    profiles.sort(key=lambda each: (each.device != str(device), -each.peak_reserved))
+    first, *others = profiles
+    return replace(first, others=tuple(others))
+
+
+def is_measuring() -> bool:
+    """Whether a profile is measuring in this process; a fork inside its block is not measured."""
+    return profile._active is not None and profile._active._process == os.getpid()
+
+
+def _add_note(error: BaseException, note: str) -> None:
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    else:  # Python 3.10 prints no notes, but tools read them
+        setattr(error, "__notes__", [*getattr(error, "__notes__", []), note])  # noqa: B010 - unknown to its type

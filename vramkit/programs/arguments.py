@@ -1,0 +1,195 @@
+"""What the verbs that predict and the closed forms are given: checked, and made into a program. Knows what an argument
+may be; knows neither engines nor devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils.data import DataLoader
+
+from ..counts import check_count
+from ..errors import UsageError
+from .batches import batch_size_of, is_made
+from .hooks import hooks_of
+from .program import Program
+from .sizeless import without_size
+
+Models = torch.nn.Module | Sequence[torch.nn.Module] | Mapping[str, torch.nn.Module]
+OptimizerOrFactory = (
+    torch.optim.Optimizer
+    | Sequence[torch.optim.Optimizer]
+    | Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+)
+
+
+def program_of(
+    asked: str,
+    model: Models,
+    batch: object,
+    *,
+    optimizer: OptimizerOrFactory | None,
+    step: Callable[[Any], object] | None,
+    loss: Callable[[Any, Any], torch.Tensor] | None,
+    autocast: torch.dtype | None,
+    steps: int,
+) -> Program:
+    """A program, from the arguments of a verb; see ``vramkit.estimate``.
+
+    Args:
+        asked: what was asked for, as an error's text begins.
+
+    Raises:
+        UsageError: an argument is not what it should be.
+    """
+    models = models_of(asked, model)
+    _check_batch(asked, batch)
+    steps = check_count(asked, "steps", steps)
+    optimizers, factory = optimizers_of(asked, optimizer)
+    _check_step(asked, step, models, factory, loss, autocast)
+    return Program(
+        models=models,
+        batch=batch,
+        batch_size=0 if is_made(batch) else batch_size_of(batch),
+        steps=steps,
+        optimizers=optimizers,
+        make_optimizer=factory,
+        step=step,
+        loss=loss,
+        autocast=autocast,
+        hooks=hooks_of(models, optimizers),
+        by_default_on_cuda=_makes_on_cuda(),
+        gradients="inference" if torch.is_inference_mode_enabled() else "on" if torch.is_grad_enabled() else "off",
+    )
+
+
+def _makes_on_cuda() -> bool:
+    """Whether functions make tensors on a GPU. To ask torch for its default device would make one, and begin CUDA."""
+    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call] # torch's
+    contexts = [mode for mode in modes if isinstance(mode, DeviceContext)]
+    return bool(contexts) and contexts[-1].device.type == "cuda"
+
+
+def check_grows(asked: str, program: Program) -> None:
+    """Raises: UsageError for a batch that can't be made larger or smaller."""
+    if not program.batch_size and not is_made(program.batch):
+        raise without_size(asked)
+
+
+_T = TypeVar("_T")
+
+
+def _named(given: object, kind: type[_T]) -> dict[str, _T] | None:
+    """One object, a sequence, or a dict of them, by name; None: something else is in it, or nothing."""
+    if isinstance(given, kind):
+        return {type(given).__name__: given}
+    if isinstance(given, Mapping):
+        pairs = [(str(name), each) for name, each in given.items()]
+    elif isinstance(given, (list, tuple)):
+        pairs = [(f"{type(each).__name__}#{number}", each) for number, each in enumerate(given)]
+    else:
+        return None
+    found = {name: each for name, each in pairs if isinstance(each, kind)}
+    return found if found and len(found) == len(pairs) else None
+
+
+def _check_batch(asked: str, batch: object) -> None:
+    """Raises: UsageError for what gives batches, one after the other, and is none itself."""
+    if isinstance(batch, (DataLoader, Iterator)):
+        raise UsageError(
+            asked,
+            f"the batch is {type(batch).__name__}",
+            "It takes one batch, which is the same in every step",
+            "Pass one of the loader's: next(iter(loader))",
+        )
+
+
+def models_of(asked: str, given: object) -> dict[str, torch.nn.Module]:
+    """Models by name, from one, a sequence or a dict of them. Raises: UsageError for anything else."""
+    models = _named(given, torch.nn.Module)
+    if models is None:
+        shown = f"{given.__name__}, a class" if isinstance(given, type) else f"{type(given).__name__} {given!r:.60}"
+        raise UsageError(
+            asked, f"the model is {shown}", "It takes models", "Pass an nn.Module, a sequence or a dict of them"
+        )
+    return models
+
+
+def optimizers_of(
+    asked: str,
+    given: object,
+) -> tuple[tuple[torch.optim.Optimizer, ...], Callable[..., object] | None]:
+    """Optimizers, or else what makes some; None: neither. Raises: UsageError for anything else."""
+    if given is None:
+        return (), None
+    optimizers = _named(given, torch.optim.Optimizer)
+    if optimizers is not None:
+        return tuple(optimizers.values()), None
+    if callable(given):
+        return (), given
+    raise UsageError(
+        asked,
+        f"the optimizer is {type(given).__name__} {given!r:.60}",
+        "It takes optimizers, or what makes one",
+        "Pass a torch.optim.Optimizer, a sequence of them, or a factory: optimizer=torch.optim.AdamW",
+    )
+
+
+def _check_loss(asked: str, loss: object) -> None:
+    if loss is not None and (isinstance(loss, type) or not callable(loss)):
+        raise UsageError(
+            asked,
+            f"the loss is {loss.__name__}, a class" if isinstance(loss, type) else f"the loss is {loss!r:.60}",
+            "It is called with the output and the batch, and returns a tensor of one number",
+            "Pass a function: loss=lambda output, batch: torch.nn.functional.cross_entropy(output, batch[1])",
+        )
+
+
+def _check_autocast(asked: str, autocast: object) -> None:
+    if autocast not in (None, torch.float16, torch.bfloat16, torch.float32):
+        raise UsageError(
+            asked,
+            f"with autocast={autocast!r}",
+            "It is the dtype of torch.autocast on CUDA",
+            "Give torch.bfloat16 or torch.float16",
+        )
+
+
+def _check_step(
+    asked: str,
+    step: object,
+    models: Mapping[str, object],
+    factory: object,
+    loss: object,
+    autocast: object,
+) -> None:
+    if step is None:
+        if len(models) > 1:
+            raise UsageError(
+                asked,
+                f"with {len(models)} models and no step",
+                "The plain step calls one model",
+                "Pass step=..., a function of the batch that calls them",
+            )
+        _check_loss(asked, loss)
+        _check_autocast(asked, autocast)
+        return
+    if not callable(step):
+        raise UsageError(
+            asked, f"the step is {step!r:.60}", "It is called with a batch", "Pass a function; how many: steps=3"
+        )
+    idle = [
+        name for name, value in (("optimizer", factory), ("loss", loss), ("autocast", autocast)) if value is not None
+    ]
+    if idle:
+        kind = " (a factory)" if idle[0] == "optimizer" else ""
+        raise UsageError(
+            asked,
+            f"with a step and with {idle[0]}={kind}".removesuffix("="),
+            "A step of your own brings everything itself, and would not use it",
+            "Pass the very optimizer that the step uses" if kind else f"Leave {idle[0]} out",
+        )

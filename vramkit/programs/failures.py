@@ -1,0 +1,140 @@
+"""How a program's own failure reaches its user: as plain text, told in terms of what was asked. Knows no engine."""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UsageError
+from . import training
+from .packing import INSTALL_CLOUDPICKLE
+
+OTHER_DEVICE = re.compile(r"same device|cuda.* and cpu|cpu.* and cuda|is on cpu|on CPU|torch\.\w+Tensor\) and weight")
+"""What errors say where part of a computation is not on the GPU."""
+BATCH_MOVED = (
+    "The step was given the batch on the GPU, because with a batch on the CPU it fails: it does not move it itself."
+)
+_INVALID = re.compile(r"found invalid values")
+"""What distributions of torch say of values, after a check whose outcome only the device would know."""
+_GENERATOR = re.compile(r"Expected a 'cuda' device type for generator")
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
+
+
+class StepTraceback(Exception):  # noqa: N818 - it is shown as the cause of an error, and says where that happened
+    """The traceback of what was raised while a program ran for a prediction.
+
+    Args:
+        where: it ran, as "in ...".
+        text: the traceback.
+    """
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}\n\n{self.args[1]}"
+
+
+def failure_of(doing: str, error: BaseException) -> Failed:
+    """An exception as a message: classes of the user's may not arrive elsewhere, and frames would keep tensors."""
+    shown = traceback.TracebackException.from_exception(error)
+    part: traceback.TracebackException | None = shown
+    while part is not None:
+        part.stack[:] = [frame for frame in part.stack if not frame.filename.startswith(_PACKAGE)]
+        part = part.__cause__ or part.__context__
+    return Failed(doing=doing, kind=type(error).__name__, text=str(error), traceback="".join(shown.format()))
+
+
+def more_telling(first: Failed, moved: Failed) -> Failed:
+    """Which to tell of two: with the batch as it was given, it is not on the GPU; with the batch there, this."""
+    return first if OTHER_DEVICE.search(moved.text) else moved
+
+
+def step_failed(failure: Failed, called: str, *, by_name: bool) -> UsageError:
+    """What to tell of a program that failed.
+
+    Args:
+        failure: how.
+        called: how the plain step calls the model; empty: a step of the user's own ran.
+        by_name: functions and classes were sent by name.
+    """
+    found = f"it raised {failure.kind}: {failure.text}"
+    if failure.doing.startswith("unpack"):
+        why = "What it needs can't be imported there"
+        instead = INSTALL_CLOUDPICKLE if by_name else "Define it in a module that can be imported, or in the script"
+    elif OTHER_DEVICE.search(failure.text):
+        why = "Part of it is not on the GPU"
+        instead = (
+            "Pass every model that the step uses. Where the step moves tensors to a `device`, that has to be "
+            '"cuda": in a process without CUDA, "cuda" if torch.cuda.is_available() else "cpu" is "cpu"'
+        )
+    elif _GENERATOR.search(failure.text):
+        why = "A generator was made on the CPU, for numbers that are drawn on the GPU"
+        instead = "Make it in the step, where there is a GPU: torch.Generator('cuda')"
+    elif _INVALID.search(failure.text):
+        found = found.partition("\n")[0].rstrip(":")
+        why = "Nothing is computed there, and so the check of a distribution's values says no"
+        instead = (
+            "Pass validate_args=False to the distributions, or call "
+            "torch.distributions.Distribution.set_default_validate_args(False)"
+        )
+    elif called and (told := _advice(failure.doing, failure.text, called)):
+        why, instead = told
+    else:
+        why = "Shapes, types and devices are real there, but nothing is computed: values are zeros"
+        instead = "Make sure that the step runs for this batch; the traceback above says where it stopped"
+    return UsageError(f"vramkit.estimate was to {failure.doing}", found, why, instead)
+
+
+_ADVICE = {
+    training.MAKE: (
+        "The factory is called with the parameters, once they are on the GPU, and returns an optimizer",
+        "Pass a class such as torch.optim.AdamW, or lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
+    ),
+    training.LOSS: (
+        "The plain step calls it as loss(output, batch), with the whole batch",
+        "Pass a function of the two: loss=lambda output, batch: torch.nn.functional.cross_entropy(output, batch[1])",
+    ),
+    training.NO_LOSS: (
+        "Without a loss the plain step begins the backward at output.loss, at the output or at its sum",
+        "Pass loss=..., a function of the output and the batch, or a step of your own",
+    ),
+    training.BACKWARD: (
+        "The plain step calls backward() of the loss, a tensor of one number that depends on what is trained",
+        "Let the loss return one, and not detach it. A model that is frozen has no backward: predict its inference "
+        "under torch.no_grad()",
+    ),
+}
+
+
+def _advice(doing: str, text: str, called: str) -> tuple[str, str] | None:
+    """Why the plain step can't do something, and what to write instead; None: that depends.
+
+    Args:
+        doing: what it was to do; see `Training.doing`.
+        text: of what it raised.
+        called: how it calls the model.
+    """
+    if doing.startswith(training.STEP) and "closure" in text:
+        return (
+            "The plain step calls optimizer.step() with nothing, and this optimizer wants a closure",
+            "Pass step=..., a function of the batch that calls optimizer.step(closure)",
+        )
+    if doing.startswith((training.MOVE, training.CALL)):
+        return (
+            f"The plain step calls {called}, then the loss as loss(output, batch)",
+            "Give a batch that the model takes, with loss=... where it also has targets; or a step of your own",
+        )
+    return next((told for part, told in _ADVICE.items() if doing.startswith(part)), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The program raised something."""
+
+    doing: str
+    """As the end of "was to ..."."""
+    kind: str
+    """Name of the exception's class."""
+    text: str
+    traceback: str

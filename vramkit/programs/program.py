@@ -1,0 +1,42 @@
+"""A training program, as a value: what was given to a verb, checked. Knows no engine, and nothing of how it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from .hooks import Hook
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A training program, as it was given to ``vramkit.estimate`` and checked there."""
+
+    models: Mapping[str, torch.nn.Module]
+    batch: object
+    """A pytree of tensors and dataclasses, or a callable ``size -> batch``."""
+    batch_size: int
+    """Of the sample batch; 0: a callable makes the batches, or nothing in it has a dimension 0."""
+    steps: int
+    optimizers: tuple[torch.optim.Optimizer, ...] = ()
+    make_optimizer: Callable[..., object] | None = None
+    """Makes the optimizer from the parameters, once the models are on the device."""
+    step: Callable[..., object] | None = None
+    """The user's training step; None: the plain one."""
+    loss: Callable[..., object] | None = None
+    autocast: torch.dtype | None = None
+    hooks: tuple[Hook, ...] = ()
+    """On parameters and optimizers; put back where they arrive."""
+    gradients: Literal["on", "off", "inference"] = "on"
+    """Whether autograd was on where the estimate was asked for."""
+    by_default_on_cuda: bool = False
+    """``torch.set_default_device("cuda")`` was in force where the estimate was asked for."""
+
+
+def functions_of(program: Program) -> tuple[object, ...]:
+    """What the user wrote of a program; None where nothing was given."""
+    return program.step, program.loss, program.make_optimizer, program.batch

@@ -1,0 +1,92 @@
+"""A result and its moment, with what several rules of advice ask of them. Knows no rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ..tape.events import Category, Ints, Phase
+from ..tape.memory import MemoryResult
+from .moment import Moment
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A result and its moment, with what several rules ask of them."""
+
+    result: MemoryResult
+    moment: Moment
+
+    @cached_property
+    def category(self) -> npt.NDArray[np.uint8]:
+        return self.result.tape.allocations["category"]
+
+    @cached_property
+    def block(self) -> Ints:
+        """Bytes of each allocation's block."""
+        return self.result.tape.allocations["block"].astype(np.int64)
+
+    @cached_property
+    def on_gpu(self) -> bool:
+        return not self.result.device.startswith("cpu")
+
+    @cached_property
+    def phases(self) -> set[Phase]:
+        return {Phase(int(phase)) for phase in np.unique(self.result.tape.events["phase"])}
+
+    @cached_property
+    def keeps_a_graph(self) -> bool:
+        """Whether activations of several modules are alive: outputs alone belong to one or two."""
+        kept = (self.category == Category.ACTIVATION) & self.moment.alive
+        return len(np.unique(self.result.tape.allocations["module"][kept])) > 2
+
+    @cached_property
+    def piles_up(self) -> bool:
+        """Whether activations of earlier forwards are alive, and nothing was ever done with them."""
+        kept = (self.category == Category.ACTIVATION) & self.moment.alive
+        earlier = self.result.tape.allocations["step"] < self.moment.step
+        several = len(np.unique(self.result.tape.allocations["module"][kept & earlier])) > 2
+        return Phase.BACKWARD not in self.phases and several
+
+    @cached_property
+    def trains(self) -> bool:
+        """Whether a backward was seen; or memory ran out in a forward that kept a graph, and was the first."""
+        if Phase.BACKWARD in self.phases:
+            return True
+        return self.moment.failed is not None and self.keeps_a_graph and not self.piles_up
+
+    @cached_property
+    def of_output(self) -> Ints:
+        """Elements of what the module that made each allocation returns; 0: not known."""
+        modules = self.result.tape.modules
+        elements = [np.prod(m.output_shape, dtype=np.int64) if m.output_shape else 0 for m in modules]
+        of_module: Ints = np.array([*elements, 0], np.int64)
+        of_allocation: Ints = of_module[self.result.tape.allocations["module"]]
+        return of_allocation
+
+    def saved(self, weights: Ints) -> int:
+        """Bytes saved if each allocation were smaller by its weight."""
+        return self.saved_over_time(self.less(weights))
+
+    def less(self, weights: Ints) -> Ints:
+        """Bytes that are not there at each moment if each allocation is smaller by its weight."""
+        table = self.result.tape.allocations
+        change = np.zeros(len(self.result.timeline), np.int64)
+        np.add.at(change, table["born"] + 1, weights)
+        dead = table["died"] >= 0
+        np.add.at(change, table["died"][dead] + 1, -weights[dead])
+        return np.cumsum(change)
+
+    def saved_over_time(self, less: Ints) -> int:
+        """Bytes saved if so many were not there at each moment."""
+        if self.moment.failed:
+            return int(less[self.moment.event + 1])
+        allocated = self.result.timeline.allocated
+        return int(allocated.max() - (allocated - less).max())
+
+    def at(self, mask: npt.NDArray[np.bool_]) -> int:
+        """Bytes of some allocations that are alive at the moment."""
+        return int(self.block[mask & self.moment.alive].sum())

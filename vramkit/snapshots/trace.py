@@ -1,0 +1,157 @@
+"""torch's own trace of the allocator, as columns, with the block behind every entry. Knows torch's names; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..allocator import NO_POOL, AllocatorConf, ImpossibleEvent, SegmentState, follow, initial_state
+from ..attribution.recording import NO_MODULE, Before, Recording
+from ..errors import UsageError
+from ..tape.events import SEGMENT, TORCH_ACTIONS, Ints, Table
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A trace's entries; one item an entry, in their order."""
+
+    action: npt.NDArray[np.uint8]
+    """Codes of ``vramkit.tape.events.Action``."""
+    address: Ints
+    size: Ints
+    """Bytes as torch records them."""
+    stream: Ints
+    time: Ints
+    """Microseconds."""
+    pool: Ints | None
+    """torch's id of each entry's private pool, 0, 0 for none; shape ``(entries, 2)``. None: torch didn't say."""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What the entries imply."""
+
+    block: Ints
+    """Bytes of the block that each allocation got; 0 for other entries."""
+    before: list[Before]
+    """Blocks that were alive before the first entry."""
+    segments: Table
+    """dtype ``SEGMENT``: what the allocator held before the first entry."""
+    alloc_conf: str
+    notes: list[str]
+    """What could not be known."""
+
+
+def columns_of(entries: Sequence[Mapping[str, Any]]) -> Columns:
+    """The columns of a trace, all of whose actions are in ``TORCH_ACTIONS``."""
+    count = len(entries)
+    return Columns(
+        action=np.fromiter((TORCH_ACTIONS[entry["action"]] for entry in entries), np.uint8, count),
+        address=np.fromiter((_signed(entry.get("addr", 0)) for entry in entries), np.int64, count),
+        size=np.fromiter((entry["size"] for entry in entries), np.int64, count),
+        stream=np.fromiter((entry["stream"] for entry in entries), np.int64, count),
+        time=np.fromiter((entry.get("time_us", 0) for entry in entries), np.int64, count),
+        pool=_pools_of(entries),
+    )
+
+
+def conf_text_of(snapshot: Mapping[str, Any]) -> str:
+    """``PYTORCH_CUDA_ALLOC_CONF`` as a snapshot has it; empty where it has none."""
+    return str((snapshot.get("allocator_settings") or {}).get("PYTORCH_CUDA_ALLOC_CONF") or "")
+
+
+def follow_trace(
+    columns: Columns, conf_text: str, first: Sequence[SegmentState] | None, last: Sequence[SegmentState]
+) -> Followed:
+    """Find the block behind every entry.
+
+    Args:
+        columns: the trace.
+        conf_text: the allocator's settings.
+        first: what the allocator held before the first entry; None: nobody knows, and it is worked out from ``last``.
+        last: what it held after the last one.
+    """
+    notes = []
+    try:
+        conf = AllocatorConf.parse(conf_text)
+    except UsageError:
+        conf = AllocatorConf()
+        notes.append(f"The allocator's settings {conf_text!r} are not all known here; the defaults were assumed.")
+    events = (columns.action, columns.address, columns.size, columns.stream)
+    if columns.pool is None and any(each.pool != NO_POOL for each in (*(first or ()), *last)):
+        notes.append(
+            "Some memory is in private pools, of a MemPool or a CUDA graph, and this version of torch doesn't record "
+            "which allocations are: a replay takes them all for the program's common pool."
+        )
+    if first is None:
+        state = initial_state(last, *events, conf, pool=columns.pool)
+        first = state.segments
+        if state.ambiguous:
+            most = sum(each.largest - each.size for each in state.ambiguous)
+            notes.append(f"Blocks from before the first event may be larger than assumed, by {most:,} bytes in all.")
+    try:
+        block = follow(first, *events, conf)
+    except ImpossibleEvent as error:
+        block = error.blocks
+        notes.append(f"From event {error.event:,} on, sizes of blocks are rounded requests. {error}")
+    before = [
+        Before(
+            address=block.address,
+            block=block.size,
+            requested=block.requested,
+            stream=segment.stream,
+            pool=segment.pool,
+        )
+        for segment in first
+        for block in segment.blocks
+        if block.state == "active_allocated"
+    ]
+    table = np.zeros(len(first), SEGMENT)
+    for i, each in enumerate(first):
+        table[i] = (each.address, each.size, each.stream, each.small, each.expandable, each.pool)
+    return Followed(block=block, before=before, segments=table, alloc_conf=conf_text, notes=notes)
+
+
+def recording_of(device: str, columns: Columns, followed: Followed) -> Recording:
+    """What a trace alone says: a recording without marks, to which a source that made some adds them.
+
+    Args:
+        device: in torch's words, ``"cuda:0"``.
+        columns: the trace.
+        followed: what it implies.
+    """
+    count = len(columns.action)
+    return Recording(
+        device=device,
+        action=columns.action,
+        address=columns.address,
+        size=columns.size,
+        stream=columns.stream,
+        time=columns.time,
+        block=followed.block,
+        pool=columns.pool,
+        mark=np.zeros(count, np.int64),
+        at_module=np.full(count, NO_MODULE, np.int32),
+        position=np.zeros(1, np.int64),
+        before=followed.before,
+        segments=followed.segments,
+        alloc_conf=followed.alloc_conf,
+    )
+
+
+def _pools_of(entries: Sequence[Mapping[str, Any]]) -> Ints | None:
+    if entries and "pool_id" not in entries[0]:  # came with pytorch pull request 177717
+        return None
+    pools = np.zeros((len(entries), 2), np.int64)
+    for i, entry in enumerate(entries):
+        if (identity := entry["pool_id"]) != NO_POOL:
+            pools[i] = identity
+    return pools
+
+
+def _signed(address: int) -> int:
+    return address - (1 << 64) if address >= 1 << 63 else address

@@ -1,0 +1,140 @@
+"""One device's memory over a tape: its peak, its steps, its modules, its failures. Knows the tape and no report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..sizes import format_size
+from .breakdown import Breakdown
+from .events import Action, Category, Phase, Tape
+from .timeline import Timeline
+from .usage import ModuleUsage, StepUsage, module_tree, step_table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutOfMemory:
+    """An allocation that failed during the recording."""
+
+    event: int
+    """Index of the event in the tape."""
+    requested: int
+    """Bytes that were asked for."""
+    phase: Phase
+    module: str
+    """Name of the module in whose code it happened; empty: in none."""
+    breakdown: Breakdown
+    """What held the memory at that moment."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MemoryResult:
+    """What one device's memory was used for, over a tape."""
+
+    tape: Tape
+    device_name: str = ""
+    """What the device calls itself, "NVIDIA A100-SXM4-40GB"; empty: not known."""
+    capacity: int = 0
+    """Bytes of the device; 0: not known, or the host's memory."""
+    outside: int = 0
+    """Bytes in use on the device that are not this allocator's, at the end; 0: not known."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of torch and vramkit that made the tape."""
+    notes: tuple[str, ...] = ()
+    """What could not be known, in sentences."""
+
+    @property
+    def device(self) -> str:
+        """The device, in torch's words: "cuda:0" or "cpu"."""
+        return self.tape.device
+
+    def each_device(self) -> Iterator[MemoryResult]:
+        """This result, and those of other devices where there are some."""
+        yield self
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Bytes by category after each event."""
+        return Timeline(self.tape, self.outside)
+
+    @cached_property
+    def peak(self) -> Breakdown:
+        """Where the memory was when most of it was allocated."""
+        return self.timeline.at(self.timeline.peak_moment)
+
+    @cached_property
+    def final(self) -> Breakdown:
+        """Where the memory was at the end."""
+        return self.timeline.at(-1)
+
+    @property
+    def peak_allocated(self) -> int:
+        """Highest ``memory_allocated()`` in bytes."""
+        return self.tape.peak_allocated
+
+    @property
+    def peak_reserved(self) -> int:
+        """Highest ``memory_reserved()`` in bytes: this, and not the allocated memory, decides what fits."""
+        return self.tape.peak_reserved
+
+    @cached_property
+    def steps(self) -> tuple[StepUsage, ...]:
+        """Each phase of each training step."""
+        return step_table(self.tape)
+
+    @cached_property
+    def by_module(self) -> tuple[ModuleUsage, ...]:
+        """Usage of every module, as one tree for each model."""
+        return module_tree(self.tape)
+
+    @cached_property
+    def out_of_memory(self) -> tuple[OutOfMemory, ...]:
+        """Every allocation that failed."""
+        events = self.tape.events
+        return tuple(
+            OutOfMemory(
+                event=int(event),
+                requested=int(events["size"][event]),
+                phase=Phase(int(events["phase"][event])),
+                module=self._module_name(int(events["module"][event])),
+                breakdown=self.timeline.at(int(event) + 1),
+            )
+            for event in np.flatnonzero(events["action"] == Action.OOM)
+        )
+
+    def _module_name(self, index: int) -> str:
+        return self.tape.modules[index].name if index >= 0 else ""
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """Every allocation as a plain dictionary, in order of birth: for pandas, JSON or a query of one's own.
+
+        Sizes are bytes, times microseconds; ``died`` and ``freed_at`` are None for what was alive at the end.
+        """
+        events, modules, names = self.tape.events, self.tape.modules, self.tape.names
+        return [
+            {
+                "category": Category(int(row["category"])).name,
+                "phase": Phase(int(row["phase"])).name,
+                "module": modules[row["module"]].name if row["module"] >= 0 else None,
+                "name": names[row["name"]] if row["name"] >= 0 else None,
+                "step": int(row["step"]),
+                "requested": int(row["requested"]),
+                "block": int(row["block"]),
+                "born": int(row["born"]),
+                "died": int(row["died"]) if row["died"] >= 0 else None,
+                "allocated_at": int(events["time"][row["born"]]) if row["born"] >= 0 else None,
+                "freed_at": int(events["time"][row["died"]]) if row["died"] >= 0 else None,
+                "stream": int(row["stream"]),
+            }
+            for row in self.tape.allocations
+        ]
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.device}: peak allocated {format_size(self.peak_allocated)}, "
+            f"reserved {format_size(self.peak_reserved)}, {len(self.tape.events):,} events)"
+        )
