@@ -248,7 +248,7 @@ def test_an_error_of_ours_keeps_the_frames_that_raised_it_and_says_who_measures(
     done = command("run", "--gpu", "t4", str(script))
 
     assert done.returncode == 1
-    assert "profiling.py" in done.stderr
+    assert "profiler.py" in done.stderr
     assert "vramkit run" in done.stderr.split("vramkit.errors.UsageError: ")[1]
     assert "used no CUDA memory" not in done.stderr, "what it raised says more"
 
