@@ -155,7 +155,7 @@ def error_of(asked: str, missing: Iterable[Name]) -> DeviceError:
     """
     return DeviceError(
         asked,
-        f"this is torch {torch.__version__}, which lacks {', '.join(map(str, missing))}",
+        f"this is torch {torch.__version__}, which lacks {', '.join(dict.fromkeys(map(str, missing)))}",
         "There is no public name for it, and nothing takes its place",
         "Install a torch that has it, or a vramkit that knows this one",
     )

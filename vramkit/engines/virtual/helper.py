@@ -22,9 +22,8 @@ from contextlib import ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from ... import virtual_gpu
-from ...programs.failures import Failed
-from ...torch_internals import dynamo
 from ...programs.failed import Failed
+from ...torch_internals import dynamo
 from ...virtual_gpu._activate import exchange
 from ...virtual_gpu._handle import MAX_MEMORY
 from .. import Run
