@@ -14,22 +14,24 @@ import torch
 
 from .names import look_up, place_of
 
+_METADATA = "2.11 to 2.14"
+
 set_metadata: Callable[[str], None] | None = look_up(
-    "torch._C._cuda_setMemoryMetadata", "profile on CUDA", fallback=None
+    "torch._C._cuda_setMemoryMetadata", "profile on CUDA", versions=_METADATA, fallback=None
 )
 """Stamps a text on every later entry of this thread's history; None: this torch has no such thing."""
 
-get_metadata: Callable[[], str] | None = look_up("torch._C._cuda_getMemoryMetadata", "profile on CUDA", fallback=None)
+get_metadata: Callable[[], str] | None = look_up(
+    "torch._C._cuda_getMemoryMetadata", "profile on CUDA", versions=_METADATA, fallback=None
+)
 """The text that entries of this thread are stamped with."""
 
-HAS_METADATA: bool = (
-    set_metadata is not None
-    and get_metadata is not None
-    # A torch that has only the functions in C++ doesn't show their texts in a snapshot.
-    and look_up("torch.cuda.memory._set_memory_metadata", "profile on CUDA", versions="2.12 to 2.14", fallback=None)
-    is not None
+_is_public: object = look_up(
+    "torch.cuda.memory._set_memory_metadata", "profile on CUDA", versions=_METADATA, fallback=None
 )
-"""Whether this torch stamps its entries, and shows it."""
+
+HAS_METADATA: bool = set_metadata is not None and get_metadata is not None and _is_public is not None
+"""Whether this torch stamps its entries. One that has only the functions in C++ is not known to show the texts."""
 
 is_history_on: Callable[[], bool] = look_up("torch._C._cuda_isHistoryEnabled", "profile on CUDA")
 """Whether the allocator keeps a history."""
