@@ -12,7 +12,7 @@ import pytest
 from subprocesses import run_python
 
 from vramkit import DeviceError, UsageError, gpus, virtual_gpu
-from vramkit.virtual_gpu import _handle, build
+from vramkit.virtual_gpu import build, handle
 
 _RAISES = """
 from vramkit import virtual_gpu
@@ -68,9 +68,9 @@ def test_torch_that_is_imported_already_is_too_late() -> None:
 
 def test_settings_survive_the_way_to_a_child() -> None:
     for card in gpus.all_gpus():
-        settings = _handle.Settings(gpu=card, count=3, address_order="rising", copy_limit=77)
+        settings = handle.Settings(gpu=card, count=3, address_order="rising", copy_limit=77)
 
-        assert _handle.Settings.from_text(settings.to_text()) == settings
+        assert handle.Settings.from_text(settings.to_text()) == settings
 
 
 @pytest.mark.virtual_gpu

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from ... import virtual_gpu
 from ...programs.failures import Failed
-from ...virtual_gpu._activate import exchange
-from ...virtual_gpu._handle import MAX_MEMORY
+from ...virtual_gpu.activation import exchange
+from ...virtual_gpu.handle import MAX_MEMORY
 from .. import Run
 from . import dynamo
 from .messages import Ended, Open, Request, UsesCuda, read_all, receive, send, send_bytes

@@ -26,9 +26,9 @@ from ...programs.failures import BATCH_MOVED, OTHER_DEVICE, Failed, StepTracebac
 from ...programs.packing import Parcel, pack
 from ...programs.program import Program
 from ...sizes import format_size
-from ...virtual_gpu._activate import ENVIRONMENT
-from ...virtual_gpu._handle import MAX_MEMORY
+from ...virtual_gpu.activation import ENVIRONMENT
 from ...virtual_gpu.build import ALIASES, LIBRARY, build, find_torch
+from ...virtual_gpu.handle import MAX_MEMORY
 from .. import Run
 from .messages import Answer, Ended, Open, Request, UsesCuda, receive, send
 

@@ -16,8 +16,8 @@ from .. import gpus
 from ..errors import UsageError
 from ..gpus import GPU
 from ..sizes import parse_size
-from ._handle import AddressOrder, Settings, VirtualGPU
 from .build import ALIASES, LIBRARY, build, find_torch
+from .handle import AddressOrder, Settings, VirtualGPU
 
 ENVIRONMENT = "VRAMKIT_VIRTUAL_GPU"
 """The variable by which children get the settings."""
@@ -130,7 +130,7 @@ def is_active() -> bool:
 def _arm(handle: VirtualGPU) -> None:
     global _active
     _active = handle
-    atexit.register(_let_autograd_rest)
+    atexit.register(let_autograd_rest)
 
 
 def _describe(settings: Settings) -> str:
@@ -153,7 +153,7 @@ def _bequeath(settings: Settings, folder: Path) -> None:
     os.environ[ENVIRONMENT] = settings.to_text()
 
 
-def _let_autograd_rest(limit: float = 2.0) -> None:
+def let_autograd_rest(limit: float = 2.0) -> None:
     """Wait until torch's autograd threads sleep.
 
     A program that ends within a millisecond of ``backward()`` can catch the device's autograd thread while it drops the
