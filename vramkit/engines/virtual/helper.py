@@ -40,15 +40,15 @@ _OWN_VARIABLES = ("TRITON_LIBCUDA_PATH",)  # what activate() sets, for torch.com
 
 
 def serve(control: int) -> None:
-    """Be the zygote. Called in a new process, before torch is imported.
+    """Be the zygote. Called in a new process that has the virtual GPU, and whose garbage collector is off.
 
     Args:
         control: descriptor of a socket. Each message on it is a byte with two descriptors: a socket for a session, and
             a file for what is printed there.
     """
-    handle = virtual_gpu.activate()
+    handle = virtual_gpu.current()
+    assert handle is not None
     warnings.simplefilter("ignore")  # nobody reads them here
-    gc.disable()  # 20 % of the time that the imports take, and nothing to collect
     import torch
 
     from ...profiling import cuda, profiler

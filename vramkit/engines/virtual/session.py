@@ -32,9 +32,14 @@ from ...virtual_gpu.handle import MAX_MEMORY
 from .. import Run
 from .messages import Answer, Ended, Open, Request, UsesCuda, receive, send
 
+# The virtual GPU comes before all that imports torch. Without the collector imports take 20 % less time, and there is
+# nothing to collect.
 _START = """
-import sys
+import gc, sys
+gc.disable()
 sys.path[:] = {path!r}
+from vramkit import virtual_gpu
+virtual_gpu.activate()
 from vramkit.engines.virtual.helper import serve
 serve({control})
 """
