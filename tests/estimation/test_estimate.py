@@ -719,7 +719,7 @@ def test_an_interrupted_run_leaves_no_process(line: tuple[str, int], monkeypatch
         assert os.read(source, 1) == b"1"  # the step has begun
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session._Connection, "_answers_within", interrupted)
+    monkeypatch.setattr(session.Connection, "poll", interrupted)
 
     with pytest.raises(KeyboardInterrupt):
         vramkit.estimate(Net(), BATCH, step=step, gpu="t4")
