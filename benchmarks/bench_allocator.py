@@ -1,4 +1,4 @@
-"""How fast traces are followed and tapes are replayed, against the least that any reader of them must do.
+"""How fast traces are followed and tapes are replayed, against the minimum that any reader of them must do.
 
 Run it as a script: ``python benchmarks/bench_allocator.py``. It prints events per second on the recordings of real
 GPUs, and how many times as long as one pass of a Python loop over the same events each job took in the same run.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 IDLE = 300
 """Seconds after which a process that nobody asks anything ends. The other side starts a new one."""
 
-_MOST_EVENTS = 5_000_000
+_MAX_EVENTS = 5_000_000
 _OWN_VARIABLES = ("TRITON_LIBCUDA_PATH",)  # what activate() sets, for torch.compile
 
 
@@ -220,7 +220,7 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
     with ExitStack() as stack:
         measuring: Any = nullcontext()
         if request.detailed:
-            measuring = profile(program.models, program.optimizers, device="cuda", max_events=_MOST_EVENTS)
+            measuring = profile(program.models, program.optimizers, device="cuda", max_events=_MAX_EVENTS)
         stack.enter_context(measuring)
         try:
             training.run(arrive, measuring.step if request.detailed else _nothing)

@@ -44,7 +44,7 @@ virtual_gpu.activate()
 from vramkit.engines.virtual.helper import serve
 serve({control})
 """
-_MOST_CARDS = 3  # whose processes are kept
+_MAX_CARDS = 3  # whose processes are kept
 PATIENCE = 60.0
 """Seconds after which a run that has not ended is spoken of."""
 
@@ -162,7 +162,7 @@ class VirtualSession:
                         refusal = connection.ask(self._open(gpu))
                     if isinstance(refusal, Failed):
                         return refusal
-                    while len(self._connections) >= _MOST_CARDS:
+                    while len(self._connections) >= _MAX_CARDS:
                         del self._connections[next(iter(self._connections))]
                 answer = connection.ask(request)
                 self._connections[gpu] = connection
@@ -250,9 +250,9 @@ def _file_in_memory() -> IO[bytes]:
     return open(os.memfd_create("vramkit"), "r+b")  # no disk is full, and no folder missing, where it is
 
 
-def _tail(output: IO[bytes], most: int = 2000) -> str:
+def _tail(output: IO[bytes], limit: int = 2000) -> str:
     size = output.seek(0, os.SEEK_END)
-    output.seek(max(0, size - most))
+    output.seek(max(0, size - limit))
     return output.read().decode(errors="replace").strip()
 
 

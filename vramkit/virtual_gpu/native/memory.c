@@ -16,7 +16,7 @@
  * segments reserve 9/8 of the device for each pool. */
 #define FIRST_BASE  ((uintptr_t)0x100000000000)
 #define ALL_MALLOCS (16 * TIB)
-#define MOST_MEMORY (4 * TIB) /* of one device */
+#define MAX_MEMORY  (4 * TIB) /* of one device */
 
 struct arena {
   uintptr_t start;
@@ -82,7 +82,7 @@ static void leave(struct range *range) {
 
 static size_t malloc_room(void) {
   size_t share = ALL_MALLOCS / (size_t)(settings.installed ? settings.installed : 1);
-  return share < MOST_MEMORY ? share / GRANULE * GRANULE : MOST_MEMORY;
+  return share < MAX_MEMORY ? share / GRANULE * GRANULE : MAX_MEMORY;
 }
 
 static size_t reserve_room(void) { return 3 * malloc_room(); }
