@@ -22,7 +22,7 @@ from . import (
     sorting,
 )
 from .dtype_checks import check_types
-from .registry import RULES, Rule, rule_of
+from .registry import RULES, rule_of
 
 FAMILIES = (
     attention,
@@ -31,15 +31,15 @@ FAMILIES = (
     elementwise,
     indexing,
     losses,
-    normalization,
     matmul,
+    normalization,
+    pooling,
     recurrent,
     reductions,
     sampling,
     scans,
     sorting,
-    pooling,
 )
 """The files that fill the table."""
 
-__all__ = ["FAMILIES", "RULES", "Rule", "check_types", "rule_of"]
+__all__ = ["FAMILIES", "RULES", "check_types", "rule_of"]
