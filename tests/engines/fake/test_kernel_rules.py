@@ -43,7 +43,7 @@ def test_a_rule_is_found_for_every_overload_that_comes_to_a_kernel() -> None:
 
 
 def topk(k: int, dim: int, sorted: bool) -> None:
-    """Wants some arguments of ``aten::topk(Tensor self, SymInt k, int dim=-1, bool largest=True, bool sorted=True)``."""
+    """Some arguments of ``topk(Tensor self, SymInt k, int dim=-1, bool largest=True, bool sorted=True)``."""
 
 
 def test_arguments_are_bound_by_their_names_wherever_they_are_given() -> None:

@@ -75,18 +75,32 @@ def _expect(expected: torch.Tensor, *found: torch.Tensor | None) -> None:
 
 
 @_checks(aten.mm)
-def _mm(self: torch.Tensor, mat2: torch.Tensor) -> None:
+def _mm(self: torch.Tensor, mat2: torch.Tensor, out_dtype: torch.dtype | None = None) -> None:
     if self.dtype != mat2.dtype:
+        if out_dtype is not None:
+            raise RuntimeError("input dtypes must be the same")
         found = f"{in_cpp(self)} != {in_cpp(mat2)}"
         raise RuntimeError(f"expected mat1 and mat2 to have the same dtype, but got: {found}")
 
 
-@_checks(aten.addmm, aten._addmm_activation)
-def _addmm(self: torch.Tensor, mat1: torch.Tensor, mat2: torch.Tensor) -> None:
-    for name, tensor in (("mat1", mat1), ("self", self)):
-        if tensor.dtype != mat2.dtype:
-            found = f"{_name(tensor)} and {_name(mat2)}"
-            raise RuntimeError(f"{name} and mat2 must have the same dtype, but got {found}")
+@_checks(aten._addmm_activation)
+def _addmm_activation(self: torch.Tensor, mat1: torch.Tensor, mat2: torch.Tensor) -> None:
+    _addmm(self, mat1, mat2)
+
+
+@_checks(aten.addmm)
+def _addmm(self: torch.Tensor, mat1: torch.Tensor, mat2: torch.Tensor, out_dtype: torch.dtype | None = None) -> None:
+    _as_mat2("mat1", mat1, mat2)
+    if out_dtype is None:
+        _as_mat2("self", self, mat2)
+    elif self.dtype not in (out_dtype, mat1.dtype):
+        raise RuntimeError("self dtype must match either out_dtype or mat1 dtype")
+
+
+def _as_mat2(name: str, tensor: torch.Tensor, mat2: torch.Tensor) -> None:
+    if tensor.dtype != mat2.dtype:
+        found = f"{_name(tensor)} and {_name(mat2)}"
+        raise RuntimeError(f"{name} and mat2 must have the same dtype, but got {found}")
 
 
 @_checks(aten.mv)
@@ -97,7 +111,9 @@ def _mv(self: torch.Tensor, vec: torch.Tensor) -> None:
 
 
 @_checks(aten.bmm)
-def _bmm(self: torch.Tensor, mat2: torch.Tensor) -> None:
+def _bmm(self: torch.Tensor, mat2: torch.Tensor, out_dtype: torch.dtype | None = None) -> None:
+    if out_dtype is not None and self.dtype != mat2.dtype:
+        raise RuntimeError("batch1 and batch2 must have the same dtype")
     _expect(self, mat2)
 
 
