@@ -1,7 +1,7 @@
 """What a program on fake tensors asks of the device's allocator: a dispatch mode that serves it from a simulated one.
 
-Knows storages, when they are born and when they die. What a kernel takes beside its results, and the in-place forms of
-which fakes take another one, other files say.
+Knows storages, when they are born and when they die. What a kernel takes beside its results is in ``kernels/``, where a
+real tensor would be worked on in place in ``in_place.py``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ...sizes import format_size
 from .in_place import CORRECTIONS, forget_device_questions, note_device_question, taken_apart
 from .kernels import check_types, rule_of
 from .kernels.call import Call
-from .result_cache import QuickFakes
+from .result_cache import ResultCache
 
 _Storage = torch.UntypedStorage
 _ITEM = torch.ops.aten._local_scalar_dense.default
@@ -58,7 +58,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         self._positions = [0]
         self._mark_of: list[int] = []
         self._sizes: list[int] = []
-        self._quick = QuickFakes()
+        self._results = ResultCache()
         self._lock = threading.RLock()
         self._busy = False
         self._waiting: list[Block] = []
@@ -114,8 +114,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
 
     def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operator's result, without its memory."""
-        quick = self._quick.of_each if func.__name__.startswith("_foreach_") else self._quick
-        return quick(func, args, kwargs)
+        results = self._results.of_each if func.__name__.startswith("_foreach_") else self._results
+        return results(func, args, kwargs)
 
     def _see(self, value: Any) -> None:
         if isinstance(value, torch.Tensor):

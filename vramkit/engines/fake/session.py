@@ -151,7 +151,7 @@ class FakeSession:
             settings.apply(self._settings)
             counts_of_the_only_holder()
             mode = FakeTensorMode(allow_non_fake_inputs=True)
-            mode.cache_enabled = False  # it would hold storages; what it is for, `QuickFakes` does
+            mode.cache_enabled = False  # it would hold storages; what it is for, `ResultCache` does
             try:
                 with classes_of_its_own():
                     opened = unpack(self._parcel.content, receiver_of(mode))

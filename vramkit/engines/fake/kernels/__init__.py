@@ -1,4 +1,4 @@
-"""What CUDA's kernels take beside their results, and in which order: a table of rules, filled by one file a family.
+"""What CUDA's kernels take beside their results, and in which order: a table of rules, one file for each family.
 
 Every rule was found by holding fakes against the virtual GPU (``vramkit.devtools.tapediff``).
 """

@@ -145,7 +145,7 @@ def cudnn_backward(call: Call, query: torch.Tensor, key: torch.Tensor) -> None:
         call.output(index)
     size, rows = 2 * query.nbytes, 4 * math.prod(query.shape[:3])
     if call.gpu.capability[0] == 9:
-        apart = query.shape[1] * key.numel() // key.shape[1] * key.element_size()
+        apart = query.shape[1] * key.nbytes // key.shape[1]
         call.touch(size + rows + 256 + 2 * apart * (query.shape[1] != key.shape[1]))
     else:
         call.touch(2 * size + rows + 128)

@@ -21,7 +21,7 @@ def _together(*sizes: int) -> int:
 
 
 def _tile(threads: int, items: int, width: int) -> int:
-    """Elements that a block of threads takes: the table's numbers are those of four bytes, and wider ones are fewer."""
+    """Elements that a block of threads takes: the tables' numbers are for four bytes; of wider ones it takes fewer."""
     items = max(1, items * 4 // max(4, width))
     return items * min(threads, round_up(ceil_div(49_152, width * items), 32))
 
@@ -85,9 +85,9 @@ def segmented_sort(count: int, key: int, value: int) -> int:
     return _together(count * key, count * value)
 
 
-# bytes of a number -> how many a block of threads takes care of
+# bytes of a number -> how many of them a block of threads takes
 _SCANS = {2: 3840, 4: 1920, 8: 896}
-# as well by the generation of the card: 7, 8, 9 and above
+# the same for each generation of cards: 7, 8, 9 and above
 _SCANS_BY_KEY = {4: (2304, 3840, 4032), 8: (2304, 2240, 2464)}
 _UNIQUES = {4: (704, 2816, 7040), 8: (320, 1344, 4864)}
 _SELECTED = (640, 2304, 4224)

@@ -1,4 +1,4 @@
-"""Losses: one for each element first, then their sum. Some keep the memory of all elements for that one number."""
+"""Losses: first that of each element, then their sum. Some keep the memory of all elements for that one number."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NO_REDUCTION = 0
 _SHRUNK = {aten.mse_loss, aten.smooth_l1_loss}
 """Their result is made for all elements and then resized to one: the number keeps that memory."""
 _REUSED = {aten.binary_cross_entropy, aten.soft_margin_loss}
-"""Theirs is that of all elements, resized once there is a sum to be copied into it."""
+"""Their result holds the loss of each element, until it is resized and the sum is copied into it."""
 
 
 def _elements(*tensors: torch.Tensor) -> torch.Tensor:

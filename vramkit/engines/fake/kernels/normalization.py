@@ -1,4 +1,4 @@
-"""Norms: copies of inputs that are not contiguous, and sums of the backward."""
+"""Norms: copies of inputs that are not contiguous, and the sums that their backwards need."""
 
 from __future__ import annotations
 

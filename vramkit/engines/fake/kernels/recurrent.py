@@ -51,7 +51,7 @@ def forward(
     bidirectional: bool,
     batch_sizes: Sequence[int],
 ) -> None:
-    """Flat weights unless they are, a copy of the input, the results, the workspace, what the backward needs."""
+    """The weights in one piece unless they are so already, a copy of the input, results, workspace, the reserve."""
     call.output(4)
     with call.holding(*_time_first(input, batch_first=batch_first and not batch_sizes)):
         for index in range(3):

@@ -18,7 +18,7 @@ from .registry import rule
 
 aten = torch.ops.aten
 _MAX_THREADS, _WARP = 512, 32
-_FEW_VALUES, _MANY_VALUES = 16, 256  # that a thread adds up, at least and at most
+_FEW_VALUES, _MANY_VALUES = 16, 256  # that a thread reduces, at least and at most
 
 
 @dataclass(frozen=True)
