@@ -12,6 +12,7 @@ import torch
 
 from ....allocator import Block
 from ....gpus import GPU
+from ....torch_internals.autograd import graph_task
 
 
 class KernelRecorder(Protocol):
@@ -65,7 +66,7 @@ class Call:
     @property
     def in_backward(self) -> bool:
         """Whether the autograd thread runs it."""
-        return torch._C._current_graph_task_id() >= 0
+        return graph_task() >= 0
 
     def output(self, index: int = 0, size: int | None = None) -> None:
         """Take the memory of a result.
