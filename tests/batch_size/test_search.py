@@ -47,7 +47,7 @@ class MadeUp:
     def replayed(self, size: int, capacity: int | None = None) -> tuple[bool, CachingAllocator]:
         allocator = CachingAllocator(capacity)
         replay = allocator.replay(tape_of(self.make(size)))
-        return replay.fits and not allocator.counters["num_alloc_retries"], allocator
+        return replay.fits and not allocator.memory_stats()["num_alloc_retries"], allocator
 
     def truth(self, limit: int) -> int:
         low, high = 0, 1

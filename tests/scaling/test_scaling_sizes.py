@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scaled_programs import Op, program, requests, tape_of
 
 import vramkit
-from vramkit import CachingAllocator, Profile, gpus
+from vramkit import Profile, gpus
+from vramkit.allocator import DeviceCachingAllocator
 from vramkit.engines import Run
 from vramkit.scaling.largest import LARGEST_BATCH, Largest
 from vramkit.scaling.lines import Lines
@@ -36,7 +37,7 @@ class Programs:
 
     def served(self, gpu: vramkit.GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True) -> Run:
         tape = tape_of(self.make(batch_size))
-        allocator = CachingAllocator() if unlimited else CachingAllocator(gpu.memory, context=gpu.context)
+        allocator = DeviceCachingAllocator(None if unlimited else gpu.memory, context=0 if unlimited else gpu.context)
         peaks = replayed(tape, allocator)
         return Run(
             ran_out=not peaks.fits,

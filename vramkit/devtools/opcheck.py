@@ -124,13 +124,13 @@ def on_fakes(call: Callable[[], object], gpu: GPU) -> Asked:
     """What a call asks on fakes: beside a device, or under the overlay where there is none."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from ..allocator import AllocatorConf, CachingAllocator
+    from ..allocator import DeviceCachingAllocator
     from ..engines.fake.in_place import counts_of_the_only_holder
     from ..engines.fake.isolation import apart, cuda_for_fakes
     from ..engines.fake.recorder import Recorder
     from ..tape.events import Action
 
-    allocator = CachingAllocator(None, AllocatorConf(), context=0, history=True)
+    allocator = DeviceCachingAllocator(history=True)
     recorder = Recorder(allocator, gpu, detailed=True)
     recorder.workspaces |= {("cublas", False), ("cublas", True)}
     try:

@@ -4,7 +4,7 @@ and tapes; no torch.
 
 from __future__ import annotations
 
-from ..allocator import CachingAllocator
+from ..allocator import DeviceCachingAllocator
 from ..engines import Session
 from ..errors import DoesNotFit
 from ..gpus import GPU
@@ -111,7 +111,7 @@ class Largest:
 
             def reserved(size: int) -> int | None:
                 tape = family.at(size)
-                allocator = CachingAllocator(self._gpu.memory, conf_of(tape), context=self._gpu.context)
+                allocator = DeviceCachingAllocator(self._gpu.memory, conf_of(tape), context=self._gpu.context)
                 peaks = replayed(tape, allocator)
                 return peaks.reserved if peaks.fits else None
 

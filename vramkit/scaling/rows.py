@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..allocator import AllocatorConf, CachingAllocator
+from ..allocator import AllocatorConf, DeviceCachingAllocator
 from ..engines import Session
 from ..engines.enough_memory import enough
 from ..gpus import GPU
@@ -124,7 +124,7 @@ class Rows:
         conf = conf_of(tape)
         if conf.looks_at_capacity:
             return False
-        peaks = replayed(requests.tape, CachingAllocator(conf=conf))
+        peaks = replayed(requests.tape, DeviceCachingAllocator(conf=conf))
         if (peaks.allocated, peaks.reserved) != (allocated, reserved):
             return False
         self._requests[size] = requests
@@ -145,9 +145,9 @@ class Rows:
 
     def _served(self, tape: Tape, size: int) -> BatchSizeRow:
         conf = conf_of(tape)
-        peaks, fits = replayed(tape, CachingAllocator(conf=conf)), True
+        peaks, fits = replayed(tape, DeviceCachingAllocator(conf=conf)), True
         if not self._has_room(peaks.reserved, conf):
-            on_card = replayed(tape, CachingAllocator(self.gpu.memory, conf, context=self.gpu.context))
+            on_card = replayed(tape, DeviceCachingAllocator(self.gpu.memory, conf, context=self.gpu.context))
             peaks, fits = (on_card if on_card.fits else peaks), on_card.fits
         return self._row(size, peaks.allocated, peaks.reserved, fits=fits, was_run=False)
 
