@@ -208,9 +208,9 @@ def test_a_prediction_is_everything_that_a_profile_is(gpt: vramkit.Estimate) -> 
     assert gpt.engine == "virtual"
     assert gpt.peak.parameters == 4 * sum(p.numel() for p in small_gpt().parameters())
     assert gpt.peak.optimizer_state == pytest.approx(2 * gpt.peak.parameters, rel=1e-3)
-    assert {step.step for step in gpt.steps} == {0, 1, 2}
+    assert [step.step for step in gpt.steps] == [0, 1, 2]
     assert [root.name for root in gpt.by_module][:1] == ["GPT"]
-    assert gpt.timeline.at(-1) == gpt.final
+    assert gpt.timeline.breakdown_at(-1) == gpt.final
 
 
 def test_an_estimate_comes_back_from_a_file_without_its_program(gpt: vramkit.Estimate, tmp_path: Path) -> None:

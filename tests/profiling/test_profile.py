@@ -72,7 +72,7 @@ def test_figures_on_the_cpu_are_those_of_the_objects() -> None:
     # A loop that binds its names anew has two batches alive while it makes the next.
     assert int(profile.timeline.of(Category.INPUT).max()) == 2 * (32 * 16 * 4 + 32 * 8)
     assert profile.final.requested == profile.final.parameters + profile.final.gradients + profile.final.optimizer_state
-    assert {(each.step, each.phase) for each in profile.steps} == {
+    assert {(each.step, each.phase) for each in profile.phases} == {
         (step, phase) for step in range(3) for phase in (Phase.OUTSIDE, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)
     }
 
@@ -125,7 +125,7 @@ def test_checkpointed_forwards_are_recomputation_on_the_cpu_too() -> None:
         with_model = Model()
         with_model(prof_input).sum().backward()
 
-    assert Phase.RECOMPUTE in {each.phase for each in prof.result.steps}
+    assert Phase.RECOMPUTE in {each.phase for each in prof.result.phases}
 
 
 def test_shared_parameters_count_once() -> None:
