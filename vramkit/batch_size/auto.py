@@ -18,7 +18,8 @@ from ..engines.choosing import current_gpu, open_session
 from ..errors import UsageError
 from ..gpus import GPU
 from ..profiling.profiler import is_measuring
-from ..programs.arguments import Models, OptimizerOrFactory, check_grows, program_of
+from ..programs.arguments import check_grows, program_of
+from ..programs.objects import Models, OptimizerOrFactory
 from ..programs.program import Program
 from .bounds import Bounds
 from .outcome import answer_by_estimate, answer_on_device
