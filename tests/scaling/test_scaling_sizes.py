@@ -13,7 +13,7 @@ import vramkit
 from vramkit import Profile, gpus
 from vramkit.allocator import DeviceCachingAllocator
 from vramkit.engines import Run
-from vramkit.scaling.largest import LARGEST_BATCH, Largest
+from vramkit.scaling.largest import MAX_PREDICTED_BATCH, Largest
 from vramkit.scaling.lines import Lines
 from vramkit.scaling.replays import replayed
 from vramkit.scaling.rows import Rows
@@ -195,8 +195,8 @@ def test_the_search_finds_the_largest_batch_and_has_tried_the_next(
         found = 0
 
     room = T4.memory - T4.context
-    assert found == LARGEST_BATCH or session.reserved(found + 1) > room
-    assert found == LARGEST_BATCH or found + 1 in session.sizes
+    assert found == MAX_PREDICTED_BATCH or session.reserved(found + 1) > room
+    assert found == MAX_PREDICTED_BATCH or found + 1 in session.sizes
     assert not found or (session.reserved(found) <= room and found in session.sizes)
     assert len(session.sizes) <= 60
 
