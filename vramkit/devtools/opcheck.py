@@ -122,14 +122,14 @@ def _warm_up() -> None:
 
 def on_fakes(call: Callable[[], object], gpu: GPU) -> Asked:
     """What a call asks on fakes: beside a device, or under the overlay where there is none."""
-    from ..allocator import AllocatorConf, CachingAllocator
+    from ..allocator import DeviceCachingAllocator
     from ..engines.fake.in_place import counts_of_the_only_holder
     from ..engines.fake.isolation import apart, cuda_for_fakes
     from ..engines.fake.recorder import Recorder
     from ..tape.events import Action
     from ..torch_internals.fakes import FakeTensorMode
 
-    allocator = CachingAllocator(None, AllocatorConf(), context=0, history=True)
+    allocator = DeviceCachingAllocator(history=True)
     recorder = Recorder(allocator, gpu, detailed=True)
     recorder.has_workspace = {False: True, True: True}  # as on the device, after its warm-up
     try:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...allocator import Block, CachingAllocator, SimulatedOutOfMemory
+from ...allocator import Block, DeviceCachingAllocator, SimulatedOutOfMemory
 from ...attribution.recording import NO_MODULE, Recording
 from ...gpus import GPU, cublas_workspace
 from ...profiling.marks import Marks
@@ -45,7 +45,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         detailed: keep the history, and lay down marks.
     """
 
-    def __init__(self, allocator: CachingAllocator, gpu: GPU, *, detailed: bool) -> None:
+    def __init__(self, allocator: DeviceCachingAllocator, gpu: GPU, *, detailed: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch's
         self.allocator = allocator
         self.gpu = gpu

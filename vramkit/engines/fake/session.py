@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from ... import __version__
-from ...allocator import AllocatorConf, CachingAllocator
+from ...allocator import AllocatorConf, DeviceCachingAllocator
 from ...attribution.categories import attribute
 from ...errors import DeviceError, UsageError
 from ...gpus import GPU
@@ -145,7 +145,7 @@ class FakeSession:
     def _attempt(self, gpu: GPU, batch_size: int, unlimited: bool, detailed: bool) -> tuple[bool, Recorder] | Failed:
         """Whether the program ran out of memory, and what it asked for; or how it failed."""
         capacity = None if unlimited else gpu.memory
-        allocator = CachingAllocator(capacity, self._conf, context=gpu.context, history=detailed)
+        allocator = DeviceCachingAllocator(capacity, self._conf, context=gpu.context, history=detailed)
         recorder = Recorder(allocator, gpu, detailed=detailed)
         with apart():
             settings.apply(self._settings)
