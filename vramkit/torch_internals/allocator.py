@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..gpus import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER
 from .names import look_up, place_of
 
 _METADATA = "2.11 to 2.14"
@@ -59,8 +60,7 @@ def workspace_sizes() -> frozenset[int]:
     """What cuBLAS may ask torch for, once for each handle and stream, bytes; cuBLASLt shares it."""
     if _workspace_size is not None:
         return frozenset({int(_workspace_size())})
-    # torch's defaults, the second on Hopper; CUBLAS_WORKSPACE_CONFIG changes them.
-    return frozenset({8_519_680, 33_554_432})
+    return frozenset({CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER})  # as CUBLAS_WORKSPACE_CONFIG has not changed them
 
 
 def _holds_memory(device: int) -> bool:
