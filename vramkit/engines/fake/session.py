@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from ... import __version__
+from ..._version import __version__
 from ...allocator import AllocatorConf, DeviceCachingAllocator
 from ...attribution.categories import attribute
 from ...errors import DeviceError, UsageError
