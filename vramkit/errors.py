@@ -15,6 +15,8 @@
 from __future__ import annotations
 
 import builtins
+import copyreg
+from typing import Any
 
 
 class VramkitError(Exception):
@@ -35,6 +37,10 @@ class VramkitError(Exception):
             asked, found = f"{asked} {found}", ""
         parts = (asked, *(_capitalised(part) for part in (found, why, instead)))
         super().__init__(" ".join(_ended(part.strip()) for part in parts if part))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As Python would, but without a call of __init__, which makes the text from its parts.
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined] # not in typeshed
 
 
 def _capitalised(part: str) -> str:

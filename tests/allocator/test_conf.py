@@ -202,6 +202,6 @@ def test_the_split_rule_for_many_is_that_for_each(requests, expandable, limit):
     conf = AllocatorConf(max_split_size=limit)
     rounded = conf.round_sizes(np.array(requests, np.int64))
 
-    many = conf.least_rests(rounded, expandable=expandable)
+    many = conf.smallest_rests(rounded, expandable=expandable)
 
-    assert many.tolist() == [conf.least_rest(size, expandable=expandable) for size in rounded.tolist()]
+    assert many.tolist() == [conf.smallest_rest(size, expandable=expandable) for size in rounded.tolist()]

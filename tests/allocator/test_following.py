@@ -11,7 +11,7 @@ from vramkit.allocator import (
     NO_POOL,
     AllocatorConf,
     BlockState,
-    CachingAllocator,
+    DeviceCachingAllocator,
     ImpossibleEvent,
     SegmentState,
     final_state,
@@ -79,7 +79,7 @@ def in_use(segments):
 @settings(deadline=None)
 @given(st.sampled_from(CONFS), steps, steps)
 def test_following_gives_the_blocks_that_were_given(conf, before, program):
-    allocator = CachingAllocator(conf=conf, history=True)
+    allocator = DeviceCachingAllocator(conf=AllocatorConf.parse(conf), history=True)
     run(allocator, before)
     start = allocator.segments()
     allocator.events.clear()
@@ -97,7 +97,7 @@ def test_following_gives_the_blocks_that_were_given(conf, before, program):
 @settings(deadline=None)
 @given(st.sampled_from(CONFS), steps, steps)
 def test_undoing_a_trace_gives_its_start_but_for_the_blocks_that_are_named(conf, before, program):
-    allocator = CachingAllocator(conf=conf, history=True)
+    allocator = DeviceCachingAllocator(conf=AllocatorConf.parse(conf), history=True)
     run(allocator, before)
     start = allocator.segments()
     allocator.events.clear()
@@ -234,7 +234,7 @@ def test_blocks_of_touching_segments_do_not_merge():
 
 @pytest.mark.parametrize("conf", ["", "expandable_segments:True"])
 def test_segments_that_a_trace_makes_are_of_their_private_pools(conf):
-    allocator = CachingAllocator(conf=conf, history=True)
+    allocator = DeviceCachingAllocator(conf=AllocatorConf.parse(conf), history=True)
     for pool in (NO_POOL, (0, 1), (0, 2)):
         allocator.malloc(30 * MIB, pool=pool)
         allocator.malloc(512, pool=pool)

@@ -208,9 +208,9 @@ def test_a_prediction_is_everything_that_a_profile_is(gpt: vramkit.Estimate) -> 
     assert gpt.engine == "virtual"
     assert gpt.peak.parameters == 4 * sum(p.numel() for p in small_gpt().parameters())
     assert gpt.peak.optimizer_state == pytest.approx(2 * gpt.peak.parameters, rel=1e-3)
-    assert {step.step for step in gpt.steps} == {0, 1, 2}
+    assert [step.step for step in gpt.steps] == [0, 1, 2]
     assert [root.name for root in gpt.by_module][:1] == ["GPT"]
-    assert gpt.timeline.at(-1) == gpt.final
+    assert gpt.timeline.breakdown_at(-1) == gpt.final
 
 
 def test_an_estimate_comes_back_from_a_file_without_its_program(gpt: vramkit.Estimate, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_an_estimate_comes_back_from_a_file_without_its_program(gpt: vramkit.Est
         assert loaded.report() == estimate.report()
         assert loaded.fits() == estimate.fits()
         with pytest.raises(vramkit.UsageError, match="or from a file"):
-            loaded.max_batch_size()
+            loaded.largest_batch_size()
 
 
 def test_a_file_of_an_older_estimate_is_a_profile(gpt: vramkit.Estimate, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_file_of_an_older_estimate_is_a_profile(gpt: vramkit.Estimate, tmp_pat
 
 
 def test_the_largest_batch_fits_and_the_next_does_not(gpt: vramkit.Estimate) -> None:
-    largest = gpt.max_batch_size()
+    largest = gpt.largest_batch_size()
 
     fits, too_much = gpt.batch_sizes([largest, largest + 1])
     assert fits.fits
@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_predicted_all_the_same() -> None:
     assert not half.fits()
     assert peaks(half) == peaks(estimate)
     with pytest.raises(vramkit.DoesNotFit, match="One row runs out of memory"):
-        estimate.max_batch_size("500 MiB")
+        estimate.largest_batch_size("500 MiB")
 
 
 def test_the_report_says_that_it_is_a_prediction_and_whether_it_fits(gpt: vramkit.Estimate) -> None:
@@ -327,6 +327,16 @@ def test_a_copy_in_another_process_has_the_figures_and_no_program(gpt: vramkit.E
     assert copy.at(copy.batch_size) is copy
     with pytest.raises(vramkit.UsageError, match="comes from another process"):
         copy.at(8)
+
+
+def test_the_old_name_of_the_largest_batch_size_says_the_new_one(gpt: vramkit.Estimate) -> None:
+    copy = pickle.loads(pickle.dumps(gpt))
+
+    with (
+        pytest.warns(DeprecationWarning, match=r"largest_batch_size\(gpu\)"),
+        pytest.raises(vramkit.UsageError, match=r"largest_batch_size\(\) of an estimate was called"),
+    ):
+        copy.max_batch_size()
 
 
 def test_numbers_of_numpy_are_batch_sizes_too(gpt: vramkit.Estimate) -> None:

@@ -71,7 +71,7 @@ def test_what_an_earlier_profile_left_in_other_threads_confuses_no_later_one() -
 
     assert len(one.steps) > len(again.steps)
     for device in ("cuda:0", "cuda:1"):
-        phases = [(each.step, each.phase) for each in again.on(device).steps if each.phase is Phase.BACKWARD]
+        phases = [(each.step, each.phase) for each in again.on(device).phases if each.phase is Phase.BACKWARD]
         assert phases == [(step, Phase.BACKWARD) for step in range(3)]
 
 

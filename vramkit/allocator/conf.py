@@ -155,14 +155,14 @@ class AllocatorConf:
         """Whether a new segment, or newly mapped pages, belong to the small pool: large ones have 10 MiB or more."""
         return size == SMALL_SEGMENT
 
-    def least_rest(self, rounded: int, *, expandable: bool) -> int:
+    def smallest_rest(self, rounded: int, *, expandable: bool) -> int:
         """Bytes that must be left over for a block to be split when it serves a rounded request."""
         if rounded <= SMALL_SIZE or expandable:
             return MIN_BLOCK
         return SMALL_SIZE + 1 if rounded < self.max_split_size else UNLIMITED
 
-    def least_rests(self, rounded: npt.NDArray[np.int64], *, expandable: bool) -> npt.NDArray[np.int64]:
-        """`least_rest` of many requests at once."""
+    def smallest_rests(self, rounded: npt.NDArray[np.int64], *, expandable: bool) -> npt.NDArray[np.int64]:
+        """`smallest_rest` of many requests at once."""
         if expandable:
             return np.full(rounded.shape, MIN_BLOCK, np.int64)
         large = np.where(rounded < self.max_split_size, SMALL_SIZE + 1, UNLIMITED)

@@ -13,15 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import SnapshotError
-from ..tape.events import Action
+from ..tape.action_codes import (
+    ALLOC,
+    FREE,
+    FREE_COMPLETED,
+    SEGMENT_ALLOC,
+    SEGMENT_FREE,
+    SEGMENT_MAP,
+    SEGMENT_UNMAP,
+)
+from ..tape.events import Ints
 from .conf import AllocatorConf
 from .states import NO_POOL, BlockState, BlockUse, PoolId, SegmentState, fill
-
-Ints = npt.NDArray[np.int64]
-
-_ALLOC, _FREE, _FREE_COMPLETED = int(Action.ALLOC), int(Action.FREE), int(Action.FREE_COMPLETED)
-_SEGMENT_ALLOC, _SEGMENT_FREE = int(Action.SEGMENT_ALLOC), int(Action.SEGMENT_FREE)
-_SEGMENT_MAP, _SEGMENT_UNMAP = int(Action.SEGMENT_MAP), int(Action.SEGMENT_UNMAP)
 
 
 class ImpossibleEvent(SnapshotError):  # noqa: N818 - named by what was found
@@ -185,13 +188,13 @@ class _Follower:
         actions = np.asarray(action)
         sizes = np.asarray(size, np.int64)
         rounded = conf.round_sizes(sizes)
-        expandable = conf.expandable_segments or bool((actions == _SEGMENT_MAP).any())
-        least_rest = conf.least_rests(rounded, expandable=expandable)
+        expandable = conf.expandable_segments or bool((actions == SEGMENT_MAP).any())
+        smallest_rest = conf.smallest_rests(rounded, expandable=expandable)
         pools = pools_of(pool, len(actions))
         blocks = [0] * len(actions)
 
         def fail(why: str) -> NoReturn:
-            known = np.where(actions == _ALLOC, rounded, 0)
+            known = np.where(actions == ALLOC, rounded, 0)
             known[:index] = blocks[:index]
             raise ImpossibleEvent(index, known, why)
 
@@ -202,12 +205,12 @@ class _Follower:
             np.asarray(address, np.int64).tolist(),
             sizes.tolist(),
             rounded.tolist(),
-            least_rest.tolist(),
+            smallest_rest.tolist(),
             np.asarray(stream, np.int64).tolist(),
             strict=True,
         )
-        for index, (code, where, requested, need, least, line) in enumerate(columns):
-            if code == _ALLOC:
+        for index, (code, where, requested, need, smallest, line) in enumerate(columns):
+            if code == ALLOC:
                 if where not in free:
                     fail(f"{requested} bytes were put at {where:#x}, where no free block starts")
                 have = free[where]
@@ -215,7 +218,7 @@ class _Follower:
                 if rest < 0:
                     fail(f"{requested} bytes were put at {where:#x}, into a free block of {have}")
                 del free[where]
-                if rest >= least:
+                if rest >= smallest:
                     ends[where + have] = where + need
                     free[where + need] = rest
                     have = need
@@ -223,7 +226,7 @@ class _Follower:
                     del ends[where + have]
                 owned[where] = (have, requested)
                 blocks[index] = have
-            elif code == _FREE_COMPLETED:
+            elif code == FREE_COMPLETED:
                 if where not in owned:
                     fail(f"a block at {where:#x} became free, where none is in use")
                 if pending:
@@ -235,24 +238,24 @@ class _Follower:
                     end += free.pop(end)
                 free[where] = end - where
                 ends[end] = where
-            elif code == _FREE:
+            elif code == FREE:
                 if where not in owned:
                     fail(f"a block at {where:#x} was given back, where none is in use")
                 pending.add(where)
-            elif code == _SEGMENT_ALLOC:
+            elif code == SEGMENT_ALLOC:
                 if where in self.segments:
                     fail(f"a segment came at {where:#x}, where one is already")
                 self._add_segment(where, (requested, line, conf.is_small_segment(requested), pools[index]))
                 self._insert(where, requested)
-            elif code == _SEGMENT_FREE:
+            elif code == SEGMENT_FREE:
                 if self.segments.get(where, (0,))[0] != requested or free.get(where) != requested:
                     fail(f"a segment of {requested} bytes at {where:#x} went back, which is not there or not free")
                 self._drop_segment(where, requested)
                 self._cut(where, requested)
-            elif code == _SEGMENT_MAP:
+            elif code == SEGMENT_MAP:
                 self.ranges.add(where, requested, line, conf.is_small_segment(requested), pools[index])
                 self._insert(where, requested)
-            elif code == _SEGMENT_UNMAP:
+            elif code == SEGMENT_UNMAP:
                 if not self._cut(where, requested):
                     fail(f"{requested} bytes at {where:#x} were unmapped, which are not free")
                 self.ranges.remove(where, requested)

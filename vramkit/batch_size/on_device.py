@@ -23,16 +23,17 @@ from ..results.profile import Profile
 from ..scaling.requests import requests_of
 from ..sizes import format_size
 from ..tape.events import Action, Ints
+from ..torch_internals import allocator
 from .device_memory import available
 from .leaks import find_leak
 from .saved_state import Surroundings
-from .search import Run
+from .search import TrialRun
 from .trial import Trial
 
 __all__ = ["DeviceMachine", "is_out_of_memory"]
 
 _MANY_STEPS, _MUCH = 10_000, 0.1  # a leak that takes so much of the memory in so many steps is no detail
-_MOST_EVENTS = 2_000_000
+_MAX_EVENTS = 2_000_000
 _SMALLEST = 512  # bytes of a block with one number
 
 
@@ -70,7 +71,7 @@ class DeviceMachine:
         """Bytes that this process can have: free on the device, and what its allocator holds; see `Machine`."""
         return self._capacity
 
-    def run(self, batch_size: int, *, is_probe: bool) -> Run:
+    def run(self, batch_size: int, *, is_probe: bool) -> TrialRun:
         """Run the program's steps; see `Machine`."""
         is_first, failure = self.last is None, None
         try:
@@ -105,7 +106,7 @@ class DeviceMachine:
             return
         grows = f"memory_allocated() grows by {format_size(leak.growth)} or more with every step: {leak}"
         if leak.growth * _MANY_STEPS < self.capacity * _MUCH:
-            self.notes.append(f"At batch size {batch_size}, {grows}. No batch size is for ever, then.")
+            self.notes.append(f"At batch size {batch_size}, {grows}. Some steps later the batch that fits is smaller.")
             return
         raise UsageError(
             f"The largest batch was asked for, and {steps} steps were run with {batch_size} rows",
@@ -114,7 +115,7 @@ class DeviceMachine:
             "Keep nothing that carries a graph: losses.append(loss.item()) instead of losses.append(loss)",
         )
 
-    def run_steps(self, steps: int, batch_size: int, *, is_probe: bool) -> Run:
+    def run_steps(self, steps: int, batch_size: int, *, is_probe: bool) -> TrialRun:
         """As `run`, with another number of steps."""
         began = time.perf_counter()
         _empty()
@@ -122,7 +123,7 @@ class DeviceMachine:
         before, counts = _counters(self.device), []
         ran_out = False
         with profile(
-            program.models, program.optimizers, device=f"cuda:{self.device}", max_events=_MOST_EVENTS
+            program.models, program.optimizers, device=f"cuda:{self.device}", max_events=_MAX_EVENTS
         ) as measuring:
 
             def after_step() -> None:
@@ -163,9 +164,9 @@ class DeviceMachine:
             retries=max(0, retries),
         )
         if ran_out or len(self.ends) < steps:
-            return Run(trial=trial)
+            return TrialRun(trial=trial)
         requests = requests_of(batch_size, result.tape, end=int(self.ends[-1]), flushes=retries <= 0)
-        return Run(trial=trial, requests=requests)
+        return TrialRun(trial=trial, requests=requests)
 
     @property
     def _name(self) -> str:
@@ -203,9 +204,9 @@ def _empty() -> None:
 
 
 def clear_workspaces() -> None:
-    """Give up cuBLAS's workspaces, which torch keeps for ever; the next product makes a new one."""
+    """Give up cuBLAS's workspaces, which torch never gives up by itself; the next product makes a new one."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch's
-        torch._C._cuda_clearCublasWorkspaces()
+        allocator.clear_workspaces()
 
 
 def _positions(result: Profile, counts: Sequence[int], total: int) -> Ints:
@@ -223,12 +224,14 @@ def _positions(result: Profile, counts: Sequence[int], total: int) -> Ints:
 
 
 def _counters(device: int) -> dict[str, int]:
-    return {name: int(torch._C._cuda_memoryStats(device)[name]) for name in ("num_alloc_retries", "num_ooms")}
+    return {
+        name: int(torch.cuda.memory_stats_as_nested_dict(device)[name]) for name in ("num_alloc_retries", "num_ooms")
+    }
 
 
 def _events(device: int) -> int:
     """Allocations plus frees on a device since the process began."""
-    count = torch._C._cuda_memoryStats(device)["allocation"]["all"]
+    count = torch.cuda.memory_stats_as_nested_dict(device)["allocation"]["all"]
     return int(count["allocated"]) + int(count["freed"])
 
 

@@ -93,7 +93,7 @@ def _predict(options: argparse.Namespace) -> int:
         print(f"\n{table(rows)}")
         fits = all(row.fits for row in rows)
     if options.max_batch_size:
-        print(f"\nThe largest batch that fits {found.gpu.product}: {found.max_batch_size():,}")
+        print(f"\nThe largest batch that fits {found.gpu.product}: {found.largest_batch_size():,}")
     return 0 if fits else 1
 
 

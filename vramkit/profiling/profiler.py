@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from ..attribution.recording import Recording
 from ..counts import check_count
 from ..errors import DeviceError, UsageError
 from ..out_of_memory import is_out_of_memory
+from ..programs.objects import Models, Optimizers, models_of, optimizers_of
 from ..results.profile import Profile
 from ..tape.events import ALLOCATION, EVENT, Tape
 from .marks import Marks
 
-Models = torch.nn.Module | Sequence[torch.nn.Module] | Mapping[str, torch.nn.Module]
-Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | Mapping[str, torch.optim.Optimizer]
+_FOUND = "a sequence or a dict of them; or none, and what runs is found"
 
 
 class _Source(Protocol):
@@ -77,8 +77,10 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         device: str | torch.device | None = None,
         max_events: int = 500_000,
     ) -> None:
-        self._models = _several(model, torch.nn.Module, "model", "an nn.Module")
-        self._optimizers = _several(optimizer, torch.optim.Optimizer, "optimizer", "a torch.optim.Optimizer")
+        self._models = models_of("vramkit.profile was called", model, f"Pass an nn.Module, {_FOUND}")
+        self._optimizers = optimizers_of(
+            "vramkit.profile was called", optimizer, f"Pass a torch.optim.Optimizer, {_FOUND}"
+        )
         self._max_events = check_count("vramkit.profile was called", "max_events", max_events)
         self._device = _device(device, self._models)
         self._source: _Source | None = None
@@ -161,44 +163,6 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         return self._result
 
 
-_T = TypeVar("_T")
-
-
-def _several(given: object, kind: type[_T], word: str, wanted: str) -> dict[str, _T]:
-    if given is None:
-        return {}
-    if isinstance(given, kind):
-        return {_unique(given, {}): given}
-    named: dict[str, object] = {}
-    if isinstance(given, Mapping):
-        named = {str(name): each for name, each in given.items()}
-    elif isinstance(given, Iterable) and not isinstance(given, (str, bytes, torch.Tensor)):
-        for each in given:
-            named[_unique(each, named)] = each
-    else:
-        named = {"": given}
-    checked: dict[str, _T] = {}
-    for name, each in named.items():
-        if not isinstance(each, kind):
-            shown = each.__name__ if isinstance(each, type) else f"{type(each).__name__} {each!r:.60}"
-            hint = " (a class: make an object of it first)" if isinstance(each, type) else ""
-            raise UsageError(
-                f"vramkit.profile was given a {word}",
-                f"{shown}{hint}",
-                f"that is not {wanted}",
-                f"Pass {wanted}, a sequence or a dict of them; or none, and what runs is found",
-            )
-        checked[name] = each
-    return checked
-
-
-def _unique(each: object, taken: Mapping[str, object]) -> str:
-    name, number = type(each).__name__, 1
-    while (unique := name if number == 1 else f"{name}#{number}") in taken:
-        number += 1
-    return unique
-
-
 def _device(device: str | torch.device | None, models: Mapping[str, torch.nn.Module]) -> torch.device:
     """What to measure; an index says which device the result is of, as all devices of a kind are measured at once."""
     if device is not None:
@@ -278,6 +242,11 @@ def _settle(recordings: Sequence[Recording], marks: Marks, device: torch.device)
 def is_measuring() -> bool:
     """Whether a profile is measuring in this process; a fork inside its block is not measured."""
     return profile._active is not None and profile._active._process == os.getpid()
+
+
+def measured_by(owner: str) -> None:
+    """Say who measures, for the text of an error; empty: the user's own block."""
+    profile._owner = owner
 
 
 def _add_note(error: BaseException, note: str) -> None:

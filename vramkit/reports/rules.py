@@ -311,10 +311,7 @@ def _fragmentation(scene: Scene) -> Iterator[Advice]:
 
 def _growth(scene: Scene) -> Iterator[Advice]:
     """Memory that grows by the same amount in each step. The first two are left out: states and caches come there."""
-    ends: dict[int, int] = {}
-    for each in scene.result.steps:
-        ends[each.step] = each.end_allocated
-    levels = np.array([ends[step] for step in sorted(ends)][2:-1], np.int64)  # the last may be incomplete
+    levels = np.array([step.end_allocated for step in scene.result.steps][2:-1], np.int64)  # the last may be incomplete
     grows = np.diff(levels)
     if len(grows) >= 3 and grows.min() > 0 and grows.max() <= 2 * grows.min():
         yield Advice(
