@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib import import_module
 from typing import Any
 
 RAN = "THE_USERS_CODE_RAN"
@@ -23,9 +24,10 @@ def serve() -> None:
     import torch
     import torch._dynamo  # the fake engine's overlay imports it, and every fork would again
 
-    import vramkit  # noqa: F401 - and nothing yet that looks names up
-
+    for name in ("attribution.categories", "batch_size.result", "estimation.result", "loading", "snapshots.trace"):
+        import_module(f"vramkit.{name}")  # what needs no torch
     del cloudpickle, torch
+    assert "vramkit.torch_internals.names" not in sys.modules, "names are looked up in the forks"
     for line in sys.stdin:
         source, sink = os.pipe()
         child = os.fork()
