@@ -729,7 +729,7 @@ def test_an_interrupted_run_leaves_no_process(line: tuple[str, int], monkeypatch
         assert os.read(source, 1) == b"1"  # the step has begun
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session._Connection, "_answers_within", interrupted)
+    monkeypatch.setattr(session.Connection, "poll", interrupted)
 
     with pytest.raises(KeyboardInterrupt):
         vramkit.estimate(Net(), BATCH, step=step, gpu="t4")
@@ -765,13 +765,13 @@ def test_without_a_virtual_gpu_the_error_says_what_is_missing(monkeypatch: pytes
 def test_no_process_outlives_the_one_that_asked() -> None:
     code = """
     import os, torch, vramkit
-    from vramkit.engines import virtual
+    from vramkit.engines.virtual import session
     estimate = vramkit.estimate(torch.nn.Linear(4, 4), torch.zeros(4, 4), gpu="t4")
     if os.fork() == 0:
         estimate.at(8)
         os._exit(0)
     assert os.wait()[1] == 0
-    result = virtual._current._process.pid
+    result = session._current._process.pid
     """
 
     process = run_on("t4", code)

@@ -46,8 +46,9 @@ def main(options: argparse.Namespace) -> int:
 
     try:
         return show(where, place, steps=options.steps, batch_size=options.batch_size)
-    except torch.OutOfMemoryError as error:  # outside of what is measured: while the model was built
-        raise DoesNotFit("The demo was to run on this device", "not even its model fits", str(error)) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:  # outside of what is measured: while these were made
+        part = "this many images don't fit" if isinstance(error, MemoryError) else "not even its model fits"
+        raise DoesNotFit("The demo was to run on this device", part, str(error)) from error
 
 
 def _choose(device: str | None, gpu: str | None) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from .saving import check_can_save, save
 from .script import NotAProgramError, Program, without_our_frames
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ..results.profile import Profile
     from . import Verbs
 
+_SAVED = "The profile"
 VIRTUAL_NOTE = "measured on a virtual GPU: memory is as on the card; losses, results and times mean nothing."
 
 
@@ -54,6 +56,10 @@ def add_to(verbs: Verbs) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the script, then report. Returns the exit code."""
     program = _program(options)
+    if options.save is not None:
+        check_can_save(_SAVED, options.save)
+    if options.max_events > sys.maxsize:
+        raise UsageError("--max-events was given", f"with {options.max_events}", instead=f"At most {sys.maxsize:,}")
     virtual = options.gpu != "real"
     if virtual:
         from ..virtual_gpu import activate
@@ -64,8 +70,6 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError("--count was given with --gpu real", "the number of real GPUs is what it is")
     from ..profiling import profiler
 
-    if options.save:
-        _check_folder(options.save)
     error, result = _measure(program, profiler.profile(device="cuda", max_events=options.max_events))
     if result is None:  # a forked child of the script came out here; the report is its parent's
         if error is not None:
@@ -81,29 +85,11 @@ def main(options: argparse.Namespace) -> int:
     if summary:
         _tell(f"\n{summary}")
     if options.save:
-        try:
-            result.save(options.save)
-        except OSError as failure:
-            raise _cannot_save(options.save, failure.strerror or str(failure)) from failure
+        save(_SAVED, result, options.save)
         _tell(f"\nvramkit: the profile is in {options.save}; see it again with: vramkit view {options.save}")
     if isinstance(error, SystemExit):
         raise error  # Python itself knows best what its code means
     return code
-
-
-def _check_folder(path: str) -> None:
-    """A script can run for hours: what is wrong with where its profile goes is said before."""
-    folder = os.path.dirname(path) or os.curdir
-    if not os.path.isdir(folder):
-        raise _cannot_save(path, f"there is no folder {folder!r}")
-    if os.path.isdir(path):
-        raise _cannot_save(path, "that is a folder")
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise _cannot_save(path, "permission denied")
-
-
-def _cannot_save(path: str, why: str) -> UsageError:
-    return UsageError(f"The profile was to be saved as {path!r}", f"it can't be written: {why}")
 
 
 def _program(options: argparse.Namespace) -> Program:
@@ -119,10 +105,12 @@ def _program(options: argparse.Namespace) -> Program:
 
 def _measure(program: Program, measuring: profile) -> tuple[BaseException | None, Profile | None]:
     """Run a program; return what it raised, and what was measured: None in a child that the program forked."""
+    from ..profiling.profiler import measured_by
+
     process = os.getpid()
     raised: BaseException | None = None
     measuring.__enter__()
-    type(measuring)._owner = "vramkit run"  # a script that measures itself is told who does already
+    measured_by("vramkit run")  # a script that measures itself is told who does already
     try:
         program.run()
     except BaseException as error:
@@ -131,7 +119,7 @@ def _measure(program: Program, measuring: profile) -> tuple[BaseException | None
         return raised, None
     trace: TracebackType | None = raised.__traceback__ if raised else None
     measuring.__exit__(type(raised) if raised else None, raised, trace)
-    type(measuring)._owner = ""
+    measured_by("")
     return raised, measuring.result
 
 

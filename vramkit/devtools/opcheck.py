@@ -46,7 +46,7 @@ class Asked:
 
     @property
     def peak(self) -> int:
-        """The most bytes at a moment, as requested."""
+        """How many bytes there are at most at a moment, as requested."""
         return max(accumulate(self.sizes), default=0)
 
 
@@ -92,17 +92,17 @@ class Compared:
 
 def on_the_device(call: Callable[[], object]) -> Asked:
     """What a call asks of the real allocator, once its libraries' handles have their workspaces."""
-    import torch
+    from ..torch_internals.allocator import record_history, snapshot
 
     _warm_up()
-    torch.cuda.memory._record_memory_history("all", context=None, clear_history=True, max_entries=1 << 20)
+    record_history("all", context=None, clear_history=True, max_entries=1 << 20)
     try:
         call()
     except Exception as error:
         return Asked(sizes=(), failure=_told(error))
     finally:
-        entries = torch.cuda.memory._snapshot()["device_traces"][0]
-        torch.cuda.memory._record_memory_history(None)
+        entries = snapshot()["device_traces"][0]
+        record_history(None)
     signs = {"alloc": 1, "free_requested": -1}
     sizes = [signs[entry["action"]] * entry["size"] for entry in entries if entry["action"] in signs]
     return Asked(sizes=tuple(size for size, _ in sorted_frees((size, 0) for size in sizes)))
@@ -122,17 +122,16 @@ def _warm_up() -> None:
 
 def on_fakes(call: Callable[[], object], gpu: GPU) -> Asked:
     """What a call asks on fakes: beside a device, or under the overlay where there is none."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     from ..allocator import DeviceCachingAllocator
     from ..engines.fake.in_place import counts_of_the_only_holder
     from ..engines.fake.isolation import apart, cuda_for_fakes
     from ..engines.fake.recorder import Recorder
     from ..tape.events import Action
+    from ..torch_internals.fakes import FakeTensorMode
 
     allocator = DeviceCachingAllocator(history=True)
     recorder = Recorder(allocator, gpu, detailed=True)
-    recorder.workspaces |= {("cublas", False), ("cublas", True)}
+    recorder.has_workspace = {False: True, True: True}  # as on the device, after its warm-up
     try:
         with ExitStack() as stack:
             stack.enter_context(apart())
@@ -155,7 +154,7 @@ def on_fakes(call: Callable[[], object], gpu: GPU) -> Asked:
     return Asked(
         sizes=tuple(size for size, _ in items),
         operators=tuple(recorder.operators[index] for _, index in items),
-        assumed={what: most for what, most in recorder.assumed.items() if most},
+        assumed={what: size for what, size in recorder.assumed.items() if size},
     )
 
 
@@ -166,20 +165,21 @@ def _told(error: Exception) -> str:
 # -- torch's own samples -----------------------------------------------------------------------------------------------
 
 
-def sampled(names: Sequence[str], most: int) -> Iterator[tuple[str, Calls]]:
+def sampled(names: Sequence[str], limit: int) -> Iterator[tuple[str, Calls]]:
     """Operators with calls of them, forward and, where there is one, backward: from the samples that torch tests by.
 
     Args:
         names: of operators; none: all.
-        most: calls of each.
+        limit: calls of each, at most.
     """
     import torch
-    from torch.testing._internal.common_methods_invocations import op_db
 
-    for operator in op_db:
+    from ..torch_internals.operators import operator_samples
+
+    for operator in operator_samples():
         if names and operator.name not in names and operator.formatted_name not in names:
             continue
-        kinds = operator.supported_dtypes("cuda")  # type: ignore[no-untyped-call] # torch's
+        kinds = operator.supported_dtypes("cuda")
         kind = next((each for each in (torch.float32, torch.int64, torch.bool, torch.complex64) if each in kinds), None)
         if kind is None:
             continue
@@ -188,9 +188,9 @@ def sampled(names: Sequence[str], most: int) -> Iterator[tuple[str, Calls]]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                samples = operator.sample_inputs("cpu", kind, requires_grad=grad)  # type: ignore[no-untyped-call] # torch's
+                samples = operator.sample_inputs("cpu", kind, requires_grad=grad)
                 for index, sample in enumerate(samples):
-                    if index >= most:
+                    if index >= limit:
                         break
                     calls[f"{operator.formatted_name}[{index}]"] = _call_of(operator.op, sample)
         except Exception as error:
@@ -200,7 +200,7 @@ def sampled(names: Sequence[str], most: int) -> Iterator[tuple[str, Calls]]:
 
 
 def _call_of(operator: Callable[..., object], sample: Any) -> Callable[[], object]:
-    from torch.utils._pytree import tree_flatten, tree_unflatten
+    from ..torch_internals.pytree import tree_flatten, tree_unflatten
 
     given, form = tree_flatten((sample.input, sample.args, sample.kwargs))
 
@@ -229,7 +229,8 @@ def _on_cuda(value: object) -> object:
 def backward(result: object) -> None:
     """Run the backward of everything that a call has given and that has one."""
     import torch
-    from torch.utils._pytree import tree_leaves
+
+    from ..torch_internals.pytree import tree_leaves
 
     ends = [
         each for each in tree_leaves(result) if isinstance(each, torch.Tensor) and each.requires_grad and each.numel()
@@ -241,7 +242,7 @@ def backward(result: object) -> None:
 # -- the tool ----------------------------------------------------------------------------------------------------------
 
 
-def _groups(names: Sequence[str], most: int) -> Iterator[tuple[str, Calls]]:
+def _groups(names: Sequence[str], limit: int) -> Iterator[tuple[str, Calls]]:
     for address in names:
         if ":" in address:
             path, _, name = address.partition(":")
@@ -253,7 +254,7 @@ def _groups(names: Sequence[str], most: int) -> Iterator[tuple[str, Calls]]:
                     yield each, {each: call}
     operators = [name for name in names if ":" not in name]
     if operators or not names:
-        yield from sampled(operators, most)
+        yield from sampled(operators, limit)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -262,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("operators", nargs="*", help="of torch's samples, or module:NAME or module:NAME[part of key]")
     parser.add_argument("--gpu", default="a100-80gb", help="default: %(default)s")
     parser.add_argument("--no-device", action="store_true", help="the fakes as in a process without a CUDA device")
-    parser.add_argument("--most", type=int, default=6, help="of torch's samples of each operator; default: %(default)s")
+    parser.add_argument("--samples", type=int, default=6, help="of each operator, at most; default: %(default)s")
     parser.add_argument("--failures", action="store_true", help="print calls that fail too")
     parser.add_argument("--real-events", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -286,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             virtual_gpu.activate(options.gpu)
     count = equal = 0
     differing: dict[str, list[str]] = {}
-    for group, calls in _groups(options.operators, options.most):
+    for group, calls in _groups(options.operators, options.samples):
         for name, call in calls.items():
             if options.real_events:
                 print(json.dumps({"call": (name, asdict(on_the_device(call)))}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import DoesNotFit, UsageError
 from ..gpus import GPU
 from ..sizes import format_size
-from ..virtual_gpu._handle import MAX_MEMORY
+from ..virtual_gpu.handle import MAX_MEMORY
 from . import Run, Session
 
 

@@ -4,5 +4,17 @@ from __future__ import annotations
 
 from .catalogue import CATALOGUE, GENERIC, GPU, all_gpus, find
 from .installed import Device, cuda_devices
+from .workspaces import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER, cublas_workspace
 
-__all__ = ["CATALOGUE", "GENERIC", "GPU", "Device", "all_gpus", "cuda_devices", "find"]
+__all__ = [
+    "CATALOGUE",
+    "CUBLAS_WORKSPACE",
+    "CUBLAS_WORKSPACE_HOPPER",
+    "GENERIC",
+    "GPU",
+    "Device",
+    "all_gpus",
+    "cublas_workspace",
+    "cuda_devices",
+    "find",
+]

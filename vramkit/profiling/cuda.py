@@ -19,6 +19,7 @@ import torch
 from ..allocator import SegmentState, segments_from_torch
 from ..attribution.recording import NO_MODULE, Recording
 from ..errors import DeviceError
+from ..gpus import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER
 from ..snapshots.trace import columns_of, conf_text_of, follow_trace, recording_of
 from ..tape.events import TORCH_ACTIONS, Action, Ints
 from .marks import Marks
@@ -235,8 +236,7 @@ def _workspace_sizes() -> frozenset[int]:
     """What cuBLAS asks torch for, once for each handle and stream; cuBLASLt shares it."""
     if hasattr(torch._C, "_cuda_getCublasWorkspaceSize"):
         return frozenset({int(torch._C._cuda_getCublasWorkspaceSize())})
-    # torch's defaults, the second on Hopper; CUBLAS_WORKSPACE_CONFIG changes them.
-    return frozenset({8_519_680, 33_554_432})
+    return frozenset({CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER})
 
 
 def _outside(device: int) -> tuple[int, int]:

@@ -10,13 +10,12 @@ from typing import Any
 from ..allocator import NO_POOL, SegmentState, segments_from_torch
 from ..attribution.categories import attribute
 from ..errors import SnapshotError, printable
+from ..gpus import CUBLAS_WORKSPACE
 from ..results.profile import Profile
 from ..tape.events import TORCH_ACTIONS, Category, Tape
 from .trace import columns_of, conf_text_of, follow_trace, recording_of
 from .unpickling import load_snapshot
 
-# What cuBLAS asks torch for where nothing else was configured; 32 MiB on Hopper, but that is a common size of tensors.
-_WORKSPACE = 8_519_680
 _LARGEST_ID = (1 << 31) - 1  # of a private pool: the tables keep both of its numbers in 32 bits
 
 
@@ -71,7 +70,9 @@ def _profile(snapshot: Mapping[str, Any], device: int) -> Profile | None:
     _check_numbers(entries, last)
     columns = columns_of(entries)
     followed = follow_trace(columns, conf_text_of(snapshot), None, last)
-    recording = replace(recording_of(f"cuda:{device}", columns, followed), workspace_sizes=frozenset({_WORKSPACE}))
+    # A snapshot doesn't say of which card it is. Hopper's workspace is left out: tensors often have its size, 32 MiB.
+    recording = recording_of(f"cuda:{device}", columns, followed)
+    recording = replace(recording, workspace_sizes=frozenset({CUBLAS_WORKSPACE}))
     notes = ["A snapshot says where memory was, not what it was for: profile with vramkit.profile to see categories."]
     if not entries:
         notes.append("It has no history, so this is one moment only.")

@@ -18,7 +18,7 @@ This package imports no torch. See ``activate`` for child processes.
 
 from __future__ import annotations
 
-from ._activate import activate, current, is_active
-from ._handle import AddressOrder, Settings, VirtualGPU
+from .activation import activate, current, is_active
+from .handle import AddressOrder, Settings, VirtualGPU
 
 __all__ = ["AddressOrder", "Settings", "VirtualGPU", "activate", "current", "is_active"]

@@ -1,35 +1,35 @@
 """What a program on fake tensors asks of the device's allocator: a dispatch mode that serves it from a simulated one.
 
-Knows storages, when they are born and when they die. What a kernel takes beside its results, and the in-place forms of
-which fakes take another one, other files say.
+Knows storages, when they are born and when they die. What a kernel takes beside its results is in ``kernels/``, where a
+real tensor would be worked on in place in ``in_place.py``.
 """
 
 from __future__ import annotations
 
-import sys
+import inspect
 import threading
 import weakref
 from collections.abc import Iterable
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...allocator import Block, DeviceCachingAllocator, SimulatedOutOfMemory
 from ...attribution.recording import NO_MODULE, Recording
-from ...gpus import GPU
+from ...gpus import GPU, cublas_workspace
 from ...profiling.marks import Marks
 from ...sizes import format_size
+from ...torch_internals.dispatch import VIEWS, TorchDispatchMode, below_python, excluding
+from ...torch_internals.fakes import FakeTensor
+from ...torch_internals.operators import local_scalar
+from ...torch_internals.storages import key_of
 from .in_place import CORRECTIONS, forget_device_questions, note_device_question, taken_apart
 from .kernels import check_types, rule_of
 from .kernels.call import Call
-from .result_cache import QuickFakes
+from .result_cache import ResultCache
 
 _Storage = torch.UntypedStorage
-_ITEM = torch.ops.aten._local_scalar_dense.default
 _DEVICE = torch.ops.prim.device.default
 
 
@@ -58,15 +58,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         self._positions = [0]
         self._mark_of: list[int] = []
         self._sizes: list[int] = []
-        self._quick = QuickFakes()
+        self._results = ResultCache()
         self._lock = threading.RLock()
         self._busy = False
         self._waiting: list[Block] = []
         self.assumed: dict[str, int] = {}
-        """What is only a bound, and the most bytes that are in question at a moment."""
+        """What is only a bound, and how many bytes at most are in question at a moment."""
         self._remarks: dict[str, None] = {}
-        self.workspaces: set[tuple[str, bool]] = set()
-        """Library handles that have their workspace: of which library, and whether of the autograd thread."""
+        self.has_workspace = {False: False, True: False}
+        """Whether cuBLAS has its workspace: for the thread that runs forwards, and for the autograd thread."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -81,18 +81,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         if not _is_fake(args) and not (kwargs and (_is_fake(kwargs.values()) or _on_device(kwargs.get("device")))):
             if kwargs.get("pin_memory"):
                 kwargs = {**kwargs, "pin_memory": False}  # that would ask a driver, and is the host's memory anyway
-            with torch._C._DisableTorchDispatch():
+            with below_python():
                 return func(*args, **kwargs)
         if func is _DEVICE:
             note_device_question(args[0])
             return args[0].device
-        if func is _ITEM and _is_asked_by_torch():
+        if func is local_scalar and _is_asked_by_torch():
             kind = args[0].dtype
             return False if kind is torch.bool else 0.0 if kind.is_floating_point else 0
         if torch.is_inference_mode_enabled():
             # Without autograd nobody has taken composite operators apart by now. Views in them remember whether what
             # they look at has a gradient: products are computed in another way then.
-            with self, torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
+            with self, excluding(VIEWS, False):
                 result = taken_apart(func, args, kwargs)
             if result is not NotImplemented:
                 return result
@@ -101,21 +101,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         if correction is not None:
             func, args, kwargs = correction(func, args, kwargs)
         forget_device_questions(func)
-        check_types(func, args)
-        rule = rule_of(func)
-        if rule is None:
-            result = self.compute(func, args, kwargs)
-            self._see(result)
-            return result
-        call = Call(self, func, args, kwargs)
-        rule(call)
-        self._see(call.result)
-        return call.result
+        check_types(func, args, kwargs)
+        result = self.compute(func, args, kwargs)
+        found = rule_of(func)
+        if found is not None:
+            rule, bind = found
+            call = Call(self, func, result)
+            rule(call, *bind(args, kwargs))
+            result = call.result
+        self._see(result)
+        return result
 
     def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operator's result, without its memory."""
-        quick = self._quick.of_each if func.__name__.startswith("_foreach_") else self._quick
-        return quick(func, args, kwargs)
+        results = self._results.of_each if func.__name__.startswith("_foreach_") else self._results
+        return results(func, args, kwargs)
 
     def _see(self, value: Any) -> None:
         if isinstance(value, torch.Tensor):
@@ -133,7 +133,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
             size: bytes; None: as the storage says.
         """
         storage = tensor.untyped_storage()
-        key, there = storage._cdata, storage.nbytes()
+        key, there = key_of(storage), storage.nbytes()
         ref, old, was = self._blocks.get(key, (None, None, 0))
         is_new = ref is None or ref() is not storage
         if is_new or there > was:
@@ -152,7 +152,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         """Where a tensor's memory begins; 0 where the device has none of it."""
         if not isinstance(tensor, FakeTensor) or not _is_on_gpu(tensor):
             return 0
-        known = self._blocks.get(tensor.untyped_storage()._cdata)
+        known = self._blocks.get(key_of(tensor.untyped_storage()))
         return 0 if known is None or known[1] is None else known[1].address
 
     def data_ptr(self, tensor: torch.Tensor) -> int:
@@ -178,6 +178,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
                 self._note(0 if block is None else block.size)
                 self._return_waiting()
             return block
+
+    def take_cublas_workspace(self, *, in_backward: bool) -> None:
+        """Take cuBLAS's workspace, unless the thread's handle has one; it is kept."""
+        if not self.has_workspace[in_backward]:
+            self.has_workspace[in_backward] = True
+            self.take(cublas_workspace(self.gpu))
 
     def give(self, block: Block | None) -> None:
         """Give a block back; storages die at any moment, also while another one is being served."""
@@ -226,14 +232,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
 
     def notes(self) -> list[str]:
         """What the result assumes, in sentences."""
-        bounds = [f"{what}: up to {format_size(most)} at a moment." for what, most in self.assumed.items() if most]
+        bounds = [f"{what}: up to {format_size(size)} at a moment." for what, size in self.assumed.items() if size]
         return [*self._remarks, *bounds]
+
+    def assume(self, what: str, size: int) -> None:
+        """Say in the prediction's notes what is only a bound.
+
+        Args:
+            what: a sentence without its full stop.
+            size: bytes that are in question in one call of an operator.
+        """
+        self.assumed[what] = max(self.assumed.get(what, 0), size)
 
     def remark(self, note: str) -> None:
         """Say something in the prediction's notes, a sentence, once."""
         self._remarks[note] = None
 
-    def recording(self, alloc_conf: str, workspace_sizes: frozenset[int]) -> Recording:
+    def recording(self, alloc_conf: str) -> Recording:
         """Everything that was recorded."""
         columns = np.array(self.allocator.events[: len(self._mark_of)], np.int64).reshape(-1, 4)
         action, address, size, stream = columns.T
@@ -249,7 +264,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
             at_module=np.full(len(columns), NO_MODULE, np.int32),
             position=np.array(self._positions[: len(self.marks.kept) + 1], np.int64),
             alloc_conf=alloc_conf,
-            workspace_sizes=workspace_sizes,
+            workspace_sizes=frozenset({cublas_workspace(self.gpu)}),
             outside=self.gpu.context,
             capacity=self.gpu.memory,
         )
@@ -271,10 +286,9 @@ def _is_on_gpu(tensor: torch.Tensor) -> bool:
 
 def _is_asked_by_torch() -> bool:
     """Whether code of torch's own, such as an optimizer, looks at a value: it gets zero, as on a virtual GPU."""
-    try:
-        frame: FrameType | None = sys._getframe(2)
-    except ValueError:  # the autograd thread's C++, which looks for NaN in anomaly mode, has no frame
-        return True
+    frame = inspect.currentframe()
+    for _ in range(2):  # to what called the mode: no frame for the autograd thread's C++, which looks for NaN
+        frame = frame and frame.f_back
     while frame is not None and frame.f_globals.get("__name__") == FakeTensor.__module__:  # tolist(), for its caller
         frame = frame.f_back
     return frame is None or str(frame.f_globals.get("__name__", "")).startswith("torch.")

@@ -13,12 +13,6 @@ from contextlib import ExitStack
 from typing import Literal
 
 import torch
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
 
 from ..._version import __version__
 from ...allocator import AllocatorConf, DeviceCachingAllocator
@@ -36,10 +30,15 @@ from ...programs.program import Program
 from ...programs.training import Training
 from ...programs.unpacking import Opened, unpack
 from ...results.profile import Profile
+from ...torch_internals.fakes import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from .. import Run
 from .in_place import counts_of_the_only_holder
 from .isolation import apart, cuda_for_fakes
-from .kernels.matmul import workspace_of
 from .overlay.backward import wait_for_the_device
 from .receiving import classes_of_its_own, move_to_cuda, receiver_of
 from .recorder import Recorder
@@ -152,7 +151,7 @@ class FakeSession:
             settings.apply(self._settings)
             counts_of_the_only_holder()
             mode = FakeTensorMode(allow_non_fake_inputs=True)
-            mode.cache_enabled = False  # it would hold storages; what it is for, `QuickFakes` does
+            mode.cache_enabled = False  # it would hold storages; what it is for, `ResultCache` does
             try:
                 with classes_of_its_own():
                     opened = unpack(self._parcel.content, receiver_of(mode))
@@ -232,7 +231,7 @@ class FakeSession:
 
     def _profile(self, gpu: GPU, recorder: Recorder) -> Profile:
         marks = recorder.marks
-        recording = recorder.recording(self._conf_text, frozenset({workspace_of(gpu)}))
+        recording = recorder.recording(self._conf_text)
         return Profile(
             tape=attribute(recording, marks.kept, marks.scans, marks.modules.described()),
             device_name=gpu.product,

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import gpus
-from ..errors import UsageError
+from ..errors import DeviceError, UsageError
 from ..gpus import GPU
 from ..sizes import parse_size
-from ._handle import AddressOrder, Settings, VirtualGPU
 from .build import ALIASES, LIBRARY, build, find_torch
+from .handle import AddressOrder, Settings, VirtualGPU
 
 ENVIRONMENT = "VRAMKIT_VIRTUAL_GPU"
 """The variable by which children get the settings."""
@@ -90,10 +90,7 @@ def activate(
                 " or start the script with `vramkit run --gpu NAME script.py`",
             )
         folder = build(find_torch())
-        # First in the loader's global scope: torch's references to CUDA functions then find ours, the real libraries
-        # (which torch still loads) come after. The aliases answer to the names that are opened at run time.
-        library, *_ = [ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL) for name in (LIBRARY, *ALIASES)]
-        active = VirtualGPU(library, settings)
+        active = VirtualGPU(_load(folder), settings)
         active.configure(settings)
         # Triton (torch.compile) asks ldconfig where the driver is, unless it is told.
         os.environ.setdefault("TRITON_LIBCUDA_PATH", str(folder))
@@ -103,12 +100,40 @@ def activate(
     return active
 
 
+def _load(folder: Path) -> ctypes.CDLL:
+    # First in the loader's global scope: torch's references to CUDA functions then find ours, the real libraries
+    # (which torch still loads) come after. The aliases answer to the names that are opened at run time.
+    try:
+        library, *_ = [ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL) for name in (LIBRARY, *ALIASES)]
+    except OSError as error:
+        raise DeviceError(
+            "The virtual GPU was to be loaded",
+            str(error),
+            "The build is damaged, or lies on a disk from which no program may run",
+            f"Remove {folder}, or set XDG_CACHE_HOME to a folder on another disk",
+        ) from error
+    return library
+
+
 def current() -> VirtualGPU | None:
-    """The virtual GPU of this process, also if a parent process gave it; None if there is none."""
-    if _active is None and ENVIRONMENT in os.environ:
+    """The virtual GPU of this process, also if a parent process gave it; None if there is none.
+
+    Raises:
+        DeviceError: the parent's settings can't be read.
+    """
+    if _active is None and (text := os.environ.get(ENVIRONMENT)) is not None:
         library = ctypes.CDLL(None)
         if hasattr(library, "vgpu_configure"):  # preloaded: the environment reached the loader too
-            _arm(VirtualGPU(library, Settings.from_text(os.environ[ENVIRONMENT])))
+            try:
+                settings = Settings.from_text(text)
+            except (KeyError, ValueError) as error:
+                raise DeviceError(
+                    f"The virtual GPU that {ENVIRONMENT} describes was asked for",
+                    f"the variable is {text[:200]!r}",
+                    "Only what vramkit.virtual_gpu.activate(..., children=True) wrote can be read",
+                    "Unset it, together with LD_PRELOAD",
+                ) from error
+            _arm(VirtualGPU(library, settings))
     return _active
 
 
@@ -130,7 +155,7 @@ def is_active() -> bool:
 def _arm(handle: VirtualGPU) -> None:
     global _active
     _active = handle
-    atexit.register(_let_autograd_rest)
+    atexit.register(let_autograd_rest)
 
 
 def _describe(settings: Settings) -> str:
@@ -153,7 +178,7 @@ def _bequeath(settings: Settings, folder: Path) -> None:
     os.environ[ENVIRONMENT] = settings.to_text()
 
 
-def _let_autograd_rest(limit: float = 2.0) -> None:
+def let_autograd_rest(limit: float = 2.0) -> None:
     """Wait until torch's autograd threads sleep.
 
     A program that ends within a millisecond of ``backward()`` can catch the device's autograd thread while it drops the

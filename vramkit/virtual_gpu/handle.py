@@ -17,7 +17,7 @@ AddressOrder = Literal["falling", "rising"]
 
 MAX_DEVICES = 16
 MAX_MEMORY = 4 << 40
-"""Bytes: the most that one device can have."""
+"""Bytes: the maximum of one device."""
 _ALL_MEMORY = 16 << 40  # the stretch of addresses that all devices share
 
 
@@ -39,16 +39,16 @@ class Settings:
             raise UsageError(
                 f"The address order {self.address_order!r} was asked for", instead="Give 'falling' or 'rising'"
             )
-        if self.gpu.memory > self.most_memory:
+        if self.gpu.memory > self.max_memory:
             raise UsageError(
                 f"A virtual GPU with {self.gpu.memory} bytes was asked for",
-                instead=f"The most is {format_size(self.most_memory)}"
+                instead=f"The maximum is {format_size(self.max_memory)}"
                 + f", with {self.count} of them" * (self.count > 1),
             )
 
     @property
-    def most_memory(self) -> int:
-        """Bytes: the most that each of so many devices can have."""
+    def max_memory(self) -> int:
+        """Bytes: the maximum of each of so many devices."""
         return min(MAX_MEMORY, _ALL_MEMORY // self.count)
 
     def to_text(self) -> str:
@@ -158,11 +158,11 @@ class VirtualGPU:
         """
         number = self._number(device)
         capacity = 0 if size is None else parse_size(size)
-        most = self.settings.most_memory
-        if size is not None and not 0 < capacity <= most:
+        maximum = self.settings.max_memory
+        if size is not None and not 0 < capacity <= maximum:
             raise UsageError(
                 f"A virtual GPU with {format_size(capacity)} was asked for",
-                instead=f"Give a size of 1 B to {format_size(most)}",
+                instead=f"Give a size of 1 B to {format_size(maximum)}",
             )
         self._library.vgpu_set_memory(number, capacity)
 

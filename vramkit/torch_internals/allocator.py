@@ -1,0 +1,89 @@
+"""torch's private names of the CUDA allocator and of what shares its memory: history, snapshots, workspaces, contexts.
+
+Knows what to call; what the answers mean, the readers of a snapshot know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from ..gpus import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER
+from .names import look_up, place_of
+
+_METADATA = "2.11 to 2.14"
+
+set_metadata: Callable[[str], None] | None = look_up(
+    "torch._C._cuda_setMemoryMetadata", "profile on CUDA", versions=_METADATA, fallback=None
+)
+"""Stamps a text on every later entry of this thread's history; None: this torch has no such thing."""
+
+get_metadata: Callable[[], str] | None = look_up(
+    "torch._C._cuda_getMemoryMetadata", "profile on CUDA", versions=_METADATA, fallback=None
+)
+"""The text that entries of this thread are stamped with."""
+
+_is_public: object = look_up(
+    "torch.cuda.memory._set_memory_metadata", "profile on CUDA", versions=_METADATA, fallback=None
+)
+
+HAS_METADATA: bool = set_metadata is not None and get_metadata is not None and _is_public is not None
+"""Whether this torch stamps its entries. One that has only the functions in C++ is not known to show the texts."""
+
+is_history_on: Callable[[], bool] = look_up("torch._C._cuda_isHistoryEnabled", "profile on CUDA")
+"""Whether the allocator keeps a history."""
+
+record_history: Callable[..., None] = look_up(
+    "torch.cuda.memory._record_memory_history", "profile on CUDA", "virtual engine"
+)
+"""Switches the history on or off. Its keywords differ between versions; all have ``context``, ``stacks`` and
+``max_entries``."""
+
+_snapshot: Callable[..., dict[str, Any]] | None = look_up(
+    "torch._C._cuda_memorySnapshot", "profile on CUDA", fallback=None
+)
+snapshot: Callable[[], dict[str, Any]] = (
+    look_up("torch.cuda.memory._snapshot", "profile on CUDA") if _snapshot is None else partial(_snapshot, None)
+)
+"""All segments and the history of every device. The function in C++, which costs less, where it is."""
+
+_workspace_size: Callable[[], int] | None = look_up(
+    "torch._C._cuda_getCublasWorkspaceSize", "profile on CUDA", fallback=None
+)
+
+
+def workspace_sizes() -> frozenset[int]:
+    """What cuBLAS may ask torch for, once for each handle and stream, bytes; cuBLASLt shares it."""
+    if _workspace_size is not None:
+        return frozenset({int(_workspace_size())})
+    return frozenset({CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER})  # as CUBLAS_WORKSPACE_CONFIG has not changed them
+
+
+def _holds_memory(device: int) -> bool:
+    return torch.cuda.memory_reserved(device) > 0
+
+
+has_context: Callable[[int], bool] = look_up(
+    "torch._C._cuda_hasPrimaryContext", "profile on CUDA", fallback=_holds_memory
+)
+"""Whether CUDA has begun on a device. To ask the device anything else would make a context, of hundreds of MiB."""
+
+clear_workspaces: Callable[[], None] = look_up("torch._C._cuda_clearCublasWorkspaces", "batch size on CUDA")
+"""Gives up cuBLAS's workspaces, which torch keeps for ever."""
+
+_device_count = place_of("torch._C._cuda_getDeviceCount", "virtual engine")
+
+
+@contextmanager
+def counting_one_device() -> Iterator[None]:
+    """Let torch find one CUDA device without asking CUDA: a process that has asked can't fork another that uses it."""
+    original = vars(_device_count.owner)[_device_count.name]
+    setattr(_device_count.owner, _device_count.name, lambda: 1)
+    try:
+        yield
+    finally:
+        setattr(_device_count.owner, _device_count.name, original)

@@ -1,0 +1,57 @@
+"""torch's private names of autograd: the engine's entry, and nodes of a graph. Knows no hook and no tensor's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+
+from .names import caller_of, look_up, place_of, word_of
+
+RUN_BACKWARD = place_of("torch.autograd._engine_run_backward", "profile", "fake engine")
+"""What ``backward()`` and ``grad()`` call, and look up when they are called: torch has no hook for "a backward begins".
+Its arguments: tensors, their gradients, retain_graph, create_graph, and more."""
+
+graph_task: Callable[[], int] = look_up("torch._C._current_graph_task_id", "profile", "fake engine")
+"""A number for the backward that this thread works for; below 0: for none."""
+
+current_node: Callable[[], Any] = look_up("torch._C._current_autograd_node", "fake engine")
+"""The node whose formula this thread computes; None: no node's."""
+
+sequence_number: Callable[[Any], int] = caller_of("torch._C._functions.UndefinedGrad._sequence_nr", "profile")
+"""The number of a node, which its thread counts. Nodes of C++ have no class in common; this one stands for all."""
+
+is_tracing: Callable[[], object] = look_up(
+    "torch._C._get_tracing_state",
+    "profile",
+    fallback=torch.jit.is_tracing,  # type: ignore[attr-defined] # public, though its file says so nowhere
+)
+"""Whether ``torch.jit.trace`` looks at what runs."""
+
+_TARGETS = tuple(
+    word_of(f"torch.autograd.graph.Node.{name}", "profile") for name in ("_saved_target", "_saved_targets")
+)
+
+
+def next_number() -> int:
+    """The number that the next node of this thread gets, or the one before."""
+    with torch.enable_grad(), torch.inference_mode(False):
+        return sequence_number(torch.zeros((), requires_grad=True).neg().grad_fn)
+
+
+def saved_targets(node: Any) -> Iterator[torch.Tensor]:
+    """What a loss's node keeps to compare with. To read it is to unpack it."""
+    for name in _TARGETS:
+        try:
+            target = getattr(node, name, None)
+        except RuntimeError:  # this graph's tensors were freed; the engine will say so better
+            continue
+        if isinstance(target, torch.Tensor):
+            yield target
+
+
+def runs_backward(frame: FrameType) -> bool:
+    """Whether a frame is that of the engine's entry, which calls C++."""
+    return frame.f_code.co_name == RUN_BACKWARD.name
