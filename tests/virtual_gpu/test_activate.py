@@ -68,7 +68,7 @@ def test_torch_that_is_imported_already_is_too_late() -> None:
 
 def test_settings_survive_the_way_to_a_child() -> None:
     for card in gpus.all_gpus():
-        settings = handle.Settings(gpu=card, count=3, address_order="rising", copy_limit=77)
+        settings = handle.Settings(gpu=card, count=3, address_order="rising", copy_limit=77, values="all")
 
         assert handle.Settings.from_text(settings.to_text()) == settings
 

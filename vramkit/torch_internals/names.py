@@ -26,6 +26,7 @@ Need = Literal[
     "fake engine",
     "fake engine without CUDA",  # what it needs besides where there is no CUDA device
     "closed forms",
+    "values",  # computing them on a virtual device
     "developers' tools",
 ]
 """What a private name is for."""

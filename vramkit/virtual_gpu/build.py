@@ -138,10 +138,10 @@ def _compile(torch: Torch, scratch: Path, into: Path) -> None:
     flags = [*_FLAGS, *(f"-I{folder}" for folder in includes), "-idirafter", str(NATIVE / "include")]
     library = into / LIBRARY
     link = ("-shared", f"-Wl,-soname,{LIBRARY}", "-Wl,-Bsymbolic", "-ldl")
-    _run([*compiler, *flags, *sources, str(stubs), "-o", str(library), *link], scratch)
+    run_compiler([*compiler, *flags, *sources, str(stubs), "-o", str(library), *link], scratch)
     for name in ALIASES:
         depends = ("-Wl,--no-as-needed", str(library), "-Wl,-rpath,$ORIGIN")
-        _run(
+        run_compiler(
             [*compiler, "-shared", "-fPIC", str(empty), "-o", str(into / name), f"-Wl,-soname,{name}", *depends],
             scratch,
         )
@@ -204,7 +204,8 @@ def _stubs(torch: Torch, includes: list[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _run(command: list[str], scratch: Path) -> None:
+def run_compiler(command: list[str], scratch: Path) -> None:
+    """Run a compiler. Raises: DeviceError: it can't be started, or it failed; the text has what it said."""
     surroundings = {**os.environ, "LC_ALL": "C", "TMPDIR": str(scratch)}
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=surroundings)

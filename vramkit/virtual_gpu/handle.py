@@ -6,14 +6,19 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, fields
-from typing import Literal
+from pathlib import Path
+from typing import Literal, cast, get_args
 
 from ..errors import UsageError
 from ..gpus import GPU
 from ..sizes import format_size, parse_size
+from .values.hook import ComputedValues
 
 AddressOrder = Literal["falling", "rising"]
 """Where new device memory goes: below what is there (as drivers mostly do), or above it."""
+
+Values = Literal["none", "small", "all"]
+"""Which values are computed on a virtual device: none, those of small tensors, or all of them."""
 
 MAX_DEVICES = 16
 MAX_MEMORY = 4 << 40
@@ -29,6 +34,7 @@ class Settings:
     count: int
     address_order: AddressOrder
     copy_limit: int
+    values: Values
 
     def __post_init__(self) -> None:
         if not isinstance(self.count, int) or not 1 <= self.count <= MAX_DEVICES:
@@ -38,6 +44,10 @@ class Settings:
         if self.address_order not in ("falling", "rising"):
             raise UsageError(
                 f"The address order {self.address_order!r} was asked for", instead="Give 'falling' or 'rising'"
+            )
+        if self.values not in get_args(Values):
+            raise UsageError(
+                f"A virtual GPU with values={self.values!r} was asked for", instead="Give 'none', 'small' or 'all'"
             )
         if self.gpu.memory > self.max_memory:
             raise UsageError(
@@ -58,6 +68,7 @@ class Settings:
             "count": self.count,
             "rising": int(self.address_order == "rising"),
             "copy_limit": self.copy_limit,
+            "values": self.values,
             "major": gpu.capability[0],
             "minor": gpu.capability[1],
             **{field.name: getattr(gpu, field.name) for field in fields(gpu) if field.name != "capability"},
@@ -84,6 +95,7 @@ class Settings:
             count=int(values["count"]),
             address_order="rising" if values["rising"] == "1" else "falling",
             copy_limit=int(values["copy_limit"]),
+            values=cast(Values, values["values"]),
         )
 
 
@@ -93,7 +105,7 @@ class VirtualGPU:
     Devices are numbered as the machine does, whatever ``CUDA_VISIBLE_DEVICES`` says.
     """
 
-    __slots__ = ("_library", "_settings")
+    __slots__ = ("_library", "_settings", "values")
 
     def __init__(self, library: ctypes.CDLL, settings: Settings) -> None:
         library.vgpu_configure.argtypes = [ctypes.c_char_p]
@@ -112,6 +124,15 @@ class VirtualGPU:
         library.vgpu_launches.restype = ctypes.c_ulonglong
         self._library = library
         self._settings = settings
+        self.values: ComputedValues | None = None
+        """What is computed on its devices; None: nothing."""
+
+    def compute_values(self, library: Path) -> None:
+        """Let values be computed, by the library that was built for it, from the first use of CUDA on. Internal."""
+        everything = self._settings.values == "all"
+        self.values = ComputedValues(
+            self._library, library, everything=everything, copy_limit=self._settings.copy_limit
+        )
 
     def configure(self, settings: Settings) -> None:
         """Tell the library what its devices are; it listens until CUDA is first asked for anything. Internal."""

@@ -54,6 +54,8 @@ def serve(control: int) -> None:
 
     from ...profiling import cuda, profiler
 
+    if handle.values is not None:
+        handle.values.prepare()
     dynamo.keep_away()
     gc.enable()
     # A fork has only the thread that forked: pools of threads must not exist by then.
