@@ -67,7 +67,7 @@ class Marks:
         self.modules = Modules()
         self._place = place
         self._stamps = stamps
-        self._prefix = prefix
+        self.prefix = prefix
         self._holdings = Holdings(locate, self._scan)
         self._last_scan: dict[tuple[Category, int], int] = {}
         self._local = _Thread()
@@ -149,7 +149,7 @@ class Marks:
 
     def _mark(self, kind: Kind, value: int) -> None:
         self.entries.append((kind, value))
-        self._place(f"{self._prefix}{len(self.entries)}")
+        self._place(f"{self.prefix}{len(self.entries)}")
 
     def _scan(self, category: Category, addresses: list[int], names: Sequence[str]) -> None:
         last = self._last_scan.get((category, id(names)), -1)
@@ -189,7 +189,7 @@ class Marks:
     def _make_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """What stands for ``Module.__call__``: every name it uses is local, because it runs for every module call."""
         known, calls, shapes = self.modules.index, self.modules.calls, self.modules.shapes
-        local, entries, place, prefix = self._local, self.entries, self._place, self._prefix
+        local, entries, place, prefix = self._local, self.entries, self._place, self.prefix
         at_module, inside, followed = self._at_module, self._inside, self._followed
         is_compiling, is_tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
 
@@ -262,7 +262,7 @@ class Marks:
         self._node_hooks.clear()
 
     def _make_backward_hook(self, index: int) -> Callable[[object], None]:
-        entries, place, prefix, at = self.entries, self._place, self._prefix, self._backward_at
+        entries, place, prefix, at = self.entries, self._place, self.prefix, self._backward_at
 
         def stamp(_grads: object) -> None:
             at[0] = index

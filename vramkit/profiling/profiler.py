@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -23,7 +24,9 @@ from ..out_of_memory import is_out_of_memory
 from ..programs.objects import Models, Optimizers, models_of, optimizers_of
 from ..results.profile import Profile
 from ..tape.events import ALLOCATION, EVENT, Tape
+from ..virtual_gpu.values.hook import Read
 from .marks import Marks
+from .uncomputed import notes_of, reads_so_far
 
 _FOUND = "a sequence or a dict of them; or none, and what runs is found"
 
@@ -87,6 +90,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         self._result: Profile | None = None
         self._entered = False
         self._process = 0
+        self._reads = reads_so_far()
 
     def __enter__(self) -> Self:
         if self._entered:
@@ -106,6 +110,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         source = _source(self._device, self._max_events)
         source.marks.add_models(self._models)
         source.marks.add_optimizers(self._optimizers.values())
+        self._reads = reads_so_far()
         source.start()
         self._entered = True
         self._process = os.getpid()  # a fork inside the block is not measured, and may measure itself
@@ -123,7 +128,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
             with ExitStack() as stack:
                 stack.callback(setattr, profile, "_active", None)
                 recordings = source.stop()
-            self._result = _settle(recordings, source.marks, self._device)
+            self._result = _settle(recordings, source.marks, self._device, reads_so_far() - self._reads)
             if error is not None and is_out_of_memory(error):
                 _add_note(error, self._result.report())
         except Exception as failure:
@@ -217,8 +222,9 @@ def _source(device: torch.device, max_events: int) -> _Source:
     return StorageLifetimes(max_events)
 
 
-def _settle(recordings: Sequence[Recording], marks: Marks, device: torch.device) -> Profile:
+def _settle(recordings: Sequence[Recording], marks: Marks, device: torch.device, reads: Counter[Read]) -> Profile:
     modules = marks.modules.described()
+    uncomputed = notes_of(reads, marks.prefix, marks.kept, modules)
     versions = {"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]}
     profiles = [
         Profile(
@@ -227,7 +233,7 @@ def _settle(recordings: Sequence[Recording], marks: Marks, device: torch.device)
             capacity=recording.capacity,
             outside=recording.outside,
             versions=versions,
-            notes=tuple(recording.notes),
+            notes=(*recording.notes, *uncomputed),
         )
         for recording in recordings
     ]
