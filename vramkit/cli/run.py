@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..virtual_gpu import activate, current
 from .saving import check_can_save, save
 from .script import NotAProgramError, Program, without_our_frames
 
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
     from . import Verbs
 
 _SAVED = "The profile"
-VIRTUAL_NOTE = "measured on a virtual GPU: memory is as on the card; losses, results and times mean nothing."
+_NOTES = {
+    "none": "losses, results and times mean nothing.",
+    "small": "values were computed of small tensors only, so losses and results mean nothing, and nor do times.",
+    "all": "values were computed by the CPU's kernels; times mean nothing.",
+}
 
 
 def add_to(verbs: Verbs) -> None:
@@ -44,6 +49,15 @@ def add_to(verbs: Verbs) -> None:
         help="a card of `vramkit gpus`, or a memory size such as '24 GiB': a virtual GPU; real: this machine's",
     )
     parser.add_argument("--count", type=int, metavar="N", help="how many virtual GPUs (default: 1)")
+    parser.add_argument(
+        "--values",
+        choices=tuple(_NOTES),
+        help="which values are computed on a virtual GPU: none; small: those of small tensors, on which sizes depend "
+        "(default); all: the program trains for real, at the CPU's speed",
+    )
+    parser.add_argument(
+        "--copy-limit", metavar="SIZE", help="the largest copy to a virtual GPU that is made (default: 1 MiB)"
+    )
     parser.add_argument("--save", metavar="FILE", help="also write the profile, for `vramkit view` and vramkit.load")
     parser.add_argument(
         "--max-events", type=int, default=500_000, metavar="N", help="keep the last N events (default: %(default)s)"
@@ -62,12 +76,16 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError("--max-events was given", f"with {options.max_events}", instead=f"At most {sys.maxsize:,}")
     virtual = options.gpu != "real"
     if virtual:
-        from ..virtual_gpu import activate
-
         # Processes that the script starts (a rank for each GPU, say) have it too; only this one is measured.
-        activate(options.gpu, count=1 if options.count is None else options.count, children=True)
-    elif options.count is not None:
-        raise UsageError("--count was given with --gpu real", "the number of real GPUs is what it is")
+        activate(
+            options.gpu,
+            count=1 if options.count is None else options.count,
+            values=options.values or "small",
+            copy_limit=options.copy_limit,
+            children=True,
+        )
+    else:
+        _check_is_real(options)
     from ..profiling import profiler
 
     error, result = _measure(program, profiler.profile(device="cuda", max_events=options.max_events))
@@ -80,7 +98,7 @@ def main(options: argparse.Namespace) -> int:
     _flush()
     code = _ended(error, result)
     if virtual:
-        result = _with_note(result)
+        result = _with_note(result, _values_note(options))
     summary = _summary(result, program, virtual=virtual, crashed=code != 0)
     if summary:
         _tell(f"\n{summary}")
@@ -90,6 +108,21 @@ def main(options: argparse.Namespace) -> int:
     if isinstance(error, SystemExit):
         raise error  # Python itself knows best what its code means
     return code
+
+
+def _check_is_real(options: argparse.Namespace) -> None:
+    given = {"--count": options.count, "--values": options.values, "--copy-limit": options.copy_limit}
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(f"{option} was given with --gpu real", "it is about virtual GPUs", instead="Leave it out")
+
+
+def _values_note(options: argparse.Namespace) -> str:
+    handle = current()
+    values = options.values or "small"
+    if handle is not None and handle.values is None:
+        values = "none"
+    return f"measured on a virtual GPU: memory is as on the card; {_NOTES[values]}"
 
 
 def _program(options: argparse.Namespace) -> Program:
@@ -152,9 +185,9 @@ def _summary(result: Profile, program: Program, *, virtual: bool, crashed: bool)
     )
 
 
-def _with_note(result: Profile) -> Profile:
-    others = tuple(replace(each, notes=(*each.notes, VIRTUAL_NOTE)) for each in result.others)
-    return replace(result, notes=(*result.notes, VIRTUAL_NOTE), others=others)
+def _with_note(result: Profile, note: str) -> Profile:
+    others = tuple(replace(each, notes=(*each.notes, note)) for each in result.others)
+    return replace(result, notes=(*result.notes, note), others=others)
 
 
 def _tell(text: str) -> None:
