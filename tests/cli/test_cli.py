@@ -251,7 +251,7 @@ def test_an_error_of_ours_keeps_the_frames_that_raised_it_and_says_who_measures(
 
     assert done.returncode == 1
     assert "profiler.py" in done.stderr
-    assert "vramkit run" in done.stderr.split("vramkit.errors.UsageError: ")[1]
+    assert "vramkit run" in done.stderr.split("vramkit.UsageError: ")[1]
     assert "used no CUDA memory" not in done.stderr, "what it raised says more"
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from typing_extensions import Self
 
-from .. import __version__
+from .._version import __version__
 from ..attribution.categories import attribute
 from ..attribution.recording import Recording
 from ..counts import check_count

@@ -57,6 +57,6 @@ def make_fake(meta: torch.Tensor, device: torch.device) -> Any:
 
 
 is_dense: Callable[[torch.Tensor], bool] = look_up(
-    "torch._prims_common.is_non_overlapping_and_dense_or_false", "fake engine"
+    "torch._prims_common.is_non_overlapping_and_dense_or_false", "fake engine", versions="2.11 to 2.14"
 )
 """Whether every element has a place of its own, and no gaps are between them."""

@@ -118,9 +118,14 @@ class Place:
 
 def place_of(path: str, *needs: Need, versions: str = CHECKED, fallback: Any = _NOTHING) -> Place:
     """Where a private name is. Arguments as of `look_up`; a fallback is an owner that has the name."""
-    found, is_there = _look_up(path, needs, versions, fallback, None)
     owner, _, name = path.rpartition(".")
-    return Place(find(owner, None) if is_there else found, name)
+
+    def probe() -> Any:
+        found = find(owner, None)
+        getattr(found, name)
+        return found
+
+    return Place(_look_up(path, needs, versions, fallback, probe)[0], name)
 
 
 def mentioned(name: str, function: Callable[..., object]) -> str:

@@ -35,7 +35,6 @@ WITHOUT_A_DEVICE = (
     "torch._C._get_sdp_priority_order",
     "torch._C._group_tensors_by_device_and_dtype",
     "torch._prims_common.suggest_memory_format",
-    "torch._subclasses.fake_tensor.FakeTensor._normalize_fake_device",
     "torch._subclasses.fake_tensor.FakeTensorMode.cache",
     "torch.cuda._exchange_device",
     "torch.cuda._initialized",
@@ -46,7 +45,11 @@ WITHOUT_A_DEVICE = (
 )
 """CUDA's choices in a process that has no CUDA device."""
 
+DEVICES = "torch._subclasses.fake_tensor.FakeTensor._normalize_fake_device"
+"""Likewise; younger than the others."""
+
 for _path in BESIDE_A_DEVICE:
     look_up(_path, "fake engine")
 for _path in WITHOUT_A_DEVICE:
     look_up(_path, "fake engine without CUDA")
+look_up(DEVICES, "fake engine without CUDA", versions="2.12 to 2.14")

@@ -19,6 +19,6 @@ This package imports no torch. See ``activate`` for child processes.
 from __future__ import annotations
 
 from .activation import activate, current, is_active
-from .handle import AddressOrder, VirtualGPU
+from .handle import AddressOrder, Settings, VirtualGPU
 
-__all__ = ["AddressOrder", "VirtualGPU", "activate", "current", "is_active"]
+__all__ = ["AddressOrder", "Settings", "VirtualGPU", "activate", "current", "is_active"]

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from ... import __version__
+from ..._version import __version__
 from ...allocator import AllocatorConf, DeviceCachingAllocator
 from ...attribution.categories import attribute
 from ...errors import DeviceError, UsageError

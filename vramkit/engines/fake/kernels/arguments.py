@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ....errors import DeviceError
+from ....torch_internals.operators import has_kernel, has_kernel_of_key, schema_of
 
 Binder = Callable[[tuple[Any, ...], dict[str, Any]], list[Any]]
 """Finds what a function wants in an operator's arguments, by position and by name; in the order of its parameters."""
@@ -63,18 +64,18 @@ def _arguments(overload: Any) -> dict[str, tuple[int, Any]]:
     """Position and default of each argument, by its name."""
     return {
         each.name: (_BY_NAME_ONLY if each.kwarg_only else position, each.default_value)
-        for position, each in enumerate(overload._schema.arguments)
+        for position, each in enumerate(schema_of(overload).arguments)
     }
 
 
 def _is_dispatched(overload: Any) -> bool:
     """Whether it is torch's, and not TorchScript's alone: of lists of numbers, strings."""
-    return bool(torch._C._dispatch_has_kernel(overload.name()))
+    return has_kernel(overload.name())
 
 
 def _is_composite(overload: Any) -> bool:
     """Whether torch takes it apart, where its backend has no kernel for it."""
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), "CompositeImplicitAutograd"))
+    return has_kernel_of_key(overload.name(), "CompositeImplicitAutograd")
 
 
 def _misnamed(function: Callable[..., None], name: str, operator: Any, known: Iterable[dict[str, Any]]) -> DeviceError:
