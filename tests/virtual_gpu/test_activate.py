@@ -188,7 +188,7 @@ build._compile = lambda torch, scratch, into: [(into / n).write_text("?") for n 
 
     answer = run_python(damaged + _RAISES.format(error="RuntimeError"), environment={"XDG_CACHE_HOME": str(tmp_path)})
 
-    (folder,) = (tmp_path / "vramkit").iterdir()
+    (folder,) = (tmp_path / "vramkit").glob("virtual-gpu-*")
     assert answer.startswith("DeviceError The virtual GPU was to be loaded.")
     assert f"Remove {folder}, or set XDG_CACHE_HOME" in answer
 
@@ -222,7 +222,7 @@ def test_two_processes_that_start_at_once_both_get_it(tmp_path: Path) -> None:
     answers = [process.communicate()[0] for process in both]
 
     assert answers == ["VirtualGPU('t4', 14.7 GiB)\n1\n"] * 2
-    (folder,) = (tmp_path / "vramkit").iterdir()
+    (folder,) = (tmp_path / "vramkit").glob("virtual-gpu-*")
     assert {path.name for path in folder.iterdir()} == {build.LIBRARY, *build.ALIASES}
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..errors import UsageError
 from ..virtual_gpu import activate, current
 from .saving import check_can_save, save
-from .script import NotAProgramError, Program, without_our_frames
+from .script import NotAProgramError, Script, without_our_frames
 
 if TYPE_CHECKING:
     from ..profiling.profiler import profile
@@ -69,7 +69,7 @@ def add_to(verbs: Verbs) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run the script, then report. Returns the exit code."""
-    program = _program(options)
+    script = _script(options)
     if options.save is not None:
         check_can_save(_SAVED, options.save)
     if options.max_events > sys.maxsize:
@@ -88,7 +88,7 @@ def main(options: argparse.Namespace) -> int:
         _check_is_real(options)
     from ..profiling import profiler
 
-    error, result = _measure(program, profiler.profile(device="cuda", max_events=options.max_events))
+    error, result = _measure(script, profiler.profile(device="cuda", max_events=options.max_events))
     if result is None:  # a forked child of the script came out here; the report is its parent's
         if error is not None:
             raise error
@@ -99,7 +99,7 @@ def main(options: argparse.Namespace) -> int:
     code = _ended(error, result)
     if virtual:
         result = _with_note(result, _values_note(options))
-    summary = _summary(result, program, virtual=virtual, crashed=code != 0)
+    summary = _summary(result, script, virtual=virtual, crashed=code != 0)
     if summary:
         _tell(f"\n{summary}")
     if options.save:
@@ -125,19 +125,19 @@ def _values_note(options: argparse.Namespace) -> str:
     return f"measured on a virtual GPU: memory is as on the card; {_NOTES[values]}"
 
 
-def _program(options: argparse.Namespace) -> Program:
+def _script(options: argparse.Namespace) -> Script:
     if options.module and not options.script:
-        return Program(target=options.module[0], arguments=tuple(options.module[1:]), is_module=True)
+        return Script(target=options.module[0], arguments=tuple(options.module[1:]), is_module=True)
     script = options.script[1:] if options.script[:1] == ["--"] else options.script
     if not script or options.module is not None:
         raise UsageError("vramkit run was called with no script to run", instead="Add a script, or -m and a module")
     if script[0].startswith("-"):
         raise UsageError(f"vramkit run was given {script[0]!r}", "it has no such option")
-    return Program(target=script[0], arguments=tuple(script[1:]))
+    return Script(target=script[0], arguments=tuple(script[1:]))
 
 
-def _measure(program: Program, measuring: profile) -> tuple[BaseException | None, Profile | None]:
-    """Run a program; return what it raised, and what was measured: None in a child that the program forked."""
+def _measure(script: Script, measuring: profile) -> tuple[BaseException | None, Profile | None]:
+    """Run a script; return what it raised, and what was measured: None in a child that it forked."""
     from ..profiling.profiler import measured_by
 
     process = os.getpid()
@@ -145,7 +145,7 @@ def _measure(program: Program, measuring: profile) -> tuple[BaseException | None
     measuring.__enter__()
     measured_by("vramkit run")  # a script that measures itself is told who does already
     try:
-        program.run()
+        script.run()
     except BaseException as error:
         raised = error
     if os.getpid() != process:
@@ -157,7 +157,7 @@ def _measure(program: Program, measuring: profile) -> tuple[BaseException | None
 
 
 def _ended(error: BaseException | None, result: Profile) -> int:
-    """Show what a program raised as Python would. Returns the exit code."""
+    """Show what a script raised as Python would. Returns the exit code."""
     if error is None or isinstance(error, SystemExit):
         return 0
     _flush()
@@ -170,7 +170,7 @@ def _ended(error: BaseException | None, result: Profile) -> int:
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
-def _summary(result: Profile, program: Program, *, virtual: bool, crashed: bool) -> str:
+def _summary(result: Profile, script: Script, *, virtual: bool, crashed: bool) -> str:
     used = [each for each in result.each_device() if len(each.tape.events) or len(each.tape.allocations)]
     if used:
         return result.report()
@@ -178,7 +178,7 @@ def _summary(result: Profile, program: Program, *, virtual: bool, crashed: bool)
         return ""  # what it raised says more than what it didn't use
     kind = "virtual " * virtual
     return textwrap.fill(
-        f"vramkit: {program.target}: this process used no CUDA memory; processes that it starts are not measured. It "
+        f"vramkit: {script.target}: this process used no CUDA memory; processes that it starts are not measured. It "
         f"ran with {kind}CUDA devices (torch.cuda.is_available() is True): does it need an option to use them?",
         width=100,
         break_on_hyphens=False,

@@ -25,7 +25,7 @@ class NotAProgramError(UsageError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Program:
+class Script:
     """What ``python target arguments...`` or ``python -m target arguments...`` would run."""
 
     target: str
