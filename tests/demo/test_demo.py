@@ -76,7 +76,7 @@ def test_measured_and_textbook_agree_but_for_what_is_said(device: str, batch: in
 def test_the_demo_explains_itself_on_two_screens(where: str) -> None:
     device = ["--device", "cpu"] if where == "cpu" else ["--gpu", "rtx4090"]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "vramkit", "demo", "--steps", "2", "--batch-size", "32", *device],
+        [sys.executable, "-W", "error", "-m", "vramkit", "demo", "--steps", "20", "--batch-size", "32", *device],
         capture_output=True,
         text=True,
     )
@@ -86,7 +86,7 @@ def test_the_demo_explains_itself_on_two_screens(where: str) -> None:
     lines = done.stdout.splitlines()
     assert len(lines) <= 90
     assert max(map(len, lines)) <= 110
-    assert "2 steps of 32 images" in " ".join(lines)
+    assert "20 steps of 32 images" in " ".join(lines)
     first, last, right = re.search(
         r"Loss: (\S+) at the first step, (\S+) at the last. Then (\d+)%", done.stdout
     ).groups()
