@@ -10,7 +10,7 @@ from bisect import bisect_left
 from numbers import Real
 from typing import Literal
 
-from ..errors import UsageError, VramkitError
+from ..errors import UsageError, VramkitError, shown
 from ..sizes import format_size
 from ..tape.events import Action
 from .blocks import AGE_SHIFT, SIZE_SHIFT, Block, ExpandableRange, Pool, merge
@@ -111,7 +111,9 @@ class Reserve:
             UsageError: the fraction is not within 0 and 1, or the device has no capacity.
         """
         if not isinstance(fraction, Real) or not 0 <= fraction <= 1:
-            raise UsageError("The memory fraction was set", f"it is {fraction!r}", instead="Give a number from 0 to 1")
+            raise UsageError(
+                "The memory fraction was set", f"it is {shown(fraction)}", instead="Give a number from 0 to 1"
+            )
         if fraction < 1 and self.device.capacity is None:
             raise UsageError(
                 f"{fraction} of the device's memory was set as the limit",

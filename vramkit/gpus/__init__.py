@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .catalogue import CATALOGUE, GENERIC, GPU, all_gpus, find
+from .catalogue import CATALOGUE, GENERIC, GPU, MAX_MEMORY, all_gpus, find
 from .installed import Device, cuda_devices
 
-__all__ = ["CATALOGUE", "GENERIC", "GPU", "Device", "all_gpus", "cuda_devices", "find"]
+__all__ = ["CATALOGUE", "GENERIC", "GPU", "MAX_MEMORY", "Device", "all_gpus", "cuda_devices", "find"]

@@ -91,8 +91,8 @@ def follow_trace(
         state = initial_state(last, *events, conf, pool=columns.pool)
         first = state.segments
         if state.ambiguous:
-            most = sum(each.largest - each.size for each in state.ambiguous)
-            notes.append(f"Blocks from before the first event may be larger than assumed, by {most:,} bytes in all.")
+            maximum = sum(each.largest - each.size for each in state.ambiguous)
+            notes.append(f"Blocks from before the first event may be larger than assumed, by {maximum:,} bytes in all.")
     try:
         block = follow(first, *events, conf)
     except ImpossibleEvent as error:

@@ -22,9 +22,9 @@ from contextlib import ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from ... import virtual_gpu
+from ...gpus import MAX_MEMORY
 from ...programs.failed import Failed
 from ...virtual_gpu._activate import exchange
-from ...virtual_gpu._handle import MAX_MEMORY
 from .. import Run
 from . import dynamo
 from .messages import Ended, Open, Request, UsesCuda, read_all, receive, send, send_bytes

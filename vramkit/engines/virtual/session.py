@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import IO, Literal
 
 from ...errors import DeviceError, UsageError
-from ...gpus import GPU
+from ...gpus import GPU, MAX_MEMORY
 from ...programs import settings
 from ...programs.batches import described
 from ...programs.failed import Failed
@@ -28,7 +28,6 @@ from ...programs.packing import Parcel, pack
 from ...programs.program import Program
 from ...sizes import format_size
 from ...virtual_gpu._activate import ENVIRONMENT
-from ...virtual_gpu._handle import MAX_MEMORY
 from ...virtual_gpu.build import ALIASES, LIBRARY, build, find_torch
 from .. import Run
 from .messages import Answer, Ended, Open, Request, UsesCuda, receive, send
