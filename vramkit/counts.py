@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from .errors import UsageError
+from .errors import UsageError, shown
 
 
 def check_count(asked: str, name: str, value: Any, *, maximum: int | None = None) -> int:
@@ -31,4 +31,4 @@ def check_count(asked: str, name: str, value: Any, *, maximum: int | None = None
     else:
         why = "It has to be at least 1" if count < 1 else "No larger one is tried"
     allowed = "from 1 on" if maximum is None else f"from 1 to {maximum}"
-    raise UsageError(asked, f"with {name}={value!r}", why, f"Give a whole number {allowed}")
+    raise UsageError(asked, f"with {name}={shown(value)}", why, f"Give a whole number {allowed}")

@@ -59,6 +59,31 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+_SHOWN = 200
+_SHOWN_BITS = 256
+
+
+def shortened(text: str) -> str:
+    """`printable`, and of more than 200 characters only the first: enough of a stranger's text for an error."""
+    shown = printable(text[:_SHOWN])
+    return shown if len(text) <= _SHOWN and len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+
+
+def shown(value: object) -> str:
+    """A value that someone else gave, as Python writes it, but `shortened`; of a container only what it is.
+
+    The ``repr`` of lists inside lists can be longer than any memory, and Python refuses to write a number of more
+    than 4,300 digits.
+    """
+    if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:
+        return f"a number of {value.bit_length():,} bits"
+    if isinstance(value, (str, bytes)):
+        return shortened(repr(value[: _SHOWN + 1]))  # one more, so that it is seen to be cut
+    if isinstance(value, (list, tuple, dict, set, frozenset)):
+        return f"a {type(value).__name__}"
+    return shortened(repr(value))
+
+
 class UsageError(VramkitError, ValueError):
     """An argument or an order of calls that can't mean anything."""
 

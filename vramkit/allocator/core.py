@@ -8,7 +8,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UsageError, shown
 from ..sizes import format_size
 from ..tape.action_codes import ALLOC, FREE, FREE_COMPLETED
 from . import stats
@@ -94,7 +94,9 @@ class DeviceCachingAllocator(Reserve):
             size = _whole(size)
         if size <= 0:
             if size < 0:
-                raise UsageError("A block was asked for", f"with {size} bytes", instead="Ask for 0 bytes or more")
+                raise UsageError(
+                    "A block was asked for", f"with {shown(size)} bytes", instead="Ask for 0 bytes or more"
+                )
             return None
         block = self.serve(size, self.conf.round_size(size), stream, pool).renewed()
         self.active[block.address] = block
@@ -348,7 +350,7 @@ def _whole(size: Any) -> int:
         return operator.index(size)
     except TypeError:
         raise UsageError(
-            "A block was asked for", f"with the size {size!r}", instead="Ask for a whole number of bytes"
+            "A block was asked for", f"with the size {shown(size)}", instead="Ask for a whole number of bytes"
         ) from None
 
 

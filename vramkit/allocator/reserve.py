@@ -10,7 +10,7 @@ from bisect import bisect_left
 from numbers import Real
 from typing import Literal
 
-from ..errors import UsageError, VramkitError
+from ..errors import UsageError, VramkitError, shown
 from ..sizes import format_size
 from ..tape.action_codes import OOM, SEGMENT_ALLOC, SEGMENT_FREE, SEGMENT_MAP, SEGMENT_UNMAP
 from .blocks import AGE_SHIFT, SIZE_SHIFT, Block, ExpandableRange, LinkedBlock, Pool, merge
@@ -119,7 +119,9 @@ class Reserve:
             UsageError: the fraction is not within 0 and 1, or the device has no capacity.
         """
         if not isinstance(fraction, Real) or not 0 <= fraction <= 1:
-            raise UsageError("The memory fraction was set", f"it is {fraction!r}", instead="Give a number from 0 to 1")
+            raise UsageError(
+                "The memory fraction was set", f"it is {shown(fraction)}", instead="Give a number from 0 to 1"
+            )
         if fraction < 1 and self.device.capacity is None:
             raise UsageError(
                 f"{fraction} of the device's memory was set as the limit",

@@ -17,7 +17,7 @@ from ..allocator import AllocatorConf
 from ..counts import check_count
 from ..engines import EngineName
 from ..engines.choosing import check_engine, current_gpu, open_session
-from ..errors import UsageError
+from ..errors import UsageError, shown
 from ..gpus import GPU
 from ..profiling.profiler import is_measuring
 from ..programs.arguments import check_grows, program_of
@@ -191,7 +191,7 @@ def _bounds(
     if not is_number or not 0 < fraction <= 1:
         raise UsageError(
             _ASKED,
-            f"with memory_fraction={fraction!r}",
+            f"with memory_fraction={shown(fraction)}",
             "It is the part of the memory that a batch may take",
             "Give a number above 0, at most 1; 0.8 keeps a fifth free",
         )

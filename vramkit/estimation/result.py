@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
-from typing import Any
+from typing import Any, cast, get_args
 
 from typing_extensions import deprecated
 
@@ -13,10 +13,11 @@ from .. import gpus
 from ..counts import check_count
 from ..engines import EngineName, Run, Session
 from ..engines.enough_memory import enough
-from ..errors import UsageError
+from ..errors import UsageError, printable, shown
 from ..gpus import GPU
 from ..programs.sizeless import without_size
 from ..results import archive
+from ..results.checks import DamagedError, integer, items, record, text
 from ..results.readable import ReadableResult
 from ..scaling.largest import MAX_PREDICTED_BATCH, Largest
 from ..scaling.rows import BatchSizeRow, Rows
@@ -167,7 +168,7 @@ class Estimate(ReadableResult):
         sizes = f"{format_size(needed)} at most, of {format_size(self.gpu.memory)}"
         if self.failure is None:
             return f"Fits {self.gpu.product}: reserved and CUDA context are {sizes}."
-        module = f" of {self.failure.module}" if self.failure.module else ""
+        module = f" of {printable(self.failure.module)}" if self.failure.module else ""
         phase = self.failure.phase
         place = "outside of the steps' phases" if phase is Phase.OUTSIDE else f"in the {phase.name.lower()}{module}"
         return (
@@ -200,18 +201,58 @@ def _particulars(estimate: Estimate) -> dict[str, Any]:
     return {**own, "gpu": asdict(estimate.gpu), "failure": failure}
 
 
-def restored(saved: MemoryResult, particulars: dict[str, Any]) -> Estimate:
-    """An estimate from a file. Raises: anything, if the file is damaged."""
-    own = dict(particulars)
-    gpu, failure = own.pop("gpu"), own.pop("failure")
-    if failure is not None:
-        breakdown, phase = Breakdown(**failure.pop("breakdown")), Phase(failure.pop("phase"))
-        failure = OutOfMemory(breakdown=breakdown, phase=phase, **failure)
+def restored(saved: MemoryResult, particulars: Mapping[str, object]) -> Estimate:
+    """An estimate from a file.
+
+    Args:
+        saved: what it shares with a profile, checked.
+        particulars: the rest, as `Estimate.save` wrote it or anyone else did.
+
+    Raises:
+        KeyError: something is missing.
+        DamagedError: something is not what it can be.
+    """
+    failure = particulars["failure"]
     return Estimate(
         **{each.name: getattr(saved, each.name) for each in fields(MemoryResult)},
-        gpu=GPU(**{**gpu, "capability": tuple(gpu["capability"])}),
-        failure=failure,
-        **own,
+        engine=_engine(particulars["engine"]),
+        gpu=_gpu(record(particulars["gpu"], "the card")),
+        batch_size=integer(particulars["batch_size"], "the batch size"),
+        failure=None if failure is None else _failure(record(failure, "the failure")),
+    )
+
+
+def _engine(saved: object) -> EngineName:
+    engine = text(saved, "the engine")
+    if engine not in get_args(EngineName):
+        raise DamagedError(f"the engine can't be {shown(engine)}")
+    return cast(EngineName, engine)
+
+
+def _gpu(saved: Mapping[str, object]) -> GPU:
+    figures = {each.name for each in fields(GPU)} - {"name", "product", "capability"}
+    major, minor = items(saved["capability"], "the card's capability")
+    try:
+        return GPU(
+            name=text(saved["name"], "the card's name"),
+            product=text(saved["product"], "the card's name"),
+            capability=(integer(major, "the card's capability"), integer(minor, "the card's capability")),
+            **{name: integer(saved[name], f"the card's {name}") for name in figures},
+        )
+    except UsageError as error:
+        raise DamagedError(str(error)) from error
+
+
+def _failure(saved: Mapping[str, object]) -> OutOfMemory:
+    parts = record(saved["breakdown"], "the failure's breakdown")
+    return OutOfMemory(
+        event=integer(saved["event"], "the failure's event", least=-1),
+        requested=integer(saved["requested"], "the request that failed"),
+        phase=Phase(integer(saved["phase"], "the failure's phase", largest=max(Phase))),
+        module=text(saved["module"], "the failure's module"),
+        breakdown=Breakdown(
+            **{each.name: integer(parts[each.name], f"the failure's {each.name}") for each in fields(Breakdown)}
+        ),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .catalogue import CATALOGUE, GENERIC, GPU, all_gpus, find
+from .catalogue import CATALOGUE, GENERIC, GPU, MAX_MEMORY, all_gpus, find
 from .installed import Device, cuda_devices
 from .workspaces import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER, cublas_workspace
 
@@ -12,6 +12,7 @@ __all__ = [
     "CUBLAS_WORKSPACE_HOPPER",
     "GENERIC",
     "GPU",
+    "MAX_MEMORY",
     "Device",
     "all_gpus",
     "cublas_workspace",

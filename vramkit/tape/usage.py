@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import printable
 from ..sizes import format_size
 from .events import Category, Ints, Phase, Tape
 
@@ -57,7 +58,7 @@ class ModuleUsage:
 
     def __repr__(self) -> str:
         return (
-            f"ModuleUsage({self.name} ({self.kind}): parameters {format_size(self.parameters)}, "
+            f"ModuleUsage({printable(self.name)} ({printable(self.kind)}): parameters {format_size(self.parameters)}, "
             f"activations {format_size(self.activations)}, {self.calls} calls)"
         )
 

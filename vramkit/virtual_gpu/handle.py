@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from ..errors import UsageError
-from ..gpus import GPU
+from ..errors import UsageError, shown
+from ..gpus import GPU, MAX_MEMORY
 from ..sizes import format_size, parse_size
 from .values.hook import ComputedValues
 
@@ -21,8 +21,6 @@ Values = Literal["none", "small", "all"]
 """Which values are computed on a virtual device: none, those of small tensors, or all of them."""
 
 MAX_DEVICES = 16
-MAX_MEMORY = 4 << 40
-"""Bytes: the maximum of one device."""
 _ALL_MEMORY = 16 << 40  # the stretch of addresses that all devices share
 
 
@@ -39,7 +37,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not isinstance(self.count, int) or not 1 <= self.count <= MAX_DEVICES:
             raise UsageError(
-                f"{self.count!r} virtual GPUs were asked for", instead=f"Give a count of 1 to {MAX_DEVICES}"
+                f"{shown(self.count)} virtual GPUs were asked for", instead=f"Give a count of 1 to {MAX_DEVICES}"
             )
         if self.address_order not in ("falling", "rising"):
             raise UsageError(
@@ -209,7 +207,7 @@ class VirtualGPU:
 
     def _number(self, device: int) -> int:
         if not isinstance(device, int) or not 0 <= device < self.count:
-            raise UsageError(f"Device {device!r} was asked for", f"there are {self.count}, numbered from 0")
+            raise UsageError(f"Device {shown(device)} was asked for", f"there are {self.count}, numbered from 0")
         return device
 
     def __repr__(self) -> str:

@@ -23,10 +23,10 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from ... import virtual_gpu
+from ...gpus import MAX_MEMORY
 from ...programs.failed import Failed
 from ...torch_internals import dynamo
 from ...virtual_gpu.activation import exchange
-from ...virtual_gpu.handle import MAX_MEMORY
 from .. import Run
 from .messages import Ended, Open, Request, UsesCuda, send
 

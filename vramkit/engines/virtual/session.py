@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from typing import IO, Literal
 
 from ...errors import DeviceError, UsageError
-from ...gpus import GPU
+from ...gpus import GPU, MAX_MEMORY
 from ...programs import settings
 from ...programs.batches import described
 from ...programs.failed import Failed
@@ -31,7 +31,6 @@ from ...torch_internals.names import error_of
 from ...torch_internals.needs import missing_for
 from ...virtual_gpu.activation import ENVIRONMENT
 from ...virtual_gpu.build import ALIASES, LIBRARY, build, find_torch
-from ...virtual_gpu.handle import MAX_MEMORY
 from .. import Run
 from .messages import Answer, Ended, Open, Request, UsesCuda, send
 
