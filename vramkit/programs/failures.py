@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
 from . import training
+from .failed import Failed
 from .packing import INSTALL_CLOUDPICKLE
 
 OTHER_DEVICE = re.compile(r"same device|cuda.* and cpu|cpu.* and cuda|is on cpu|on CPU|torch\.\w+Tensor\) and weight")
@@ -126,15 +126,3 @@ def _advice(doing: str, text: str, called: str) -> tuple[str, str] | None:
             "Give a batch that the model takes, with loss=... where it also has targets; or a step of your own",
         )
     return next((told for part, told in _ADVICE.items() if doing.startswith(part)), None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failed:
-    """The program raised something."""
-
-    doing: str
-    """As the end of "was to ..."."""
-    kind: str
-    """Name of the exception's class."""
-    text: str
-    traceback: str

@@ -29,7 +29,8 @@ from ...out_of_memory import is_out_of_memory
 from ...profiling.profiler import is_measuring
 from ...programs import settings
 from ...programs.batches import described
-from ...programs.failures import BATCH_MOVED, OTHER_DEVICE, Failed, StepTraceback, failure_of, more_telling, step_failed
+from ...programs.failed import Failed
+from ...programs.failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, failure_of, more_telling, step_failed
 from ...programs.packing import Parcel, pack
 from ...programs.program import Program
 from ...programs.training import Training

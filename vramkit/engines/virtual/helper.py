@@ -22,7 +22,7 @@ from contextlib import ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from ... import virtual_gpu
-from ...programs.failures import Failed
+from ...programs.failed import Failed
 from ...virtual_gpu._activate import exchange
 from ...virtual_gpu._handle import MAX_MEMORY
 from .. import Run

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...gpus import GPU
-from ...programs.failures import Failed
+from ...programs.failed import Failed
 from .. import Run
 
 _LENGTH = struct.Struct("!Q")

@@ -22,7 +22,8 @@ from ...errors import DeviceError, UsageError
 from ...gpus import GPU
 from ...programs import settings
 from ...programs.batches import described
-from ...programs.failures import BATCH_MOVED, OTHER_DEVICE, Failed, StepTraceback, more_telling, step_failed
+from ...programs.failed import Failed
+from ...programs.failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, more_telling, step_failed
 from ...programs.packing import Parcel, pack
 from ...programs.program import Program
 from ...sizes import format_size
