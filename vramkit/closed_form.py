@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from .errors import UsageError
 from .programs.arguments import Models, OptimizerOrFactory, models_of, optimizers_of
 from .programs.batches import Fixed, is_made, leaves_of
 from .sizes import format_size
+from .torch_internals import pytree
+from .torch_internals.fakes import FakeTensorMode
+from .torch_internals.needs import require
+from .torch_internals.optimizers import STATE_MAKER
 
 _SIZE_ASKED = "The size of a model was asked for"
 _STATE_ASKED = "The state of an optimizer was asked for"
@@ -81,6 +83,7 @@ def optimizer_state(optimizer: OptimizerOrFactory, model: Models | None = None, 
     Raises:
         UsageError: there is no closed form: LBFGS, or an unknown optimizer that has made no state yet.
     """
+    require(_STATE_ASKED, "closed forms")
     optimizers, factory = optimizers_of(_STATE_ASKED, optimizer)
     made = optimizers if factory is None else _make(factory, model)
     return sum(_kept(each, torch.device(device).type) for each in made)
@@ -95,6 +98,7 @@ def inputs(batch: object) -> int:
         UsageError: a callable, or nothing in which a tensor was found.
     """
     asked = "The size of a batch was asked for"
+    require(asked, "closed forms")
     if is_made(batch):
         raise UsageError(asked, "it is a callable", instead="Call it for a size: inputs(make_batch(64))")
     leaves = [leaf.tensor if isinstance(leaf, Fixed) else leaf for _, leaf in leaves_of(batch)]
@@ -208,7 +212,7 @@ def _form_of(kind: type[torch.optim.Optimizer]) -> _Form | None:
     """The form of the class that brings the step; a subclass with a step of its own may keep anything."""
     for known in kind.__mro__:
         if known in _FORMS:
-            same = all(_original(kind, name) is _original(known, name) for name in ("step", "_init_group"))
+            same = all(_original(kind, name) is _original(known, name) for name in ("step", STATE_MAKER))
             return _FORMS[known] if same else None
     return None
 

@@ -20,6 +20,7 @@ from ..gpus import GPU
 from ..profiling.profiler import is_measuring
 from ..programs.arguments import Models, OptimizerOrFactory, check_grows, program_of
 from ..programs.program import Program
+from ..torch_internals.needs import require
 from .bounds import Bounds
 from .outcome import answer_by_estimate, answer_on_device
 from .progress import Progress
@@ -106,6 +107,7 @@ def auto_batch_size(
     a tensor. Memory that libraries take for good (cuDNN's states for dropout) stays allocated, and a note says so. A
     step that compiles itself anew for every size (``torch.compile``) makes each trial as slow as that.
     """
+    require(_ASKED, "programs")
     program = program_of(
         _ASKED, model, batch, optimizer=optimizer, step=step, loss=loss, autocast=autocast, steps=steps
     )
@@ -120,6 +122,7 @@ def auto_batch_size(
             card = current_gpu() if gpu is None else gpus.find(gpu)
             found = answer_by_estimate(open_session(program), card, bounds, ranks, progress)
         else:
+            require(_ASKED, "profile", "profile on CUDA", "batch size on CUDA")
             _check_shapes(program)
             _check_nothing_measures()
             with torch.cuda.device(device):

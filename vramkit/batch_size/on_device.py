@@ -23,6 +23,7 @@ from ..results.profile import Profile
 from ..scaling.requests import requests_of
 from ..sizes import format_size
 from ..tape.events import Action, Ints
+from ..torch_internals import allocator
 from .device_memory import available
 from .leaks import find_leak
 from .saved_state import Surroundings
@@ -205,7 +206,7 @@ def _empty() -> None:
 def clear_workspaces() -> None:
     """Give up cuBLAS's workspaces, which torch keeps for ever; the next product makes a new one."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch's
-        torch._C._cuda_clearCublasWorkspaces()
+        allocator.clear_workspaces()
 
 
 def _positions(result: Profile, counts: Sequence[int], total: int) -> Ints:
@@ -223,12 +224,14 @@ def _positions(result: Profile, counts: Sequence[int], total: int) -> Ints:
 
 
 def _counters(device: int) -> dict[str, int]:
-    return {name: int(torch._C._cuda_memoryStats(device)[name]) for name in ("num_alloc_retries", "num_ooms")}
+    return {
+        name: int(torch.cuda.memory_stats_as_nested_dict(device)[name]) for name in ("num_alloc_retries", "num_ooms")
+    }
 
 
 def _events(device: int) -> int:
     """Allocations plus frees on a device since the process began."""
-    count = torch._C._cuda_memoryStats(device)["allocation"]["all"]
+    count = torch.cuda.memory_stats_as_nested_dict(device)["allocation"]["all"]
     return int(count["allocated"]) + int(count["freed"])
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..torch_internals.storages import parts_of_sparse
+
 _Undo = Callable[[], None]
 _PLAIN = (dict, list, set, deque)
 _DEPTH = 4  # functions in functions, lists of lists: how far a step's surroundings are followed
@@ -150,7 +152,7 @@ def _set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
 def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The strided tensors that a sparse one is made of; none: of another layout."""
     if tensor.layout is torch.sparse_coo:
-        return tensor._indices(), tensor._values()
+        return parts_of_sparse(tensor)
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         return tensor.crow_indices(), tensor.col_indices(), tensor.values()
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):

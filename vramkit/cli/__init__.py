@@ -6,4 +6,5 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+    # argparse has no public name for what add_subparsers() gives.
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001

@@ -119,10 +119,12 @@ def _program(options: argparse.Namespace) -> Program:
 
 def _measure(program: Program, measuring: profile) -> tuple[BaseException | None, Profile | None]:
     """Run a program; return what it raised, and what was measured: None in a child that the program forked."""
+    from ..profiling.profiler import measured_by
+
     process = os.getpid()
     raised: BaseException | None = None
     measuring.__enter__()
-    type(measuring)._owner = "vramkit run"  # a script that measures itself is told who does already
+    measured_by("vramkit run")  # a script that measures itself is told who does already
     try:
         program.run()
     except BaseException as error:
@@ -131,7 +133,7 @@ def _measure(program: Program, measuring: profile) -> tuple[BaseException | None
         return raised, None
     trace: TracebackType | None = raised.__traceback__ if raised else None
     measuring.__exit__(type(raised) if raised else None, raised, trace)
-    type(measuring)._owner = ""
+    measured_by("")
     return raised, measuring.result
 
 

@@ -92,17 +92,17 @@ class Compared:
 
 def on_the_device(call: Callable[[], object]) -> Asked:
     """What a call asks of the real allocator, once its libraries' handles have their workspaces."""
-    import torch
+    from ..torch_internals.allocator import record_history, snapshot
 
     _warm_up()
-    torch.cuda.memory._record_memory_history("all", context=None, clear_history=True, max_entries=1 << 20)
+    record_history("all", context=None, clear_history=True, max_entries=1 << 20)
     try:
         call()
     except Exception as error:
         return Asked(sizes=(), failure=_told(error))
     finally:
-        entries = torch.cuda.memory._snapshot()["device_traces"][0]
-        torch.cuda.memory._record_memory_history(None)
+        entries = snapshot()["device_traces"][0]
+        record_history(None)
     signs = {"alloc": 1, "free_requested": -1}
     sizes = [signs[entry["action"]] * entry["size"] for entry in entries if entry["action"] in signs]
     return Asked(sizes=tuple(size for size, _ in sorted_frees((size, 0) for size in sizes)))
@@ -122,13 +122,12 @@ def _warm_up() -> None:
 
 def on_fakes(call: Callable[[], object], gpu: GPU) -> Asked:
     """What a call asks on fakes: beside a device, or under the overlay where there is none."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     from ..allocator import AllocatorConf, CachingAllocator
     from ..engines.fake.in_place import counts_of_the_only_holder
     from ..engines.fake.isolation import apart, cuda_for_fakes
     from ..engines.fake.recorder import Recorder
     from ..tape.events import Action
+    from ..torch_internals.fakes import FakeTensorMode
 
     allocator = CachingAllocator(None, AllocatorConf(), context=0, history=True)
     recorder = Recorder(allocator, gpu, detailed=True)
@@ -174,12 +173,13 @@ def sampled(names: Sequence[str], most: int) -> Iterator[tuple[str, Calls]]:
         most: calls of each.
     """
     import torch
-    from torch.testing._internal.common_methods_invocations import op_db
 
-    for operator in op_db:
+    from ..torch_internals.operators import operator_samples
+
+    for operator in operator_samples():
         if names and operator.name not in names and operator.formatted_name not in names:
             continue
-        kinds = operator.supported_dtypes("cuda")  # type: ignore[no-untyped-call] # torch's
+        kinds = operator.supported_dtypes("cuda")
         kind = next((each for each in (torch.float32, torch.int64, torch.bool, torch.complex64) if each in kinds), None)
         if kind is None:
             continue
@@ -188,7 +188,7 @@ def sampled(names: Sequence[str], most: int) -> Iterator[tuple[str, Calls]]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                samples = operator.sample_inputs("cpu", kind, requires_grad=grad)  # type: ignore[no-untyped-call] # torch's
+                samples = operator.sample_inputs("cpu", kind, requires_grad=grad)
                 for index, sample in enumerate(samples):
                     if index >= most:
                         break
@@ -200,7 +200,7 @@ def sampled(names: Sequence[str], most: int) -> Iterator[tuple[str, Calls]]:
 
 
 def _call_of(operator: Callable[..., object], sample: Any) -> Callable[[], object]:
-    from torch.utils._pytree import tree_flatten, tree_unflatten
+    from ..torch_internals.pytree import tree_flatten, tree_unflatten
 
     given, form = tree_flatten((sample.input, sample.args, sample.kwargs))
 
@@ -229,7 +229,8 @@ def _on_cuda(value: object) -> object:
 def backward(result: object) -> None:
     """Run the backward of everything that a call has given and that has one."""
     import torch
-    from torch.utils._pytree import tree_leaves
+
+    from ..torch_internals.pytree import tree_leaves
 
     ends = [
         each for each in tree_leaves(result) if isinstance(each, torch.Tensor) and each.requires_grad and each.numel()

@@ -9,6 +9,8 @@ from ..errors import UsageError
 from ..gpus import GPU
 from ..gpus.installed import cuda_devices
 from ..programs.program import Program
+from ..torch_internals.names import Need
+from ..torch_internals.needs import require
 from . import EngineName, Session
 from .virtual import session as virtual
 
@@ -20,6 +22,10 @@ def open_session(program: Program, engine: EngineName | None = None, alloc_conf:
         raise fallen_back
     if engine != "fake" and fallen_back is None:
         return virtual.open_session(program, alloc_conf)
+    needs: tuple[Need, ...] = ("programs", "profile", "fake engine")
+    if not torch.cuda.is_available():
+        needs += ("fake engine without CUDA",)
+    require("A prediction on fake tensors was asked for", *needs)
     from .fake import session as fake
 
     return fake.open_session(program, alloc_conf, instead_of=fallen_back)

@@ -17,6 +17,7 @@ from ..engines.choosing import check_engine, current_gpu, open_session
 from ..gpus import GPU
 from ..programs.arguments import Models, OptimizerOrFactory, check_grows, program_of
 from ..programs.batches import is_made
+from ..torch_internals.needs import require
 from .result import Estimate, predict
 
 _ASKED = "vramkit.estimate was called"
@@ -91,6 +92,7 @@ def estimate(
     Known limitations: the helper computes nothing, so what depends on values on the device is as for zeros. A step
     that looks at other processes, or at a device by number, finds one GPU. Only a first device is predicted.
     """
+    require(_ASKED, "programs")
     program = program_of(
         _ASKED, model, batch, optimizer=optimizer, step=step, loss=loss, autocast=autocast, steps=steps
     )

@@ -280,6 +280,11 @@ def is_measuring() -> bool:
     return profile._active is not None and profile._active._process == os.getpid()
 
 
+def measured_by(owner: str) -> None:
+    """Say who measures, for the text of an error; empty: the user's own block."""
+    profile._owner = owner
+
+
 def _add_note(error: BaseException, note: str) -> None:
     if hasattr(error, "add_note"):
         error.add_note(note)

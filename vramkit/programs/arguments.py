@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 from torch.utils.data import DataLoader
 
 from ..counts import check_count
 from ..errors import UsageError
+from ..torch_internals.dispatch import DeviceContext, function_modes
 from .batches import batch_size_of, is_made
 from .hooks import hooks_of
 from .program import Program
@@ -69,8 +68,7 @@ def program_of(
 
 def _makes_on_cuda() -> bool:
     """Whether functions make tensors on a GPU. To ask torch for its default device would make one, and begin CUDA."""
-    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call] # torch's
-    contexts = [mode for mode in modes if isinstance(mode, DeviceContext)]
+    contexts = [mode for mode in function_modes() if isinstance(mode, DeviceContext)]
     return bool(contexts) and contexts[-1].device.type == "cuda"
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeGuard, TypeVar, overload
 
 import torch
-from torch.utils import _pytree as pytree
 
 from ..errors import UsageError
+from ..torch_internals import pytree
 
 VALUES_KEPT = 64 << 20
 """Up to this many bytes a tensor of a batch keeps its values. A larger one becomes zeros that take no memory of the

@@ -12,21 +12,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn.modules import module as modules
-from torch.optim import optimizer as optimizers
 
-_OF_TENSORS = {
-    "_backward_hooks": "register_hook",
-    "_post_accumulate_grad_hooks": "register_post_accumulate_grad_hook",
-}
-_OF_OPTIMIZERS = {
-    "_optimizer_step_pre_hooks": "register_step_pre_hook",
-    "_optimizer_step_post_hooks": "register_step_post_hook",
-}
-_OF_EVERY_MODULE = (
-    "_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks",
-)  # fmt: skip
-_OF_EVERY_OPTIMIZER = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+from ..torch_internals import modules, optimizers
 
 
 def left_out(hooks: Iterable[Hook]) -> str:
@@ -52,8 +39,8 @@ def hooks_of(models: Mapping[str, torch.nn.Module], own: tuple[torch.optim.Optim
     """Every hook on the parameters of some models, on some optimizers, and on what these train."""
     parameters = {id(each): each for model in models.values() for each in model.parameters()}
     parameters |= {id(each): each for optimizer in own for group in optimizer.param_groups for each in group["params"]}
-    found = [hook for each in parameters.values() for hook in _on(each, _OF_TENSORS)]
-    return (*found, *(hook for each in own for hook in _on(each, _OF_OPTIMIZERS)))
+    found = [hook for each in parameters.values() for hook in _on(each, modules.TENSOR_HOOKS)]
+    return (*found, *(hook for each in own for hook in _on(each, optimizers.HOOKS)))
 
 
 @contextmanager
@@ -67,18 +54,16 @@ def put_back(hooks: Iterable[Hook]) -> Iterator[None]:
             if isinstance(hook.owner, torch.Tensor):
                 if not hook.owner.requires_grad:
                     continue  # frozen since, and takes none
-                if not hook.owner._backward_hooks:
-                    # An empty dict that came with the pickle is not the one that a moved tensor looks into.
-                    hook.owner._backward_hooks = None
+                modules.forget_no_hooks(hook.owner)
             stack.callback(getattr(hook.owner, hook.register)(hook.function).remove)
         yield
 
 
 def notes(own: tuple[torch.optim.Optimizer, ...]) -> Iterator[str]:
     """What is left out of a prediction, in sentences."""
-    if any(_are_users(getattr(modules, name, {})) for name in _OF_EVERY_MODULE):
+    if any(map(_is_users, modules.hooks_of_every_module())):
         yield "Hooks on all modules (register_module_forward_hook and its like) were left out: hook the model's own."
-    if any(_are_users(getattr(optimizers, name, {})) for name in _OF_EVERY_OPTIMIZER):
+    if any(map(_is_users, optimizers.hooks_of_every_optimizer())):
         yield (
             "Hooks on all optimizers (register_optimizer_step_post_hook and its like) were left out: hook the one that "
             "is passed."
@@ -87,15 +72,11 @@ def notes(own: tuple[torch.optim.Optimizer, ...]) -> Iterator[str]:
         yield "A function in place of an optimizer's step() was left out: call it in the training step."
 
 
-def _on(owner: Any, places: Mapping[str, str]) -> Iterator[Hook]:
-    for place, register in places.items():
-        for function in (getattr(owner, place, None) or {}).values():
+def _on(owner: Any, places: Mapping[str, Callable[[Any], Mapping[int, Any] | None]]) -> Iterator[Hook]:
+    for register, hooks_in in places.items():
+        for function in (hooks_in(owner) or {}).values():
             if _is_users(function):
                 yield Hook(owner, register, function)
-
-
-def _are_users(hooks: Mapping[int, Callable[..., object]]) -> bool:
-    return any(map(_is_users, hooks.values()))
 
 
 def _is_users(function: Callable[..., object]) -> bool:
@@ -107,4 +88,4 @@ def _is_users(function: Callable[..., object]) -> bool:
 
 def _is_replaced(optimizer: torch.optim.Optimizer) -> bool:
     step = vars(optimizer).get("step")
-    return step is not None and not hasattr(step, "_wrapped_by_lr_sched")
+    return step is not None and not optimizers.counts_for_a_scheduler(step)

@@ -25,10 +25,12 @@ import torch
 from torch.nn.utils import parametrize
 
 from ..errors import UsageError
+from ..torch_internals import storages
+from ..torch_internals.modules import is_compiled
 from . import device_names, hooks, reducers
 from .batches import VALUES_KEPT, Fixed, leaves_of
 from .program import Program, functions_of
-from .unpacking import arrive_on_cuda, typed_storage
+from .unpacking import arrive_on_cuda
 
 INSTALL_CLOUDPICKLE = (
     "Install cloudpickle, which sends lambdas, local functions and a script's own classes: pip install "
@@ -152,8 +154,8 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
         def persistent_id(self, value: Any) -> object:
             if not isinstance(value, torch.storage.TypedStorage):
                 return None
-            storage = value._untyped_storage
-            key = storage._cdata
+            storage = storages.untyped(value)
+            key = storages.key_of(storage)
             data = None
             if key not in self.sent:
                 self.kept.append(storage)
@@ -163,7 +165,7 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
             return _KIND, key, storage.nbytes(), value.dtype, data
 
         def reducer_override(self, value: Any) -> Any:
-            self.is_compiled |= isinstance(value, (types.FunctionType, torch.nn.Module)) and _is_compiled(value)
+            self.is_compiled |= isinstance(value, (types.FunctionType, torch.nn.Module)) and is_compiled(value)
             if isinstance(value, torch.Tensor) and _is_plain(value):
                 kind = value.device.type
                 if kind == "meta" and type(value) is torch.Tensor:
@@ -200,11 +202,6 @@ def _make_sender(program: Program, cloudpickle: Any | None) -> Any:
     return Sender()
 
 
-def _is_compiled(value: object) -> bool:
-    """Whether ``torch.compile`` made a function or a module."""
-    return "_torchdynamo_orig_callable" in vars(value) or type(value).__name__ == "OptimizedModule"
-
-
 def _is_plain(tensor: torch.Tensor) -> bool:
     """Whether it is one stretch of memory: subclasses bring their own way of being pickled."""
     return (
@@ -215,13 +212,13 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def _key(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    return storages.key_of(tensor.untyped_storage())
 
 
 def _rebuild_of(tensor: torch.Tensor) -> tuple[Callable[..., object], tuple[object, ...]]:
     """How torch pickles a tensor with a storage. Of ``meta`` it leaves that out, and with it what shares memory."""
-    return torch._utils._rebuild_tensor_v2, (
-        typed_storage(tensor.untyped_storage(), tensor.dtype),
+    return storages.rebuild_tensor, (
+        storages.typed(tensor.untyped_storage(), tensor.dtype),
         tensor.storage_offset(),
         tuple(tensor.size()),
         tensor.stride(),

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch.nn.utils import parametrize
 
+from ..torch_internals import optimizers
+from ..torch_internals.modules import give_own_class, give_property
+
 
 def is_module_of_its_own_class(value: object) -> bool:
     """Whether it is a module with a class of its own that can be imported: ``torch.ops``, ``torch.backends.cudnn``."""
@@ -41,9 +44,9 @@ def as_parametrized(module: torch.nn.Module) -> tuple[Any, ...]:
 
 def _parametrized(make: Callable[..., torch.nn.Module], arguments: tuple[Any, ...], names: list[str]) -> object:
     module = make(*arguments)
-    parametrize._inject_new_class(module)
+    give_own_class(module)
     for name in names:
-        parametrize._inject_property(module, name)
+        give_property(module, name)
     return module
 
 
@@ -66,7 +69,7 @@ def _generator(state: bytes) -> torch.Generator:
 def enabled_scaler() -> torch.amp.GradScaler:
     """Made as one for the CPU: where a parcel is opened for fakes, torch may find no CUDA device either."""
     scaler = torch.amp.GradScaler("cpu")
-    scaler._device = "cuda"
+    optimizers.set_scaler_device(scaler, "cuda")
     return scaler
 
 
@@ -86,6 +89,4 @@ def without_state(optimizer: torch.optim.Optimizer) -> Any:
 def _of_every_optimizer() -> frozenset[str]:
     """Names of attributes that torch gives to optimizers, also to those that it unpickles, and those of schedulers."""
     plain = torch.optim.SGD([torch.nn.Parameter(torch.zeros(0, device="cpu"))])
-    # Without this one an optimizer that was unpickled asks for `capturable`, which Adafactor doesn't have.
-    given = vars(plain).keys() - {"_warned_capturable_if_run_uncaptured"}
-    return frozenset({*given, "step", "_step_count", "_opt_called"})
+    return frozenset({*vars(plain).keys() - {optimizers.ASKS_CAPTURABLE}, "step", *optimizers.OF_SCHEDULERS})

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.distributions import Distribution
 
+from ..torch_internals.modules import validates_arguments
+
 _ATTRIBUTES = (
     "backends.fp32_precision",
     "backends.cuda.matmul.fp32_precision",
@@ -29,6 +31,10 @@ def _set_deterministic(value: Any) -> None:
     torch.use_deterministic_algorithms(value > 0, warn_only=value == 1)
 
 
+def _set_allow_tf32(value: Any) -> None:
+    torch.backends.cudnn.allow_tf32 = value
+
+
 def _anomaly() -> tuple[bool, bool]:
     return torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
 
@@ -38,11 +44,11 @@ _FUNCTIONS: dict[str, tuple[Any, Any]] = {
     # The two before fp32_precision, which is part of what they set. torch remembers them beside it, and refuses to read
     # them where they don't agree with it.
     "float32_matmul_precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    "cudnn_allow_tf32": (torch._C._get_cudnn_allow_tf32, torch._C._set_cudnn_allow_tf32),
+    "cudnn_allow_tf32": (lambda: torch.backends.cudnn.allow_tf32, _set_allow_tf32),
     "anomaly": (_anomaly, lambda value: torch.set_anomaly_enabled(*value)),
     "default_dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "deterministic": (torch.get_deterministic_debug_mode, _set_deterministic),
-    "validate_args": (lambda: Distribution._validate_args, Distribution.set_default_validate_args),
+    "validate_args": (validates_arguments, Distribution.set_default_validate_args),
     "flash_sdp": (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
     "mem_efficient_sdp": (
         torch.backends.cuda.mem_efficient_sdp_enabled,

@@ -13,8 +13,9 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from ..torch_internals import pytree
+from ..torch_internals.modules import in_compiled
 from .batches import at_size, moved
 from .hooks import put_back
 from .program import Program
@@ -194,7 +195,7 @@ def call(model: torch.nn.Module, batch: Any, *, takes_part: bool) -> Any:
 
 
 def _parameters(model: torch.nn.Module) -> list[inspect.Parameter]:
-    while (inner := getattr(model, "_orig_mod", None) or _module_of(model)) is not None:
+    while (inner := in_compiled(model) or _module_of(model)) is not None:
         model = inner  # what was compiled or made parallel takes what is inside
     return list(inspect.signature(model.forward).parameters.values())
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..torch_internals import storages
 from . import device_names
 from .batches import unbacked
 from .program import Program, functions_of
@@ -41,11 +42,6 @@ def unpack(content: bytes, receiver: type[Receiver] | None = None) -> Opened:
     return Opened(program, received.on_cuda)
 
 
-def typed_storage(storage: torch.UntypedStorage, dtype: torch.dtype) -> torch.storage.TypedStorage:
-    """A storage as torch's pickles carry it."""
-    return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call] # torch's
-
-
 class Receiver(pickle.Unpickler):
     """Reads what `pack` wrote."""
 
@@ -65,7 +61,7 @@ class Receiver(pickle.Unpickler):
             self._storages[key] = (
                 torch.frombuffer(bytearray(data), dtype=torch.uint8).untyped_storage() if data else self.empty(size)
             )
-        return typed_storage(self._storages[key], dtype)
+        return storages.typed(self._storages[key], dtype)
 
     def empty(self, size: int) -> torch.UntypedStorage:
         """A storage whose values were not sent."""

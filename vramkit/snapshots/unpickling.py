@@ -66,7 +66,7 @@ def load_snapshot(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         # Extension codes that were used before come out of a cache, past find_class. Nobody registers any in practice;
         # where somebody did, every opcode is looked at first, which is slow.
-        if copyreg._extension_registry:  # type: ignore[attr-defined]  # typeshed leaves it out
+        if copyreg._extension_registry:  # type: ignore[attr-defined]  # noqa: SLF001 - no other way
             _refuse_active(data)
         snapshot = _PlainUnpickler(io.BytesIO(data)).load()
     except _Refused as error:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from operator import methodcaller
 from types import FrameType
 from typing import Any
 
 import torch
 
-from .names import TABLE, look_up, place_of
+from .names import caller_of, look_up, place_of, word_of
 
 RUN_BACKWARD = place_of("torch.autograd._engine_run_backward", "profile", "fake engine")
 """What ``backward()`` and ``grad()`` call, and look up when they are called: torch has no hook for "a backward begins".
@@ -21,11 +20,8 @@ graph_task: Callable[[], int] = look_up("torch._C._current_graph_task_id", "prof
 current_node: Callable[[], Any] = look_up("torch._C._current_autograd_node", "fake engine")
 """The node whose formula this thread computes; None: no node's."""
 
-_number: Any = look_up("torch._C._functions.UndefinedGrad._sequence_nr", "profile")
-sequence_number: Callable[[Any], int] = (
-    methodcaller("_sequence_nr") if TABLE["torch._C._functions.UndefinedGrad._sequence_nr"].is_there else _number
-)
-"""The number of a node, which its thread counts."""
+sequence_number: Callable[[Any], int] = caller_of("torch._C._functions.UndefinedGrad._sequence_nr", "profile")
+"""The number of a node, which its thread counts. Nodes of C++ have no class in common; this one stands for all."""
 
 is_tracing: Callable[[], object] = look_up(
     "torch._C._get_tracing_state",
@@ -34,7 +30,9 @@ is_tracing: Callable[[], object] = look_up(
 )
 """Whether ``torch.jit.trace`` looks at what runs."""
 
-_TARGETS = ("_saved_target", "_saved_targets")  # a node of another kind has neither, so a probe could tell nothing
+_TARGETS = tuple(
+    word_of(f"torch.autograd.graph.Node.{name}", "profile") for name in ("_saved_target", "_saved_targets")
+)
 
 
 def next_number() -> int:

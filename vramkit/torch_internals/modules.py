@@ -1,4 +1,4 @@
-"""torch's private names of modules, parameters and optimizers, and of ``torch.compile`` where it wraps these.
+"""torch's private names of modules and parameters, and of what wraps or watches them.
 
 Knows where torch keeps things; sends, hooks and runs nothing.
 """
@@ -7,53 +7,107 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from types import CodeType, FrameType
 from typing import Any
 
 import torch
 
-from .names import look_up, reader_of
-
-
-def _instance_has(name: str) -> Callable[[], object]:
-    return lambda: getattr(torch.nn.Module(), name)
-
+from .names import look_up, mentioned, place_of, reader_of, word_of
 
 children_of: Callable[[torch.nn.Module], Mapping[str, torch.nn.Module | None]] = reader_of(
-    "torch.nn.Module._modules", "profile", probe=_instance_has("_modules")
+    "torch.nn.Module._modules", "profile", probe=lambda: mentioned("_modules", torch.nn.Module.add_module)
 )
 """The modules in a module. ``named_children()`` is a method that programs override."""
 
 parameters_of: Callable[[torch.nn.Module], Mapping[str, torch.nn.Parameter | None]] = reader_of(
-    "torch.nn.Module._parameters", "profile", probe=_instance_has("_parameters")
+    "torch.nn.Module._parameters",
+    "profile",
+    probe=lambda: mentioned("_parameters", torch.nn.Module.register_parameter),
 )
 """A module's own parameters. ``named_parameters()`` is a method that programs override."""
+
+_REPLICA = word_of("torch.nn.Module._is_replica", "profile")
+
+
+def is_replica(module: torch.nn.Module) -> bool:
+    """Whether ``DataParallel`` has made a module for one call."""
+    return bool(getattr(module, _REPLICA, False))
+
+
+# -- hooks ------------------------------------------------------------------------------------------------------------
 
 gradient_hooks_of: Callable[[torch.Tensor], Mapping[int, Any] | None] = reader_of(
     "torch.Tensor._post_accumulate_grad_hooks", "profile", "programs"
 )
 """Hooks that run when a parameter's gradient is there."""
 
+_backward_hooks_of: Callable[[torch.Tensor], Mapping[int, Any] | None] = reader_of(
+    "torch.Tensor._backward_hooks", "programs"
+)
 
-def is_replica(module: torch.nn.Module) -> bool:
-    """Whether ``DataParallel`` has made a module for one call."""
-    return bool(getattr(module, "_is_replica", False))  # torch asks the same way: other modules have no such attribute
-
-
-def _find_wrapper() -> CodeType:
-    for each in torch.optim.Optimizer.profile_hook_step.__code__.co_consts:
-        if isinstance(each, CodeType) and each.co_name == "wrapper":
-            return each
-    raise AttributeError("no such function is made there")
+TENSOR_HOOKS: Mapping[str, Callable[[torch.Tensor], Mapping[int, Any] | None]] = {
+    "register_hook": _backward_hooks_of,
+    "register_post_accumulate_grad_hook": gradient_hooks_of,
+}
+"""By the method that takes a hook: what reads those that a tensor has."""
 
 
-_step_wrapper: CodeType = look_up("torch.optim.Optimizer.profile_hook_step.wrapper", "profile", probe=_find_wrapper)
+def forget_no_hooks(tensor: torch.Tensor) -> None:
+    """Let a tensor without hooks have no dict of them: C++ looks into none that came with a pickle."""
+    if not _backward_hooks_of(tensor):
+        tensor._backward_hooks = None
 
 
-def is_optimizer_step(frame: FrameType) -> bool:
-    """Whether a frame is that of an optimizer's step: of the function that torch wraps around each to call hooks."""
-    code = frame.f_code
-    return code.co_name == _step_wrapper.co_name and code.co_filename == _step_wrapper.co_filename
+_OF_EVERY_MODULE = [
+    place_of(f"torch.nn.modules.module.{name}", "programs", fallback=None)
+    for name in (
+        "_global_forward_hooks",
+        "_global_forward_pre_hooks",
+        "_global_backward_hooks",
+        "_global_backward_pre_hooks",
+    )
+]
+
+
+def hooks_of_every_module() -> list[Any]:
+    """Those that ``register_module_forward_hook`` and its like have taken."""
+    places = [place for place in _OF_EVERY_MODULE if place.owner is not None]
+    return [hook for place in places for hook in vars(place.owner)[place.name].values()]
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def validates_arguments() -> bool:
+    """Whether distributions check their arguments. Raises: AttributeError: this torch keeps it elsewhere."""
+    return bool(getattr(torch.distributions.Distribution, _VALIDATES))
+
+
+_VALIDATES = word_of("torch.distributions.Distribution._validate_args", "programs")
+
+# -- parametrizations -------------------------------------------------------------------------------------------------
+
+give_own_class: Callable[[torch.nn.Module], None] = look_up("torch.nn.utils.parametrize._inject_new_class", "programs")
+"""Gives a module a class of its own, as its first parametrization does."""
+
+give_property: Callable[[torch.nn.Module, str], None] = look_up(
+    "torch.nn.utils.parametrize._inject_property", "programs"
+)
+"""Lets that class compute a parameter of the module."""
+
+# -- what torch.compile makes ------------------------------------------------------------------------------------------
+
+_COMPILED_FROM = word_of("torch.compile._torchdynamo_orig_callable", "programs")
+_WRAPPED = word_of("torch._dynamo.OptimizedModule._orig_mod", "programs")
+
+
+def is_compiled(value: object) -> bool:
+    """Whether ``torch.compile`` made a function or a module."""
+    return _COMPILED_FROM in vars(value) or type(value).__name__ == "OptimizedModule"
+
+
+def in_compiled(module: torch.nn.Module) -> torch.nn.Module | None:
+    """The module that ``torch.compile`` has wrapped."""
+    return getattr(module, _WRAPPED, None)
 
 
 def restore_in_dynamo(call: Callable[..., Any]) -> None:

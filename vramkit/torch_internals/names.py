@@ -5,10 +5,11 @@ Knows how a name is found, and which verb needs it; knows none of the names.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -23,12 +24,16 @@ Need = Literal[
     "batch size on CUDA",  # what `auto_batch_size` needs beside a profile
     "virtual engine",  # what its helper process needs beside a profile on CUDA
     "fake engine",
+    "fake engine without CUDA",  # what it needs besides where there is no CUDA device
     "closed forms",
+    "developers' tools",
 ]
 """What a private name is for."""
 
 CHECKED = "2.13 and 2.14"
-"""The versions of torch that have every name, as CI holds. A name that is known to be older or younger says so."""
+"""The versions of torch that the tests run with, so that they have every name which says nothing else."""
+
+_NOTHING: Any = object()
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Name:
     """A private name of torch."""
 
     path: str
-    """Where it is: "torch._C._cuda_memorySnapshot"; of an attribute, the class that has it."""
+    """Where it is: "torch._C._cuda_memorySnapshot"; of an attribute, the class whose objects have it."""
     needs: frozenset[Need]
     versions: str
     """Of torch, that are known to have it."""
@@ -47,10 +52,8 @@ class Name:
         return f"{self.path} (torch {self.versions} have it)"
 
 
-TABLE: dict[str, Name] = {}
-"""Every name that was looked up, by its path."""
-
-_NOTHING = object()
+TABLE: list[Name] = []
+"""Every name that was looked up."""
 
 
 def look_up(
@@ -63,7 +66,7 @@ def look_up(
     """What torch has under a private name; to be called once, when a file of this room is imported.
 
     Args:
-        path: of the name, for `find` and for the error.
+        path: of the name.
         needs: what it is for.
         versions: of torch, that are known to have it.
         fallback: what takes its place in a torch that lacks it. None is one, too: whoever takes the name asks for it.
@@ -71,15 +74,9 @@ def look_up(
 
     Returns:
         Where it is missing and nothing takes its place, a class that may be a base class, and raises `DeviceError` when
-        it is called: a verb that forgot to ask `require` fails with the same text.
+        it is called: a verb that forgot to ask ``needs.require`` fails with the same text.
     """
-    try:
-        found, is_there = find(path, probe), True
-    except (AttributeError, ImportError):
-        found, is_there = fallback, False
-    name = Name(path, frozenset(needs), versions, is_there, fallback is not _NOTHING)
-    TABLE[path] = name
-    return _missing(name) if found is _NOTHING else found
+    return _look_up(path, needs, versions, fallback, probe)[0]
 
 
 def reader_of(
@@ -89,28 +86,54 @@ def reader_of(
     fallback: Any = _NOTHING,
     probe: Callable[[], object] | None = None,
 ) -> Any:
-    """A function that reads a private attribute of an object, in C. Arguments as of `look_up`."""
-    found = look_up(path, *needs, versions=versions, fallback=fallback, probe=probe)
-    return attrgetter(path.rpartition(".")[2]) if TABLE[path].is_there else found
+    """A function in C that reads a private attribute of an object. Arguments as of `look_up`."""
+    found, is_there = _look_up(path, needs, versions, fallback, probe)
+    return attrgetter(path.rpartition(".")[2]) if is_there else found
+
+
+def caller_of(path: str, *needs: Need, versions: str = CHECKED) -> Any:
+    """A function in C that calls a private method of an object, without arguments. Arguments as of `look_up`."""
+    found, is_there = _look_up(path, needs, versions, _NOTHING, None)
+    return methodcaller(path.rpartition(".")[2]) if is_there else found
+
+
+def word_of(path: str, *needs: Need) -> str:
+    """The name of a private attribute that only some objects have; in a torch without it, a name that none has.
+
+    No probe can tell that torch calls it something else now, so it is to be used only where to overlook it is no lie.
+    Arguments as of `look_up`.
+    """
+    name = path.rpartition(".")[2]
+    return name if _look_up(path, needs, CHECKED, "", lambda: name)[1] else ""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A private name that is replaced for a while."""
+    """Where a private name is that is replaced for a while, or changes."""
 
     owner: Any
     """Module or class; ``vars(owner)[name]`` is what is there now."""
     name: str
 
 
-def place_of(path: str, *needs: Need, versions: str = CHECKED) -> Place:
-    """Where a private name is. Arguments as of `look_up`."""
-    found = look_up(path, *needs, versions=versions)
+def place_of(path: str, *needs: Need, versions: str = CHECKED, fallback: Any = _NOTHING) -> Place:
+    """Where a private name is. Arguments as of `look_up`; a fallback is an owner that has the name."""
+    found, is_there = _look_up(path, needs, versions, fallback, None)
     owner, _, name = path.rpartition(".")
-    return Place(find(owner) if TABLE[path].is_there else found, name)
+    return Place(find(owner, None) if is_there else found, name)
 
 
-def find(path: str, probe: Callable[[], object] | None = None) -> Any:
+def mentioned(name: str, function: Callable[..., object]) -> str:
+    """A probe: a name that a public function of torch uses, where objects have it only when they are made.
+
+    Raises: AttributeError: the function uses it no more.
+    """
+    if name not in inspect.unwrap(function).__code__.co_names:
+        raise AttributeError(name)
+    return name
+
+
+def find(path: str, probe: Callable[[], object] | None) -> Any:
     """What is under a path. Raises: AttributeError, ImportError: nothing is."""
     if probe is not None:
         return probe()
@@ -118,9 +141,8 @@ def find(path: str, probe: Callable[[], object] | None = None) -> Any:
     found: Any = import_module(at)
     for part in parts:
         at = f"{at}.{part}"
-        if not hasattr(found, part):
-            import_module(at)  # a module that nobody has imported yet
-        found = getattr(found, part)
+        # A module that nobody has imported yet, or that its package doesn't show, as torch.optim doesn't its optimizer.
+        found = getattr(found, part) if hasattr(found, part) else import_module(at)
     return found
 
 
@@ -134,9 +156,21 @@ def error_of(asked: str, missing: Iterable[Name]) -> DeviceError:
     return DeviceError(
         asked,
         f"this is torch {torch.__version__}, which lacks {', '.join(map(str, missing))}",
-        "For this torch has no public name, and nothing takes its place",
+        "There is no public name for it, and nothing takes its place",
         "Install a torch that has it, or a vramkit that knows this one",
     )
+
+
+def _look_up(
+    path: str, needs: tuple[Need, ...], versions: str, fallback: Any, probe: Callable[[], object] | None
+) -> tuple[Any, bool]:
+    try:
+        found, is_there = find(path, probe), True
+    except (AttributeError, ImportError):
+        found, is_there = fallback, False
+    name = Name(path, frozenset(needs), versions, is_there, fallback is not _NOTHING)
+    TABLE.append(name)
+    return (_missing(name) if found is _NOTHING else found), is_there
 
 
 def _missing(name: Name) -> type:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from . import allocator, autograd, dispatch, modules, storages
+from importlib import import_module
+
+from . import allocator, autograd, dispatch, fakes, modules, optimizers, pytree, storages
 from .names import TABLE, Name, Need, error_of
 
-FILES = (allocator, autograd, dispatch, modules, storages)
-"""Those that look names up when they are imported."""
+__all__ = ["FILES", "missing_for", "require"]
+
+FILES = (allocator, autograd, dispatch, fakes, modules, optimizers, pytree, storages)
+"""They look names up when they are imported."""
+
+ONLY_FOR_FAKES = ("operators", "replaced")
+"""These too, and it takes longer."""
 
 
 def require(asked: str, *needs: Need) -> None:
@@ -27,4 +34,7 @@ def require(asked: str, *needs: Need) -> None:
 def missing_for(*needs: Need) -> list[Name]:
     """The names that this torch lacks, of those that some needs have and nothing takes the place of."""
     wanted = frozenset(needs)
-    return [name for name in TABLE.values() if not name.is_there and not name.has_fallback and name.needs & wanted]
+    if "fake engine" in wanted:
+        for each in ONLY_FOR_FAKES:
+            import_module(f"{__package__}.{each}")
+    return [name for name in TABLE if not name.is_there and not name.has_fallback and name.needs & wanted]

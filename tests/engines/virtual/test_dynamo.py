@@ -9,7 +9,7 @@ BEGIN = """
 import inspect
 import sys
 import torch
-from vramkit.engines import dynamo
+from vramkit.torch_internals import dynamo
 
 dynamo.keep_away()
 model = torch.nn.Linear(3, 3)

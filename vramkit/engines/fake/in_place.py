@@ -5,7 +5,7 @@ Under a dispatch mode autograd avoids operators that work in place, because a su
 
 from __future__ import annotations
 
-import sys
+import inspect
 import threading
 import weakref
 from collections.abc import Callable
@@ -13,9 +13,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch._prims_common import is_non_overlapping_and_dense_or_false
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from ...torch_internals.autograd import current_node, graph_task, runs_backward
+from ...torch_internals.dispatch import TorchDispatchMode, without_modes
+from ...torch_internals.fakes import FakeTensorMode, is_dense
+from ...torch_internals.storages import use_counts
 
 aten = torch.ops.aten
 Corrected = tuple[Any, tuple[Any, ...], dict[str, Any]]
@@ -89,15 +91,15 @@ def _add(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Corrected:
         # Under vmap a bias has a dimension more than the product, and is added to no place of it.
         fits = not isinstance(args[1], torch.Tensor) or _broadcasts_to(args[1].shape, args[0].shape)
         return (aten.add_.Tensor if fits else func), args, kwargs
-    if torch._C._current_graph_task_id() < 0 or torch.is_grad_enabled() or not isinstance(args[1], torch.Tensor):
+    if graph_task() < 0 or torch.is_grad_enabled() or not isinstance(args[1], torch.Tensor):
         return func, args, kwargs
-    node = torch._C._current_autograd_node()
+    node = current_node()
     accumulates = node is not None and node.name() in _ADD_IN_PLACE
     if accumulates or (
         _is_called_by_autograd()
         and _is_given_by_a_node(node, args[1])
         and _is_dense(args[0])
-        and _counts(args[0]) == counts_of_the_only_holder()
+        and use_counts(args[0]) == counts_of_the_only_holder()
     ):
         return aten.add_.Tensor, args, kwargs
     return func, args, kwargs
@@ -109,16 +111,14 @@ def _broadcasts_to(shape: torch.Size, other: torch.Size) -> bool:
 
 def _is_dense(tensor: torch.Tensor) -> bool:
     """Whether every element has its own place, without gaps: autograd writes to no other."""
-    return tensor.is_contiguous() or bool(is_non_overlapping_and_dense_or_false(tensor))
+    return tensor.is_contiguous() or is_dense(tensor)
 
 
 def _is_called_by_autograd() -> bool:
-    frame: Any = sys._getframe(2).f_back  # of whatever called the mode; none in a thread of autograd
-    return frame is None or frame.f_code.co_name == "_engine_run_backward"
-
-
-def _counts(tensor: torch.Tensor) -> tuple[int, int]:
-    return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)  # type: ignore[attr-defined]
+    frame = inspect.currentframe()
+    for _ in range(3):  # through the correction and the mode, to whatever called that: nothing in autograd's thread
+        frame = frame and frame.f_back
+    return frame is None or runs_backward(frame)
 
 
 @cache
@@ -134,11 +134,11 @@ def counts_of_the_only_holder() -> tuple[int, int]:
             return self.look(func, args, kwargs or {})
 
         def look(self, func: Any, args: Any, kwargs: Any) -> Any:
-            if func is aten.add.Tensor and torch._C._current_graph_task_id() >= 0:
-                seen.append(_counts(args[0]))
+            if func is aten.add.Tensor and graph_task() >= 0:
+                seen.append(use_counts(args[0]))
             return func(*args, **kwargs)
 
-    with _disable_current_modes(), FakeTensorMode(), torch.enable_grad():
+    with without_modes(), FakeTensorMode(), torch.enable_grad():
         x = torch.ones(2, requires_grad=True)
         y = x * 1
         z = (y * 2 + y * 3).sum()
@@ -159,7 +159,7 @@ def _in_place(
     """
 
     def correct(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Corrected:
-        node = torch._C._current_autograd_node() if torch._C._current_graph_task_id() >= 0 else None
+        node = current_node() if graph_task() >= 0 else None
         if node is None or torch.is_grad_enabled() or not _is_called_by_autograd():
             return func, args, kwargs
         name = node.name()
@@ -183,7 +183,7 @@ def _in_single_precision(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _runs_in(name: str) -> bool:
-    node = torch._C._current_autograd_node() if torch._C._current_graph_task_id() >= 0 else None
+    node = current_node() if graph_task() >= 0 else None
     return node is not None and bool(node.name() == name)
 
 

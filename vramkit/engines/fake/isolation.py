@@ -5,7 +5,6 @@ Knows the process's own state and the parts of torch that look at tensors' class
 
 from __future__ import annotations
 
-import logging
 import random
 import warnings
 from collections.abc import Iterator
@@ -13,14 +12,12 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
-from torch._subclasses import fake_tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.optim import optimizer as optimizer_module
-from torch.utils import _foreach_utils
-from torch.utils._python_dispatch import _disable_current_modes
 
 from ...out_of_memory import quick_collections
 from ...programs import settings
+from ...torch_internals import dispatch, fakes
+from ...torch_internals.fakes import FakeTensor
+from ...torch_internals.names import Place
 from . import in_place
 from .in_place import adding_in_place, one_hot_of
 from .overlay import beside_a_device, overlay
@@ -39,7 +36,7 @@ def apart() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # a copy of a scheduler warns that its optimizer is not the one it knew
-        stack.enter_context(_disable_current_modes())
+        stack.enter_context(dispatch.without_modes())
         stack.enter_context(_without_function_modes())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -59,8 +56,7 @@ def apart() -> Iterator[None]:
 @contextmanager
 def _without_function_modes() -> Iterator[None]:
     """Without ``torch.set_default_device`` and the like."""
-    pop, push = torch._C._pop_torch_function_stack, torch._C._push_on_torch_function_stack
-    depth = torch._C._len_torch_function_stack
+    pop, push, depth = dispatch.pop_function_mode, dispatch.push_function_mode, dispatch.function_mode_count
     modes = [pop() for _ in range(depth())]
     try:
         yield
@@ -91,6 +87,10 @@ def _without_autocast() -> Iterator[None]:
             torch.set_autocast_enabled(device, enabled)
 
 
+def _replace(stack: ExitStack, place: Place, value: object) -> None:
+    replace(stack, place.owner, place.name, value)
+
+
 @contextmanager
 def cuda_for_fakes(recorder: Recorder) -> Iterator[None]:
     """Let torch treat fakes as the tensors of a card: with its own kernels' choices, or under the overlay."""
@@ -108,15 +108,15 @@ def cuda_for_fakes(recorder: Recorder) -> Iterator[None]:
         else:
             stack.enter_context(overlay(recorder.gpu))
             # To see what comes out of an operator without a fake kernel, torch would run it on the device.
-            replace(stack, FakeTensorMode, "can_run_unsafe_fallback", lambda mode, operator: False)
+            _replace(stack, fakes.RUNS_WITHOUT_FAKES, lambda mode, operator: False)
         # What fails is told as an error of ours, and not on stderr as well.
-        replace(stack, logging.getLogger(fake_tensor.__name__), "disabled", True)
+        replace(stack, fakes.LOGGER, "disabled", True)
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        replace(stack, fake_tensor, "init_gpu_context", lambda device: None)
+        _replace(stack, fakes.BEGINS_CUDA, lambda device: None)
         replace(stack, torch.utils, "swap_tensors", swap)
         replace(stack, torch.cuda, "empty_cache", recorder.empty_cache)
-        replace(stack, optimizer_module, "_foreach_supported_types", [torch.Tensor, torch.nn.Parameter, FakeTensor])
-        replace(stack, _foreach_utils, "_foreach_supported_types", [torch.Tensor, FakeTensor])
+        _replace(stack, fakes.FOREACH_OF_OPTIMIZERS, [torch.Tensor, torch.nn.Parameter, FakeTensor])
+        _replace(stack, fakes.FOREACH, [torch.Tensor, FakeTensor])
         for name in ("linear", "scaled_dot_product_attention"):
             replace(stack, torch.nn.functional, name, adding_in_place(getattr(torch.nn.functional, name)))
         replace(stack, torch.nn.functional, "one_hot", one_hot_of(torch.nn.functional.one_hot))

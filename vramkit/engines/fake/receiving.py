@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ...programs.unpacking import Receiver
+from ...torch_internals import storages
+from ...torch_internals.fakes import FakeTensor, FakeTensorMode
+
+_CLASSES_BY_ID = "_DYNAMIC_CLASS_TRACKER_BY_ID"  # cloudpickle has no public name for it; without it, nothing is done
 
 
 def receiver_of(mode: FakeTensorMode) -> type[Receiver]:
@@ -23,10 +26,10 @@ def receiver_of(mode: FakeTensorMode) -> type[Receiver]:
 
         def find_class(self, module: str, name: str) -> Any:
             found = super().find_class(module, name)
-            return rebuild if found is torch._utils._rebuild_tensor_v2 else found
+            return rebuild if found is storages.rebuild_tensor else found
 
     def rebuild(*arguments: Any) -> torch.Tensor:
-        tensor: torch.Tensor = torch._utils._rebuild_tensor_v2(*arguments)  # type: ignore[no-untyped-call] # torch's
+        tensor = storages.rebuild_tensor(*arguments)
         return FakeTensor(mode, tensor, torch.device("cpu")) if tensor.device.type == "meta" else tensor
 
     return FakeReceiver
@@ -36,15 +39,15 @@ def receiver_of(mode: FakeTensorMode) -> type[Receiver]:
 def classes_of_its_own() -> Iterator[None]:
     """A script's classes arrive as new ones: cloudpickle would take the user's, and set their methods anew."""
     cloudpickle: Any = sys.modules.get("cloudpickle.cloudpickle")
-    known = getattr(cloudpickle, "_DYNAMIC_CLASS_TRACKER_BY_ID", None)
+    known = getattr(cloudpickle, _CLASSES_BY_ID, None)
     if known is None:
         yield
         return
-    cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID = weakref.WeakValueDictionary()
+    setattr(cloudpickle, _CLASSES_BY_ID, weakref.WeakValueDictionary())
     try:
         yield
     finally:
-        cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID = known
+        setattr(cloudpickle, _CLASSES_BY_ID, known)
 
 
 def move_to_cuda(tensor: torch.Tensor) -> None:
@@ -62,7 +65,7 @@ def swap(one: torch.Tensor, other: torch.Tensor) -> None:
     """
     one.__class__, other.__class__ = other.__class__, one.__class__
     one.__dict__, other.__dict__ = other.__dict__, one.__dict__
-    torch._C._swap_tensor_impl(one, other)
+    storages.swap_contents(one, other)
 
 
 def copied(tensor: torch.Tensor, memo: dict[Any, Any]) -> Any:
@@ -79,10 +82,10 @@ def copied(tensor: torch.Tensor, memo: dict[Any, Any]) -> Any:
     memo[id(tensor.fake_mode)] = tensor.fake_mode
     if tensor.device.type == "cuda":
         # torch copies the storage first, unseen by a dispatch mode, and finds here that it has done so.
-        storage, storages = tensor.untyped_storage(), memo.setdefault("torch", {})
-        if storage._cdata not in storages:
+        storage, copies = tensor.untyped_storage(), memo.setdefault("torch", {})
+        if storages.address_of(storage) not in copies:
             made = torch.empty(storage.nbytes(), dtype=torch.uint8, device=tensor.device)
-            storages[storage._cdata] = made.untyped_storage()
+            copies[storages.address_of(storage)] = made.untyped_storage()
     value, tensor.constant = tensor.constant, None  # a real tensor, which can't be copied in a fake mode
     try:
         return torch.Tensor.__deepcopy__(tensor, memo)  # type: ignore[no-untyped-call] # torch's

@@ -6,30 +6,30 @@ which fakes take another one, other files say.
 
 from __future__ import annotations
 
-import sys
+import inspect
 import threading
 import weakref
 from collections.abc import Iterable
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...allocator import Block, CachingAllocator, SimulatedOutOfMemory
 from ...attribution.recording import NO_MODULE, Recording
 from ...gpus import GPU
 from ...profiling.marks import Marks
 from ...sizes import format_size
+from ...torch_internals.dispatch import VIEWS, TorchDispatchMode, below_python, excluding
+from ...torch_internals.fakes import FakeTensor
+from ...torch_internals.operators import local_scalar
+from ...torch_internals.storages import key_of
 from .in_place import CORRECTIONS, forget_device_questions, note_device_question, taken_apart
 from .kernels import check_types, rule_of
 from .kernels.call import Call
 from .result_cache import QuickFakes
 
 _Storage = torch.UntypedStorage
-_ITEM = torch.ops.aten._local_scalar_dense.default
 _DEVICE = torch.ops.prim.device.default
 
 
@@ -81,18 +81,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         if not _is_fake(args) and not (kwargs and (_is_fake(kwargs.values()) or _on_device(kwargs.get("device")))):
             if kwargs.get("pin_memory"):
                 kwargs = {**kwargs, "pin_memory": False}  # that would ask a driver, and is the host's memory anyway
-            with torch._C._DisableTorchDispatch():
+            with below_python():
                 return func(*args, **kwargs)
         if func is _DEVICE:
             note_device_question(args[0])
             return args[0].device
-        if func is _ITEM and _is_asked_by_torch():
+        if func is local_scalar and _is_asked_by_torch():
             kind = args[0].dtype
             return False if kind is torch.bool else 0.0 if kind.is_floating_point else 0
         if torch.is_inference_mode_enabled():
             # Without autograd nobody has taken composite operators apart by now. Views in them remember whether what
             # they look at has a gradient: products are computed in another way then.
-            with self, torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
+            with self, excluding(VIEWS, False):
                 result = taken_apart(func, args, kwargs)
             if result is not NotImplemented:
                 return result
@@ -133,7 +133,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
             size: bytes; None: as the storage says.
         """
         storage = tensor.untyped_storage()
-        key, there = storage._cdata, storage.nbytes()
+        key, there = key_of(storage), storage.nbytes()
         ref, old, was = self._blocks.get(key, (None, None, 0))
         is_new = ref is None or ref() is not storage
         if is_new or there > was:
@@ -152,7 +152,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         """Where a tensor's memory begins; 0 where the device has none of it."""
         if not isinstance(tensor, FakeTensor) or not _is_on_gpu(tensor):
             return 0
-        known = self._blocks.get(tensor.untyped_storage()._cdata)
+        known = self._blocks.get(key_of(tensor.untyped_storage()))
         return 0 if known is None or known[1] is None else known[1].address
 
     def data_ptr(self, tensor: torch.Tensor) -> int:
@@ -271,10 +271,9 @@ def _is_on_gpu(tensor: torch.Tensor) -> bool:
 
 def _is_asked_by_torch() -> bool:
     """Whether code of torch's own, such as an optimizer, looks at a value: it gets zero, as on a virtual GPU."""
-    try:
-        frame: FrameType | None = sys._getframe(2)
-    except ValueError:  # the autograd thread's C++, which looks for NaN in anomaly mode, has no frame
-        return True
+    frame = inspect.currentframe()
+    for _ in range(2):  # to what called the mode: no frame for the autograd thread's C++, which looks for NaN
+        frame = frame and frame.f_back
     while frame is not None and frame.f_globals.get("__name__") == FakeTensor.__module__:  # tolist(), for its caller
         frame = frame.f_back
     return frame is None or str(frame.f_globals.get("__name__", "")).startswith("torch.")

@@ -6,12 +6,14 @@ made; nothing of memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+
+from ...torch_internals.dispatch import below_python
+from ...torch_internals.fakes import FakeTensor, make_fake
+from ...torch_internals.storages import key_of
 
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 _NEVER = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view}
@@ -153,9 +155,9 @@ def _recipe(result: Any, args: tuple[Any, ...], is_plain: bool) -> Any:
     storage = result.untyped_storage()
     attributes = dict(result.__dict__)
     for position, tensor in _tensors(args):
-        if tensor.untyped_storage()._cdata == storage._cdata:
+        if key_of(tensor.untyped_storage()) == key_of(storage):
             return _View(position, *meta, int(result.storage_offset()), result.dtype, result.fake_device, attributes)
-    with torch._C._DisableTorchDispatch():
+    with below_python():
         like = torch.empty_strided(*meta, dtype=result.dtype, device="meta")
     if result.storage_offset() or like.untyped_storage().nbytes() != storage.nbytes():
         raise _Unknown
@@ -183,13 +185,11 @@ def _made(recipe: Any, args: tuple[Any, ...]) -> Any:
         return recipe.kind([None if part is None else _made(part, args) for part in recipe.parts])
     if type(recipe) is _Same:
         return _at(args, recipe.position)
-    with torch._C._DisableTorchDispatch():
+    with below_python():
         if type(recipe) is _New:
             meta = torch.empty_strided(recipe.size, recipe.stride, dtype=recipe.dtype, device="meta")
         else:
             meta = _viewed(_at(args, recipe.position), recipe)
-        make: Callable[..., Any] = torch.Tensor._make_subclass
-        made = make(FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=recipe.device)
-    torch._C._set_throw_on_mutable_data_ptr(made)
+        made = make_fake(meta, recipe.device)
     made.__dict__.update(recipe.attributes)
     return made

@@ -13,12 +13,6 @@ from contextlib import ExitStack
 from typing import Literal
 
 import torch
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
 
 from ... import __version__
 from ...allocator import AllocatorConf, CachingAllocator
@@ -36,6 +30,12 @@ from ...programs.program import Program
 from ...programs.training import Training
 from ...programs.unpacking import Opened, unpack
 from ...results.profile import Profile
+from ...torch_internals.fakes import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from .. import Run
 from .in_place import counts_of_the_only_holder
 from .isolation import apart, cuda_for_fakes

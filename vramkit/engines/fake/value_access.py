@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import NoReturn
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException
+
+from ...torch_internals.fakes import DataDependentOutputException
 
 
 def formatted(tensor: torch.Tensor, how: str) -> str:

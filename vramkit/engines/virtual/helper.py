@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from ... import virtual_gpu
 from ...programs.failed import Failed
+from ...torch_internals import dynamo
 from ...virtual_gpu._activate import exchange
 from ...virtual_gpu._handle import MAX_MEMORY
 from .. import Run
-from . import dynamo
 from .messages import Ended, Open, Request, UsesCuda, read_all, receive, send, send_bytes
 
 if TYPE_CHECKING:
@@ -106,15 +106,14 @@ def _session(handle: virtual_gpu.VirtualGPU, asked: socket.socket) -> None:
     import torch
 
     from ...programs import settings
+    from ...torch_internals.allocator import counting_one_device
 
     settings.apply(opening.settings)
     opened: Opened | bytes = opening.parcel
     if not opening.unpack_late:
         # Modules count devices when they are imported, and after that torch refuses to begin CUDA in a fork.
-        counting = torch._C._cuda_getDeviceCount
-        torch._C._cuda_getDeviceCount = lambda: 1
-        found = _unpacked(opening.parcel)
-        torch._C._cuda_getDeviceCount = counting
+        with counting_one_device():
+            found = _unpacked(opening.parcel)
         if isinstance(found, Failed) or torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch's
             send(asked, found if isinstance(found, Failed) else UsesCuda())
             return

@@ -27,6 +27,8 @@ from ...programs.failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, more_
 from ...programs.packing import Parcel, pack
 from ...programs.program import Program
 from ...sizes import format_size
+from ...torch_internals.names import error_of
+from ...torch_internals.needs import missing_for
 from ...virtual_gpu._activate import ENVIRONMENT
 from ...virtual_gpu._handle import MAX_MEMORY
 from ...virtual_gpu.build import ALIASES, LIBRARY, build, find_torch
@@ -50,7 +52,8 @@ def why_not() -> DeviceError | None:
         build(find_torch())
     except DeviceError as error:
         return error
-    return None
+    missing = missing_for("programs", "profile", "profile on CUDA", "virtual engine")
+    return error_of("A prediction on the virtual GPU was asked for", missing) if missing else None
 
 
 def open_session(program: Program, alloc_conf: str | None) -> VirtualSession:

@@ -7,13 +7,12 @@ import math
 import torch
 
 from ....gpus import GPU
+from ....torch_internals.versions import SINCE_2_14
 from .call import Call
 from .copies import copies
 from .registry import rule
 
 aten = torch.ops.aten
-_HAS_EMPTY_SEEDS = torch.__version__ >= "2.14"
-"""Without dropout, seed and offset are two empty scalars on the device; before, they were on the host then, too."""
 
 
 def _up(number: int, divisor: int) -> int:
@@ -86,7 +85,8 @@ def efficient_forward(call: Call) -> None:
     """Seed and offset first, then output and logsumexp. Where the first two have values, they are on the host."""
     drops = call.argument(5, "dropout_p", 0.0) > 0
     for index in (2, 3):
-        call.output(index, 0 if drops or not _HAS_EMPTY_SEEDS else None)
+        # Without dropout, seed and offset are two empty scalars on the device; before 2.14 they were on the host.
+        call.output(index, 0 if drops or not SINCE_2_14 else None)
     call.output(0)
     call.output(1)
     out = call.result[0]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ....torch_internals.autograd import graph_task
+
 if TYPE_CHECKING:
     from ....allocator import Block
     from ....gpus import GPU
@@ -39,7 +41,7 @@ class Call:
     @property
     def in_backward(self) -> bool:
         """Whether the autograd thread runs it."""
-        return torch._C._current_graph_task_id() >= 0
+        return graph_task() >= 0
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument, by its position or its name."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ....torch_internals.fakes import is_dense
 from .call import Call
 from .copies import copies, size_of
 from .cub import radix_sort, scan_by_key, segmented_sort, up
@@ -38,7 +39,7 @@ def _sort(call: Call, tensor: torch.Tensor, dim: int, results: Sequence[torch.Te
     count, width = tensor.numel(), tensor.element_size()
     own = []
     strides = tensor.stride()
-    if not (torch._prims_common.is_non_overlapping_and_dense_or_false(tensor) and strides[dim] == 1):
+    if not (is_dense(tensor) and strides[dim] == 1):
         own.append(count * width)
         order = [each for each in range(tensor.dim()) if each != dim % tensor.dim()]
         strides = torch.empty_permuted(tensor.shape, [*order, dim % tensor.dim()], device="meta").stride()

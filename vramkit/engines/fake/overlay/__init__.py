@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-import torch._dynamo  # compares signatures of torch's functions when it is imported, so not while some are replaced
+import torch._dynamo  # noqa: F401 - it compares torch's functions when it is imported, so not while some are replaced
 
 from ....gpus import GPU
 from . import attention, autocast, backward, devices, fast_path, layers, losses, recurrent, runtime

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
 from ....gpus import GPU
+from ....torch_internals.versions import SINCE_2_14
 from ..kernels.dtype_checks import in_cpp
 from .patches import Kernels
 
 aten = torch.ops.aten
 Kernel = Literal["flash", "efficient", "cudnn", "math"]
 
-_SINCE_2_14 = torch.torch_version.TorchVersion(torch.__version__) >= "2.14"
 _HALF = (torch.float16, torch.bfloat16)
 _CUDNN_MOST_HEADS = 65535  # also of a batch
 _NAMES: dict[int, Kernel] = {
@@ -96,7 +96,7 @@ def choose(call: Attention, gpu: GPU) -> Kernel:
     Raises:
         RuntimeError: none can be used, as torch says it.
     """
-    if _SINCE_2_14 and all(each.dim() == 3 for each in (call.query, call.key, call.value)):
+    if SINCE_2_14 and all(each.dim() == 3 for each in (call.query, call.key, call.value)):
         call = _batched(call)
     conditions: dict[Kernel, Callable[[Attention, GPU], bool]] = {
         "flash": _can_flash,
@@ -158,10 +158,10 @@ def _can_efficient(call: Attention, gpu: GPU) -> bool:
         and _is_4d(call)
         and call.query.shape[-1] == call.key.shape[-1]
         and all(each.shape[-1] > 0 and each.shape[-1] % alignment == 0 for each in (call.query, call.value))
-        and (gpu.capability < (8, 0) or not _SINCE_2_14 or all(_starts_at(each, step) for each in _inputs(call)))
+        and (gpu.capability < (8, 0) or not SINCE_2_14 or all(_starts_at(each, step) for each in _inputs(call)))
         and _has_lengths(call)
         and _is_dense(call, or_head_of_1=False)
-        and _heads_match(call, with_groups=_SINCE_2_14)
+        and _heads_match(call, with_groups=SINCE_2_14)
         and _is_one_of(call, (torch.float16, torch.float32, *([torch.bfloat16] if gpu.capability >= (8, 0) else [])))
     )
 
@@ -199,8 +199,8 @@ def _has_cudnn_heads(inner: int, outer: int, gpu: GPU, *, trains: bool) -> bool:
         return True
     if gpu.capability[0] not in (9, 10):
         return False
-    if not _SINCE_2_14 or trains:
-        return (inner, outer) == (192, 128) or (_SINCE_2_14 and inner == outer == 256)
+    if not SINCE_2_14 or trains:
+        return (inner, outer) == (192, 128) or (SINCE_2_14 and inner == outer == 256)
     return max(inner, outer) <= 256
 
 
@@ -236,7 +236,7 @@ def _heads_match(call: Attention, *, with_groups: bool = True) -> bool:
     ours, keys, values = (each.shape[-3] for each in _inputs(call))
     if call.gqa and with_groups:
         return keys == values and ours % keys == 0
-    return ours == keys == values or (_SINCE_2_14 and ours > 0 and keys == values == 1)
+    return ours == keys == values or (SINCE_2_14 and ours > 0 and keys == values == 1)
 
 
 def _has_plain_mask(call: Attention) -> bool:

@@ -1,0 +1,52 @@
+"""The private names that `vramkit.engines.fake.overlay` uses and replaces under their own names, as nobody else may.
+
+Knows which they are, so that they can be asked for before a program runs; what takes their place, the overlay knows.
+Imported only where an operator is to run on fakes.
+"""
+
+from __future__ import annotations
+
+from .names import look_up
+
+BESIDE_A_DEVICE = (
+    "torch._C.DispatchKey.CompositeImplicitAutograd",
+    "torch._C._AutoDispatchBelowAutograd",
+    "torch._C._DisableAutocast",
+    "torch._C._dispatch_has_kernel_for_dispatch_key",
+    "torch._C._functions.UndefinedGrad",
+    "torch._C._functorch.peek_interpreter_stack",
+    "torch._VF._pack_padded_sequence",
+    "torch._cudnn_rnn_flatten_weight",
+    "torch._subclasses.fake_impls.op_implementations_dict",
+    "torch._use_cudnn_rnn_flatten_weight",
+    "torch.autograd._get_sequence_nr",
+    "torch.library.Library._destroy",
+    "torch.ops.aten.add.Tensor._op_dk",
+    "torch.utils._device._device_constructors",
+    "torch.utils._python_dispatch._get_current_dispatch_mode_stack",
+)
+"""What fakes lack even where there is a CUDA device."""
+
+WITHOUT_A_DEVICE = (
+    "torch.Tensor._is_view",
+    "torch._C.Generator",
+    "torch._C._conv_determine_backend_memory_format",
+    "torch._C._dispatch_get_all_op_names",
+    "torch._C._get_sdp_priority_order",
+    "torch._C._group_tensors_by_device_and_dtype",
+    "torch._prims_common.suggest_memory_format",
+    "torch._subclasses.fake_tensor.FakeTensor._normalize_fake_device",
+    "torch._subclasses.fake_tensor.FakeTensorMode.cache",
+    "torch.cuda._exchange_device",
+    "torch.cuda._initialized",
+    "torch.cuda._lazy_init",
+    "torch.cuda._maybe_exchange_device",
+    "torch.cuda.nvtx._nvtx",
+    "torch.ops.aten.add.Tensor._schema",
+)
+"""CUDA's choices in a process that has no CUDA device."""
+
+for _path in BESIDE_A_DEVICE:
+    look_up(_path, "fake engine")
+for _path in WITHOUT_A_DEVICE:
+    look_up(_path, "fake engine without CUDA")
