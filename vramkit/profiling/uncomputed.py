@@ -6,12 +6,15 @@ Knows marks and what the virtual GPU was told of such reads; knows no events.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..attribution.recording import Kind, Mark
 from ..tape.events import Module
 from ..virtual_gpu import current
 from ..virtual_gpu.values.hook import Read
+from .marks import Marks
+
+_OUTSIDE = (Kind.ROOT_END, Kind.BACKWARD, Kind.BACKWARD_END, Kind.OPTIMIZER, Kind.OPTIMIZER_END)
 
 
 def reads_so_far() -> Counter[Read]:
@@ -20,18 +23,18 @@ def reads_so_far() -> Counter[Read]:
     return Counter() if handle is None or handle.values is None else Counter(handle.values.reads)
 
 
-def notes_of(reads: Counter[Read], prefix: str, marks: Sequence[Mark], modules: Sequence[Module]) -> list[str]:
+def notes_of(reads: Counter[Read], marks: Marks, modules: Sequence[Module]) -> list[str]:
     """One note for all of them, the most frequent first; none where nothing was read.
 
     Args:
         reads: since the recording began.
-        prefix: of the recording's marks.
         marks: of the recording.
         modules: that they speak of.
     """
     places: Counter[str] = Counter()
+    lines = marks.lines.by_prefix()
     for read, times in reads.items():
-        index = _module(read.mark.removeprefix(prefix), marks) if read.mark.startswith(prefix) else -1
+        index = _module(read.mark, lines, marks.kept)
         where = f" in {modules[index].name}" if 0 <= index < len(modules) else ""
         places[read.operator.removeprefix("aten::") + where] += times
     if not places:
@@ -44,14 +47,17 @@ def notes_of(reads: Counter[Read], prefix: str, marks: Sequence[Mark], modules: 
     ]
 
 
-def _module(text: str, marks: Sequence[Mark]) -> int:
-    """The module that a stamp speaks of, "module@number" or "number"; -1: none."""
+def _module(stamp: str, lines: Mapping[str, int], marks: Sequence[Mark]) -> int:
+    """The module that a stamp speaks of, "prefix:module@number" or "prefix:number"; -1: none."""
+    prefix, _, text = stamp.partition(":")
+    if prefix not in lines:
+        return -1
     module, _, number = text.rpartition("@")
     if module:
         return int(module)
-    for kind, value in reversed(marks[: int(number or 0)]):
-        if kind in (Kind.IN, Kind.ROOT):
+    for kind, value, line in reversed(marks[: int(number)]):
+        if line == lines[prefix] and kind in (Kind.IN, Kind.ROOT):
             return value
-        if kind in (Kind.ROOT_END, Kind.BACKWARD, Kind.BACKWARD_END, Kind.OPTIMIZER, Kind.OPTIMIZER_END):
+        if line == lines[prefix] and kind in _OUTSIDE:
             return -1
     return -1
