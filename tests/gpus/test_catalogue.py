@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from vramkit.virtual_gpu._handle import Settings
+from vramkit.virtual_gpu.handle import Settings
 
 from vramkit import GPU, UsageError, gpus
 
@@ -105,9 +105,9 @@ def test_a_size_that_no_virtual_card_can_have_is_refused_with_the_largest(size: 
 def test_the_largest_card_is_one_that_can_be_switched_on() -> None:
     card = gpus.find("4 TiB")
 
-    settings = Settings(gpu=card, count=1, address_order="falling", copy_limit=0)
+    settings = Settings(gpu=card, count=1, address_order="falling", copy_limit=0, values="none")
 
-    assert card.memory == gpus.MAX_MEMORY == settings.most_memory
+    assert card.memory == gpus.MAX_MEMORY == settings.max_memory
 
 
 @pytest.mark.parametrize("name", ["9" * 5000, "9" * 5000 + " GiB", 10**5000, "a100" * 5000, "\x1b[31m" * 100], ids=type)
