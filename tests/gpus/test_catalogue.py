@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from vramkit.virtual_gpu.handle import Settings
 
 from vramkit import GPU, UsageError, gpus
+from vramkit.virtual_gpu.handle import Settings
 
 
 def test_every_card_is_found_by_name_and_by_product() -> None:

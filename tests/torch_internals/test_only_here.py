@@ -50,7 +50,7 @@ def test_every_private_name_of_the_overlay_is_looked_up_before_it_runs() -> None
         for place, node in _nodes(OVERLAY)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
-        and node.func.id == "replace"
+        and node.func.id == "put"
         and isinstance(node.args[2], ast.Constant)
         and _is_private(node.args[2].value)
     ]

@@ -16,7 +16,7 @@ import torch
 from ..errors import UsageError
 from ..out_of_memory import clean_up, forget, is_out_of_memory
 from ..profiling.profiler import profile
-from ..programs.failures import BATCH_MOVED, OTHER_DEVICE
+from ..programs.failures import batch_moved, failure_of, more_telling
 from ..programs.program import Program
 from ..programs.training import Training
 from ..results.profile import Profile
@@ -77,18 +77,20 @@ class DeviceMachine:
         try:
             run = self.run_steps(self.program.steps, batch_size, is_probe=is_probe)
         except Exception as error:
-            if self.program.step is None or self.move_batch or not OTHER_DEVICE.search(str(error)):
+            if self.program.step is None or self.move_batch:
                 raise
             self.surroundings.put_back()
-            failure, trace = error, error.__traceback__
+            failure, trace, told = error, error.__traceback__, failure_of("run a step", error)
             forget(error)
         if failure is not None:  # out of the except block, where nothing of the failed run is held any more
             self.move_batch = True
             try:
                 run = self.run_steps(self.program.steps, batch_size, is_probe=is_probe)
-            except Exception:
+            except Exception as error:
+                if more_telling(told, failure_of("run a step", error)) is not told:
+                    raise
                 raise failure.with_traceback(trace) from None
-            self.notes.append(BATCH_MOVED)
+            self.notes.append(batch_moved(told))
         if is_first and run.trial.fits:
             self._check_leak(batch_size)
         return run

@@ -26,8 +26,6 @@ from ..tape.breakdown import Breakdown
 from ..tape.events import Phase
 from ..tape.memory import MemoryResult, OutOfMemory
 
-_IDLE_NOTE = "No forward, backward or optimizer step used the GPU: does the step use the very model that was passed?"
-
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Estimate(ReadableResult):
@@ -272,14 +270,13 @@ def predict(session: Session, gpu: GPU, batch_size: int) -> Estimate:
         run = enough(session, gpu, batch_size, detailed=True)
     profile = run.profile
     assert profile is not None
-    idle = not (profile.tape.events["phase"] != Phase.OUTSIDE).any()
     return Estimate(
         tape=profile.tape,
         device_name=gpu.product,
         capacity=gpu.memory,
         outside=gpu.context,
         versions=profile.versions,
-        notes=(*profile.notes, *run.notes, *[_IDLE_NOTE] * idle),
+        notes=(*profile.notes, *run.notes),
         engine=session.engine,
         gpu=gpu,
         batch_size=batch_size,

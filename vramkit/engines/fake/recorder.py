@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from ...torch_internals.storages import key_of
 from .in_place import CORRECTIONS, forget_device_questions, note_device_question, taken_apart
 from .kernels import check_types, rule_of
 from .kernels.call import Call
+from .random_numbers import draw
 from .result_cache import ResultCache
 
 _Storage = torch.UntypedStorage
@@ -53,6 +54,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         self.detailed = detailed
         self.marks = Marks(self._place)
         self.hooks = Hooks(self.marks, self.locate)
+        self.run_on_host: Callable[..., Any] = draw
+        """Runs an operator of which nothing is fake."""
         self.operators: list[str] = []
         """The operator during which each event of the allocator's history happened, or after which."""
         self._operator = ""
@@ -84,7 +87,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
             if kwargs.get("pin_memory"):
                 kwargs = {**kwargs, "pin_memory": False}  # that would ask a driver, and is the host's memory anyway
             with below_python():
-                return func(*args, **kwargs)
+                return self.run_on_host(func, args, kwargs)
         if func is _DEVICE:
             note_device_question(args[0])
             return args[0].device

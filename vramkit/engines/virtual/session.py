@@ -23,9 +23,10 @@ from ...gpus import GPU, MAX_MEMORY
 from ...programs import settings
 from ...programs.batches import described
 from ...programs.failed import Failed
-from ...programs.failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, more_telling, step_failed
+from ...programs.failures import StepTraceback, batch_moved, more_telling, step_failed
 from ...programs.packing import Parcel, pack
 from ...programs.program import Program
+from ...programs.use import check_use
 from ...sizes import format_size
 from ...torch_internals.names import error_of
 from ...torch_internals.needs import missing_for
@@ -130,21 +131,18 @@ class VirtualSession:
                 batch_size=batch_size, unlimited=unlimited, detailed=detailed, move_batch=self._move_batch
             )
             answer = self._ask(gpu, request)
-            if isinstance(answer, Failed) and self._may_want_it_moved(answer):
+            if isinstance(answer, Failed) and answer.step and self._gives_batch and not self._move_batch:
                 again = self._ask(gpu, replace(request, move_batch=True))
                 if isinstance(again, Run):
-                    self._move_batch, self._notes = True, (*self._notes, BATCH_MOVED)
+                    self._move_batch, self._notes = True, (*self._notes, batch_moved(answer))
                     answer = again
                 elif isinstance(again, Failed):
                     answer = more_telling(answer, again)
         if isinstance(answer, Failed):
-            raise step_failed(answer, self._called, by_name=self._parcel.by_name) from StepTraceback(
-                "in the helper process", answer.traceback
-            )
+            raise step_failed(answer, self._called) from StepTraceback("in the helper process", answer.traceback)
+        if self._gives_batch and answer.profile is not None and not answer.ran_out:
+            check_use(answer.profile.tape, self._parcel.models)
         return replace(answer, notes=(*answer.notes, *self._notes))
-
-    def _may_want_it_moved(self, failure: Failed) -> bool:
-        return self._gives_batch and not self._move_batch and bool(OTHER_DEVICE.search(failure.text))
 
     def _open(self, gpu: GPU) -> Open:
         return Open(gpu=gpu, unpack_late=self._unpack_late, **self._opening)  # type: ignore[arg-type] # by their names
