@@ -150,7 +150,7 @@ def losses() -> None:
 
 def scaled_and_clipped() -> None:
     model = nn.Linear(8, 8).to("cuda")
-    optimizer, scaler = torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cuda")
+    optimizer, scaler = torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cuda", init_scale=16.0)
     for _ in range(2):
         with torch.autocast("cuda", HALF):
             loss = model(on_gpu(4, 8, grad=False)).sum()

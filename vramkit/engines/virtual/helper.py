@@ -55,6 +55,8 @@ def serve(control: int) -> None:
     from ...profiling import cuda, profiler
 
     if handle.values is not None:
+        # Of a model only shapes are sent: computed from zeros, a loss may be infinite, and a scaler would never step.
+        handle.values.leave_out_floating_point()
         handle.values.prepare()
     dynamo.keep_away()
     gc.enable()

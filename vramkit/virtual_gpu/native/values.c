@@ -44,8 +44,8 @@ bool answered(void *to, size_t size) {
 }
 
 /* Where the last copies from the host went, for copies that no operator made; an older one may be forgotten. */
-static _Atomic(uintptr_t) copies[4096];
-static _Atomic(uintptr_t) *copied_at(const void *at) { return &copies[((uintptr_t)at >> 9) % 4096]; }
+static _Atomic(uintptr_t) copies[1 << 16];
+static _Atomic(uintptr_t) *copied_at(const void *at) { return &copies[((uintptr_t)at >> 9) % (1 << 16)]; }
 void note_copy(const void *at) { *copied_at(at) = (uintptr_t)at; }
 
 /* Whether the last write to this address was such a copy; asked once. */

@@ -55,6 +55,10 @@ class ComputedValues:
         runtime.vgpu_on_first_use.restype = None
         runtime.vgpu_on_first_use(self._first_use)
 
+    def leave_out_floating_point(self) -> None:
+        """Compute integers and flags alone, where a model's own values are not there."""
+        self._limits = (0, *self._limits[1:])
+
     def prepare(self) -> ctypes.CDLL:
         """Do what takes a while (70 ms), once torch is imported; forks of this process then begin at once."""
         if self._library is None:

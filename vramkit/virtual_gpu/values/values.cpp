@@ -120,8 +120,10 @@ Operator look_at(const c10::OperatorHandle &op) {
   const bool is_out = schema.overload_name().find("out") != std::string::npos && found.mutates;
   found.writes_only = is_out || any_of(name, {"aten::copy_", "aten::fill_", "aten::zero_", "aten::normal_", "aten::uniform_",
       "aten::random_", "aten::bernoulli_", "aten::exponential_", "aten::cauchy_", "aten::log_normal_", "aten::geometric_"});
+  if (name.rfind("c10d::", 0) == 0) return found; /* what other ranks send, nobody here knows */
   const bool is_empty = name.rfind("aten::empty", 0) == 0 || name.rfind("aten::new_empty", 0) == 0;
-  if (is_empty || any_of(name, {"aten::resize_", "aten::set_", "aten::record_stream", "aten::_pin_memory", "aten::is_pinned"}))
+  if (is_empty || any_of(name, {"aten::resize_", "aten::set_", "aten::record_stream", "aten::_pin_memory", "aten::is_pinned",
+      "aten::_cudnn_rnn_flatten_weight"}))
     return found;
   if (name == "aten::copy_") found.kind = Kind::copy;
   else if (name == "aten::_local_scalar_dense") found.kind = Kind::read;
@@ -150,7 +152,8 @@ Place place_of(const at::Tensor &tensor) {
   auto keys = tensor.key_set();
   if (keys.has(DispatchKey::Python) || tensor.layout() != c10::kStrided || tensor.is_quantized() || tensor.is_nested())
     return Place::foreign;
-  if (keys.has_backend(c10::BackendComponent::CUDABit)) return Place::device;
+  if (keys.has_backend(c10::BackendComponent::CUDABit)) /* a fake one may have CUDA's keys, and no memory */
+    return tensor.has_storage() && tensor.storage().device().is_cuda() ? Place::device : Place::foreign;
   return keys.has_backend(c10::BackendComponent::CPUBit) ? Place::host : Place::foreign;
 }
 
@@ -258,6 +261,7 @@ void leave_uncomputed(const Operator &known, const at::Tensor &result, int64_t a
     OnHost guard;
     auto view = host_view(result);
     view.copy_(at::arange(result.numel(), view.options().dtype(at::kLong)).remainder_(among).view(result.sizes()));
+    remember(result, true); /* from here on it counts as chosen */
   } else if (result.is_non_overlapping_and_dense()) std::memset(result.data_ptr(), 0, static_cast<size_t>(size));
 }
 
@@ -331,7 +335,7 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   if (foreign || !(on_device || device.is_cuda())) return pass_on(op, keys, stack);
   if (!known_inputs && what.dynamic && !answering && (what.kind != Kind::read || !is_number(*some))) tell(what);
   if (what.kind == Kind::read) return pass_on(op, keys, stack);
-  if (!fits || what.refused || (what.spread && !known_inputs)) {
+  if (!fits || what.refused || !known_inputs) { /* what would come of leftovers is nobody's: a scaler might skip its step */
     const auto among = choices(what, arguments);
     pass_on(op, keys, stack);
     each_result(op, stack, [&](size_t, c10::IValue &result, bool written) {
@@ -383,7 +387,7 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   }
   if (done && host.size() != op.schema().returns().size()) done = false;
   each_result(op, stack, [&](size_t i, c10::IValue &result, bool written) {
-    if (done && !written && (result.isBool() || result.isScalar()) && known_inputs) result = host[i];
+    if (done && !written && (result.isBool() || result.isScalar())) result = host[i];
     std::vector<at::Tensor> results, twins;
     each_tensor(result, [&](const at::Tensor &each) { results.push_back(each); });
     if (done && !written) each_tensor(host[i], [&](const at::Tensor &each) { twins.push_back(each); });
@@ -397,7 +401,6 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
         }
         continue;
       }
-      bool is_right = done;
       if (done && !written && j < twins.size() && twins[j].defined()) {
         OnHost guard;
         if (twins[j].sizes() != each.sizes() && what.dynamic && result.isTensor()) {
@@ -406,10 +409,11 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
         }
         if (each.scalar_type() == at::kByte && each.dim() == 1 && twins[j].dim() == 1 && twins[j].numel() < each.numel())
           host_view(each).narrow(0, 0, twins[j].numel()).copy_(twins[j]); /* a reserve space is its kernel's own affair */
-        else if (twins[j].sizes() == each.sizes()) { if (each.numel()) host_view(each).copy_(twins[j]); }
-        else is_right = false;
-      } else if (!written && !done) leave_uncomputed(what, each, among);
-      if (each.numel()) remember(each, is_right && known_inputs);
+        else if (twins[j].sizes() == each.sizes() && each.numel()) host_view(each).copy_(twins[j]);
+      }
+      if (!each.numel()) continue;
+      remember(each, done); /* what the two kernels keep in other shapes is nobody else's */
+      if (!written && !done) leave_uncomputed(what, each, among);
     }
   });
 }
