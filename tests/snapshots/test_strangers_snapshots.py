@@ -202,6 +202,14 @@ def test_one_segment_a_million_times_counts_a_million_times(tmp_path: Path) -> N
     refused(path, "unpacks to more than 10.0 MiB", max_bytes=10 * MIB)
 
 
+def test_very_many_mapped_ranges_are_followed(tmp_path: Path) -> None:
+    """Each of them was held against all others: half a megabyte took minutes."""
+    events = [entry("segment_unmap", 6 * MIB * number, 2 * MIB, number) for number in range(20_000)]
+    path = written(tmp_path, {"segments": [], "device_traces": [events]})
+
+    assert vramkit.open_snapshot(path).peak_reserved == 20_000 * 2 * MIB
+
+
 def test_settings_that_are_not_known_are_noted_in_a_short_and_printable_text(tmp_path: Path) -> None:
     for conf in ("x" * 9000, ESCAPES, "max_split_size_mb:" + "9" * 9000):
         path = written(tmp_path, changed(lambda made: made["allocator_settings"].update(PYTORCH_CUDA_ALLOC_CONF=conf)))  # noqa: B023
