@@ -1,2 +1,3 @@
-"""Readers that show a result to people: plain text first. Leaves of the package: results import them
-only when they are to be shown."""
+"""Readers that show a result to people: plain text, and what would lower the peak. They know results, which know none of
+them but the one text report.
+"""

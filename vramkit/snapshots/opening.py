@@ -9,7 +9,7 @@ from typing import Any
 
 from ..allocator import segments_from_torch
 from ..attribution.categories import attribute
-from ..errors import SnapshotError, shortened, shown
+from ..errors import SnapshotError, printable, shortened, shown
 from ..results.files import MAX_BYTES, TooLargeError
 from ..results.profile import Profile
 from ..sizes import parse_size
@@ -20,8 +20,8 @@ from .unpickling import load_snapshot, too_large
 
 # What cuBLAS asks torch for where nothing else was configured; 32 MiB on Hopper, but that is a common size of tensors.
 _WORKSPACE = 8_519_680
-_LONGEST_PATH = 4096
-_LONGEST_NAME = 200
+_MAX_PATH = 4096
+_MAX_NAME = 200
 
 
 def open_snapshot(path: str | PathLike[str], *, max_bytes: int | str = MAX_BYTES) -> Profile:
@@ -48,7 +48,7 @@ def open_snapshot(path: str | PathLike[str], *, max_bytes: int | str = MAX_BYTES
         UsageError: ``max_bytes`` is no size.
         OSError: it can't be read.
     """
-    asked = f"{shortened(str(path))} was opened as a snapshot of torch's allocator"
+    asked = f"{printable(str(path))} was opened as a snapshot of torch's allocator"
     limit = parse_size(max_bytes)
     snapshot = load_snapshot(path, max_bytes=limit)
     try:
@@ -128,11 +128,11 @@ def _line(frame: object) -> str:
     if not isinstance(frame, dict):
         raise ImpossibleError(f"a frame can't be {shown(frame)}")
     file, line, name = frame.get("filename"), frame.get("line"), frame.get("name")
-    if not isinstance(file, str) or not file.endswith(".py") or len(file) > _LONGEST_PATH:
+    if not isinstance(file, str) or not file.endswith(".py") or len(file) > _MAX_PATH:
         return ""
     parts = file.replace("\\", "/").split("/")
     if "torch" in parts:
         return ""
     number = line if isinstance(line, int) else "?"
-    function = name[:_LONGEST_NAME] if isinstance(name, str) else "?"
+    function = name[:_MAX_NAME] if isinstance(name, str) else "?"
     return f"{parts[-1]}:{number} {function}"
