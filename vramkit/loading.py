@@ -45,7 +45,7 @@ def load(path: str | PathLike[str], *, max_bytes: int | str = files.MAX_BYTES) -
         return _result(archive.read(content, limit))
     except files.TooLargeError as error:
         raise _too_large(asked, limit) from error
-    except archive.NewerFormatError as error:
+    except archive.UnknownFormatError as error:
         raise SnapshotError(
             asked,
             f"it is of format {error.number}, and this vramkit reads formats 1 to {archive.FORMAT}",

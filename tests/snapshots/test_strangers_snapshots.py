@@ -134,7 +134,7 @@ def test_what_these_tests_change_opens_as_it_is(tmp_path: Path, protocol: int) -
         (lambda made: made["device_traces"][0][1].update(stream="x" * 5000), "the stream can't be 'xxx"),
         (lambda made: made["device_traces"][0][1].update(addr=-1), "the addr can't be -1"),
         (lambda made: made["device_traces"][0][1].update(time_us=float("nan")), "the time_us can't be nan"),
-        (lambda made: made["device_traces"][0][1].update(pool_id=(0,)), "the private pool can't be a tuple"),
+        (lambda made: made["device_traces"][0][1].update(pool_id=(0,)), "the private pool can't be (0)"),
         (lambda made: made["device_traces"][0][1].update(frames=5), "the frames can't be 5"),
         (lambda made: made["device_traces"][0][1].update(frames=[HUGE_LIST]), "a frame can't be a list"),
         (lambda made: made.update(device_traces=[[]] * 200), "traces of 200 devices"),

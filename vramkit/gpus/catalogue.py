@@ -115,7 +115,7 @@ class GPU:
         if self.capability not in tuple(_GENERATIONS):  # a list has no hash
             known = ", ".join(f"{major}.{minor}" for major, minor in _GENERATIONS)
             raise UsageError(
-                f"A GPU of compute capability {self.capability} was described",
+                f"A GPU of compute capability {shown(self.capability)} was described",
                 f"known are {known}",
                 "How much shared memory and how many threads a multiprocessor has follows from it",
                 "Give the capability of the most similar card",

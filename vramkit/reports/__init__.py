@@ -1,3 +1,1 @@
-"""Readers that show a result to people: plain text, and what would lower the peak. They know results, which know none of
-them but the one text report.
-"""
+"""Readers that show a result to people: as text, with what would lower the peak. No result knows more than `report`."""

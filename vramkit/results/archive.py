@@ -34,7 +34,7 @@ _MAX_HEADER = 4096  # of a table, in bytes: it names the columns
 _OBJECTS = 30  # bytes that Python's objects take at most for a byte of JSON
 
 
-class NewerFormatError(Exception):
+class UnknownFormatError(Exception):
     """A file is of a format that this vramkit does not know.
 
     Args:
@@ -96,7 +96,7 @@ def read(content: bytes, max_bytes: int) -> Saved:
 
     Raises:
         TooLargeError: it would unpack to more than ``max_bytes``.
-        NewerFormatError: it is of a format that is not known here.
+        UnknownFormatError: it is of a format that is not known here.
         Exception: any, if it is damaged or something else; a `DamagedError` says what is wrong in words.
     """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -104,7 +104,7 @@ def read(content: bytes, max_bytes: int) -> Saved:
         meta = record(reader.meta(), "the contents")
         number = integer(meta.get("format"), "the format", maximum=1 << 31)
         if not 1 <= number <= FORMAT:
-            raise NewerFormatError(number)
+            raise UnknownFormatError(number)
         devices = items(meta.get("devices"), "the devices", _MAX_DEVICES)
         if not devices:
             raise DamagedError("it has no devices")
