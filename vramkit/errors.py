@@ -61,6 +61,8 @@ def printable(text: str) -> str:
 
 _SHOWN = 200
 _SHOWN_BITS = 256
+_SHOWN_ITEMS = 4
+_CONTAINERS = (list, tuple, dict, set, frozenset)
 
 
 def shortened(text: str) -> str:
@@ -70,7 +72,7 @@ def shortened(text: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A value that someone else gave, as Python writes it, but `shortened`; of a container only what it is.
+    """A value that someone else gave, as Python writes it, but `shortened`; of most containers only what they are.
 
     The ``repr`` of lists inside lists can be longer than any memory, and Python refuses to write a number of more
     than 4,300 digits.
@@ -79,7 +81,13 @@ def shown(value: object) -> str:
         return f"a number of {value.bit_length():,} bits"
     if isinstance(value, (str, bytes)):
         return shortened(repr(value[: _SHOWN + 1]))  # one more, so that it is seen to be cut
-    if isinstance(value, (list, tuple, dict, set, frozenset)):
+    if (
+        isinstance(value, tuple)
+        and len(value) <= _SHOWN_ITEMS
+        and not any(isinstance(each, _CONTAINERS) for each in value)
+    ):
+        return shortened(f"({', '.join(map(shown, value))})")
+    if isinstance(value, _CONTAINERS):
         return f"a {type(value).__name__}"
     return shortened(repr(value))
 

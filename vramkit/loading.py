@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from os import PathLike
 
-from .errors import SnapshotError, shortened
+from .errors import SnapshotError, printable
 from .estimation.result import Estimate, restored
 from .results import archive, files
 from .results.checks import DamagedError
@@ -35,7 +35,7 @@ def load(path: str | PathLike[str], *, max_bytes: int | str = files.MAX_BYTES) -
         UsageError: ``max_bytes`` is no size.
         OSError: there is no such file, or it can't be read.
     """
-    asked = f"{shortened(str(path))} was opened as a saved profile"
+    asked = f"{printable(str(path))} was opened as a saved profile"
     limit = parse_size(max_bytes)
     try:
         content = files.read(path, limit)
@@ -45,7 +45,7 @@ def load(path: str | PathLike[str], *, max_bytes: int | str = files.MAX_BYTES) -
         return _result(archive.read(content, limit))
     except files.TooLargeError as error:
         raise _too_large(asked, limit) from error
-    except archive.NewerFormatError as error:
+    except archive.UnknownFormatError as error:
         raise SnapshotError(
             asked,
             f"it is of format {error.number}, and this vramkit reads formats 1 to {archive.FORMAT}",

@@ -19,7 +19,7 @@ _UNITS = {
     "TiB": 1024**4,
 }
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", re.ASCII)
-_LONGEST = 100  # digits; Python itself reads and writes no more than 4,300
+_MAX_DIGITS = 100  # digits; Python itself reads and writes no more than 4,300
 
 
 def parse_size(text: str | int) -> int:
@@ -39,7 +39,7 @@ def parse_size(text: str | int) -> int:
         size = operator.index(text)
         if size < 0:
             raise UsageError("A size was expected", f"{shown(size)} is negative", instead="Give 0 or more bytes")
-        if size >= 10**_LONGEST:
+        if size >= 10**_MAX_DIGITS:
             raise _too_long(text)
         return size
     match = _SIZE.fullmatch(text) if isinstance(text, str) else None
@@ -49,7 +49,7 @@ def parse_size(text: str | int) -> int:
             f"got {shown(text)}",
             instead=f"Write a number and a unit, such as '24 GiB' or '500 MB'; the units are {', '.join(_UNITS)}",
         )
-    if len(match[1]) > _LONGEST:
+    if len(match[1]) > _MAX_DIGITS:
         raise _too_long(text)
     return _multiply(match[1], _UNITS[match[2]])
 
@@ -58,7 +58,7 @@ def _too_long(text: object) -> UsageError:
     return UsageError(
         "A size in bytes was expected",
         f"got {shown(text)}",
-        f"That has more than {_LONGEST} digits",
+        f"That has more than {_MAX_DIGITS} digits",
         "Give what a memory can have, such as '24 GiB'",
     )
 

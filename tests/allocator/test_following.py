@@ -19,6 +19,7 @@ from vramkit.allocator import (
     initial_state,
     segments_from_torch,
 )
+from vramkit.allocator.trace_forward import Ranges
 from vramkit.errors import SnapshotError
 from vramkit.tape.events import Action
 
@@ -268,3 +269,29 @@ def test_torchs_segments_become_values():
 def test_a_segment_without_its_keys_is_refused(broken):
     with pytest.raises(SnapshotError, match="torch"):
         segments_from_torch([broken])
+
+
+# -- unbroken mapped ranges --------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 12), st.integers(1, 4), st.integers(0, 1)), max_size=40))
+def test_mapped_ranges_are_as_long_as_unbroken_pages_of_one_stream_are(steps):
+    ranges, pages = Ranges(), {}
+    for maps, first, count, stream in steps:
+        wanted = range(first, first + count)
+        if maps and not pages.keys() & set(wanted):
+            ranges.add(first, count, stream, True, NO_POOL)
+            pages |= dict.fromkeys(wanted, stream)
+        elif not maps:
+            # A range ends where the stream changes, so what is unmapped at once is of one stream.
+            is_one = pages.keys() >= set(wanted) and len({pages[page] for page in wanted}) == 1
+            assert ranges.remove(first, count) == is_one
+            if is_one:
+                pages = {page: each for page, each in pages.items() if page not in wanted}
+
+    begins = [page for page in sorted(pages) if pages.get(page - 1) != pages[page]]
+    expected = {}
+    for begin in begins:
+        length = next(n for n in range(1, 99) if pages.get(begin + n) != pages[begin])
+        expected[begin] = (length, pages[begin], True, NO_POOL)
+    assert ranges.spans == expected

@@ -89,6 +89,7 @@ def test_a_number_without_a_unit_is_asked_for_one_and_no_size_is_recommended(siz
         ({"context": 10**5000}, r"context=a number of 16,610 bits.*4\.00 TiB"),
         ({"l2_cache": -1}, "from 0 on"),
         ({"capability": [7, 5]}, "Known are 7.0"),
+        ({"capability": (10**5000, 5)}, r"capability \(a number of 16,610 bits, 5\)"),
     ],
 )
 def test_a_card_that_cannot_be_is_refused(change: dict[str, object], text: str) -> None:

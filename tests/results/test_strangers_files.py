@@ -20,6 +20,7 @@ from safe_results import ESCAPES, assert_can_be_shown, assert_is_shown_or_refuse
 from told_profiles import MIB, training
 
 import vramkit
+from vramkit.__main__ import main
 from vramkit.gpus import find
 from vramkit.tape.breakdown import Breakdown
 from vramkit.tape.events import Phase
@@ -227,6 +228,19 @@ def test_what_a_terminal_would_act_on_is_shown_escaped(
     tmp_path: Path, change: Callable[[Meta, Arrays], object]
 ) -> None:
     assert_can_be_shown(vramkit.load(changed(saved(tmp_path, ESTIMATE), change)))
+
+
+def test_the_command_line_shows_a_file_of_any_name_and_content(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = saved(tmp_path).rename(tmp_path / "\x1b[31mgood.npz")
+    bad = changed(saved(tmp_path), in_device(device=ESCAPES)).rename(tmp_path / "\x1b[31mbad.npz")
+
+    codes = [main(["view", str(path)]) for path in (good, bad, tmp_path / "\x1b[31mnone.npz")]
+
+    printed = capsys.readouterr()
+    assert codes == [0, 2, 2]
+    assert all(line.isprintable() for line in (printed.out + printed.err).split("\n"))
 
 
 def test_modules_very_deep_in_one_another_are_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ MIN_LARGE_ALLOC = 10 << 20
 ROUND_LARGE = 2 << 20
 UNLIMITED = (1 << 63) - 1
 _MIB = 1 << 20
-_MOST_THREADS = 128  # that register pinned memory
+_MAX_THREADS = 128  # that register pinned memory
 _INTERVALS = 16  # of roundup_power2_divisions: 1 MiB .. 64 GiB, a power of two each
 
 _KNOWN = (
@@ -268,8 +268,8 @@ class _Parser:
         self.refuse(f"{key} is {shown(text)}", f"Give {key} a whole number from 0 to 2**64 - 1")
 
     def threads(self, key: str) -> None:
-        if (count := self.loose_number(key)).bit_count() != 1 or count > _MOST_THREADS:
-            self.refuse(f"{key} is {count}", f"Give {key} a power of two from 1 to {_MOST_THREADS}")
+        if (count := self.loose_number(key)).bit_count() != 1 or count > _MAX_THREADS:
+            self.refuse(f"{key} is {count}", f"Give {key} a power of two from 1 to {_MAX_THREADS}")
 
     def positive(self, key: str) -> None:
         if not self.loose_number(key):

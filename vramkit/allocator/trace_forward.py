@@ -6,6 +6,7 @@ segments' maps and the rule of splitting; chooses no address itself: the recorde
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -279,30 +280,48 @@ def pools_of(pool: npt.ArrayLike | None, events: int) -> list[PoolId]:
 
 
 class Ranges:
-    """Unbroken mapped ranges of expandable segments."""
+    """Unbroken mapped ranges of expandable segments; no two of them overlap."""
 
     def __init__(self) -> None:
         self.spans: dict[int, Extent] = {}  # by start
+        self._starts: list[int] = []  # in order: a stranger's trace can have very many
 
     def add(self, address: int, size: int, stream: int, small: bool, pool: PoolId) -> None:
         end = address + size
-        for start, (length, other_stream, other_small, other_pool) in list(self.spans.items()):
+        place = bisect_left(self._starts, address)
+        neighbours = [self._starts[place - 1]] if place else []
+        neighbours += [end] if end in self.spans else []
+        for start in neighbours:
+            length, other_stream, other_small, other_pool = self.spans[start]
             if (other_stream, other_small) == (stream, small) and (start + length == address or start == end):
-                del self.spans[start]
+                self._drop(start)
                 address, end, pool = min(address, start), max(end, start + length), other_pool
-        self.spans[address] = (end - address, stream, small, pool)
+        self._put(address, (end - address, stream, small, pool))
 
     def remove(self, address: int, size: int) -> bool:
         end = address + size
-        for start, (length, stream, small, pool) in self.spans.items():
-            if start <= address and end <= start + length:
-                del self.spans[start]
-                if start < address:
-                    self.spans[start] = (address - start, stream, small, pool)
-                if end < start + length:
-                    self.spans[end] = (start + length - end, stream, small, pool)
-                return True
-        return False
+        place = bisect_right(self._starts, address)
+        if not place:
+            return False
+        start = self._starts[place - 1]
+        length, stream, small, pool = self.spans[start]
+        if end > start + length:
+            return False
+        self._drop(start)
+        if start < address:
+            self._put(start, (address - start, stream, small, pool))
+        if end < start + length:
+            self._put(end, (start + length - end, stream, small, pool))
+        return True
+
+    def _put(self, start: int, extent: Extent) -> None:
+        if start not in self.spans:
+            insort(self._starts, start)
+        self.spans[start] = extent
+
+    def _drop(self, start: int) -> None:
+        del self.spans[start]
+        del self._starts[bisect_left(self._starts, start)]
 
 
 def assemble(blocks: list[BlockState], whole: dict[int, Extent], ranges: Ranges) -> tuple[SegmentState, ...]:

@@ -154,7 +154,7 @@ def _too_large(found: Found, search: Search, machine: DeviceMachine | EstimatedM
         how = f"needs {format_size(trial.peak_reserved)}"
     error = DoesNotFit(
         f"The largest batch was asked for that fits {device_name}",
-        f"batch size {trial.batch_size} {how}, of {format_size(capacity)} that are available",
+        f"batch size {trial.batch_size} {how}, of {format_size(capacity)} available",
         instead="Choose a larger card, or make the model or a row smaller. What holds the memory, and what would help:",
     )
     if machine.last is not None:

@@ -244,9 +244,9 @@ def _gpu(saved: Mapping[str, object]) -> GPU:
 def _failure(saved: Mapping[str, object]) -> OutOfMemory:
     parts = record(saved["breakdown"], "the failure's breakdown")
     return OutOfMemory(
-        event=integer(saved["event"], "the failure's event", least=-1),
+        event=integer(saved["event"], "the failure's event", minimum=-1),
         requested=integer(saved["requested"], "the request that failed"),
-        phase=Phase(integer(saved["phase"], "the failure's phase", largest=max(Phase))),
+        phase=Phase(integer(saved["phase"], "the failure's phase", maximum=max(Phase))),
         module=text(saved["module"], "the failure's module"),
         breakdown=Breakdown(
             **{each.name: integer(parts[each.name], f"the failure's {each.name}") for each in fields(Breakdown)}

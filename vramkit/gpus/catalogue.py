@@ -29,7 +29,7 @@ MIB = 1 << 20
 MAX_MEMORY = 4 << 40
 """Bytes: the maximum of a card's memory, as no virtual device can have more."""
 
-_LONGEST_NAME = 256  # characters; as the driver's own
+_MAX_NAME = 256  # characters; as the driver's own
 _ABOVE_0 = ("memory", "multiprocessors")
 _FROM_0 = ("board_memory", "l2_cache", "clock_mhz", "memory_clock_mhz", "bus_width", "context")
 
@@ -59,11 +59,11 @@ _GENERATIONS = {
 
 def _check_name(name: str) -> None:
     """A name goes to the C library as part of a line, and to terminals as it is."""
-    if not isinstance(name, str) or len(name) > _LONGEST_NAME or not name.isprintable() or set(name) & set(';="\\'):
+    if not isinstance(name, str) or len(name) > _MAX_NAME or not name.isprintable() or set(name) & set(';="\\'):
         raise UsageError(
             "A GPU's name was expected",
             f"got {shown(name)}",
-            f'It may not hold ; = " \\ or what is not printable, and has at most {_LONGEST_NAME} characters',
+            f'It may not hold ; = " \\ or what is not printable, and has at most {_MAX_NAME} characters',
             "Give a name such as 'my-card'",
         )
 
@@ -115,7 +115,7 @@ class GPU:
         if self.capability not in tuple(_GENERATIONS):  # a list has no hash
             known = ", ".join(f"{major}.{minor}" for major, minor in _GENERATIONS)
             raise UsageError(
-                f"A GPU of compute capability {self.capability} was described",
+                f"A GPU of compute capability {shown(self.capability)} was described",
                 f"known are {known}",
                 "How much shared memory and how many threads a multiprocessor has follows from it",
                 "Give the capability of the most similar card",
@@ -245,7 +245,7 @@ _CARDS = (
 CATALOGUE: dict[str, GPU] = {card.name: card for card in _CARDS}
 """Every card by its name."""
 
-_LEAST_BYTES = 1 << 20  # a smaller plain number is not meant as bytes: gpu=24
+_MIN_BYTES = 1 << 20  # a smaller plain number is not meant as bytes: gpu=24
 
 GENERIC = "a100-80gb"
 """Whose properties a card has of which only the memory is given; also the card that is assumed where none is named."""
@@ -282,7 +282,7 @@ def find(gpu: str | int | GPU) -> GPU:
         memory = parse_size(gpu)
     except UsageError:
         raise _unknown(gpu) from None
-    if memory < (1 if isinstance(gpu, str) else _LEAST_BYTES):
+    if memory < (1 if isinstance(gpu, str) else _MIN_BYTES):
         raise _unknown(gpu, memory)
     if memory > MAX_MEMORY:
         raise _too_large(f"The GPU {shown(gpu)} was asked for", f"it would have {format_size(memory)}")
@@ -299,7 +299,7 @@ def _plain(name: str) -> str:
 def _unknown(gpu: object, memory: int | None = None) -> UsageError:
     """What to tell of a card that can't be found, or of a size that can't be one's."""
     names = {_plain(name): name for name in CATALOGUE}
-    text = gpu[:_LONGEST_NAME] if isinstance(gpu, str) else str(memory)
+    text = gpu[:_MAX_NAME] if isinstance(gpu, str) else str(memory)
     wanted = _plain(text)
     # "a100" means one of the A100s, however close in letters "h100" may be.
     near = [name for name in names if len(wanted) > 1 and wanted in name]

@@ -28,13 +28,13 @@ from .files import TooLargeError, replacing
 FORMAT = 2
 
 _TABLES = {"events": EVENT, "allocations": ALLOCATION, "segments": SEGMENT}
-_MOST_DEVICES = 1024
-_DIGITS = 20
-_LONGEST_HEADER = 4096  # of a table, in bytes: it names the columns
+_MAX_DEVICES = 1024
+_MAX_DIGITS = 20
+_MAX_HEADER = 4096  # of a table, in bytes: it names the columns
 _OBJECTS = 30  # bytes that Python's objects take at most for a byte of JSON
 
 
-class NewerFormatError(Exception):
+class UnknownFormatError(Exception):
     """A file is of a format that this vramkit does not know.
 
     Args:
@@ -96,16 +96,16 @@ def read(content: bytes, max_bytes: int) -> Saved:
 
     Raises:
         TooLargeError: it would unpack to more than ``max_bytes``.
-        NewerFormatError: it is of a format that is not known here.
+        UnknownFormatError: it is of a format that is not known here.
         Exception: any, if it is damaged or something else; a `DamagedError` says what is wrong in words.
     """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         reader = _Reader(archive, max_bytes)
         meta = record(reader.meta(), "the contents")
-        number = integer(meta.get("format"), "the format", largest=1 << 31)
+        number = integer(meta.get("format"), "the format", maximum=1 << 31)
         if not 1 <= number <= FORMAT:
-            raise NewerFormatError(number)
-        devices = items(meta.get("devices"), "the devices", _MOST_DEVICES)
+            raise UnknownFormatError(number)
+        devices = items(meta.get("devices"), "the devices", _MAX_DEVICES)
         if not devices:
             raise DamagedError("it has no devices")
         particulars = meta.get("particulars")  # older files have none
@@ -164,7 +164,7 @@ class _Reader:
         with self._archive.open(info) as file:  # gives no more than file_size
             if npy.read_magic(file) != (1, 0):
                 raise DamagedError(f"the table {name!r} is of another format than vramkit's")
-            shape, _, found = npy.read_array_header_1_0(file, max_header_size=_LONGEST_HEADER)
+            shape, _, found = npy.read_array_header_1_0(file, max_header_size=_MAX_HEADER)
             size = info.file_size - file.tell()
             if found != dtype or len(shape) != 1 or shape[0] * dtype.itemsize != size:
                 raise DamagedError(f"the table {name!r} has the wrong columns")
@@ -173,7 +173,7 @@ class _Reader:
 
 
 def _whole_number(digits: str) -> int:
-    if len(digits) > _DIGITS:
+    if len(digits) > _MAX_DIGITS:
         raise DamagedError(f"a number in it has {len(digits):,} digits")
     return int(digits)
 

@@ -15,12 +15,12 @@ import numpy as np
 from ..errors import shown
 from ..tape.events import Action, Category, Module, Phase, Table
 
-LARGEST = (1 << 62) - 1
+MAX_NUMBER = (1 << 62) - 1
 """Of a number, and of the sum of all sizes: neither then overflows 64 bits, whatever is added up."""
 
-_LONGEST_TEXT = 10_000  # characters
-_DEEPEST = 200  # modules inside one another: readers walk the tree by recursion
-_MOST_DIMENSIONS = 64
+_MAX_TEXT = 10_000  # characters
+_MAX_DEPTH = 200  # modules inside one another: readers walk the tree by recursion
+_MAX_DIMENSIONS = 64
 _DEVICE = re.compile(r"\w{1,64}(:\d{1,9})?", re.ASCII)
 _CODES = {"action": len(Action), "phase": len(Phase), "category": len(Category)}
 _FROM_0 = ("step", "size", "requested", "block", "pool")
@@ -45,18 +45,18 @@ def record(value: object, what: str) -> dict[str, object]:
     return value
 
 
-def items(value: object, what: str, most: int | None = None) -> list[object]:
+def items(value: object, what: str, maximum: int | None = None) -> list[object]:
     """A list, of at most so many items."""
     if not isinstance(value, list):
         raise _wrong(value, what)
-    if most is not None and len(value) > most:
-        raise DamagedError(f"there are {len(value):,} of {what}, and {most:,} at most can be")
+    if maximum is not None and len(value) > maximum:
+        raise DamagedError(f"there are {len(value):,} of {what}, and at most {maximum:,} can be")
     return value
 
 
 def text(value: object, what: str) -> str:
     """A text that a report can show."""
-    if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
+    if not isinstance(value, str) or len(value) > _MAX_TEXT:
         raise _wrong(value, what)
     return value
 
@@ -66,9 +66,9 @@ def texts(value: object, what: str) -> tuple[str, ...]:
     return tuple(text(each, what) for each in items(value, what))
 
 
-def integer(value: object, what: str, *, least: int = 0, largest: int = LARGEST) -> int:
+def integer(value: object, what: str, *, minimum: int = 0, maximum: int = MAX_NUMBER) -> int:
     """A whole number within bounds."""
-    if type(value) is not int or not least <= value <= largest:
+    if type(value) is not int or not minimum <= value <= maximum:
         raise _wrong(value, what)
     return value
 
@@ -101,9 +101,9 @@ def modules_of(value: object) -> tuple[Module, ...]:
             if not module.name.startswith(f"{modules[module.parent].name}."):
                 raise DamagedError(f"the module {shown(module.name)} is not named after the one that it is part of")
         total += module.parameters
-        if depth > _DEEPEST:
-            raise DamagedError(f"more than {_DEEPEST} modules are inside one another")
-        if total > LARGEST:
+        if depth > _MAX_DEPTH:
+            raise DamagedError(f"more than {_MAX_DEPTH} modules are inside one another")
+        if total > MAX_NUMBER:
             raise DamagedError("the modules' parameters are more than can be")
         modules.append(module)
         depths.append(depth)
@@ -111,16 +111,16 @@ def modules_of(value: object) -> tuple[Module, ...]:
 
 
 def _module(saved: dict[str, object], index: int) -> Module:
-    shape = items(saved.get("output_shape", []), "a module's output shape", _MOST_DIMENSIONS)
+    shape = items(saved.get("output_shape", []), "a module's output shape", _MAX_DIMENSIONS)
     module = Module(
         name=text(saved["name"], "a module's name"),
         kind=text(saved["kind"], "a module's class"),
-        parent=integer(saved.get("parent", -1), "a module's parent", least=-1, largest=index - 1),
+        parent=integer(saved.get("parent", -1), "a module's parent", minimum=-1, maximum=index - 1),
         parameters=integer(saved.get("parameters", 0), "the size of a module's parameters"),
         calls=integer(saved.get("calls", 0), "the number of a module's calls"),
         output_shape=tuple(integer(size, "a size of a module's output") for size in shape),
     )
-    if math.prod(max(size, 1) for size in module.output_shape) > LARGEST:
+    if math.prod(max(size, 1) for size in module.output_shape) > MAX_NUMBER:
         raise DamagedError("a module's output is larger than can be")
     return module
 
@@ -149,7 +149,7 @@ def check_tables(tables: Mapping[str, Table], modules: int, names: int) -> None:
     _check_lives(events, allocations)
     moves = events["size"][(events["action"] >= Action.SEGMENT_ALLOC) & (events["action"] != Action.OOM)]
     sizes = (allocations["block"], tables["segments"]["size"], moves)
-    if sum(float(each.sum(dtype=np.float64)) for each in sizes) > LARGEST:
+    if sum(float(each.sum(dtype=np.float64)) for each in sizes) > MAX_NUMBER:
         raise DamagedError("its sizes add up to more than can be")
 
 

@@ -14,12 +14,12 @@ from ..errors import shown
 from ..results.files import TooLargeError
 from ..tape.events import TORCH_ACTIONS
 
-_MOST_DEVICES = 128  # torch's own limit is 120
-_LARGEST_ID = (1 << 31) - 1  # of a private pool: the tables keep both of its numbers in 32 bits
-_LARGEST_ADDRESS = (1 << 64) - 1
-_LARGEST = (1 << 63) - 1
-_LARGEST_SUM = 1 << 60  # of all sizes: rounded up to a power of two, they still don't overflow 64 bits
-_LONGEST_TEXT = 10_000  # characters
+_MAX_DEVICES = 128  # torch's own limit is 120
+_MAX_ID = (1 << 31) - 1  # of a private pool: the tables keep both of its numbers in 32 bits
+_MAX_ADDRESS = (1 << 64) - 1
+_MAX_NUMBER = (1 << 63) - 1
+_MAX_SUM = 1 << 60  # of all sizes: rounded up to a power of two, they still don't overflow 64 bits
+_MAX_TEXT = 10_000  # characters
 _ENTRY_BYTES = 256  # what an entry or a block takes in tables and lists
 _STATES = ("active_allocated", "active_pending_free", "active_awaiting_free", "inactive")
 
@@ -36,7 +36,7 @@ def check(snapshot: Mapping[str, Any], max_bytes: int) -> None:
         TooLargeError: its entries and blocks, some of which may be one object, would take more than ``max_bytes``.
     """
     traces, segments = snapshot["device_traces"], snapshot["segments"]
-    if len(traces) > _MOST_DEVICES:
+    if len(traces) > _MAX_DEVICES:
         raise ImpossibleError(f"there are traces of {len(traces):,} devices")
     for segment in segments:
         if type(segment.get("blocks")) is not list:
@@ -47,14 +47,14 @@ def check(snapshot: Mapping[str, Any], max_bytes: int) -> None:
     total = sum(_check_segment(segment) for segment in segments)
     for trace in traces:
         total += _check_entries(trace)
-    if total > _LARGEST_SUM:
+    if total > _MAX_SUM:
         raise ImpossibleError("the sizes in it add up to more than can be")
     settings = snapshot.get("allocator_settings")
     if settings is not None:
         if type(settings) is not dict:
             raise _wrong("allocator_settings", settings)
         conf = settings.get("PYTORCH_CUDA_ALLOC_CONF")
-        if conf is not None and (type(conf) is not str or len(conf) > _LONGEST_TEXT):
+        if conf is not None and (type(conf) is not str or len(conf) > _MAX_TEXT):
             raise _wrong("PYTORCH_CUDA_ALLOC_CONF", conf)
 
 
@@ -69,13 +69,13 @@ def _check_entries(trace: Sequence[Mapping[str, Any]]) -> int:
             continue
         size, stream = entry.get("size"), entry.get("stream")
         address, time = entry.get("addr", 0), entry.get("time_us", 0)
-        if type(size) is not int or not 0 <= size <= _LARGEST:
+        if type(size) is not int or not 0 <= size <= _MAX_NUMBER:
             raise _wrong("size", size)
-        if type(stream) is not int or not 0 <= stream <= _LARGEST:
+        if type(stream) is not int or not 0 <= stream <= _MAX_NUMBER:
             raise _wrong("stream", stream)
-        if type(address) is not int or not 0 <= address <= _LARGEST_ADDRESS:
+        if type(address) is not int or not 0 <= address <= _MAX_ADDRESS:
             raise _wrong("addr", address)
-        if type(time) is not int or not 0 <= time <= _LARGEST:
+        if type(time) is not int or not 0 <= time <= _MAX_NUMBER:
             raise _wrong("time_us", time)
         _check_pool(entry.get("pool_id", NO_POOL))
         if type(entry.get("frames", [])) is not list:
@@ -110,8 +110,8 @@ def _check_segment(segment: Mapping[str, Any]) -> int:
     return total
 
 
-def _number(key: str, value: object, largest: int = _LARGEST) -> int:
-    if type(value) is not int or not 0 <= value <= largest:
+def _number(key: str, value: object, maximum: int = _MAX_NUMBER) -> int:
+    if type(value) is not int or not 0 <= value <= maximum:
         raise _wrong(key, value)
     return value
 
@@ -121,7 +121,7 @@ def _check_pool(pool: object) -> None:
         return
     numbers = pool if type(pool) is tuple and len(pool) == 2 else (pool,)
     for number in numbers:
-        _number("private pool", number, _LARGEST_ID)
+        _number("private pool", number, _MAX_ID)
 
 
 def _wrong(key: str, value: object) -> ImpossibleError:

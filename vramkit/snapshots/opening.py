@@ -9,7 +9,7 @@ from typing import Any
 
 from ..allocator import segments_from_torch
 from ..attribution.categories import attribute
-from ..errors import SnapshotError, shortened, shown
+from ..errors import SnapshotError, printable, shortened, shown
 from ..gpus import CUBLAS_WORKSPACE
 from ..results.files import MAX_BYTES, TooLargeError
 from ..results.profile import Profile
@@ -19,8 +19,8 @@ from .checks import ImpossibleError, check
 from .trace import columns_of, conf_text_of, follow_trace, recording_of
 from .unpickling import load_snapshot, too_large
 
-_LONGEST_PATH = 4096
-_LONGEST_NAME = 200
+_MAX_PATH = 4096
+_MAX_NAME = 200
 
 
 def open_snapshot(path: str | PathLike[str], *, max_bytes: int | str = MAX_BYTES) -> Profile:
@@ -47,7 +47,7 @@ def open_snapshot(path: str | PathLike[str], *, max_bytes: int | str = MAX_BYTES
         UsageError: ``max_bytes`` is no size.
         OSError: it can't be read.
     """
-    asked = f"{shortened(str(path))} was opened as a snapshot of torch's allocator"
+    asked = f"{printable(str(path))} was opened as a snapshot of torch's allocator"
     limit = parse_size(max_bytes)
     snapshot = load_snapshot(path, max_bytes=limit)
     try:
@@ -129,11 +129,11 @@ def _line(frame: object) -> str:
     if not isinstance(frame, dict):
         raise ImpossibleError(f"a frame can't be {shown(frame)}")
     file, line, name = frame.get("filename"), frame.get("line"), frame.get("name")
-    if not isinstance(file, str) or not file.endswith(".py") or len(file) > _LONGEST_PATH:
+    if not isinstance(file, str) or not file.endswith(".py") or len(file) > _MAX_PATH:
         return ""
     parts = file.replace("\\", "/").split("/")
     if "torch" in parts:
         return ""
     number = line if isinstance(line, int) else "?"
-    function = name[:_LONGEST_NAME] if isinstance(name, str) else "?"
+    function = name[:_MAX_NAME] if isinstance(name, str) else "?"
     return f"{parts[-1]}:{number} {function}"
