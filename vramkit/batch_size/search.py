@@ -128,7 +128,7 @@ class Search:
         """Run two small sizes, and a third, larger one to hold the line through them against."""
         unit, minimum = self.bounds.multiple_of, self.bounds.minimum
         # A single row takes paths of its own (batch norm refuses it, dimensions of 1 are squeezed), so it comes last.
-        first = min(max(minimum, _up(2, unit)), self._ceiling)
+        first = min(max(minimum, _round_up(2, unit)), self._ceiling)
         if not self._run(first, is_probe=True):
             if first > minimum:
                 # What two rows can, up to where their memory ends, one may not: batch norm for one raises then.
@@ -146,13 +146,13 @@ class Search:
         rises = self.runs[second].trial.peak_allocated > self.runs[first].trial.peak_allocated
         stride = None if self._aligned(second) or not self.ranks.any(not rises) else _SHARE
         guess = self._guess(self.bounds.memory_fraction, second, self._ceiling + unit, stride=stride)
-        third = min(max(_up(guess // _SHARE, unit), 2 * second), guess)
+        third = min(max(_round_up(guess // _SHARE, unit), 2 * second), guess)
         if third == second or not self._run(third, is_probe=True):
             return
         if not self._trust or not self._aligned(third) or not self.bounds.verify:
             # Larger batches take other kernels than small ones: two sizes are needed that take the same.
             guess = self._guess(self.bounds.memory_fraction, third, self._ceiling + unit, stride=_SHARE)
-            fourth = min(max(_up(guess // 2, unit), 2 * third), guess)
+            fourth = min(max(_round_up(guess // 2, unit), 2 * third), guess)
             if fourth > third:
                 self._run(fourth, is_probe=True)
 
@@ -183,7 +183,7 @@ class Search:
             if guess == high - unit and high in self._good:
                 # The forecast believes in a size that did not do: down from there in longer and longer strides.
                 stride = unit * max(1, (high - low) // unit // 64) * 4**refuted
-                guess = max(high - stride, low + _up((high - low) // 2, unit))
+                guess = max(high - stride, low + _round_up((high - low) // 2, unit))
                 refuted += 1
             self._run(min(guess, high - unit))
         else:
@@ -319,7 +319,7 @@ class Search:
         return self.ranks.any(grows)
 
 
-def _up(size: int, unit: int) -> int:
+def _round_up(size: int, unit: int) -> int:
     return -(-size // unit) * unit
 
 

@@ -61,8 +61,9 @@ thread_local int inside = 0; /* > 0: in the kernel of an operator that is comput
 
 /* ---- what was computed, by storage; a later one at the same address is another */
 
-std::mutex computed_lock;
-std::unordered_map<c10::StorageImpl *, c10::weak_intrusive_ptr<c10::StorageImpl>> computed;
+/* Never destroyed: threads of torch's may outlive what a process ends with. */
+std::mutex &computed_lock = *new std::mutex;
+auto &computed = *new std::unordered_map<c10::StorageImpl *, c10::weak_intrusive_ptr<c10::StorageImpl>>;
 
 void remember(const at::Tensor &tensor, bool is_right) {
   auto *storage = tensor.storage().unsafeGetStorageImpl();
