@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from typing import Any
 
 
-def left_behind() -> list[str]:
-    """Sentences about every hook, mode and setting that is not as torch sets it up; none: all is as it should be."""
+def left_behind(model: Any = None) -> list[str]:
+    """Sentences about every hook, mode and setting that is not as torch sets it up; none: all is as it should be.
+
+    Args:
+        model: whose parameters should carry no hooks; None: none is asked about.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not hasattr(torch, "optim"):
         return []
@@ -23,6 +29,11 @@ def left_behind() -> list[str]:
             found.append(f"torch.optim.optimizer.{name} is not empty")
     if torch.autograd._engine_run_backward is not torch.autograd.graph._engine_run_backward:
         found.append("the autograd engine's entry is replaced")
+    if torch.autograd.graph.saved_tensors_hooks.__enter__.__module__ != torch.autograd.graph.__name__:
+        found.append("saved_tensors_hooks.__enter__ is replaced")
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo is not None and dynamo.unpatched_nn_module_call is not torch.nn.Module.__call__:
+        found.append("dynamo calls modules by another function")
     if torch.utils._python_dispatch._get_current_dispatch_mode_stack():
         found.append("a dispatch mode is active")
     if torch.cuda.is_initialized():
@@ -31,6 +42,10 @@ def left_behind() -> list[str]:
         if torch._C._cuda_getMemoryMetadata():
             found.append(f"the allocator's metadata is {torch._C._cuda_getMemoryMetadata()!r}")
     profiling = sys.modules.get("vramkit.profiling.profiler")
-    if profiling is not None and profiling.profile._active is not None:
+    if profiling is not None and profiling._measuring.active is not None:
         found.append("a profile is active")
+    if not gc.isenabled():
+        found.append("the garbage collector is off")
+    if model is not None:
+        found += [f"{name} has a hook" for name, parameter in model.named_parameters() if parameter._backward_hooks]
     return found

@@ -19,7 +19,6 @@ from .context import Contexts, Story
 from .recording import Kind, Mark, Recording, Scan
 
 _UNSEEN = 255
-_ALLOC, _FREE, _FREE_COMPLETED = int(Action.ALLOC), int(Action.FREE), int(Action.FREE_COMPLETED)
 
 
 def attribute(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan], modules: Sequence[Module]) -> Tape:
@@ -68,14 +67,15 @@ def _positioned(recording: Recording, marks: Sequence[Mark], scans: Sequence[Sca
     """
     return [
         (int(recording.position[number]), scans[value])
-        for number, (kind, value) in enumerate(marks, 1)
+        for number, (kind, value, _) in enumerate(marks, 1)
         if kind is Kind.SCAN and recording.position[number] >= 0
     ]
 
 
 def _pair(recording: Recording, events: Table, scans: Sequence[tuple[int, Scan]], names: dict[str, int]) -> Table:
     """Match allocations with their frees, and label what the scans saw."""
-    born = np.flatnonzero(recording.action == _ALLOC)
+    alloc, free, free_completed = Action.ALLOC, Action.FREE, Action.FREE_COMPLETED  # found once, not for each event
+    born = np.flatnonzero(recording.action == alloc)
     before = len(recording.before)
     table = np.zeros(before + len(born), ALLOCATION)
     table["category"] = _UNSEEN
@@ -104,15 +104,15 @@ def _pair(recording: Recording, events: Table, scans: Sequence[tuple[int, Scan]]
         while due <= i and waiting is not None:
             labels.apply(waiting, alive)
             due, waiting = next(upcoming)
-        if action == _ALLOC:
+        if action == alloc:
             alive[address] = owner[i] = row
             row += 1
-        elif action == _FREE:
+        elif action == free:
             found = alive.pop(address, -1)
             if found >= 0:
                 died[found] = i
                 owner[i] = pending[address] = found
-        elif action == _FREE_COMPLETED:
+        elif action == free_completed:
             owner[i] = pending.pop(address, -1)
     while waiting is not None:
         labels.apply(waiting, alive)
@@ -226,13 +226,15 @@ def _of_a_batch(
     Wrong for what a program makes between steps, keeps over the next forward and drops within a step.
     """
     last_step = int(context.step.max(initial=0))
-    next_forward = np.full(len(story.zones) + 1, -1, np.int64)  # event at which the next forward begins, if it's next
+    next_forward = np.full(len(story.zones), -1, np.int64)  # event at which the next forward begins, if it's next
+    following: dict[int, int] = {}  # that of the track's next zone
     for index in range(len(story.zones) - 1, -1, -1):
         each = story.zones[index]
         if each.phase is Phase.FORWARD:
             next_forward[index] = recording.position[each.begin]
         elif each.phase is Phase.OUTSIDE:
-            next_forward[index] = next_forward[index + 1]
+            next_forward[index] = following.get(each.track, -1)
+        following[each.track] = int(next_forward[index])
     begins = next_forward[zone]
     died, step = table["died"], table["step"]
     if not len(context.step):

@@ -1,7 +1,8 @@
 """What a program was doing at each event, from its marks. Knows no torch, and not what any allocation was for.
 
 Marks are laid down by every thread, and only some forwards and backwards are followed module by module; here they
-become one story: for every event the phase, the module, the step, and the zone inside which a temporary lives.
+become one story, with a track for each of the threads that train at once: for every event the phase, the module, the
+step, and the zone inside which a temporary lives.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from ..tape.events import Action, Phase
 from .recording import ACCUMULATES, CREATES_GRAPH, FOLLOWED, NO_MODULE, Kind, Mark, Recording
+from .tracks import tracks_of
 
 
 @dataclass
@@ -23,6 +25,8 @@ class Zone:
     phase: Phase
     begin: int
     """Number of the mark that began it."""
+    track: int = 0
+    """The track that it is part of."""
     end: int = -1
     """Number of the mark that ended it; -1: none did."""
     creates_graph: bool = False
@@ -30,6 +34,8 @@ class Zone:
     """A forward or backward whose modules are known."""
     root: int = -1
     """The outermost module of a forward."""
+    after_graph: bool = False
+    """Outside every model, after a forward that made an autograd graph."""
     is_loss: bool = False
     """Outside every model, but between a forward and the backward of what it made."""
 
@@ -49,6 +55,21 @@ class Contexts:
 
 
 @dataclass
+class _Reading:
+    """Where the reading of a track's marks is."""
+
+    track: int
+    open_zones: list[int]
+    """Indices of zones, the innermost last."""
+    in_backward: bool = False
+    forward_at: int = -1
+    """The module that the forward is in."""
+    backward_at: int = -1
+    boundary: int = 0
+    """The last mark at which the zone or the step changed."""
+
+
+@dataclass
 class Story:
     """What each mark means, given all of them: phase, module, zone and step that hold from it on.
 
@@ -64,21 +85,25 @@ class Story:
         self.phase = np.zeros(count, np.uint8)
         self.module = np.full(count, -1, np.int32)
         self.zone = np.zeros(count, np.int32)
-        self.boundary = np.zeros(count, np.int64)  # the last mark up to here at which the zone or the step changed
         self.step = self._steps()
+        self._track_of = tracks_of(self.marks)  # by line
+        self._tracks = max(self._track_of.values(), default=0) + 1
+        # Of each track: the last mark up to each mark, and the last up to there at which the zone or the step changed.
+        self._last = np.zeros((self._tracks, count), np.int64)
+        self._boundary = np.zeros((self._tracks, count), np.int64)
         self._read()
         self._find_losses()
 
     def _steps(self) -> npt.NDArray[np.int32]:
         """Index of the training step that each mark belongs to."""
-        kinds = {kind for kind, _ in self.marks}
+        kinds = {kind for kind, _, _ in self.marks}
         steps = np.zeros(len(self.marks) + 1, np.int32)
         step, busy = 0, 0
         seen: set[int] = set()
         expected = self._optimizer_periods()
         unstepped = self._ends_of_accumulation()
-        first_root = next((value for kind, value in self.marks if kind is Kind.ROOT), -1)
-        for number, (kind, value) in enumerate(self.marks, 1):
+        first_root = next((value for kind, value, _ in self.marks if kind is Kind.ROOT), -1)
+        for number, (kind, value, _) in enumerate(self.marks, 1):
             if kind in (Kind.ROOT, Kind.BACKWARD, Kind.OPTIMIZER):
                 busy = step
             if Kind.STEP in kinds:
@@ -108,7 +133,7 @@ class Story:
         """
         ended = [
             (number, value)
-            for number, (kind, value) in enumerate(self.marks, 1)
+            for number, (kind, value, _) in enumerate(self.marks, 1)
             if kind is Kind.OPTIMIZER_END and value >= 0
         ]
         last = {value: number for number, value in ended}
@@ -122,7 +147,7 @@ class Story:
         """Ends of backwards whose gradients are gone before the next: steps, where no optimizer ever steps."""
         ends: set[int] = set()
         last = -1
-        for number, (kind, value) in enumerate(self.marks, 1):
+        for number, (kind, value, _) in enumerate(self.marks, 1):
             if kind is Kind.BACKWARD and last >= 0 and not value & ACCUMULATES:
                 ends.add(last)
             elif kind is Kind.BACKWARD_END:
@@ -130,83 +155,88 @@ class Story:
         return ends
 
     def _read(self) -> None:
-        open_zones = [0]
-        self.zones.append(Zone(Phase.OUTSIDE, 0))
-        in_backward = False
-        forward_at = backward_at = -1
-        boundary = 0
+        readings = []
+        for track in range(self._tracks):
+            readings.append(_Reading(track, [len(self.zones)]))
+            self.zones.append(Zone(Phase.OUTSIDE, 0, track))
         left = []  # zones of steps that raised: nobody knows when the program left them
-        for number, (kind, value) in enumerate(self.marks, 1):
+        for number, (kind, value, line) in enumerate(self.marks, 1):
+            at = readings[self._track_of[line]]
+            before = at.open_zones[-1]
             match kind:
                 case Kind.ROOT:
-                    forward_at = value
-                    self._open(open_zones, Phase.RECOMPUTE if in_backward else Phase.FORWARD, number)
+                    at.forward_at = value
+                    self._open(at, Phase.RECOMPUTE if at.in_backward else Phase.FORWARD, number)
                     self.zones[-1].root = value
                 case Kind.IN:
-                    forward_at = value
-                    self.zones[open_zones[-1]].is_followed = True
+                    at.forward_at = value
+                    self.zones[before].is_followed = True
                 case Kind.ROOT_END:
-                    forward_at = -1
-                    self._close(open_zones, number)
+                    at.forward_at = -1
+                    self._close(at, number)
+                case Kind.GRAPH:
+                    self.zones[before].after_graph = self.zones[before].phase is Phase.OUTSIDE
                 case Kind.BACKWARD:
-                    in_backward, backward_at = True, -1
-                    self._open(open_zones, Phase.BACKWARD, number)
+                    at.in_backward, at.backward_at = True, -1
+                    self._open(at, Phase.BACKWARD, number)
                     self.zones[-1].creates_graph = bool(value & CREATES_GRAPH)
                     self.zones[-1].is_followed = bool(value & FOLLOWED)
                 case Kind.BACKWARD_AT:
-                    backward_at = value
+                    at.backward_at = value
                 case Kind.BACKWARD_END:
-                    in_backward = False
-                    self._close(open_zones, number)
+                    at.in_backward = False
+                    self._close(at, number)
                 case Kind.OPTIMIZER:
-                    self._open(open_zones, Phase.OPTIMIZER, number)
+                    self._open(at, Phase.OPTIMIZER, number)
                 case Kind.OPTIMIZER_END:
                     if value < 0:
-                        left.append(open_zones[-1])
-                    self._close(open_zones, number)
-            zone = open_zones[-1]
-            if zone != self.zone[number - 1] or self.step[number] != self.step[number - 1]:
-                boundary = number
+                        left.append(before)
+                    self._close(at, number)
+            zone = at.open_zones[-1]
+            if zone != before or self.step[number] != self.step[number - 1]:
+                at.boundary = number
             phase = self.zones[zone].phase
             self.phase[number] = phase
             if phase in (Phase.FORWARD, Phase.RECOMPUTE):
-                self.module[number] = forward_at
+                self.module[number] = at.forward_at
             elif phase is Phase.BACKWARD:
-                self.module[number] = backward_at
-            self.zone[number], self.boundary[number] = zone, boundary
+                self.module[number] = at.backward_at
+            self.zone[number] = zone
+            self._last[at.track, number], self._boundary[at.track, number] = number, at.boundary
+        for each in (self._last, self._boundary):
+            np.maximum.accumulate(each, axis=1, out=each)
         for zone in left:
             self.zones[zone].phase = Phase.OUTSIDE
             self.phase[self.zone == zone] = Phase.OUTSIDE
 
-    def _open(self, open_zones: list[int], phase: Phase, number: int) -> None:
-        if self.zones[open_zones[-1]].phase is Phase.OUTSIDE:
-            self.zones[open_zones.pop()].end = number
-        open_zones.append(len(self.zones))
-        self.zones.append(Zone(phase, number))
+    def _open(self, at: _Reading, phase: Phase, number: int) -> None:
+        if self.zones[at.open_zones[-1]].phase is Phase.OUTSIDE:
+            self.zones[at.open_zones.pop()].end = number
+        at.open_zones.append(len(self.zones))
+        self.zones.append(Zone(phase, number, at.track))
 
-    def _close(self, open_zones: list[int], number: int) -> None:
-        self.zones[open_zones.pop()].end = number
-        if not open_zones:
-            open_zones.append(len(self.zones))
-            self.zones.append(Zone(Phase.OUTSIDE, number))
+    def _close(self, at: _Reading, number: int) -> None:
+        self.zones[at.open_zones.pop()].end = number
+        if not at.open_zones:
+            at.open_zones.append(len(self.zones))
+            self.zones.append(Zone(Phase.OUTSIDE, number, at.track))
 
     def _find_losses(self) -> None:
         """What runs between a forward that made a graph and the next backward belongs to the forward."""
-        graphs = {number for number, (kind, _) in enumerate(self.marks, 1) if kind is Kind.GRAPH}
-        waiting: list[Zone] = []
-        after_graph = False
-        for zone in self.zones:
-            if zone.phase is Phase.OUTSIDE:
-                # The GRAPH mark follows the ROOT_END that began this zone.
-                after_graph = after_graph or any(n in graphs for n in range(zone.begin, zone.begin + 2))
-                if after_graph:
-                    waiting.append(zone)
-            elif zone.phase is Phase.BACKWARD:
-                for each in waiting:
-                    each.is_loss = True
-                waiting, after_graph = [], False
-            elif zone.phase is Phase.OPTIMIZER:
-                waiting, after_graph = [], False
+        for track in range(self._tracks):
+            waiting: list[Zone] = []
+            for zone in self.zones:
+                if zone.track != track:
+                    continue
+                if zone.phase is Phase.OUTSIDE:
+                    if waiting or zone.after_graph:
+                        waiting.append(zone)
+                elif zone.phase is Phase.BACKWARD:
+                    for each in waiting:
+                        each.is_loss = True
+                    waiting = []
+                elif zone.phase is Phase.OPTIMIZER:
+                    waiting = []
         loss = np.array([zone.is_loss for zone in self.zones])
         self.phase[loss[self.zone] & (self.phase == Phase.OUTSIDE)] = Phase.FORWARD
 
@@ -216,17 +246,30 @@ class Story:
         if not len(own):
             empty = np.zeros(0, np.int32)
             return Contexts(np.zeros(0, np.uint8), empty, empty, empty)
+        track = self._tracks_of_events(recording, own)
         # A thread that was not told of a change (an autograd thread before its first node, a data loader's thread)
-        # still carries an older mark: then the last change that any thread had seen holds.
+        # still carries an older mark: then the last change that any thread of the track had seen holds.
         reached = np.maximum.accumulate(own)
-        holds = np.maximum(own, self.boundary[reached])
+        holds = np.maximum(self._last[track, own], self._boundary[track, reached])
         phase, module, zone = self.phase[holds], self.module[holds], self.zone[holds]
+        before = holds == 0  # any mark of its track
+        zone[before] = track[before]
         noted = recording.at_module != NO_MODULE
         phase[noted], module[noted] = Phase.BACKWARD, recording.at_module[noted]
-        zone[noted] = self.zone[reached[noted]]
+        zone[noted] = self.zone[self._last[track, reached][noted]]
         contexts = Contexts(phase, module, self.step[reached], zone)
         self._complete(recording, contexts)
         return contexts
+
+    def _tracks_of_events(self, recording: Recording, own: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        lines = recording.line
+        if lines is None:
+            lines = np.array([0, *(line for _, _, line in self.marks)], np.int64)[own]
+        track_of = np.zeros(max(int(lines.max()), *self._track_of, 0) + 1, np.int64)  # a line without marks: the first
+        for line, track in self._track_of.items():
+            track_of[line] = track
+        found: npt.NDArray[np.int64] = track_of[lines]
+        return found
 
     def _complete(self, recording: Recording, contexts: Contexts) -> None:
         """Give a forward or backward that was not followed the modules of one that was, if their events are the same.

@@ -40,9 +40,10 @@ class Kind(enum.IntEnum):
     """Tensors were looked at; value: index into ``Marks.scans``."""
 
 
-# One mark: its kind and its value. Its number is its position in the list plus one; number 0 is "before any mark". A
-# plain tuple, because making one is on the path of every module call.
-Mark = tuple[Kind, int]
+# One mark: its kind, its value, and the line of the program that it belongs to. A line is what one thread does, and the
+# autograd threads for it; they are numbered from 0. A mark's number is its position in the list plus one; number 0 is
+# "before any mark". A plain tuple, because making one is on the path of every module call.
+Mark = tuple[Kind, int, int]
 
 CREATES_GRAPH = 1
 """This backward builds a graph itself (``create_graph=True``)."""
@@ -95,6 +96,8 @@ class Recording:
     """Bytes of the block that an ALLOC handed out; 0 elsewhere."""
     mark: Ints
     """Number of the mark that holds for each event."""
+    line: Ints | None = None
+    """Line of the program that each event belongs to; None: that of its mark."""
     at_module: npt.NDArray[np.int32]
     """Module that the backward was at, where the source notes that by itself; else ``NO_MODULE``."""
     position: Ints

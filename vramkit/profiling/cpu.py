@@ -9,22 +9,31 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..attribution.recording import NO_MODULE, Before, Recording
 from ..tape.events import Action
-from .marks import Marks
+from ..torch_internals.dispatch import TorchDispatchMode
+from ..torch_internals.storages import key_of
+from .hooks import Hooks
+from .marks import Marks, padded
 
-_ALLOC, _FREE = int(Action.ALLOC), int(Action.FREE)
+
+class _Ref(weakref.ref[torch.UntypedStorage]):
+    """Tells which storage has died."""
+
+    __slots__ = ("key",)
+    key: int
 
 
 class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
-    """Records the storages of one kind of device from ``start()`` to ``stop()``.
+    """Records the storages of one kind of device.
 
     Args:
         max_events: how many of the last events to keep, at least; up to twice as many are held meanwhile.
@@ -33,49 +42,56 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
 
     def __init__(self, max_events: int, device: str = "cpu") -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch's
-        self.marks = Marks(self._place, self._locate)
+        self.marks = Marks(self._place)
+        self.hooks = Hooks(self.marks, self._locate)
         self._device = device
         self._max_events = max_events
-        self._events: list[tuple[int, int, int, int, bool]] = []  # action, storage, bytes, mark, was there before
+        # Of each: action, storage, bytes, mark, line, and whether it was there before.
+        self._events: list[tuple[Action, int, int, int, int, bool]] = []
         self._dropped = self._ours = 0
         self._before: dict[int, int] = {}  # storage -> bytes, of what was alive before the first kept event
-        self._alive: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
+        self._alive: dict[int, tuple[_Ref, int]] = {}
+        # Storages die in any thread and in the middle of anything: a callback in C is all that may run then.
+        self._dead: deque[_Ref] = deque()
         self._positions = [0]
-        self._recording = False
-        self._lock = threading.RLock()  # storages die in any thread, and also while this one holds the lock
+        self._lock = threading.RLock()  # other threads look at what they train
 
-    def start(self) -> None:
-        """Begin to record: what the marks know already is there before the first event."""
-        self._recording = True
-        self.__enter__()  # type: ignore[no-untyped-call] # torch's
-        try:
-            self.marks.install()
-        except BaseException:
-            self.marks.abandon()
-            self._end()
-            raise
-        self._drop(len(self._events))
-        self._ours = self._dropped  # events that only say what was there
+    def start(self, stack: ExitStack) -> None:
+        """Begin to record: what the marks know already is there before the first event.
 
-    def stop(self) -> list[Recording]:
-        """Detach everything and hand over what was recorded."""
-        try:
-            self.marks.remove()
-        finally:
-            self._end()
-        lost = self._dropped - self._ours
-        if len(self._events) > self._max_events:
-            lost += len(self._events) - self._max_events
-            self._drop(len(self._events) - self._max_events)
+        Args:
+            stack: ends the recording when it is left, and detaches everything.
+        """
+        stack.callback(self._alive.clear)  # and with it the callbacks
+        stack.enter_context(self)
+        self.hooks.install(stack)
+        with self._lock:
+            self._note_deaths(0)
+            self._drop(len(self._events))
+            self._ours = self._dropped  # events that only say what was there
+
+    def stop(self) -> None:
+        """Look for the last time, before the stack detaches everything."""
+        self.hooks.finish()
+        with self._lock:
+            self._note_deaths(len(self.marks.entries))
+
+    def recordings(self) -> list[Recording]:
+        """What was recorded; to be called once the recording has ended."""
+        with self._lock:
+            lost = self._dropped - self._ours
+            if len(self._events) > self._max_events:
+                lost += len(self._events) - self._max_events
+                self._drop(len(self._events) - self._max_events)
+            columns = np.array(self._events, np.int64).reshape(-1, 6)
+            position = np.array(padded(self._positions, len(self.marks.kept) + 1), np.int64) - self._dropped
         notes = []
         if lost:
             notes.append(
-                f"{lost:,} allocations and frees came before the last {len(self._events):,} and were not kept: the "
+                f"{lost:,} allocations and frees came before the last {len(columns):,} and were not kept: the "
                 "profile covers what came after. Raise max_events, or profile fewer steps."
             )
-        position = np.array(self._positions[: len(self.marks.kept) + 1], np.int64) - self._dropped
-        columns = np.array(self._events, np.int64).reshape(-1, 5)
-        action, storage, size, mark, foreign = columns.T
+        action, storage, size, mark, line, foreign = columns.T
         return [
             Recording(
                 device=self._device,
@@ -84,8 +100,9 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
                 size=size,
                 stream=np.zeros(len(columns), np.int64),
                 time=np.arange(len(columns)),
-                block=np.where(action == _ALLOC, size, 0),
+                block=np.where(action == Action.ALLOC, size, 0),
                 mark=mark,
+                line=line,
                 at_module=np.full(len(columns), NO_MODULE, np.int32),
                 position=np.where(position >= 0, position, -1 if lost else 0),
                 before=[Before(address=storage, block=size, requested=size) for storage, size in self._before.items()],
@@ -94,11 +111,6 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
                 notes=notes,
             )
         ]
-
-    def _end(self) -> None:
-        self._recording = False
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call] # torch's
-        self._alive.clear()  # and with it the callbacks
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -122,39 +134,48 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):  # a sparse tensor or a wrapper: it has none
             return 0
-        key: int = storage._cdata
+        key = key_of(storage)
         known = self._alive.get(key)
         if known is None or known[0]() is not storage:
             size = storage.nbytes()
             with self._lock:
-                self._note(_ALLOC, key, size, foreign)
-                self._alive[key] = (weakref.ref(storage, lambda ref: self._died(key, ref)), size)
+                marks = len(self.marks.entries)
+                self._note_deaths(marks)
+                if key not in self._alive:  # else another thread has met it meanwhile
+                    self._note(Action.ALLOC, key, size, marks, self.marks.lines.number(), foreign=foreign)
+                    ref = _Ref(storage, self._dead.append)
+                    ref.key = key
+                    self._alive[key] = ref, size
         return key
 
-    def _died(self, key: int, ref: weakref.ref[torch.UntypedStorage]) -> None:
-        with self._lock:
-            known = self._alive.get(key)
+    def _note_deaths(self, marks: int) -> None:
+        """Note the storages that have died since the last event or mark; so many marks had been laid down then."""
+        while self._dead:
+            ref = self._dead.popleft()
+            known = self._alive.get(ref.key)
             if known is not None and known[0] is ref:
-                del self._alive[key]
-                self._note(_FREE, key, known[1], False)
+                del self._alive[ref.key]
+                self._note(Action.FREE, ref.key, known[1], marks, 0, foreign=False)
 
-    def _note(self, action: int, storage: int, size: int, foreign: bool) -> None:
-        self._events.append((action, storage, size, len(self.marks.entries), foreign))
+    def _note(self, action: Action, storage: int, size: int, marks: int, line: int, *, foreign: bool) -> None:
+        self._events.append((action, storage, size, marks, line, foreign))
         if len(self._events) >= 2 * self._max_events:
             self._drop(self._max_events)
 
     def _drop(self, count: int) -> None:
         """Forget the oldest events; what they left alive was there before the first that is kept."""
-        for action, storage, size, _, _ in self._events[:count]:
-            if action == _ALLOC:
+        for action, storage, size, *_ in self._events[:count]:
+            if action is Action.ALLOC:
                 self._before[storage] = size
             else:
                 self._before.pop(storage, None)
         del self._events[:count]
         self._dropped += count
 
-    def _place(self, _number: str) -> None:
-        self._positions.append(self._dropped + len(self._events))
+    def _place(self, number: str) -> None:
+        with self._lock:
+            self._note_deaths(int(number.rpartition(":")[2]) - 1)
+            self._positions.append(self._dropped + len(self._events))
 
     def _locate(self, tensor: torch.Tensor) -> int:
         return self._meet(tensor, foreign=True) if tensor.device.type == self._device else 0

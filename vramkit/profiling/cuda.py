@@ -8,7 +8,8 @@ says as exactly after how many allocations and frees the mark came, for 20 µs a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,15 +22,18 @@ from ..attribution.recording import NO_MODULE, Recording
 from ..errors import DeviceError
 from ..snapshots.trace import columns_of, conf_text_of, follow_trace, recording_of
 from ..tape.events import TORCH_ACTIONS, Action, Ints
-from .marks import Marks
+from ..torch_internals import allocator
+from .hooks import Hooks
+from .marks import Marks, padded
 
 _recordings = itertools.count(1)
-_COUNTED = ("alloc", "free_requested")  # what torch's statistics count as "allocated" and "freed"
+_COUNTED = frozenset(name for name, action in TORCH_ACTIONS.items() if action in (Action.ALLOC, Action.FREE))
+_TRIES = 3
 
 
 @dataclass
 class CudaHistory:
-    """Records every CUDA device of the process from ``start()`` to ``stop()``.
+    """Records every CUDA device of the process.
 
     Args:
         max_events: how many of the last entries torch keeps for each device.
@@ -39,6 +43,7 @@ class CudaHistory:
     max_events: int
     use_metadata: bool = True
     marks: Marks = field(init=False)
+    hooks: Hooks = field(init=False)
 
     def __post_init__(self) -> None:
         if torch.cuda.memory.get_allocator_backend() != "native":
@@ -48,83 +53,78 @@ class CudaHistory:
                 "only torch's own caching allocator keeps a history",
                 "Leave backend:cudaMallocAsync out of PYTORCH_CUDA_ALLOC_CONF",
             )
-        self._metadata = self.use_metadata and _has_metadata()
-        self._counts: list[tuple[int, ...]] = []
-        if self._metadata:
+        self._counts: list[Sequence[int]] = []
+        self._metadata = self.use_metadata and allocator.HAS_METADATA
+        if self._metadata and allocator.set_metadata is not None:
             # Threads keep what an earlier recording stamped them with, and programs may have metadata of their own. A
             # text of up to 15 letters costs torch no memory of its own in every entry.
-            self._prefix = f"v{next(_recordings)}:"
-            self.marks = Marks(
-                torch._C._cuda_setMemoryMetadata, torch.Tensor.data_ptr, stamps=True, prefix=self._prefix
-            )
+            self.marks = Marks(allocator.set_metadata, stamps=True, name=f"v{next(_recordings)}")
         else:
-            self.marks = Marks(lambda _number: self._counts.append(self._count()), torch.Tensor.data_ptr)
+            self.marks = Marks(lambda _number: self._counts.append(self._count()))
+        self.hooks = Hooks(self.marks, torch.Tensor.data_ptr)
 
-    def start(self) -> None:
-        """Begin to record: history first, then the hooks."""
+    def start(self, stack: ExitStack) -> None:
+        """Begin to record: history first, then the hooks.
+
+        Args:
+            stack: ends the recording when it is left: the hooks are detached, the history set back as it was.
+        """
         torch.cuda.init()  # type: ignore[no-untyped-call] # torch's
         self._devices = range(torch.cuda.device_count())
-        self._was_on = torch._C._cuda_isHistoryEnabled()
-        if not self._was_on:
+        if not allocator.is_history_on():
+            stack.callback(allocator.record_history, None)
             # As keywords this call differs between torch versions; this much every one has.
-            torch.cuda.memory._record_memory_history("all", context=None, stacks="python", max_entries=self.max_events)
-        if self._metadata:
-            self._old_metadata = torch._C._cuda_getMemoryMetadata()
-            torch._C._cuda_setMemoryMetadata("")
-        snapshot = torch._C._cuda_memorySnapshot(None)
-        self._first = [segments_from_torch(snapshot["segments"], device=device) for device in self._devices]
-        self._skip = [len(trace) for trace in snapshot["device_traces"]]
-        self._base = self._count()
+            allocator.record_history("all", context=None, stacks="python", max_entries=self.max_events)
+        if self._metadata and allocator.set_metadata is not None and allocator.get_metadata is not None:
+            stack.callback(allocator.set_metadata, allocator.get_metadata())
+            allocator.set_metadata("")
+        self._first = self._read()
         self._old_peaks = [torch.cuda.max_memory_allocated(device) for device in self._devices]
-        self._counts = [self._base]
-        try:
-            self.marks.install()
-        except BaseException:
-            self.marks.abandon()
-            self._restore()
-            raise
+        self._counts = [self._first.counts_after]
+        self.hooks.install(stack)
 
-    def stop(self) -> list[Recording]:
-        """Detach everything, set the history back as it was, and hand over what was recorded on each device in use."""
-        try:
-            self.marks.remove()
-            self._was_off = not torch._C._cuda_isHistoryEnabled()
-            snapshot = torch._C._cuda_memorySnapshot(None)
-            counts = self._count()
-            outside = [_outside(device) for device in self._devices]
-        finally:
-            self._restore()
-        return [
-            recording
-            for device in self._devices
-            if (recording := self._recording(device, snapshot, counts[device], *outside[device])) is not None
-        ]
+    def stop(self) -> None:
+        """Look for the last time, before the stack detaches everything."""
+        self.hooks.finish()
+        self._was_off = not allocator.is_history_on()
+        self._last = self._read()
+        self._outside = [_outside(device) for device in self._devices]
 
-    def _restore(self) -> None:
-        if not self._was_on:
-            torch.cuda.memory._record_memory_history(None)
-        if self._metadata:
-            torch._C._cuda_setMemoryMetadata(self._old_metadata)
+    def recordings(self) -> list[Recording]:
+        """What was recorded on each device in use; to be called once the recording has ended."""
+        return [recording for device in self._devices if (recording := self._recording(device, *self._outside[device]))]
+
+    def _read(self) -> _Reading:
+        """Take a snapshot, and find how much had happened by then.
+
+        Python's collector may run at any moment, and so may other threads: what is freed between the snapshot and the
+        count is in one and not in the other. Few things happen twice in a row.
+        """
+        for _ in range(_TRIES):
+            before = self._count()
+            snapshot = allocator.snapshot()
+            after = self._count()
+            if before == after:
+                break
+        return _Reading(snapshot, before, after)
 
     def _count(self) -> tuple[int, ...]:
         """Allocations plus frees since the process began, for each device."""
         return tuple(
-            (count := torch._C._cuda_memoryStats(device)["allocation"]["all"])["allocated"] + count["freed"]
+            (count := torch.cuda.memory_stats_as_nested_dict(device)["allocation"]["all"])["allocated"] + count["freed"]
             for device in self._devices
         )
 
-    def _recording(
-        self, device: int, snapshot: dict[str, Any], counted: int, outside: int, capacity: int
-    ) -> Recording | None:
-        first = self._first[device]
-        trace = snapshot["device_traces"][device] if device < len(snapshot["device_traces"]) else []
-        entries, lost = _since(trace, self._skip[device], counted - self._base[device])
+    def _recording(self, device: int, outside: int, capacity: int) -> Recording | None:
+        first, last = self._first.segments(device), self._last.segments(device)
+        # At least so many: what came between a snapshot and a count is in doubt, and no reason to say that it was lost.
+        happened = self._last.counts_before[device] - self._first.counts_after[device]
+        entries, lost = _since(self._last.trace(device), len(self._first.trace(device)), happened)
         if not entries and not first and not lost:
             return None
         columns = columns_of(entries)
         counts = np.isin(columns.action, (Action.ALLOC, Action.FREE))
         notes = []
-        last = segments_from_torch(snapshot["segments"], device=device)
         if not lost and not _leads_to(first, last, columns.action, columns.size):
             lost = 1
             notes.append(
@@ -144,19 +144,20 @@ class CudaHistory:
             peak = torch.cuda.max_memory_allocated(device)
             if peak > self._old_peaks[device]:
                 notes.append(f"The highest memory_allocated() of the whole block was {peak:,} bytes.")
-        followed = follow_trace(columns, conf_text_of(snapshot), None if lost else first, last)
+        followed = follow_trace(columns, conf_text_of(self._last.snapshot), None if lost else first, last)
         count = len(entries)
         recording = recording_of(f"cuda:{device}", columns, followed)
-        at_module = recording.at_module
+        numbers = len(self.marks.kept) + 1
         if self._metadata:
-            mark, at_module = _stamps(entries, self._prefix)
+            mark, line, at_module = _stamps(entries, self.marks.lines.by_prefix())
             reached = np.maximum.accumulate(mark) if count else mark
-            position = np.searchsorted(reached, np.arange(len(self.marks.kept) + 1)).astype(np.int64)
+            position = np.searchsorted(reached, np.arange(numbers)).astype(np.int64)
             position[position == 0] = -1 if lost else 0
+            recording = replace(recording, line=line, at_module=at_module)
         else:
             counter = (
-                np.array([each[device] for each in self._counts[: len(self.marks.kept) + 1]], np.int64)
-                - counted
+                np.array([each[device] for each in padded(self._counts, numbers)], np.int64)
+                - self._last.counts_before[device]
                 + int(counts.sum())
             )
             position = _positions(counter, columns.action, counts)
@@ -165,9 +166,8 @@ class CudaHistory:
         return replace(
             recording,
             mark=mark,
-            at_module=at_module,
             position=position,
-            workspace_sizes=_workspace_sizes(),
+            workspace_sizes=allocator.workspace_sizes(),
             outside=outside,
             capacity=capacity,
             lost=lost,
@@ -175,8 +175,25 @@ class CudaHistory:
         )
 
 
-def _has_metadata() -> bool:
-    return hasattr(torch._C, "_cuda_setMemoryMetadata") and hasattr(torch.cuda.memory, "_set_memory_metadata")
+@dataclass(frozen=True)
+class _Reading:
+    """The allocator at a moment."""
+
+    snapshot: Mapping[str, Any]
+    """torch's."""
+    counts_before: Sequence[int]
+    """How many allocations and frees there had been, for each device, just before the snapshot."""
+    counts_after: Sequence[int]
+    """And just after it."""
+
+    def segments(self, device: int) -> list[SegmentState]:
+        """What the allocator held."""
+        return list(segments_from_torch(self.snapshot["segments"], device=device))
+
+    def trace(self, device: int) -> Sequence[dict[str, Any]]:
+        """The entries of its history that torch had, oldest first."""
+        traces: Sequence[Sequence[dict[str, Any]]] = self.snapshot["device_traces"]
+        return traces[device] if device < len(traces) else []
 
 
 def _since(trace: Sequence[dict[str, Any]], skip: int, happened: int) -> tuple[list[dict[str, Any]], int]:
@@ -216,33 +233,28 @@ def _positions(counter: Ints, action: npt.NDArray[np.uint8], counts: npt.NDArray
     return after[np.clip(counter, 0, len(after) - 1)]
 
 
-def _stamps(entries: Sequence[dict[str, Any]], prefix: str) -> tuple[Ints, Any]:
-    """The mark and the backward's module that the metadata of each entry name."""
-    mark = np.zeros(len(entries), np.int64)
+def _stamps(entries: Sequence[dict[str, Any]], lines: Mapping[str, int]) -> tuple[Ints, Ints, npt.NDArray[np.int32]]:
+    """The mark, the line and the backward's module that the metadata of each entry name; 0, 0 and none where none do.
+
+    Args:
+        entries: of a trace.
+        lines: number of each line, by what its texts begin with.
+    """
+    mark, line = np.zeros(len(entries), np.int64), np.zeros(len(entries), np.int64)
     at_module = np.full(len(entries), NO_MODULE, np.int32)
-    skip = len(prefix)
     for i, entry in enumerate(entries):
-        text = entry.get("user_metadata", "")
-        if text.startswith(prefix):
-            module, _, number = text[skip:].rpartition("@")
-            mark[i] = int(number)
+        prefix, _, text = entry.get("user_metadata", "").partition(":")
+        if prefix in lines:
+            module, _, number = text.rpartition("@")
+            mark[i], line[i] = int(number), lines[prefix]
             if module:
                 at_module[i] = int(module)
-    return mark, at_module
-
-
-def _workspace_sizes() -> frozenset[int]:
-    """What cuBLAS asks torch for, once for each handle and stream; cuBLASLt shares it."""
-    if hasattr(torch._C, "_cuda_getCublasWorkspaceSize"):
-        return frozenset({int(torch._C._cuda_getCublasWorkspaceSize())})
-    # torch's defaults, the second on Hopper; CUBLAS_WORKSPACE_CONFIG changes them.
-    return frozenset({8_519_680, 33_554_432})
+    return mark, line, at_module
 
 
 def _outside(device: int) -> tuple[int, int]:
     """Bytes in use on the device beside this allocator's, and the device's capacity; zeros where nothing runs."""
-    has_context = vars(torch._C)["_cuda_hasPrimaryContext"]
-    if not has_context(device):  # to ask how much is free would make a context, of hundreds of MiB
+    if not allocator.has_context(device):  # to ask how much is free would make a context, of hundreds of MiB
         return 0, 0
     free, total = torch.cuda.mem_get_info(device)
     return max(0, total - free - torch.cuda.memory_reserved(device)), total

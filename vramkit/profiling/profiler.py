@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,16 @@ from ..errors import DeviceError, UsageError
 from ..out_of_memory import is_out_of_memory
 from ..results.profile import Profile
 from ..tape.events import ALLOCATION, EVENT, Tape
+from ..torch_internals.names import Need
+from ..torch_internals.needs import require
+from .hooks import Hooks
 from .marks import Marks
+
+NEEDS: Mapping[str, tuple[Need, ...]] = {
+    "cuda": ("profile", "profile on CUDA"),
+    "cpu": ("profile", "profile on the CPU"),
+}
+"""What a profile needs of torch's private names, by the kind of device."""
 
 Models = torch.nn.Module | Sequence[torch.nn.Module] | Mapping[str, torch.nn.Module]
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | Mapping[str, torch.optim.Optimizer]
@@ -31,8 +40,38 @@ Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | Mapping[s
 class _Source(Protocol):
     @property
     def marks(self) -> Marks: ...
-    def start(self) -> None: ...
-    def stop(self) -> list[Recording]: ...
+    @property
+    def hooks(self) -> Hooks: ...
+    def start(self, stack: ExitStack) -> None: ...
+    def stop(self) -> None: ...
+    def recordings(self) -> list[Recording]: ...
+
+
+class _LookedUp:
+    """A method that is another object's. Python looks ``__exit__`` up before the block begins."""
+
+    def __init__(self, find: Callable[[Any], Callable[..., object]]) -> None:
+        self._find = find
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        return self if instance is None else self._find(instance)
+
+    def __call__(self, instance: object, *args: Any) -> object:
+        return self._find(instance)(*args)
+
+
+@dataclass
+class _Measuring:
+    """What this process measures: torch's hooks and history are the process's, so two profiles would see each other."""
+
+    active: profile | None = None
+    process: int = 0
+    """Identity of the process; a fork inside the block is not measured, and may measure itself."""
+    owner: str = ""
+    """Who measures, where it isn't the user's own block: for an error's text."""
+
+
+_measuring = _Measuring()
 
 
 class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
@@ -66,9 +105,6 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
     held the memory as a note.
     """
 
-    _active: profile | None = None  # torch's hooks and history are the process's, so two would see each other
-    _owner = ""  # who measures, where it isn't the user's own block: for the error's text
-
     def __init__(
         self,
         model: Models | None = None,
@@ -81,10 +117,11 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         self._optimizers = _several(optimizer, torch.optim.Optimizer, "optimizer", "a torch.optim.Optimizer")
         self._max_events = check_count("vramkit.profile was called", "max_events", max_events)
         self._device = _device(device, self._models)
+        self._stack = ExitStack()
         self._source: _Source | None = None
+        self._recorded: _Source | None = None
         self._result: Profile | None = None
         self._entered = False
-        self._process = 0
 
     def __enter__(self) -> Self:
         if self._entered:
@@ -93,42 +130,64 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
                 instead="Make a new one for each block: with vramkit.profile(...) as prof",
             )
         if is_measuring():
+            owner = _measuring.owner
             raise UsageError(
                 "A vramkit.profile was entered",
-                f"another one is still measuring in this process{f', of {self._owner}' if self._owner else ''}",
+                f"another one is still measuring in this process{f', of {owner}' if owner else ''}",
                 "their marks would mix",
-                f"{self._owner} measures the whole script already: take the block out, or run the script with python"
-                if self._owner
+                f"{owner} measures the whole script already: take the block out, or run the script with python"
+                if owner
                 else "Leave the outer block first, or measure both in one and end the parts with prof.step()",
             )
-        source = _source(self._device, self._max_events)
-        source.marks.add_models(self._models)
-        source.marks.add_optimizers(self._optimizers.values())
-        source.start()
-        self._entered = True
-        self._process = os.getpid()  # a fork inside the block is not measured, and may measure itself
-        self._source = source
-        profile._active = self
-        return self
+        require("A vramkit.profile was entered", *NEEDS[self._device.type])
+        stack = self._stack
+        try:
+            source = _source(self._device, self._max_events)
+            source.hooks.add_models(self._models)
+            source.hooks.add_optimizers(self._optimizers.values())
+            stack.push(self._settle)  # the last to run
+            stack.callback(setattr, _measuring, "active", None)
+            stack.callback(setattr, self, "_source", None)
+            source.start(stack)
+            stack.push(self._stop)  # the first to run, while everything is still there
+            self._source = source
+            _measuring.process = os.getpid()
+            _measuring.active = self
+            self._entered = True
+            return self
+        except BaseException:
+            stack.close()
+            raise
 
-    def __exit__(
+    if TYPE_CHECKING:
+
+        def __exit__(
+            self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        ) -> None: ...
+
+    else:
+        # The stack's own: were it a function of this file, an interrupt at its first line would leave everything on.
+        __exit__ = _LookedUp(lambda self: self._stack.__exit__)
+
+    def _stop(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        source, self._source = self._source, None
-        assert source is not None
-        self._models, self._optimizers = {}, {}  # a result must not keep the program's objects alive
-        try:
-            with ExitStack() as stack:
-                stack.callback(setattr, profile, "_active", None)
-                recordings = source.stop()
-            self._result = _settle(recordings, source.marks, self._device)
-            if error is not None and is_out_of_memory(error):
-                _add_note(error, self._result.report())
-        except Exception as failure:
-            if error is None:
-                raise
-            # Nothing of this recording's may take the place of what the program raised.
-            _add_note(error, f"vramkit.profile could not settle what it had measured: {failure!r}")
+        source = self._source
+        if source is not None:
+            with _beside(error):
+                source.stop()
+                self._recorded = source
+
+    def _settle(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        source, self._recorded = self._recorded, None
+        if source is not None:
+            self._models, self._optimizers = {}, {}  # a result must not keep the program's objects alive
+            with _beside(error):
+                self._result = _result_of(source, self._device)
+                if error is not None and is_out_of_memory(error):
+                    _add_note(error, self._result.report())
 
     def step(self) -> None:
         """End a training step. Optional: without it, steps are told apart by the optimizers' steps.
@@ -142,7 +201,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
                 "nothing is being measured" if self._entered else "the profile was not entered",
                 instead="Call it inside the block: with vramkit.profile(...) as prof",
             )
-        self._source.marks.step()
+        self._source.hooks.step()
 
     @property
     def result(self) -> Profile:
@@ -253,8 +312,8 @@ def _source(device: torch.device, max_events: int) -> _Source:
     return StorageLifetimes(max_events)
 
 
-def _settle(recordings: Sequence[Recording], marks: Marks, device: torch.device) -> Profile:
-    modules = marks.modules.described()
+def _result_of(source: _Source, device: torch.device) -> Profile:
+    recordings, marks, modules = source.recordings(), source.marks, source.hooks.modules.described()
     versions = {"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]}
     profiles = [
         Profile(
@@ -275,14 +334,25 @@ def _settle(recordings: Sequence[Recording], marks: Marks, device: torch.device)
     return replace(first, others=tuple(others))
 
 
+@contextmanager
+def _beside(error: BaseException | None) -> Iterator[None]:
+    """Let nothing of this recording's take the place of what the program raised."""
+    try:
+        yield
+    except Exception as failure:
+        if error is None:
+            raise
+        _add_note(error, f"vramkit.profile could not settle what it had measured: {failure!r}")
+
+
 def is_measuring() -> bool:
     """Whether a profile is measuring in this process; a fork inside its block is not measured."""
-    return profile._active is not None and profile._active._process == os.getpid()
+    return _measuring.active is not None and _measuring.process == os.getpid()
 
 
 def measured_by(owner: str) -> None:
     """Say who measures, for the text of an error; empty: the user's own block."""
-    profile._owner = owner
+    _measuring.owner = owner
 
 
 def _add_note(error: BaseException, note: str) -> None:

@@ -5,6 +5,7 @@ Knows ``nn.Module`` and holds none of them alive.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import torch
 
 from ..tape.events import Module
-from .tracked_tensors import tensors_in
+from ..torch_internals.modules import children_of, parameters_of
+from .tensors import parts_of, tensors_in
 
 
-class Modules:
+class TrackedModules:
     """Every module that was met, by index; a parent comes before its children."""
 
     def __init__(self) -> None:
@@ -27,41 +29,53 @@ class Modules:
         self._roots: dict[str, int] = {}  # how often a name was asked for
         self._unused: dict[tuple[int, str], list[int]] = {}  # (parent, class) of modules without children that died
         self._refs: dict[int, weakref.ref[torch.nn.Module]] = {}
+        self._lock = threading.RLock()  # threads that meet modules at the same time take an index each
 
     def __len__(self) -> int:
         return len(self._met)
 
     def described(self) -> list[Module]:
         """All of them, with what their calls have shown so far."""
-        counted = zip(self._met, self.calls, self.shapes, strict=True)
-        return [replace(module, calls=calls, output_shape=shape) for module, calls, shape in counted]
+        with self._lock:
+            counted = zip(self._met, self.calls, self.shapes, strict=True)
+            return [replace(module, calls=calls, output_shape=shape) for module, calls, shape in counted]
 
     def unique_name(self, wanted: str) -> str:
         """A name for a model that no other has: ``"Net"``, ``"Net#2"``."""
-        number = self._roots[wanted] = self._roots.get(wanted, 0) + 1
+        with self._lock:
+            number = self._roots[wanted] = self._roots.get(wanted, 0) + 1
         return wanted if number == 1 else f"{wanted}#{number}"
 
     def meet(self, module: torch.nn.Module, name: str) -> int:
         """Make a model known, with all modules in it; returns its index."""
-        return self._meet(module, name, -1, set())
+        with self._lock:
+            return self._meet(module, name, -1, set())
 
     def meet_again(self, module: torch.nn.Module, parent: int = -1) -> int:
         """Let a module stand for one like it that died, such as a loss that is made anew in each step; -1: none did."""
-        unused = self._unused.get((parent, type(module).__name__))
-        if not unused or module._modules:
-            return -1
-        index = unused.pop()
-        self._watch(module, index)
+        with self._lock:
+            unused = self._unused.get((parent, type(module).__name__))
+            if not unused or children_of(module):
+                return -1
+            index = unused.pop()
+            self._watch(module, index)
         return index
 
     def meet_inside(self, module: torch.nn.Module, parent: int) -> int:
         """Make a module known that a forward has just made; returns its index."""
-        again = self.meet_again(module, parent)
-        return (
-            again
-            if again >= 0
-            else self._meet(module, f"{self._met[parent].name}.<{type(module).__name__}>", parent, set())
-        )
+        with self._lock:
+            again = self.meet_again(module, parent)
+            return (
+                again
+                if again >= 0
+                else self._meet(module, f"{self._met[parent].name}.<{type(module).__name__}>", parent, set())
+            )
+
+    def root_of(self, index: int) -> int:
+        """The index of the model that a module is part of."""
+        while (parent := self._met[index].parent) >= 0:
+            index = parent
+        return index
 
     def forget(self) -> None:
         """Let go of the modules; what is known of them stays."""
@@ -72,21 +86,21 @@ class Modules:
         index = len(self._met)
         self._watch(module, index)
         own = 0
-        for parameter in module._parameters.values():
+        for parameter in list(parameters_of(module).values()):
             if parameter is not None and id(parameter) not in counted:
                 counted.add(id(parameter))
                 own += _nbytes(parameter)
         self._met.append(Module(name=name, kind=type(module).__name__, parent=parent, parameters=own))
         self.calls.append(0)
         self.shapes.append(())
-        for child_name, child in module._modules.items():
+        for child_name, child in list(children_of(module).items()):
             if child is not None and id(child) not in self.index:
                 self._meet(child, f"{name}.{child_name}", index, counted)
         return index
 
     def _watch(self, module: torch.nn.Module, index: int) -> None:
         identity = id(module)
-        has_children = bool(module._modules)
+        has_children = bool(children_of(module))
 
         def died(_ref: object) -> None:
             if self.index.pop(identity, None) is None:
@@ -108,6 +122,6 @@ def first_shape(output: Any) -> tuple[int, ...]:
 
 def _nbytes(tensor: torch.Tensor) -> int:
     try:
-        return tensor.numel() * tensor.element_size()
+        return sum(part.nbytes for part in parts_of(tensor))
     except Exception:  # a lazy module's parameter has no shape yet, and wrappers raise what they like
         return 0

@@ -38,7 +38,8 @@ _TARGETS = tuple(
 def next_number() -> int:
     """The number that the next node of this thread gets, or the one before."""
     with torch.enable_grad(), torch.inference_mode(False):
-        return sequence_number(torch.zeros((), requires_grad=True).neg().grad_fn)
+        # Not on the device that the program may have made its default: that would be an allocation of its own.
+        return sequence_number(torch.zeros((), device="cpu", requires_grad=True).neg().grad_fn)
 
 
 def saved_targets(node: Any) -> Iterator[torch.Tensor]:

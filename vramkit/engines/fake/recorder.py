@@ -18,7 +18,8 @@ import torch
 from ...allocator import Block, CachingAllocator, SimulatedOutOfMemory
 from ...attribution.recording import NO_MODULE, Recording
 from ...gpus import GPU
-from ...profiling.marks import Marks
+from ...profiling.hooks import Hooks
+from ...profiling.marks import Marks, padded
 from ...sizes import format_size
 from ...torch_internals.dispatch import VIEWS, TorchDispatchMode, below_python, excluding
 from ...torch_internals.fakes import FakeTensor
@@ -50,7 +51,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         self.allocator = allocator
         self.gpu = gpu
         self.detailed = detailed
-        self.marks = Marks(self._place, self.locate)
+        self.marks = Marks(self._place)
+        self.hooks = Hooks(self.marks, self.locate)
         self.operators: list[str] = []
         """The operator during which each event of the allocator's history happened, or after which."""
         self._operator = ""
@@ -247,7 +249,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
             block=np.array(self._sizes, np.int64),
             mark=np.array(self._mark_of, np.int64),
             at_module=np.full(len(columns), NO_MODULE, np.int32),
-            position=np.array(self._positions[: len(self.marks.kept) + 1], np.int64),
+            position=np.array(padded(self._positions, len(self.marks.kept) + 1), np.int64),
             alloc_conf=alloc_conf,
             workspace_sizes=workspace_sizes,
             outside=self.gpu.context,

@@ -171,25 +171,25 @@ class FakeSession:
         self, opened: Opened, batch_size: int, mode: FakeTensorMode, recorder: Recorder
     ) -> tuple[bool, Recorder] | Failed:
         training = Training(opened.program, batch_size, self._move_batch)
-        marks = recorder.marks if recorder.detailed else None
+        hooks = recorder.hooks if recorder.detailed else None
 
         def arrive() -> None:
             for tensor in opened.on_cuda:
                 move_to_cuda(tensor)
 
-        if marks is not None:
-            marks.add_models(opened.program.models)
-            marks.add_optimizers(opened.program.optimizers)
+        if hooks is not None:
+            hooks.add_models(opened.program.models)
+            hooks.add_optimizers(opened.program.optimizers)
         with ExitStack() as stack:
             stack.enter_context(cuda_for_fakes(recorder))
             stack.enter_context(mode)
             stack.enter_context(recorder)
-            if marks is not None:
-                marks.install()
+            if hooks is not None:
                 stack.callback(recorder.stop)
-                stack.callback(marks.remove)
+                hooks.install(stack)
+                stack.callback(hooks.finish)
             try:
-                training.run(arrive, _nothing if marks is None else marks.step)
+                training.run(arrive, _nothing if hooks is None else hooks.step)
             except BaseException as error:  # sys.exit() in a step is a failure like any other
                 if isinstance(error, KeyboardInterrupt):
                     raise
@@ -234,7 +234,7 @@ class FakeSession:
         marks = recorder.marks
         recording = recorder.recording(self._conf_text, frozenset({workspace_of(gpu)}))
         return Profile(
-            tape=attribute(recording, marks.kept, marks.scans, marks.modules.described()),
+            tape=attribute(recording, marks.kept, marks.scans, recorder.hooks.modules.described()),
             device_name=gpu.product,
             capacity=gpu.memory,
             outside=gpu.context,

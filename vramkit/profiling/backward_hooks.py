@@ -1,0 +1,195 @@
+"""The hooks of the autograd engine: when a backward begins and ends, and which module's nodes it has reached.
+
+Knows graphs and their nodes; no modules, only their indices. ``register_full_backward_hook`` is not used: it puts nodes
+of its own into the graph, which changes what a program allocates and breaks in-place code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import torch
+
+from ..attribution.recording import ACCUMULATES, CREATES_GRAPH, FOLLOWED, Kind
+from ..torch_internals.autograd import graph_task, saved_targets, sequence_number
+from .lines import Line
+from .marks import Marks
+from .optimizer_hooks import OptimizerHooks
+from .running_backwards import RunningBackwards, node_of
+from .tensors import tensors_in
+from .tracked_tensors import TrackedTensors
+
+# Marks at every module, and prehooks on its nodes, are most of what a profile costs, and one step is like the next. So
+# only the forwards before these backwards are followed, with the backwards; the others' modules are found afterwards,
+# where their events are the same. A prime number: where a step has several backwards, each of them gets its turn.
+_FOLLOW_FIRST, _FOLLOW_EVERY = 2, 23
+_MAX_NODES = 100_000  # hooked and not seen by a backward: forwards that none follows
+_MAX_LOSS_NODES = 64  # how far a loss may lie from the model's output before its target is taken for "other"
+
+
+class BackwardHooks:
+    """What runs around a backward, and at the nodes that are followed.
+
+    Args:
+        marks: where marks are laid down.
+        tensors: whose gradients are looked at.
+        optimizers: whose steps may have to be closed.
+        running: is told of every backward.
+    """
+
+    def __init__(
+        self, marks: Marks, tensors: TrackedTensors, optimizers: OptimizerHooks, running: RunningBackwards
+    ) -> None:
+        self._marks = marks
+        self._tensors = tensors
+        self._optimizers = optimizers
+        self._running = running
+        self._here = marks.lines.here
+        self._packs = False  # whether anything was seen that packs saved tensors
+
+    def wrap_engine(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """What stands for the engine's entry."""
+        return partial(self.run, original)
+
+    def wrap_packing(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """What stands for ``saved_tensors_hooks.__enter__``."""
+
+        def enter(hooks: Any) -> Any:
+            # To read a saved tensor is to unpack it: a checkpoint would compute it anew.
+            self._packs = True
+            return original(hooks)
+
+        return enter
+
+    def hook_of(self, line: Line, index: int) -> Callable[[object], None]:
+        """The prehook of a module's nodes on a line; -1: of those between modules."""
+        hook = line.at_module.get(index)
+        if hook is None:
+            hook = line.at_module[index] = self._make_hook(line, index)
+        return hook
+
+    def mark_nodes(self, line: Line, values: Iterable[Any], hook: Callable[[object], None] | None) -> None:
+        """Remember the nodes that made these values; unless they were known, let ``hook`` run when a backward comes."""
+        for value in values:
+            for tensor in (value,) if isinstance(value, torch.Tensor) else tensors_in(value):
+                node = tensor.grad_fn
+                if node is not None:
+                    number = sequence_number(node)
+                    if number not in line.marked_nodes:
+                        line.marked_nodes.add(number)
+                        if hook is not None:
+                            line.node_hooks.append(node.register_prehook(hook))
+        if not self._marks.is_open:  # the recording has ended meanwhile, and nobody else will
+            _drop(line.node_hooks)
+
+    def forget_old_nodes(self, line: Line) -> None:
+        """Give up hooks on the nodes of forwards that no backward followed, if there are many."""
+        if len(line.node_hooks) > _MAX_NODES:
+            _drop(line.node_hooks)
+            line.marked_nodes.clear()
+
+    def drop_node_hooks(self) -> None:
+        """Detach every hook from nodes: a graph can outlive its backward, and the recording."""
+        for line in self._marks.lines.met():
+            _drop(line.root_hooks)
+            _drop(line.node_hooks)
+
+    def run(self, original: Callable[..., Any], outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        """Let the engine run a backward.
+
+        Args:
+            original: the engine's entry.
+            outputs: what it starts from.
+            args: (tensors' gradients, retain_graph, create_graph, ...), as torch.autograd calls it.
+            kwargs: others.
+        """
+        backward = object()
+        if graph_task() >= 0:  # a checkpoint's own backward, inside the outer one
+            try:
+                self._running.begin(backward, outputs)
+                return original(outputs, *args, **kwargs)
+            finally:
+                self._running.end(backward)
+        if not self._marks.is_open:
+            return original(outputs, *args, **kwargs)
+        marks = self._marks
+        line = marks.lines.current()
+        line.trains = True
+        nodes = [node for node in map(node_of, outputs) if node is not None]
+        self._optimizers.close_steps()
+        if not self._packs:
+            self._tensors.look_at_inputs(self._targets(line, nodes))
+        keeps_graph, creates_graph = bool(args[1]), bool(args[2])
+        try:
+            with self._running.lock:
+                accumulates = self._tensors.has_gradients()
+                self._running.begin(backward, outputs)
+            marks.lay(
+                line,
+                Kind.BACKWARD,
+                CREATES_GRAPH * creates_graph + FOLLOWED * line.is_followed + ACCUMULATES * accumulates,
+            )
+            line.marked_nodes.clear()  # numbers are a thread's own, and checkpoints recompute in another thread
+            line.backward_at = -1
+            # The autograd threads have marks of their own: the first node to run says there that this one began.
+            for node in nodes:
+                line.root_hooks.append(node.register_prehook(partial(self._begins, line)))
+            node = None
+            nodes.clear()
+            return original(outputs, *args, **kwargs)
+        finally:
+            _drop(line.root_hooks)
+            marks.lines.end_task(line)
+            marks.lay(line, Kind.BACKWARD_END, 0)
+            if marks.is_open:
+                self._tensors.look_at_gradients(backward)
+            self._running.end(backward)
+            line.backwards += 1
+            line.is_followed = line.backwards < _FOLLOW_FIRST or line.backwards % _FOLLOW_EVERY == 0
+            self._here.skips = bool(self._here.stack) and not line.is_followed
+            if not keeps_graph:
+                _drop(line.node_hooks)
+
+    def _begins(self, line: Line, _grads: object) -> None:
+        self._marks.lines.begin_task(line)
+        self._marks.lay(line, Kind.BACKWARD_AT, -1)
+
+    def _make_hook(self, line: Line, index: int) -> Callable[[object], None]:
+        marks = self._marks
+        entries, place, prefix = marks.entries, marks.place, line.prefix
+
+        def stamp(_grads: object) -> None:
+            line.backward_at = index
+            place(f"{prefix}{index}@{len(entries)}")
+
+        def mark(_grads: object) -> None:
+            line.backward_at = index
+            marks.lay(line, Kind.BACKWARD_AT, index)
+
+        return stamp if marks.stamps else mark
+
+    def _targets(self, line: Line, nodes: Sequence[Any]) -> list[torch.Tensor]:
+        """What a loss compares with: the model never sees it, but a node between the model and the loss holds it.
+
+        Only where nothing packs saved tensors, and only in graphs that were made since the recording began.
+        """
+        ready = list(nodes)
+        targets: list[torch.Tensor] = []
+        for _ in range(_MAX_LOSS_NODES):
+            if not ready:
+                break
+            node = ready.pop()
+            if node is None or (number := sequence_number(node)) in line.marked_nodes or number < line.first_node:
+                continue
+            targets += [target for target in saved_targets(node) if target.grad_fn is None]
+            ready += [following for following, _ in node.next_functions]
+        return targets
+
+
+def _drop(handles: list[Any]) -> None:
+    with suppress(IndexError):
+        while handles:
+            handles.pop().remove()  # each is another thread's or this one's to remove, and never both's

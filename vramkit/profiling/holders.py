@@ -1,0 +1,116 @@
+"""What holds tensors: models and optimizers, themselves held weakly, with the lines of the program that use them.
+
+What the program drops must die as it would have. Knows ``nn.Module`` and ``torch.optim.Optimizer``; not when to look.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ..torch_internals.modules import children_of
+from .lines import Line
+
+
+class Model:
+    """The tensors of one model, or the loose parameters of an optimizer, with their names; held weakly."""
+
+    def __init__(
+        self,
+        index: int,
+        name: str,
+        model: torch.nn.Module | None,
+        parameters: Sequence[torch.Tensor] = (),
+        *,
+        added_by: Line,
+    ) -> None:
+        self.index = index
+        self.added_by = added_by
+        self.lines: set[Line] = set()
+        """The lines that have run it."""
+        self.is_watched = False
+        self._name = name
+        self._model = None if model is None else weakref.ref(model)
+        self.parameters = [weakref.ref(parameter) for parameter in parameters]
+        self.parameter_names: Sequence[str] = [f"{name}.{index}" for index in range(len(parameters))]
+        self.buffers: list[weakref.ref[torch.Tensor]] = []
+        self.buffer_names: Sequence[str] = []
+        self.refresh()
+
+    def is_alive(self) -> bool:
+        """Whether the model is still there; loose parameters count as there."""
+        return self._model is None or self._model() is not None
+
+    def is_of_others(self, line: Line) -> bool:
+        """Whether only other lines run it, and one of them trains: what it holds changes under this one's eyes."""
+        return line not in self.lines and self._others_train(line)
+
+    def is_alone_with(self, line: Line) -> bool:
+        """Whether a line runs it, and no other that trains does."""
+        return line in self.lines and not self._others_train(line)
+
+    def is_nobodys(self, line: Line) -> bool:
+        """Whether no other line is known to run it, or none that trains."""
+        if self.lines:
+            return not self._others_train(line)
+        return self.added_by is line or not self.added_by.is_alive()
+
+    def _others_train(self, line: Line) -> bool:
+        return any(other is not line and other.trains and other.is_alive() for other in list(self.lines))
+
+    def is_among(self, ids: set[int]) -> bool:
+        """Whether any of its parameters or modules is among objects that are given by their ids."""
+        # One for all: a reducer writes gradients of a model's parameters that its backward does not reach.
+        if not ids:
+            return False
+        model = None if self._model is None else self._model()
+        modules = () if model is None else _modules_of(model)
+        return any(id(each) in ids for each in (*self.live_parameters(), *modules))
+
+    def sample(self) -> list[torch.Tensor | None]:
+        """The first and the last of its tensors."""
+        refs = (*self.parameters[:1], *self.parameters[-1:], *self.buffers[:1], *self.buffers[-1:])
+        return [ref() for ref in refs]
+
+    def live_parameters(self) -> list[torch.Tensor | None]:
+        """The parameters, None for one that is gone."""
+        return [ref() for ref in self.parameters]
+
+    def refresh(self) -> None:
+        """Look at the model again: parameters may have come and gone."""
+        model = None if self._model is None else self._model()
+        if model is None:
+            return
+        try:
+            named, held = list(model.named_parameters()), list(model.named_buffers())
+        except RuntimeError:  # another thread changes it: what was known holds
+            return
+        # Other threads read both at a time.
+        self.parameters, self.parameter_names = (
+            [weakref.ref(parameter) for _, parameter in named],
+            [f"{self._name}.{name}" for name, _ in named],
+        )
+        self.buffers, self.buffer_names = (
+            [weakref.ref(buffer) for _, buffer in held],
+            [f"{self._name}.{name}" for name, _ in held],
+        )
+
+
+def _modules_of(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    yield model
+    for child in list(children_of(model).values()):
+        if child is not None:
+            yield from _modules_of(child)
+
+
+class Optimizer:
+    """An optimizer, held weakly."""
+
+    def __init__(self, optimizer: weakref.ref[torch.optim.Optimizer], loose: Model) -> None:
+        self.optimizer = optimizer
+        self.loose = loose
+        """Its parameters that no model has; and the lines that have run its step."""
+        self.names: list[str] = []
+        """One for each tensor of its state."""

@@ -1,0 +1,162 @@
+"""The wrapper around every module's call: which modules run, what they are given, and which nodes their forwards make.
+
+Knows ``nn.Module``. The call itself is wrapped, as torch.fx does it, rather than hooked: a hook of torch's makes every
+module call take a slow path of 4 µs, and torch.compile warns of global hooks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+
+from ..attribution.recording import Kind
+from ..torch_internals.autograd import graph_task, is_tracing
+from ..torch_internals.modules import is_replica
+from .backward_hooks import BackwardHooks
+from .frames import frames_of_others, own_frames
+from .marks import Marks
+from .optimizer_hooks import OptimizerHooks
+from .tensors import tensors_in
+from .tracked_modules import TrackedModules, first_shape
+from .tracked_tensors import TrackedTensors
+
+
+class ModuleHooks:
+    """What runs around each module's forward.
+
+    Args:
+        marks: where marks are laid down.
+        modules: which are known, and learn of those that run.
+        tensors: what models are made known to, and what looks at inputs.
+        backwards: hooks the nodes that forwards make.
+        optimizers: whose steps may have to be closed.
+    """
+
+    def __init__(
+        self,
+        marks: Marks,
+        modules: TrackedModules,
+        tensors: TrackedTensors,
+        backwards: BackwardHooks,
+        optimizers: OptimizerHooks,
+    ) -> None:
+        self._marks = marks
+        self._modules = modules
+        self._tensors = tensors
+        self._backwards = backwards
+        self._optimizers = optimizers
+        self._codes: set[CodeType] = set()  # of the wrapper's functions
+        self._wrapped: CodeType | None = None
+        self._late: set[int] = set()  # threads that were in a forward when the hooks came, and may still be
+
+    def add_model(self, model: torch.nn.Module, name: str) -> int:
+        """Make a model known, and what it holds; returns the index of its module."""
+        name = self._modules.unique_name(name)
+        index = self._modules.meet(model, name)
+        self._tensors.add_model(index, name, model)
+        return index
+
+    def leave_out_late(self) -> None:
+        """Leave out the forwards that other threads are in when the wrapper comes: their beginnings were not seen."""
+        self._late = {thread for thread, frame in frames_of_others() if self._is_unseen(frame)}
+
+    def wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """What stands for ``Module.__call__``: every name it uses is local, because it runs for every module call."""
+        marks, lines, here = self._marks, self._marks.lines, self._marks.lines.here
+        known, calls, shapes = self._modules.index, self._modules.calls, self._modules.shapes
+        entries, place = marks.entries, marks.place
+        hook_of, mark_nodes = self._backwards.hook_of, self._backwards.mark_nodes
+        is_compiling = torch.compiler.is_compiling
+        root, root_end, inside = Kind.ROOT, Kind.ROOT_END, Kind.IN
+
+        def call(module: torch.nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+            if is_compiling() or is_tracing():
+                return original(module, *args, **kwargs)
+            if here.skips:
+                index = known.get(id(module), -1)
+                if index >= 0:
+                    calls[index] += 1
+                    return original(module, *args, **kwargs)
+            return outermost_or_followed(module, args, kwargs)
+
+        def outermost_or_followed(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            stack = here.stack
+            index = known.get(id(module), -1)
+            # DataParallel makes new ones for every call.
+            if (index < 0 and is_replica(module)) or (not stack and self._is_left_out()):
+                return original(module, *args, **kwargs)
+            in_backward = not stack and graph_task() >= 0  # a recomputation
+            line = here.line if stack and here.line is not None else lines.current()
+            if index < 0:
+                index = self._meet(module, stack)
+            if not stack:
+                here.line = line
+                self._optimizers.close_steps()
+                self._backwards.forget_old_nodes(line)
+                self._tensors.use_model(self._modules.root_of(index), line)
+                self._tensors.look_at_models(again=line.is_followed)
+                self._tensors.look_at_inputs(_inputs((args, kwargs)))
+            if line.is_followed:
+                # What the parent did before is not this module's: the backward leaves the module there.
+                mark_nodes(line, (*args, *kwargs.values()), hook_of(line, stack[-1] if stack else -1))
+            number, prefix = line.number, line.prefix
+            entries.append((inside if stack else root, index, number))
+            stack.append(index)
+            place(f"{prefix}{len(entries)}")
+            try:
+                here.skips = not line.is_followed
+                output = original(module, *args, **kwargs)
+            finally:
+                stack.pop()
+                entries.append((inside, stack[-1], number) if stack else (root_end, index, number))
+                place(f"{prefix}{len(entries)}")
+                calls[index] += 1
+                if not stack:
+                    here.skips = False
+                    if in_backward:  # which goes on where it was
+                        marks.lay(line, Kind.BACKWARD_AT, line.backward_at)
+            if not shapes[index]:
+                shapes[index] = first_shape(output)
+            if line.is_followed or not stack:
+                mark_nodes(line, (output,), hook_of(line, index) if line.is_followed else None)
+            if not stack and any(tensor.requires_grad for tensor in tensors_in(output)):
+                marks.lay(line, Kind.GRAPH, index)
+            return output
+
+        self._wrapped = getattr(original, "__code__", None)
+        self._codes = {call.__code__, outermost_or_followed.__code__}
+        return call
+
+    def _meet(self, module: torch.nn.Module, stack: Sequence[int]) -> int:
+        """Make a module known at its first call: a model of its own, or one that a forward has just made."""
+        if stack:
+            return self._modules.meet_inside(module, stack[-1])
+        again = self._modules.meet_again(module)
+        return again if again >= 0 else self.add_model(module, type(module).__name__)
+
+    def _is_left_out(self) -> bool:
+        """Whether nobody waits for this thread's marks, or it is still in a forward whose beginning was not seen."""
+        if not self._marks.is_open:
+            return True
+        thread = threading.get_ident()
+        if thread not in self._late:
+            return False
+        if any(map(self._is_unseen, own_frames())):
+            return True
+        self._late.discard(thread)
+        return False
+
+    def _is_unseen(self, frame: FrameType) -> bool:
+        """Whether a frame is that of a module's call that the wrapper did not make."""
+        return frame.f_code is self._wrapped and (frame.f_back is None or frame.f_back.f_code not in self._codes)
+
+
+def _inputs(values: Any) -> list[torch.Tensor]:
+    """The tensors among a model's arguments that no graph made and no model owns."""
+    return [
+        tensor for tensor in tensors_in(values) if tensor.grad_fn is None and not isinstance(tensor, torch.nn.Parameter)
+    ]
