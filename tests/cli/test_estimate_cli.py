@@ -34,9 +34,11 @@ def leaves():
     raise SystemExit(1)
 
 def steps_badly():
+    given = arguments()
     def step(batch):
+        given["model"].train()
         raise KeyError("in the step")
-    return arguments() | {"optimizer": None, "step": step}
+    return given | {"optimizer": None, "step": step}
 
 def nothing():
     return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,10 +15,6 @@ from vramkit.programs.arguments import optimizers_or_factory
 from vramkit.programs.objects import models_of, optimizers_of
 
 
-def step(batch: torch.Tensor) -> None:
-    """Trains nothing."""
-
-
 def measured(models: Any) -> list[str]:
     with vramkit.profile(models, device="cpu") as prof:
         pass
@@ -25,6 +22,12 @@ def measured(models: Any) -> list[str]:
 
 
 def predicted(models: Any) -> list[str]:
+    if isinstance(models, Iterator):
+        models, held = itertools.tee(models)
+    else:
+        held = models.values() if isinstance(models, dict) else models if isinstance(models, list) else [models]
+    first = next(iter(held))
+    step = lambda batch: first(batch.to("cuda"))  # noqa: E731 - it closes over one of them
     estimate = vramkit.estimate(models, torch.zeros(2, 4), step=step, engine="fake", gpu="t4")
     return [root.name for root in estimate.by_module]
 

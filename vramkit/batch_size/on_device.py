@@ -87,10 +87,18 @@ class DeviceMachine:
             try:
                 run = self.run_steps(self.program.steps, batch_size, is_probe=is_probe)
             except Exception as error:
+                self.move_batch = False
                 if more_telling(told, failure_of("run a step", error)) is not told:
                     raise
-                raise failure.with_traceback(trace) from None
-            self.notes.append(batch_moved(told))
+                forget(error)
+            else:
+                failure = None
+                self.notes.append(batch_moved(told))
+        if failure is not None:
+            try:
+                raise failure.with_traceback(trace)
+            finally:
+                del failure, trace  # which lead to this frame
         if is_first and run.trial.fits:
             self._check_leak(batch_size)
         return run

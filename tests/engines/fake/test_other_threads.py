@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import vramkit
 from vramkit import gpus
 from vramkit.allocator import CachingAllocator
-from vramkit.engines.fake.isolation import apart, cuda_for_fakes, hooked_here
+from vramkit.engines.fake.isolation import apart, cuda_for_fakes
 from vramkit.engines.fake.overlay import overlay, patches
 from vramkit.engines.fake.recorder import Recorder
 from vramkit.engines.fake.strangers import Strangers
@@ -61,7 +61,7 @@ def _around_a_program() -> Iterator[None]:
         stack.enter_context(apart())
         stack.enter_context(cuda_for_fakes(recorder))
         Strangers(by_collector=True).guard(stack, frozenset())
-        stack.enter_context(hooked_here(recorder.hooks))
+        recorder.hooks.install(stack)
         yield
 
 

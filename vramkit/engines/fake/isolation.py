@@ -10,21 +10,19 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 
 from ...out_of_memory import quick_collections
-from ...profiling.hooks import Hooks
 from ...programs import settings
-from ...torch_internals import autograd, dispatch, fakes, optimizers
+from ...torch_internals import dispatch, fakes
 from ...torch_internals.fakes import FakeTensor
 from ...torch_internals.names import Place
 from . import in_place
 from .in_place import adding_in_place, one_hot_of
 from .overlay import beside_a_device, overlay
-from .overlay.patches import by_thread, put, running, runs_here
+from .overlay.patches import put, running, runs_here
 from .random_numbers import random_numbers
 from .receiving import copied, swap
 from .recorder import Recorder
@@ -67,32 +65,6 @@ class _Here(type):
 
 class _WarningHere(Warning, metaclass=_Here):
     """Every warning, where a program runs: filters are those of all threads."""
-
-
-@contextmanager
-def hooked_here(hooks: Hooks) -> Iterator[None]:
-    """Inside, marks are laid down by what runs here, and by no other thread."""
-    places: tuple[tuple[Any, str], ...] = (
-        (torch.nn.Module, "__call__"),
-        (autograd.RUN_BACKWARD.owner, autograd.RUN_BACKWARD.name),
-        (torch.autograd.graph.saved_tensors_hooks, "__enter__"),
-    )
-    registries = optimizers.hook_registries()
-    before = [vars(owner)[name] for owner, name in places]
-    known = [{*registry} for registry in registries]
-    with ExitStack() as stack:
-        hooks.install(stack)
-        for (owner, name), theirs in zip(places, before, strict=True):
-            put(stack, owner, name, vars(owner)[name], theirs=theirs)
-        for registry, there in zip(registries, known, strict=True):
-            for number in registry.keys() - there:
-                registry[number] = by_thread(registry[number], _nothing)
-        stack.callback(hooks.finish)
-        yield
-
-
-def _nothing(*args: object, **kwargs: object) -> None:
-    pass
 
 
 @contextmanager

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 
 from ...torch_internals.dispatch import TorchDispatchMode
+from ...torch_internals.operators import schema_of
 from .overlay.patches import put
 
 _THEIRS = torch.default_generator
@@ -36,9 +38,12 @@ def random_numbers() -> Iterator[None]:
 
 def draw(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an operator for real on the host; numbers that it draws are the run's own."""
-    if _own is None or _SEEDED not in func.tags:
+    if _own is None or _SEEDED not in func.tags or kwargs.get("generator") is not None:
         return func(*args, **kwargs)
-    # What another thread draws in this very moment is of the run's numbers: not every operator takes a generator.
+    told = _told_the_generator(func)
+    if told is not None:
+        return told(*args, **{**kwargs, "generator": _own})
+    # What another thread draws in this very moment is of the run's numbers.
     theirs = _THEIRS.get_state()
     _THEIRS.set_state(_own.get_state())
     try:
@@ -46,6 +51,21 @@ def draw(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     finally:
         _own.set_state(_THEIRS.get_state())
         _THEIRS.set_state(theirs)
+
+
+@cache
+def _told_the_generator(operator: Any) -> Any | None:
+    """The overload that takes the generator beside the same arguments; None: there is none."""
+    names = _arguments(operator)
+    if "generator" in names:
+        return operator
+    packet = operator.overloadpacket
+    others = (getattr(packet, name) for name in packet.overloads())
+    return next((each for each in others if {*_arguments(each)} == {*names, "generator"}), None)
+
+
+def _arguments(operator: Any) -> list[str]:
+    return [argument.name for argument in schema_of(operator).arguments]
 
 
 _own: torch.Generator | None = None

@@ -28,6 +28,7 @@ from ...torch_internals.storages import key_of
 from .in_place import CORRECTIONS, forget_device_questions, note_device_question, taken_apart
 from .kernels import check_types, rule_of
 from .kernels.call import Call
+from .overlay.patches import by_thread
 from .random_numbers import draw
 from .result_cache import ResultCache
 
@@ -53,7 +54,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         self.gpu = gpu
         self.detailed = detailed
         self.marks = Marks(self._place)
-        self.hooks = Hooks(self.marks, self.locate)
+        self.hooks = Hooks(self.marks, self.locate, choose=by_thread)
         self.run_on_host: Callable[..., Any] = draw
         """Runs an operator of which nothing is fake."""
         self.operators: list[str] = []

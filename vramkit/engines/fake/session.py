@@ -39,7 +39,7 @@ from ...torch_internals.fakes import (
 )
 from .. import Run
 from .in_place import counts_of_the_only_holder
-from .isolation import apart, cuda_for_fakes, hooked_here
+from .isolation import apart, cuda_for_fakes
 from .overlay.backward import wait_for_the_device
 from .random_numbers import OwnDraws
 from .receiving import classes_of_its_own, move_to_cuda, receiver_of
@@ -193,7 +193,8 @@ class FakeSession:
             stack.enter_context(recorder)
             if hooks is not None:
                 stack.callback(recorder.stop)
-                stack.enter_context(hooked_here(hooks))
+                hooks.install(stack)
+                stack.callback(hooks.finish)
             try:
                 training.run(arrive, _nothing if hooks is None else hooks.step)
             except BaseException as error:  # sys.exit() in a step is a failure like any other
