@@ -1,4 +1,4 @@
-"""How fast traces are followed and tapes are replayed, against the least that any reader of them must do.
+"""How fast traces are followed and tapes are replayed, against the minimum that any reader of them must do.
 
 Run it as a script: ``python benchmarks/bench_allocator.py``. It prints events per second on the recordings of real
 GPUs, and how many times as long as one pass of a Python loop over the same events each job took in the same run.
@@ -19,7 +19,7 @@ from test_recordings import tape_of
 
 from vramkit.allocator import CachingAllocator, follow, initial_state
 
-LEAST_EVENTS = 3_000
+MIN_EVENTS = 3_000
 REPEATS = 5
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     jobs = ("replay", "follow", "initial_state")
     print(f"{'recording':32} {'events':>7}" + "".join(f" {job + '/s':>16} {'ratio':>6}" for job in jobs))
     for trace in recordings.all_traces():
-        if len(trace.events) < LEAST_EVENTS:
+        if len(trace.events) < MIN_EVENTS:
             continue
         tape = tape_of(trace)
         start = trace.start

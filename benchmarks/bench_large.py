@@ -4,7 +4,7 @@
 
 80 layers of width 8192, 64 heads, sequences of 4096 tokens, batch 1, two steps with AdamW, the model on ``meta``. Each
 column is a process of its own. Its seconds are those of the call, after torch was imported; the first call of the
-virtual engine starts the helper process, which imports torch once more. The memory is the most that any one process
+virtual engine starts the helper process, which imports torch once more. The memory is the maximum that any one process
 had resident from its start to the end of the call: of the virtual engine that is the user's own process, the helper,
 the session that it forks, or the run that this one forks, each with the pages that it shares with the others; the fake
 engine has the user's own alone. Their exit is left out: there CUDA's libraries touch up to 200 MB more of their own
@@ -128,7 +128,7 @@ class PeakMemory:
 
     def __init__(self) -> None:
         self.peak = 0
-        """The most that one of them has had resident since it began, bytes."""
+        """The maximum that one of them has had resident since it began, bytes."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 

@@ -16,10 +16,10 @@ import sys
 _SCRIPT = """
 import atexit
 from vramkit import virtual_gpu
-from vramkit.virtual_gpu import _activate
+from vramkit.virtual_gpu import activation
 virtual_gpu.activate("a100-80gb")
 if {without}:
-    atexit.unregister(_activate._let_autograd_rest)
+    atexit.unregister(activation.let_autograd_rest)
 import torch
 w = torch.ones(1000, 1000, device="cuda", requires_grad=True)
 loss = ((w @ w).relu() @ w).sum()

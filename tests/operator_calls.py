@@ -362,6 +362,27 @@ def decode_inferring() -> None:
 
 CALLS["decoder layer, inferring"] = decode_inferring
 
+# -- products of another type than their factors -----------------------------------------------------------------------
+
+
+def half(*shape: int) -> torch.Tensor:
+    return x(*shape, dtype=BF16, grad=False)
+
+
+# Of the first factors not every number is used, so that cuBLAS reads copies.
+call("mm, single precision of half", lambda: torch.mm(half(64, 256)[:, ::2], half(128, 64), out_dtype=torch.float32))
+call(
+    "bmm, single precision of half",
+    lambda: torch.bmm(half(3, 64, 256)[..., ::2], half(3, 128, 64), out_dtype=torch.float32),
+)
+for kind in (torch.float32, BF16):
+    call(
+        f"addmm, single precision of half, to {kind}",
+        lambda kind=kind: torch.addmm(
+            x(64, 64, dtype=kind, grad=False), half(64, 256)[:, ::2], half(128, 64), out_dtype=torch.float32
+        ),
+    )
+
 # -- what kernels refuse -----------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, Callable[[], object]] = {}
@@ -410,3 +431,15 @@ for name, loss in {
     REFUSED[f"{name}, int32"] = lambda loss=loss, shape=shape: loss(x(8, 16), x(*shape, dtype=torch.int32))
 REFUSED["cross_entropy of pixels, int32"] = lambda: F.cross_entropy(x(4, 21, 8, 8), x(4, 8, 8, dtype=torch.int32))
 REFUSED["one_hot, int32"] = lambda: F.one_hot(x(8, dtype=torch.int32), 10)
+REFUSED |= {
+    "mm, single precision of two types": lambda: torch.mm(half(8, 16), x(16, 8, dtype=HALF), out_dtype=torch.float32),
+    "bmm, single precision of two types": lambda: torch.bmm(
+        half(2, 8, 16), x(2, 16, 8, dtype=HALF), out_dtype=torch.float32
+    ),
+    "addmm, single precision of two types": lambda: torch.addmm(
+        x(8, 8), half(8, 16), x(16, 8, dtype=HALF), out_dtype=torch.float32
+    ),
+    "addmm, single precision to a third type": lambda: torch.addmm(
+        x(8, 8, dtype=HALF), half(8, 16), half(16, 8), out_dtype=torch.float32
+    ),
+}

@@ -32,6 +32,7 @@ def tapes(draw: st.DrawFn, max_allocations: int = 40) -> Tape:
         if there
     )
     index = {moment: i for i, moment in enumerate(kept)}
+    steps = sorted(draw(st.lists(st.integers(0, 3), min_size=len(kept), max_size=len(kept))))
     allocations = np.zeros(count, ALLOCATION)
     events = np.zeros(len(kept), EVENT)
     order = sorted(range(count), key=lambda i: (not lives[i][2], lives[i][0]))
@@ -42,14 +43,15 @@ def tapes(draw: st.DrawFn, max_allocations: int = 40) -> Tape:
         block = -(-requested // 512) * 512
         event_born, event_died = -1 if before else index[born], -1 if stays else index[died]
         allocations[row] = (
-            draw(st.sampled_from(Category)), draw(st.sampled_from(Phase)), draw(st.integers(-1, 2)), 0,
-            event_born, event_died, requested, block, 512 * 100 * i, 0, draw(st.integers(-1, 1)), pool,
+            draw(st.sampled_from(Category)), draw(st.sampled_from(Phase)), draw(st.integers(-1, 2)),
+            0 if before else steps[event_born], event_born, event_died, requested, block, 512 * 100 * i, 0,
+            draw(st.integers(-1, 1)), pool,
         )  # fmt: skip
         for event, action in ((event_born, Action.ALLOC), (event_died, Action.FREE)):
             if event >= 0:
                 events[event] = (
-                    action, draw(st.sampled_from(Phase)), draw(st.integers(-1, 2)), 0, row, requested, 512 * 100 * i, 0,
-                    event, pool,
+                    action, draw(st.sampled_from(Phase)), draw(st.integers(-1, 2)), steps[event], row, requested,
+                    512 * 100 * i, 0, event, pool,
                 )  # fmt: skip
     return Tape(events=events, allocations=allocations, modules=modules, names=("w", "b"), device="cpu")
 

@@ -37,3 +37,18 @@ def test_a_shown_size_is_within_half_a_percent_of_the_size(size: int) -> None:
 @given(st.integers(0, 2**50))
 def test_a_difference_keeps_its_sign(size: int) -> None:
     assert format_size(-size).removeprefix("-") == format_size(size)
+
+
+@pytest.mark.parametrize(
+    "size", ["9" * 5000 + " GiB", "0." + "9" * 5000 + " GiB", 10**5000, -(10**5000), "x" * 5000], ids=type
+)
+def test_a_size_of_thousands_of_digits_is_refused_in_a_short_text(size: str | int) -> None:
+    with pytest.raises(UsageError) as raised:
+        parse_size(size)
+
+    assert len(str(raised.value)) < 500
+
+
+def test_a_size_that_no_float_can_hold_is_shown() -> None:
+    assert format_size(10**400) == "inf TiB"
+    assert format_size(-(10**5000)) == "-inf TiB"

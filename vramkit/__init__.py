@@ -7,52 +7,156 @@ GPU can be switched on before torch is there.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import FunctionType
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from ._version import __version__ as __version__
 
+if TYPE_CHECKING:
+    # For type checkers, which don't see what `__getattr__` does; tests hold that both know the same names.
+    from . import closed_form as closed_form
+    from . import errors as errors
+    from . import gpus as gpus
+    from . import virtual_gpu as virtual_gpu
+    from .allocator import AddressSpace as AddressSpace
+    from .allocator import AllocatorConf as AllocatorConf
+    from .allocator import Block as Block
+    from .allocator import BlockState as BlockState
+    from .allocator import CachingAllocator as CachingAllocator
+    from .allocator import Replay as Replay
+    from .allocator import SegmentState as SegmentState
+    from .allocator import SimulatedOutOfMemory as SimulatedOutOfMemory
+    from .batch_size.auto import auto_batch_size as auto_batch_size
+    from .batch_size.fit import fit_batch_size as fit_batch_size
+    from .batch_size.result import BatchSizeResult as BatchSizeResult
+    from .batch_size.trial import Accumulation as Accumulation
+    from .batch_size.trial import Trial as Trial
+    from .engines import EngineName as EngineName
+    from .errors import DeviceError as DeviceError
+    from .errors import DoesNotFit as DoesNotFit
+    from .errors import SnapshotError as SnapshotError
+    from .errors import UsageError as UsageError
+    from .errors import VramkitError as VramkitError
+    from .estimation.estimate import estimate as estimate
+    from .estimation.result import Estimate as Estimate
+    from .gpus import GPU as GPU
+    from .loading import load as load
+    from .profiling.profiler import profile as profile
+    from .programs.batches import Fixed as Fixed
+    from .programs.batches import fixed as fixed
+    from .programs.objects import Models as Models
+    from .programs.objects import OptimizerOrFactory as OptimizerOrFactory
+    from .programs.objects import Optimizers as Optimizers
+    from .results.profile import Profile as Profile
+    from .results.readable import ReadableResult as ReadableResult
+    from .scaling.rows import BatchSizeRow as BatchSizeRow
+    from .snapshots.opening import open_snapshot as open_snapshot
+    from .tape.breakdown import Breakdown as Breakdown
+    from .tape.events import Action as Action
+    from .tape.events import Category as Category
+    from .tape.events import Module as Module
+    from .tape.events import Phase as Phase
+    from .tape.events import Tape as Tape
+    from .tape.memory import MemoryResult as MemoryResult
+    from .tape.memory import OutOfMemory as OutOfMemory
+    from .tape.timeline import Timeline as Timeline
+    from .tape.usage import ModulePhase as ModulePhase
+    from .tape.usage import ModuleUsage as ModuleUsage
+    from .tape.usage import PhaseUsage as PhaseUsage
+    from .tape.usage import StepUsage as StepUsage
+
+_MODULES = ("closed_form", "errors", "gpus", "virtual_gpu")
 _HOMES = {
-    "Action": "tape.events",
-    "Category": "tape.events",
-    "Phase": "tape.events",
-    "Tape": "tape.events",
+    # measured, and read again
+    "profile": "profiling.profiler",
+    "Profile": "results.profile",
+    "load": "loading",
+    "open_snapshot": "snapshots.opening",
+    # predicted
+    "estimate": "estimation.estimate",
+    "Estimate": "estimation.result",
+    "BatchSizeRow": "scaling.rows",
+    "EngineName": "engines",
+    "GPU": "gpus",
+    # how large a batch fits
+    "auto_batch_size": "batch_size.auto",
+    "fit_batch_size": "batch_size.fit",
+    "BatchSizeResult": "batch_size.result",
+    "Accumulation": "batch_size.trial",
+    "Trial": "batch_size.trial",
+    # what the verbs are given
+    "Models": "programs.objects",
+    "OptimizerOrFactory": "programs.objects",
+    "Optimizers": "programs.objects",
+    "Fixed": "programs.batches",
+    "fixed": "programs.batches",
+    # what results are made of
+    "MemoryResult": "tape.memory",
+    "ReadableResult": "results.readable",
+    "OutOfMemory": "tape.memory",
     "Breakdown": "tape.breakdown",
     "Timeline": "tape.timeline",
     "ModulePhase": "tape.usage",
     "ModuleUsage": "tape.usage",
+    "PhaseUsage": "tape.usage",
     "StepUsage": "tape.usage",
-    "OutOfMemory": "tape.memory",
-    "Profile": "results.profile",
-    "load": "loading",
-    "open_snapshot": "snapshots.opening",
-    "profile": "profiling.profiler",
-    "estimate": "estimation.estimate",
-    "Estimate": "estimation.result",
-    "BatchSizeRow": "scaling.rows",
-    "auto_batch_size": "batch_size.auto",
-    "BatchSizeResult": "batch_size.result",
-    "Trial": "batch_size.trial",
-    "fit_batch_size": "batch_size.fit",
-    "fixed": "programs.batches",
+    "Action": "tape.events",
+    "Category": "tape.events",
+    "Module": "tape.events",
+    "Phase": "tape.events",
+    "Tape": "tape.events",
+    # the simulated allocator
+    "CachingAllocator": "allocator",
+    "AddressSpace": "allocator",
+    "AllocatorConf": "allocator",
+    "Block": "allocator",
+    "BlockState": "allocator",
+    "Replay": "allocator",
+    "SegmentState": "allocator",
+    "SimulatedOutOfMemory": "allocator",
+    # errors
     "DeviceError": "errors",
     "DoesNotFit": "errors",
     "SnapshotError": "errors",
     "UsageError": "errors",
     "VramkitError": "errors",
-    "GPU": "gpus",
-    "CachingAllocator": "allocator",
-    "SimulatedOutOfMemory": "allocator",
 }
 
-__all__ = [*_HOMES]
+
+if not TYPE_CHECKING:  # checkers read the imports above; from this they would take a misspelt name for one, too
+    __all__ = [*_HOMES, *_MODULES]
+
+    def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            value = importlib.import_module(f"{__name__}.{name}")
+        elif name in _HOMES:
+            value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        _let_them_say_where_they_are()
+        return value
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+def _let_them_say_where_they_are() -> None:
+    """Every public class and function that was imported by now names the module in which its users find it.
+
+    So it is shown and pickled under a name that stays when a file is moved. The cost, as in other packages that do
+    this: ``inspect.getsource`` looks for a class in the file of the module that it names.
+    """
+    for name, home in _HOMES.items():
+        if module := sys.modules.get(f"{__name__}.{home}"):
+            _say_where(vars(module).get(name), __name__)
+    for each in _MODULES:
+        if module := sys.modules.get(f"{__name__}.{each}"):
+            for name in {*getattr(module, "__all__", ())} - {*_HOMES}:
+                _say_where(vars(module).get(name), module.__name__)
+
+
+def _say_where(value: object, module: str) -> None:
+    if isinstance(value, (type, FunctionType)):
+        value.__module__ = module
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_HOMES]
+    return [*globals(), *_HOMES, *_MODULES]

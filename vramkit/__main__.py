@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import __version__
+from ._version import __version__
 from .cli import demo, estimate, gpus, run, view
 from .errors import DoesNotFit, VramkitError
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from .errors import UsageError
-from .programs.arguments import Models, OptimizerOrFactory, models_of, optimizers_of
+from .programs.arguments import optimizers_or_factory
 from .programs.batches import Fixed, is_made, leaves_of
+from .programs.objects import Models, OptimizerOrFactory, models_of, optimizers_of
 from .sizes import format_size
 from .torch_internals import pytree
 from .torch_internals.fakes import FakeTensorMode
@@ -77,14 +78,14 @@ def optimizer_state(optimizer: OptimizerOrFactory, model: Models | None = None, 
     Args:
         optimizer: an optimizer, several, or what makes one from parameters: a class, a lambda, a partial.
         model: whose parameters a factory gets, as tensors without memory.
-        device: where is trained, "cuda" or "cpu": most optimizers keep a step counter for each parameter on the CPU,
-            unless they are fused or capturable.
+        device: where the training runs, "cuda" or "cpu": most optimizers keep a step counter for each parameter on the
+            CPU, unless they are fused or capturable.
 
     Raises:
         UsageError: there is no closed form: LBFGS, or an unknown optimizer that has made no state yet.
     """
     require(_STATE_ASKED, "closed forms")
-    optimizers, factory = optimizers_of(_STATE_ASKED, optimizer)
+    optimizers, factory = optimizers_or_factory(_STATE_ASKED, optimizer)
     made = optimizers if factory is None else _make(factory, model)
     return sum(_kept(each, torch.device(device).type) for each in made)
 
@@ -164,7 +165,7 @@ def _sum_once(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def _size(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return tensor.numel() * tensor.itemsize  # nbytes has none of a sparse tensor
 
 
 def _tensors(value: object) -> list[torch.Tensor]:
@@ -252,7 +253,7 @@ def _make(factory: Callable[..., object], model: Models | None) -> tuple[torch.o
             )
             for each in held
         )
-    optimizers, _ = optimizers_of(_STATE_ASKED, made)
+    optimizers = () if callable(made) else tuple(optimizers_of(_STATE_ASKED, made).values())
     if not optimizers:
         raise UsageError(
             _STATE_ASKED,

@@ -15,6 +15,8 @@
 from __future__ import annotations
 
 import builtins
+import copyreg
+from typing import Any
 
 
 class VramkitError(Exception):
@@ -36,6 +38,10 @@ class VramkitError(Exception):
         parts = (asked, *(_capitalised(part) for part in (found, why, instead)))
         super().__init__(" ".join(_ended(part.strip()) for part in parts if part))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As Python would, but without a call of __init__, which makes the text from its parts.
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined] # not in typeshed
+
 
 def _capitalised(part: str) -> str:
     word, space, _ = part.partition(" ")
@@ -51,6 +57,39 @@ def _ended(part: str) -> str:
 def printable(text: str) -> str:
     """Text that someone else wrote, with what a terminal would act on (escapes, newlines) as Python would write it."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+_SHOWN = 200
+_SHOWN_BITS = 256
+_SHOWN_ITEMS = 4
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+
+
+def shortened(text: str) -> str:
+    """`printable`, and of more than 200 characters only the first: enough of a stranger's text for an error."""
+    shown = printable(text[:_SHOWN])
+    return shown if len(text) <= _SHOWN and len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+
+
+def shown(value: object) -> str:
+    """A value that someone else gave, as Python writes it, but `shortened`; of most containers only what they are.
+
+    The ``repr`` of lists inside lists can be longer than any memory, and Python refuses to write a number of more
+    than 4,300 digits.
+    """
+    if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:
+        return f"a number of {value.bit_length():,} bits"
+    if isinstance(value, (str, bytes)):
+        return shortened(repr(value[: _SHOWN + 1]))  # one more, so that it is seen to be cut
+    if (
+        isinstance(value, tuple)
+        and len(value) <= _SHOWN_ITEMS
+        and not any(isinstance(each, _CONTAINERS) for each in value)
+    ):
+        return shortened(f"({', '.join(map(shown, value))})")
+    if isinstance(value, _CONTAINERS):
+        return f"a {type(value).__name__}"
+    return shortened(repr(value))
 
 
 class UsageError(VramkitError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 
-from .errors import UsageError
+from .errors import UsageError, shown
 
 _UNITS = {
     "B": 1,
@@ -19,6 +19,7 @@ _UNITS = {
     "TiB": 1024**4,
 }
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", re.ASCII)
+_MAX_DIGITS = 100  # digits; Python itself reads and writes no more than 4,300
 
 
 def parse_size(text: str | int) -> int:
@@ -32,21 +33,34 @@ def parse_size(text: str | int) -> int:
         Whole bytes, rounded down.
 
     Raises:
-        UsageError: the text is no size, or it is negative.
+        UsageError: the text is no size, it is negative, or it has more than 100 digits.
     """
     if hasattr(text, "__index__") and not isinstance(text, bool):  # numpy's integers are no int
         size = operator.index(text)
         if size < 0:
-            raise UsageError("A size was expected", f"{size} is negative", instead="Give 0 or more bytes")
+            raise UsageError("A size was expected", f"{shown(size)} is negative", instead="Give 0 or more bytes")
+        if size >= 10**_MAX_DIGITS:
+            raise _too_long(text)
         return size
     match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if match is None or match[2] not in _UNITS:
         raise UsageError(
             "A size in bytes was expected",
-            f"got {text!r}",
+            f"got {shown(text)}",
             instead=f"Write a number and a unit, such as '24 GiB' or '500 MB'; the units are {', '.join(_UNITS)}",
         )
+    if len(match[1]) > _MAX_DIGITS:
+        raise _too_long(text)
     return _multiply(match[1], _UNITS[match[2]])
+
+
+def _too_long(text: object) -> UsageError:
+    return UsageError(
+        "A size in bytes was expected",
+        f"got {shown(text)}",
+        f"That has more than {_MAX_DIGITS} digits",
+        "Give what a memory can have, such as '24 GiB'",
+    )
 
 
 def _multiply(number: str, unit: int) -> int:
@@ -59,12 +73,12 @@ def format_size(size: int) -> str:
     """Human text of a number of bytes, 1024-based, at most four digits: ``"1.50 GiB"``, ``"512 B"``.
 
     Args:
-        size: bytes; negative sizes (differences) keep their sign.
+        size: bytes; negative sizes (differences) keep their sign. What no float can hold is ``"inf TiB"``.
     """
     sign, rest = ("-", -size) if size < 0 else ("", size)
     if rest < 1024:
         return f"{sign}{rest} B"
-    value = float(rest)
+    value = float(rest) if rest.bit_length() < 1024 else float("inf")
     for unit in ("KiB", "MiB", "GiB", "TiB"):
         value /= 1024
         # 1023.95 would round to a five digit 1024.0

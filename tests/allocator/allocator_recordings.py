@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from vramkit.allocator import (
     AllocatorConf,
-    CachingAllocator,
+    DeviceCachingAllocator,
     InitialState,
     SegmentState,
     SimulatedOutOfMemory,
     initial_state,
     segments_from_torch,
 )
-from vramkit.allocator.device import Device
+from vramkit.allocator.device import DriverMemory
 from vramkit.tape.events import TORCH_ACTIONS, Action
 
 FOLDER = Path(__file__).parent.parent / "recordings"
@@ -88,13 +88,13 @@ def _torch_segment(segment: dict[str, object]) -> dict[str, object]:
     return segment | {"segment_type": segment["type"], "is_expandable": segment["expandable"], "blocks": blocks}
 
 
-class RecordedDriver(Device):
+class RecordedDriver(DriverMemory):
     """Answers as the recording's driver did: it refuses where the recording goes on without new memory."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__(None, 0)
         self.expected = [event for event in trace.events if event[0] in (*_CAME, *_WENT, Action.OOM)]
-        self.allocator: CachingAllocator | None = None
+        self.allocator: DeviceCachingAllocator | None = None
         self._seen = self._done = 0
 
     def next(self) -> Event:
@@ -121,7 +121,9 @@ class RecordedAddresses:
         """Recorded addresses are never used up."""
 
 
-def resimulate(trace: Trace, conf: AllocatorConf | None = None, kind: type[CachingAllocator] = CachingAllocator):
+def resimulate(
+    trace: Trace, conf: AllocatorConf | None = None, kind: type[DeviceCachingAllocator] = DeviceCachingAllocator
+):
     """Make the trace's requests again, in a simulator that is told the driver's answers and nothing else.
 
     Returns:

@@ -104,20 +104,25 @@ def on_torch(program: Sequence[Step], conf: str) -> Outcome:
         if not (name in before and "private_pools" in name)  # of a pool of an earlier program
     }
     return Outcome(
-        tuple(
-            (
-                int(TORCH_ACTIONS[e["action"]]),
-                e["device_free"] if e["action"] == "oom" else e["addr"],
-                e["size"],
-                e["stream"],
-            )
-            for e in snapshot["device_traces"][torch.cuda.current_device()]
-            if e["action"] in TORCH_ACTIONS
-        ),
+        _events(snapshot["device_traces"][torch.cuda.current_device()]),
         tuple(failed),
         counted,
         tuple(sorted(segments_from_torch(snapshot["segments"]), key=lambda segment: segment.address)),
         identities,
+    )
+
+
+def _events(trace: Sequence[dict[str, Any]]) -> tuple[Event, ...]:
+    """The entries of a trace in torch's form that change memory."""
+    return tuple(
+        (
+            int(TORCH_ACTIONS[entry["action"]]),
+            entry["device_free"] if entry["action"] == "oom" else entry["addr"],
+            entry["size"],
+            entry["stream"],
+        )
+        for entry in trace
+        if entry["action"] in TORCH_ACTIONS
     )
 
 
@@ -167,7 +172,8 @@ class _Answers:
 
     def take(self, size: int) -> int:
         assert self.allocator is not None
-        done = sum(event[0] >= Action.SEGMENT_ALLOC for event in self.allocator.events)
+        stats = self.allocator.memory_stats()
+        done = stats["num_device_alloc"] + stats["num_device_free"] + stats["num_ooms"]
         # An expandable segment whose first page can't be had has its address long before an event tells it.
         came = (event for event in self.expected[done:] if event[0] in (Action.SEGMENT_ALLOC, Action.SEGMENT_MAP))
         return next(came, (0, 0, 0, 0))[1]
@@ -218,7 +224,8 @@ def on_simulator(program: Sequence[Step], conf: str, real: Outcome, **options: A
             allocator.configure(arguments[0])
         else:
             allocator.set_memory_fraction(min(arguments[0] * MIB / total, 1.0))
-    return Outcome(tuple(allocator.events), tuple(failed), allocator.memory_stats(), allocator.segments())
+    [trace] = allocator.snapshot()["device_traces"]
+    return Outcome(_events(trace), tuple(failed), allocator.memory_stats(), allocator.segments())
 
 
 def comparable(events: Sequence[Event], *, pools: bool = False) -> list[Event]:

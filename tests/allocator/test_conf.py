@@ -202,6 +202,35 @@ def test_the_split_rule_for_many_is_that_for_each(requests, expandable, limit):
     conf = AllocatorConf(max_split_size=limit)
     rounded = conf.round_sizes(np.array(requests, np.int64))
 
-    many = conf.least_rests(rounded, expandable=expandable)
+    many = conf.smallest_rests(rounded, expandable=expandable)
 
-    assert many.tolist() == [conf.least_rest(size, expandable=expandable) for size in rounded.tolist()]
+    assert many.tolist() == [conf.smallest_rest(size, expandable=expandable) for size in rounded.tolist()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_split_size_mb:" + "9" * 5000,
+        "roundup_power2_divisions:[" + "9" * 5000 + ":4]",
+        "roundup_power2_divisions:" + "9" * 5000,
+        "pinned_max_cached_size_mb:-" + "9" * 5000,
+        "garbage_collection_threshold:" + "9" * 5000,
+        "expandable_segments:" + "x" * 5000,
+        "k" * 5000 + ":1",
+        "backend:" + "\x1b[31m" * 1000,
+    ],
+)
+def test_a_value_of_any_length_is_refused_in_a_short_and_printable_text(text):
+    with pytest.raises(UsageError, match="Allocator settings were read from") as raised:
+        AllocatorConf.parse(text)
+
+    assert len(str(raised.value)) < 1000
+    assert str(raised.value).isprintable()
+
+
+def test_zeros_before_a_number_do_not_matter_as_torch_has_it():
+    zeros = "0" * 5000
+
+    conf = AllocatorConf.parse(f"max_split_size_mb:{zeros}128,pinned_max_cached_size_mb:-{zeros}1")
+
+    assert conf.max_split_size == 128 * MIB

@@ -11,7 +11,7 @@ from vramkit.allocator import (
     NO_POOL,
     AllocatorConf,
     BlockState,
-    CachingAllocator,
+    DeviceCachingAllocator,
     ImpossibleEvent,
     SegmentState,
     final_state,
@@ -19,6 +19,7 @@ from vramkit.allocator import (
     initial_state,
     segments_from_torch,
 )
+from vramkit.allocator.trace_forward import Ranges
 from vramkit.errors import SnapshotError
 from vramkit.tape.events import Action
 
@@ -79,7 +80,7 @@ def in_use(segments):
 @settings(deadline=None)
 @given(st.sampled_from(CONFS), steps, steps)
 def test_following_gives_the_blocks_that_were_given(conf, before, program):
-    allocator = CachingAllocator(conf=conf, history=True)
+    allocator = DeviceCachingAllocator(conf=AllocatorConf.parse(conf), history=True)
     run(allocator, before)
     start = allocator.segments()
     allocator.events.clear()
@@ -97,7 +98,7 @@ def test_following_gives_the_blocks_that_were_given(conf, before, program):
 @settings(deadline=None)
 @given(st.sampled_from(CONFS), steps, steps)
 def test_undoing_a_trace_gives_its_start_but_for_the_blocks_that_are_named(conf, before, program):
-    allocator = CachingAllocator(conf=conf, history=True)
+    allocator = DeviceCachingAllocator(conf=AllocatorConf.parse(conf), history=True)
     run(allocator, before)
     start = allocator.segments()
     allocator.events.clear()
@@ -234,7 +235,7 @@ def test_blocks_of_touching_segments_do_not_merge():
 
 @pytest.mark.parametrize("conf", ["", "expandable_segments:True"])
 def test_segments_that_a_trace_makes_are_of_their_private_pools(conf):
-    allocator = CachingAllocator(conf=conf, history=True)
+    allocator = DeviceCachingAllocator(conf=AllocatorConf.parse(conf), history=True)
     for pool in (NO_POOL, (0, 1), (0, 2)):
         allocator.malloc(30 * MIB, pool=pool)
         allocator.malloc(512, pool=pool)
@@ -268,3 +269,29 @@ def test_torchs_segments_become_values():
 def test_a_segment_without_its_keys_is_refused(broken):
     with pytest.raises(SnapshotError, match="torch"):
         segments_from_torch([broken])
+
+
+# -- unbroken mapped ranges --------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 12), st.integers(1, 4), st.integers(0, 1)), max_size=40))
+def test_mapped_ranges_are_as_long_as_unbroken_pages_of_one_stream_are(steps):
+    ranges, pages = Ranges(), {}
+    for maps, first, count, stream in steps:
+        wanted = range(first, first + count)
+        if maps and not pages.keys() & set(wanted):
+            ranges.add(first, count, stream, True, NO_POOL)
+            pages |= dict.fromkeys(wanted, stream)
+        elif not maps:
+            # A range ends where the stream changes, so what is unmapped at once is of one stream.
+            is_one = pages.keys() >= set(wanted) and len({pages[page] for page in wanted}) == 1
+            assert ranges.remove(first, count) == is_one
+            if is_one:
+                pages = {page: each for page, each in pages.items() if page not in wanted}
+
+    begins = [page for page in sorted(pages) if pages.get(page - 1) != pages[page]]
+    expected = {}
+    for begin in begins:
+        length = next(n for n in range(1, 99) if pages.get(begin + n) != pages[begin])
+        expected[begin] = (length, pages[begin], True, NO_POOL)
+    assert ranges.spans == expected

@@ -13,6 +13,7 @@ from allocator_recordings import resimulate, traces, without_free_addresses
 from vramkit.allocator import (
     AllocatorConf,
     CachingAllocator,
+    DeviceCachingAllocator,
     ImpossibleEvent,
     SimulatedOutOfMemory,
     final_state,
@@ -111,7 +112,7 @@ def test_blocks_of_unknown_size_are_named_where_a_recording_starts_warm():
 # ---- negative controls: each of these simulators is wrong in one thing
 
 
-class HighestAddress(CachingAllocator):
+class HighestAddress(DeviceCachingAllocator):
     """Takes the highest address among equally large blocks."""
 
     def cached(self, pool, need, stream):
@@ -124,7 +125,7 @@ class HighestAddress(CachingAllocator):
         return best
 
 
-class FirstFit(CachingAllocator):
+class FirstFit(DeviceCachingAllocator):
     """Takes the lowest address of all blocks that are large enough."""
 
     def cached(self, pool, need, stream):
@@ -136,14 +137,14 @@ class FirstFit(CachingAllocator):
         return first
 
 
-class OldestFirst(CachingAllocator):
+class OldestFirst(DeviceCachingAllocator):
     """torch 2.14's tie-break, under which none of these recordings was made."""
 
     def __init__(self, **options):
         super().__init__(**options | {"tie_break": "age"})
 
 
-class SmallFirst(CachingAllocator):
+class SmallFirst(DeviceCachingAllocator):
     """Gives the small pool back before the large one."""
 
     def release_all(self):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vramkit
-from vramkit.allocator import Addresses, CachingAllocator, SimulatedOutOfMemory
+from vramkit.allocator import Addresses, AllocatorConf, CachingAllocator, DeviceCachingAllocator, SimulatedOutOfMemory
 from vramkit.errors import UsageError, VramkitError
 from vramkit.tape.events import ALLOCATION, EVENT, Action, Category, Phase, Tape
 
@@ -21,6 +24,16 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 def test_the_package_exports_it():
     assert vramkit.CachingAllocator is CachingAllocator
     assert vramkit.SimulatedOutOfMemory is SimulatedOutOfMemory
+
+
+def test_its_public_names_are_those_that_its_readme_lists():
+    readme = (Path(vramkit.__file__).parent / "allocator" / "README.md").read_text()
+    [listed] = re.findall(r"^## What `CachingAllocator` shows$\n(.*?)^## ", readme, re.MULTILINE | re.DOTALL)
+
+    public = {name for name in dir(CachingAllocator()) if not name.startswith("_")}
+
+    assert public == set(re.findall(r"^\| `(\w+)", listed, re.MULTILINE))
+    assert all(getattr(CachingAllocator, name).__doc__ for name in public)
 
 
 def test_it_works_without_torch():
@@ -34,7 +47,7 @@ def test_nothing_is_handed_out_for_nothing():
 
     assert allocator.malloc(0) is None
     allocator.free(None)
-    assert allocator.events == []
+    assert allocator.snapshot() == {"segments": [], "device_traces": [[]]}
 
 
 @pytest.mark.parametrize(
@@ -140,6 +153,26 @@ def test_running_out_of_memory_says_what_was_asked_and_what_there_was():
     assert allocator.memory_stats()["num_ooms"] == 1
 
 
+def test_running_out_of_memory_can_be_sent_to_another_process():
+    allocator = CachingAllocator(100 * MIB)
+    with pytest.raises(SimulatedOutOfMemory) as caught:
+        allocator.malloc(200 * MIB)
+
+    copy = pickle.loads(pickle.dumps(caught.value))
+
+    assert (type(copy), str(copy), vars(copy)) == (SimulatedOutOfMemory, str(caught.value), vars(caught.value))
+
+
+def test_a_snapshot_of_a_failure_tells_the_free_memory_where_torch_does():
+    allocator = CachingAllocator(100 * MIB, context=20 * MIB)
+    with pytest.raises(SimulatedOutOfMemory):
+        allocator.malloc(200 * MIB)
+
+    [[entry]] = allocator.snapshot()["device_traces"]
+
+    assert entry == {"action": "oom", "device_free": 80 * MIB, "size": 200 * MIB, "stream": 0}
+
+
 def test_a_fraction_limits_segments_and_not_the_context():
     allocator = CachingAllocator(100 * MIB, "per_process_memory_fraction:0.5", context=40 * MIB)
 
@@ -162,7 +195,7 @@ def test_an_unknown_choice_is_refused(options):
 
 @pytest.mark.parametrize("conf", ["", "expandable_segments:True"])
 def test_a_device_without_end_has_no_more_memory_than_addresses(conf):
-    allocator = CachingAllocator(conf=conf)
+    allocator = DeviceCachingAllocator(conf=AllocatorConf.parse(conf))
     kept = allocator.malloc(1200 * GIB)  # more than an expandable segment's usual range
     before = allocator.device.used, allocator.reserved_bytes
 
@@ -199,11 +232,13 @@ def test_sizes_may_be_texts_and_numpys_numbers():
     allocator = CachingAllocator("1 GiB", context="200 MiB")
 
     block = allocator.malloc(np.int64(700))
+    with pytest.raises(SimulatedOutOfMemory, match=r"822\.0 MiB of the device is free"):
+        allocator.malloc(900 * MIB)
 
-    assert allocator.device.free == (1024 - 200 - 2) * MIB
     assert (block.size, block.requested) == (1024, 700)
     assert all(type(value) is int for value in allocator.memory_stats().values())
-    assert CachingAllocator(np.int64(GIB)).device.capacity == GIB
+    with pytest.raises(SimulatedOutOfMemory, match=r"1\.00 GiB of the device is free"):
+        CachingAllocator(np.int64(GIB)).malloc(2 * GIB)
 
 
 @pytest.mark.parametrize("options", [{"capacity": "24 G"}, {"capacity": -5}, {"capacity": 24e9}, {"context": -1}])
@@ -236,13 +271,13 @@ def test_misuse_is_refused():
 
     with pytest.raises(UsageError, match="once"):
         allocator.free(block)
-    with pytest.raises(UsageError, match="give_back"):
+    with pytest.raises(UsageError, match="Free it first"):
         allocator.complete(block)
     with pytest.raises(UsageError, match="0 bytes or more"):
         allocator.malloc(-1)
     with pytest.raises(UsageError, match="whole number"):
         allocator.malloc(10.5)
-    uses = (allocator.free, allocator.give_back, allocator.complete, lambda block: allocator.record_stream(block, 1))
+    uses = (allocator.free, allocator.complete, lambda block: allocator.record_stream(block, 1))
     for use in uses:
         with pytest.raises(UsageError, match=r"Got 5.*what malloc returned"):
             use(5)

@@ -246,6 +246,32 @@ def test_numbers_of_numpy_are_numbers():
 # -- no device ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("engine", ["fake", pytest.param("virtual", marks=pytest.mark.virtual_gpu)])
+def test_an_estimate_takes_its_engine_and_its_allocators_settings(engine):
+    kind = {"gpu": "1 GiB", "engine": engine, "max_batch_size": 64}
+
+    usual, expandable = (find(**kind, alloc_conf=conf) for conf in ("", "expandable_segments:True"))
+
+    assert all(f"the {engine} engine predicted" in found.notes[0] for found in (usual, expandable))
+    needed = vramkit.estimate(
+        mlp(), batch(), optimizer=torch.optim.Adam, loss=loss, batch_size=64, gpu="1 GiB", engine=engine,
+        alloc_conf="expandable_segments:True",
+    )  # fmt: skip
+    assert expandable.batch_size == usual.batch_size == 64
+    assert expandable.peak_reserved == needed.peak_reserved != usual.peak_reserved
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize("given_", [{"engine": "virtual"}, {"alloc_conf": "", "engine": "fake"}])
+def test_where_the_steps_run_on_the_device_nothing_says_how_to_predict(given_):
+    text = " and ".join(f"{name}={value!r}" for name, value in sorted(given_.items(), reverse=True))
+
+    with pytest.raises(
+        vramkit.UsageError, match=rf"with {text}\. The steps run on the CUDA device .*largest_batch_size"
+    ):
+        find(mlp().to("cuda"), **given_)
+
+
 @pytest.mark.virtual_gpu
 def test_another_card_is_answered_by_an_estimate():
     model = mlp()
@@ -398,7 +424,7 @@ def test_a_batch_that_cannot_grow_is_refused():
         ({"max_batch_size": 0}, "max_batch_size=0"),
         ({"max_batch_size": 7.5}, "max_batch_size has to be a whole number"),
         ({"multiple_of": True}, "multiple_of has to be a whole number"),
-        ({"max_batch_size": 7, "multiple_of": 8}, "No size is all that"),
+        ({"max_batch_size": 7, "multiple_of": 8}, "No size keeps to all of them"),
         ({"effective_batch_size": 0}, "effective_batch_size=0"),
         ({"steps": 0}, "steps=0"),
     ],

@@ -102,7 +102,7 @@ def test_it_is_verified_when_both_sizes_ran_on_the_device_and_fitted() -> None:
 def test_the_report_has_the_answer_every_trial_and_the_notes() -> None:
     text = str(replace(FOUND, notes=("The third step took longer.",)))
 
-    assert "vramkit: the largest batch on Tesla T4, 10.0 GiB to be had" in text
+    assert "vramkit: the largest batch on Tesla T4, 10.0 GiB available" in text
     assert "batch_size               100   reserves 8.00 GiB, within 0.8 of that (8.00 GiB); measured" in text
     assert "max_batch_size           125   is the largest that fits at all" in text
     assert "126      8.91 GiB      9.90 GiB      0.25 s  measured: emptied the cache 2 times on its way" in text

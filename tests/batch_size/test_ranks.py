@@ -26,7 +26,7 @@ from vramkit.batch_size.result import Trial
 from vramkit.errors import VramkitError
 from vramkit.batch_size.ranks import Agreement
 from vramkit.batch_size.bounds import Bounds
-from vramkit.batch_size.search import Run, Search
+from vramkit.batch_size.search import Search, TrialRun
 
 torch.set_num_threads(1)
 
@@ -93,7 +93,7 @@ def on_ranks(_starter: subprocess.Popen[str], tmp_path: Path) -> OnRanks:
 def test_alone_there_is_nothing_to_agree_on() -> None:
     with Agreement(None) as ranks:
         assert ranks.is_first
-        assert (ranks.size(5), ranks.any(True), ranks.any(False)) == (5, True, False)
+        assert (ranks.smallest(5), ranks.any(True), ranks.any(False)) == (5, True, False)
         assert ranks.together(lambda: "done") == "done"
         with pytest.raises(KeyError), ranks.apart([]):
             ranks.together(lambda: {}["missing"])
@@ -109,7 +109,7 @@ def test_ranks_agree_on_the_smallest_size_and_on_any_failure(on_ranks: OnRanks) 
         3,
         """
 with Agreement(dist.group.WORLD) as ranks:
-    result = [ranks.size(10 + rank), ranks.any(rank == 2), ranks.any(False), ranks.is_first]
+    result = [ranks.smallest(10 + rank), ranks.any(rank == 2), ranks.any(False), ranks.is_first]
 """,
     )
 
@@ -132,7 +132,7 @@ with Agreement(dist.group.WORLD) as ranks:
         ranks.together(attempt)
     except (KeyError, VramkitError) as error:
         seen += [type(error).__name__, str(error)]
-    seen.append(ranks.size(rank))       # nobody is left behind: the next exchange works
+    seen.append(ranks.smallest(rank))       # nobody is left behind: the next exchange works
 result = seen
 """,
     )
@@ -151,7 +151,7 @@ pair = dist.new_group([0, 2])
 result = None
 if rank != 1:
     with Agreement(pair) as ranks:
-        result = [ranks.size(rank + 5), ranks.any(rank == 2)]
+        result = [ranks.smallest(rank + 5), ranks.any(rank == 2)]
 """,
     )
 
@@ -172,10 +172,10 @@ class Card:
         size = 1000 + self.row * batch_size
         fits = size <= self.capacity
         peak = min(size, self.capacity)
-        return Run(trial=Trial(batch_size=batch_size, fits=fits, peak_allocated=peak, peak_reserved=peak,
+        return TrialRun(trial=Trial(batch_size=batch_size, fits=fits, peak_allocated=peak, peak_reserved=peak,
                                is_probe=is_probe, ran_out=not fits))
 
-bounds = Bounds(least=1, most=None, multiple_of=1, memory_fraction=0.8, verify=True)
+bounds = Bounds(minimum=1, maximum=None, multiple_of=1, memory_fraction=0.8, verify=True)
 """
 
 
@@ -256,7 +256,8 @@ def test_bounds_are_those_that_hold_on_every_rank(on_ranks: OnRanks) -> None:
         _SEARCH
         + """
 card = Card(capacity=900_000, row=100)
-bounds = Bounds(least=[4, 8, 4][rank], most=[500, 400, None][rank], multiple_of=4, memory_fraction=0.8, verify=True)
+minimum, maximum = [4, 8, 4][rank], [500, 400, None][rank]
+bounds = Bounds(minimum=minimum, maximum=maximum, multiple_of=4, memory_fraction=0.8, verify=True)
 with Agreement(dist.group.WORLD) as ranks:
     found = Search(card, ranks, bounds).run()
 result = [found.batch_size, found.max_batch_size, card.sizes]
@@ -274,7 +275,7 @@ result = [found.batch_size, found.max_batch_size, card.sizes]
         ("multiple_of=rank + 1", "multiple_of is not the same on all of them"),
         ("memory_fraction=[0.8, 0.85][rank]", "memory_fraction is not the same on all of them"),
         ("verify=rank == 0, multiple_of=2 - rank", "multiple_of and verify are not the same on all of them"),
-        ("least=[1, 50][rank], most=[40, None][rank]", "One allows no size below 50, and one no size above 40"),
+        ("minimum=[1, 50][rank], maximum=[40, None][rank]", "One allows no size below 50, and one no size above 40"),
     ],
 )
 def test_ranks_that_ask_for_different_things_all_get_the_same_error(on_ranks: OnRanks, asked: str, text: str) -> None:

@@ -12,7 +12,7 @@ from scaled_programs import Op, program, requests, tape_of
 
 from vramkit import CachingAllocator, Trial, UsageError
 from vramkit.batch_size.bounds import Bounds
-from vramkit.batch_size.search import Found, Run, Search
+from vramkit.batch_size.search import Found, Search, TrialRun
 
 _T = TypeVar("_T")
 MIB = 1 << 20
@@ -21,13 +21,13 @@ MIB = 1 << 20
 class Alone:
     """One rank."""
 
-    def size(self, size: int) -> int:
+    def smallest(self, size: int) -> int:
         return size
 
     def any(self, flag: bool) -> bool:
         return flag
 
-    def most(self, size: int) -> int:
+    def largest(self, size: int) -> int:
         return size
 
     def same(self, **numbers: int) -> None:
@@ -47,7 +47,7 @@ class MadeUp:
     def replayed(self, size: int, capacity: int | None = None) -> tuple[bool, CachingAllocator]:
         allocator = CachingAllocator(capacity)
         replay = allocator.replay(tape_of(self.make(size)))
-        return replay.fits and not allocator.counters["num_alloc_retries"], allocator
+        return replay.fits and not allocator.memory_stats()["num_alloc_retries"], allocator
 
     def truth(self, limit: int) -> int:
         low, high = 0, 1
@@ -59,7 +59,7 @@ class MadeUp:
             low, high = (middle, high) if fits else (low, middle)
         return low
 
-    def run(self, batch_size: int, *, is_probe: bool) -> Run:
+    def run(self, batch_size: int, *, is_probe: bool) -> TrialRun:
         assert batch_size not in self.sizes, "no size is run twice"
         self.sizes.append(batch_size)
         fits, allocator = self.replayed(batch_size, self.capacity)
@@ -67,11 +67,11 @@ class MadeUp:
             batch_size=batch_size, fits=fits, peak_allocated=allocator.peak_allocated_bytes,
             peak_reserved=allocator.peak_reserved_bytes, is_probe=is_probe, ran_out=not fits,
         )  # fmt: skip
-        return Run(trial=trial, requests=requests(self.make(batch_size), batch_size) if fits else None)
+        return TrialRun(trial=trial, requests=requests(self.make(batch_size), batch_size) if fits else None)
 
 
 def searched(machine: MadeUp, **asked: object) -> tuple[Found, Search]:
-    bounds = {"least": 1, "most": None, "multiple_of": 1, "memory_fraction": 0.8, "verify": True, **asked}
+    bounds = {"minimum": 1, "maximum": None, "multiple_of": 1, "memory_fraction": 0.8, "verify": True, **asked}
     search = Search(machine, Alone(), Bounds(**bounds))
     return search.run(), search
 
@@ -142,7 +142,7 @@ def test_another_kernel_at_large_sizes_is_corrected_by_what_was_measured():
 
 
 def test_memory_that_ignores_the_batch_ends_at_the_ceiling_or_at_the_largest_probe():
-    with_ceiling, _ = searched(MadeUp(lambda size: program([0], size)), most=512)
+    with_ceiling, _ = searched(MadeUp(lambda size: program([0], size)), maximum=512)
     without, search = searched(MadeUp(lambda size: program([0], size)))
 
     assert not with_ceiling.grows
@@ -154,7 +154,7 @@ def test_memory_that_ignores_the_batch_ends_at_the_ceiling_or_at_the_largest_pro
 def test_bounds_and_multiples_are_kept():
     machine = MadeUp(lambda size: program([9 * MIB], size))
 
-    found, _ = searched(machine, least=24, most=800, multiple_of=8)
+    found, _ = searched(machine, minimum=24, maximum=800, multiple_of=8)
 
     assert all(size % 8 == 0 and 24 <= size <= 800 for size in machine.sizes)
     assert found.max_batch_size == 800
@@ -164,7 +164,7 @@ def test_bounds_and_multiples_are_kept():
 def test_a_ceiling_below_the_probes_is_the_only_size_that_is_run():
     machine = MadeUp(lambda size: program([9 * MIB], size))
 
-    found, _ = searched(machine, most=1)
+    found, _ = searched(machine, maximum=1)
 
     assert machine.sizes == [1]
     assert found.batch_size == found.max_batch_size == 1
@@ -182,7 +182,7 @@ def test_one_row_is_tried_where_two_do_not_fit():
 def test_no_size_is_the_answer_where_the_smallest_does_not_fit():
     machine = MadeUp(lambda size: program([5 << 30], size))
 
-    found, _ = searched(machine, least=4)
+    found, _ = searched(machine, minimum=4)
 
     assert found.batch_size == found.max_batch_size == 0
     assert machine.sizes == [4]
@@ -209,11 +209,11 @@ def test_without_verification_only_the_probes_are_run():
 
 def test_the_ranks_end_with_what_the_smallest_of_them_can_do():
     class WithASmallerOne(Alone):
-        def size(self, size: int) -> int:
+        def smallest(self, size: int) -> int:
             return min(size, 100)
 
     machine = MadeUp(lambda size: program([9 * MIB], size))
-    bounds = Bounds(least=1, most=None, multiple_of=1, memory_fraction=0.8, verify=True)
+    bounds = Bounds(minimum=1, maximum=None, multiple_of=1, memory_fraction=0.8, verify=True)
 
     found = Search(machine, WithASmallerOne(), bounds).run()
 
@@ -229,13 +229,13 @@ class ByFormula:
     def reserved(self, size: int) -> int:
         return -(-self.allocated(size) // self.segment) * self.segment
 
-    def run(self, batch_size: int, *, is_probe: bool) -> Run:
+    def run(self, batch_size: int, *, is_probe: bool) -> TrialRun:
         size = self.reserved(batch_size)
         trial = Trial(
             batch_size=batch_size, fits=size <= self.capacity, peak_allocated=self.allocated(batch_size),
             peak_reserved=size, is_probe=is_probe, ran_out=size > self.capacity,
         )  # fmt: skip
-        return Run(trial=trial)
+        return TrialRun(trial=trial)
 
 
 @given(
@@ -249,7 +249,7 @@ class ByFormula:
 def test_an_answer_is_called_proven_only_where_the_next_size_does_not_do(base, row, segment, unit, shape):
     machine = ByFormula(lambda size: base + row * size**shape, segment)
 
-    found, _ = searched(machine, multiple_of=unit, least=unit)
+    found, _ = searched(machine, multiple_of=unit, minimum=unit)
 
     if found.is_proven:
         assert machine.reserved(found.max_batch_size + unit) > machine.capacity
@@ -260,7 +260,7 @@ def test_what_a_single_row_raises_is_left_but_neither_the_callbacks_error_nor_vr
     class Failing(ByFormula):
         error: Exception | None = None
 
-        def run(self, batch_size: int, *, is_probe: bool) -> Run:
+        def run(self, batch_size: int, *, is_probe: bool) -> TrialRun:
             if batch_size == 1 and self.error is not None:
                 raise self.error
             return super().run(batch_size, is_probe=is_probe)
@@ -268,7 +268,7 @@ def test_what_a_single_row_raises_is_left_but_neither_the_callbacks_error_nor_vr
     def search(error: Exception | None, on_trial: Callable[[Trial], object] = lambda trial: None) -> Found:
         machine = Failing(lambda size: size << 30)
         machine.error = error
-        bounds = Bounds(least=1, most=None, multiple_of=1, memory_fraction=1.0, verify=True)
+        bounds = Bounds(minimum=1, maximum=None, multiple_of=1, memory_fraction=1.0, verify=True)
         return Search(machine, Alone(), bounds, on_trial).run()
 
     def fail_at_one(trial: Trial) -> None:

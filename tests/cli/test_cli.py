@@ -112,6 +112,8 @@ def test_view_prints_the_report_of_a_saved_profile(tmp_path: Path, capsys: pytes
         (["run", "--gpu", "t44", __file__], ["'t44'", "nearest are 't4'"]),
         (["run", "--gpu", "24g", __file__], ["'24g'", "Write '24 GiB' if that is meant"]),
         (["run", "--gpu", "real", "--count", "2", __file__], ["--count", "--gpu real"]),
+        (["run", "--gpu", "t4", "--save", "", __file__], ["the name is empty"]),
+        (["run", "--gpu", "t4", "--max-events", "9" * 30, __file__], ["--max-events was given with 999", "At most"]),
         (["demo", "--device", "cpu", "--gpu", "t4"], ["--device cpu and --gpu"]),
         (["demo", "--gpu", "t44"], ["'t44'"]),
     ],
@@ -249,7 +251,7 @@ def test_an_error_of_ours_keeps_the_frames_that_raised_it_and_says_who_measures(
 
     assert done.returncode == 1
     assert "profiler.py" in done.stderr
-    assert "vramkit run" in done.stderr.split("vramkit.errors.UsageError: ")[1]
+    assert "vramkit run" in done.stderr.split("vramkit.UsageError: ")[1]
     assert "used no CUDA memory" not in done.stderr, "what it raised says more"
 
 
@@ -324,6 +326,30 @@ def test_a_module_that_is_not_there_is_status_2(tmp_path: Path) -> None:
 
     assert done.returncode == 2
     assert done.stderr.startswith("vramkit: The module 'not_there.at_all' was to be run")
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        (["-m", ".relative"], "The module '.relative' was to be run. There is none"),
+        (["folder"], "The script 'folder' was to be run. It can't be read: Is a directory"),
+    ],
+)
+def test_what_is_no_program_is_one_message_and_status_2(what: list[str], words: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+
+    done = command("run", "--gpu", "t4", *what, folder=tmp_path)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"vramkit: {words}")
+
+
+def test_images_that_no_memory_holds_are_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+
+    assert main(["demo", "--device", "cpu", "--batch-size", str(10**15)]) == 1
+    assert "This many images don't fit" in capsys.readouterr().err
 
 
 @pytest.mark.virtual_gpu

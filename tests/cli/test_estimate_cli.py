@@ -34,9 +34,11 @@ def leaves():
     raise SystemExit(1)
 
 def steps_badly():
+    given = arguments()
     def step(batch):
+        given["model"].train()
         raise KeyError("in the step")
-    return arguments() | {"optimizer": None, "step": step}
+    return given | {"optimizer": None, "step": step}
 
 def nothing():
     return None
@@ -89,6 +91,7 @@ def test_several_sizes_are_a_table_and_one_that_does_not_fit_is_status_1(capsys:
     ("function", "words"),
     [
         ("described", "'described' names none"),
+        (".described:arguments", "'.described:arguments' names none"),
         ("absent:build", "no module 'absent'"),
         ("described:absent", "has no 'absent'"),
         ("described:number", "is int"),
@@ -104,6 +107,18 @@ def test_wrong_use_is_one_message_and_status_2(function: str, words: str, capsys
     assert code == 2
     assert shown.out == ""
     assert words in shown.err
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("", "the name is empty"), ("nowhere/x.npz", "there is no folder 'nowhere'")]
+)
+def test_where_to_save_is_looked_at_before_anything_runs(
+    path: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["estimate", "described:raises", "--save", path])
+
+    assert code == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

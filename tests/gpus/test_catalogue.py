@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vramkit import GPU, UsageError, gpus
+from vramkit.virtual_gpu.handle import Settings
 
 
 def test_every_card_is_found_by_name_and_by_product() -> None:
@@ -80,11 +81,43 @@ def test_a_number_without_a_unit_is_asked_for_one_and_no_size_is_recommended(siz
         ({"memory": 0}, "above 0"),
         ({"name": "a;b"}, "may not hold"),
         ({"product": 'a"b'}, "may not hold"),
+        ({"product": "\x1b[31mred"}, r"\\x1b\[31mred'.*printable"),
+        ({"name": "x" * 300}, "at most 256 characters"),
+        ({"name": 5}, "Got 5"),
+        ({"memory": "24 GiB"}, "memory='24 GiB'"),
+        ({"memory": 2**70}, r"No virtual card is larger than 4\.00 TiB"),
+        ({"context": 10**5000}, r"context=a number of 16,610 bits.*4\.00 TiB"),
+        ({"l2_cache": -1}, "from 0 on"),
+        ({"capability": [7, 5]}, "Known are 7.0"),
+        ({"capability": (10**5000, 5)}, r"capability \(a number of 16,610 bits, 5\)"),
     ],
 )
 def test_a_card_that_cannot_be_is_refused(change: dict[str, object], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         dataclasses.replace(gpus.CATALOGUE["t4"], **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [2**70, (4 << 40) + 1, "5 TiB", f"{2**70} B"])
+def test_a_size_that_no_virtual_card_can_have_is_refused_with_the_largest(size: str | int) -> None:
+    with pytest.raises(UsageError, match=r"It would have .*larger than 4\.00 TiB\. Give it that, or less"):
+        gpus.find(size)
+
+
+def test_the_largest_card_is_one_that_can_be_switched_on() -> None:
+    card = gpus.find("4 TiB")
+
+    settings = Settings(gpu=card, count=1, address_order="falling", copy_limit=0, values="none")
+
+    assert card.memory == gpus.MAX_MEMORY == settings.max_memory
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "9" * 5000 + " GiB", 10**5000, "a100" * 5000, "\x1b[31m" * 100], ids=type)
+def test_a_name_of_any_length_is_refused_in_a_short_and_printable_text(name: str | int) -> None:
+    with pytest.raises(UsageError, match="was asked for") as raised:
+        gpus.find(name)
+
+    assert len(str(raised.value)) < 1500
+    assert str(raised.value).isprintable()
 
 
 def test_a_board_carries_a_little_more_than_cuda_can_use() -> None:

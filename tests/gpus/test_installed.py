@@ -19,9 +19,9 @@ def test_the_card_of_a_machine_is_found_without_beginning_cuda() -> None:
         """
         from unittest import mock
         import torch
-        from vramkit import estimation
-        with mock.patch.object(estimation.virtual_gpu, "current", lambda: None):
-            found = estimation.current_gpu()
+        from vramkit.engines import choosing
+        with mock.patch.object(choosing.virtual_gpu, "current", lambda: None):
+            found = choosing.current_gpu()
         result = [found.product, found.memory, found.capability, found.multiprocessors, found.l2_cache, found.context]
         result.append(torch.cuda.is_initialized())
         """,

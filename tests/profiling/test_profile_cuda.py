@@ -137,7 +137,7 @@ def test_workspaces_are_one_for_each_thread_that_multiplied() -> None:
 def test_steps_and_phases_follow_each_other() -> None:
     profile = measure(mlp(), steps=3)
 
-    seen = [(each.step, each.phase) for each in profile.steps]
+    seen = [(each.step, each.phase) for each in profile.phases]
     wanted = [Phase.OUTSIDE, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER]
     assert seen == [(step, phase) for step in range(3) for phase in wanted]
 
@@ -354,7 +354,7 @@ def test_inference_has_forwards_and_no_gradients() -> None:
 
     profile = prof.result
     check_sums(profile)
-    assert {each.phase for each in profile.steps} <= {Phase.OUTSIDE, Phase.FORWARD}
+    assert {each.phase for each in profile.phases} <= {Phase.OUTSIDE, Phase.FORWARD}
     assert int(profile.timeline.of(Category.GRADIENT).max()) == 0
     assert max(each.step for each in profile.steps) == 1
 

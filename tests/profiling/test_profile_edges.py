@@ -84,7 +84,7 @@ def test_what_an_earlier_profile_left_in_other_threads_confuses_no_later_one() -
 
     assert len(one.steps) > len(again.steps)
     for device in ("cuda:0", "cuda:1"):
-        phases = [(each.step, each.phase) for each in again.on(device).steps if each.phase is Phase.BACKWARD]
+        phases = [(each.step, each.phase) for each in again.on(device).phases if each.phase is Phase.BACKWARD]
         assert phases == [(step, Phase.BACKWARD) for step in range(3)]
 
 
@@ -472,4 +472,4 @@ def test_an_optimizers_step_in_which_the_block_begins_is_no_step_of_it(device: s
     measuring.__exit__(None, None, None)
 
     assert {each.step for each in measuring.result.steps} == {0}
-    assert {each.phase for each in measuring.result.steps} == {Phase.OUTSIDE, Phase.FORWARD, Phase.BACKWARD}
+    assert {each.phase for each in measuring.result.phases} == {Phase.OUTSIDE, Phase.FORWARD, Phase.BACKWARD}

@@ -6,18 +6,20 @@ import io
 import json
 import pickle
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from numpy.lib.recfunctions import repack_fields
 from strategies import tapes
 
 import vramkit
 from vramkit.results.profile import Profile
 from vramkit.tape.breakdown import Breakdown
-from vramkit.tape.events import Category, Tape
+from vramkit.tape.events import ALLOCATION, EVENT, Category, Phase, Tape
 
 
 @given(tapes())
@@ -25,7 +27,7 @@ def test_categories_and_slack_sum_to_allocated_at_every_moment(tape: Tape) -> No
     timeline = Profile(tape=tape).timeline
 
     for moment in range(len(timeline)):
-        at = timeline.at(moment)
+        at = timeline.breakdown_at(moment)
         assert sum(at.of(category) for category in Category) + at.slack == at.allocated == timeline.allocated[moment]
         assert at.allocated + at.cached == at.reserved == timeline.reserved[moment]
 
@@ -45,6 +47,60 @@ def test_peaks_are_the_highest_moments(tape: Tape) -> None:
 
     assert profile.peak_allocated == profile.timeline.allocated.max() == profile.peak.allocated
     assert profile.peak_reserved == profile.timeline.reserved.max()
+
+
+@given(tapes())
+def test_a_step_is_what_its_phases_are_together(tape: Tape) -> None:
+    profile = Profile(tape=tape)
+
+    assert [step.step for step in profile.steps] == sorted({*tape.events["step"].tolist()})
+    in_order = sorted(profile.phases, key=lambda each: each.step)
+    assert [each for step in profile.steps for each in step.phases] == in_order
+    assert len({(each.step, each.phase) for each in profile.phases}) == len(profile.phases)
+    for step in profile.steps:
+        its = tape.events["step"] == step.step
+        assert step.events == its.sum()
+        assert step.peak_allocated == tape.allocated[its].max()
+        assert step.peak_reserved == tape.reserved[its].max()
+        assert step.end_allocated == tape.allocated[its][-1]
+
+
+@given(tapes(), st.sampled_from(Category))
+def test_a_category_goes_by_itself_its_code_its_name_and_its_field(tape: Tape, category: Category) -> None:
+    result = Profile(tape=tape)
+    field = next(each.name for each, one in zip(fields(Breakdown), Category, strict=False) if one is category)
+    names = (category, int(category), np.uint8(category), category.name, category.name.lower(), field, field.upper())
+
+    assert {result.peak.of(name) for name in names} == {getattr(result.peak, field)}
+    for name in names:
+        assert (result.timeline.of(name) == result.timeline.by_category[:, category]).all()
+
+
+@pytest.mark.parametrize("given_", ["weights", "", 9, -1, True, 2.5, None, Phase.FORWARD, ["ACTIVATION"]])
+def test_what_is_no_category_is_refused_with_the_names_of_all(given_: object) -> None:
+    result = Profile(tape=Tape(events=np.zeros(0, EVENT), allocations=np.zeros(0, ALLOCATION)))
+
+    for of in (result.peak.of, result.timeline.of):
+        with pytest.raises(vramkit.UsageError, match="PARAMETER, BUFFER, GRADIENT, OPTIMIZER_STATE, INPUT, ACTIVATION"):
+            of(given_)
+
+
+@pytest.mark.parametrize("moment", [2, -2, "peak", 0.0, None])
+def test_a_moment_that_is_not_there_is_refused(moment: object) -> None:
+    timeline = Profile(tape=Tape(events=np.zeros(0, EVENT), allocations=np.zeros(0, ALLOCATION))).timeline
+
+    with pytest.raises(vramkit.UsageError, match="There are 1 moments"):
+        timeline.breakdown_at(moment)
+
+
+@given(tapes())
+def test_the_old_name_of_a_moments_breakdown_says_the_new_one(tape: Tape) -> None:
+    timeline = Profile(tape=tape).timeline
+
+    with pytest.warns(DeprecationWarning, match=r"breakdown_at\(moment\)"):
+        old = timeline.at(-1)
+
+    assert old == timeline.breakdown_at(-1)
 
 
 @given(tapes())

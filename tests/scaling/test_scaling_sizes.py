@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from scaled_programs import Op, program, requests, tape_of
 
 import vramkit
-from vramkit import CachingAllocator, Profile, gpus
+from vramkit import Profile, gpus
+from vramkit.allocator import DeviceCachingAllocator
 from vramkit.engines import Run
-from vramkit.scaling.largest import LARGEST_BATCH, Largest
+from vramkit.scaling.largest import MAX_PREDICTED_BATCH, Largest
 from vramkit.scaling.lines import Lines
 from vramkit.scaling.replays import replayed
 from vramkit.scaling.rows import Rows
@@ -36,7 +37,7 @@ class Programs:
 
     def served(self, gpu: vramkit.GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True) -> Run:
         tape = tape_of(self.make(batch_size))
-        allocator = CachingAllocator() if unlimited else CachingAllocator(gpu.memory, context=gpu.context)
+        allocator = DeviceCachingAllocator(None if unlimited else gpu.memory, context=0 if unlimited else gpu.context)
         peaks = replayed(tape, allocator)
         return Run(
             ran_out=not peaks.fits,
@@ -194,8 +195,8 @@ def test_the_search_finds_the_largest_batch_and_has_tried_the_next(
         found = 0
 
     room = T4.memory - T4.context
-    assert found == LARGEST_BATCH or session.reserved(found + 1) > room
-    assert found == LARGEST_BATCH or found + 1 in session.sizes
+    assert found == MAX_PREDICTED_BATCH or session.reserved(found + 1) > room
+    assert found == MAX_PREDICTED_BATCH or found + 1 in session.sizes
     assert not found or (session.reserved(found) <= room and found in session.sizes)
     assert len(session.sizes) <= 60
 

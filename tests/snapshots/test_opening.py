@@ -119,7 +119,7 @@ def test_sizes_that_can_not_be_are_refused(tmp_path: Path, size: object) -> None
         written(tmp_path, [], [segment(total_size=size)]),
         written(tmp_path, [], [segment(blocks=blocks)]),
     ):
-        with pytest.raises(vramkit.SnapshotError, match="the size"):
+        with pytest.raises(vramkit.SnapshotError, match=rf"the (\w+_)?size can't be {size}"):
             vramkit.open_snapshot(path)
 
 
@@ -129,7 +129,7 @@ def test_private_pools_that_can_not_be_are_refused(tmp_path: Path, number: objec
         written(tmp_path, [entry(pool_id=(0, number))], [segment()]),
         written(tmp_path, [], [segment(segment_pool_id=(number, 0))]),
     ):
-        with pytest.raises(vramkit.SnapshotError, match="the private pool"):
+        with pytest.raises(vramkit.SnapshotError, match=r"private pool.* can't be"):
             vramkit.open_snapshot(path)
 
 

@@ -6,7 +6,6 @@ import copyreg
 import io
 import os
 import pickle
-import pickletools
 import struct
 
 import pytest
@@ -74,7 +73,7 @@ HOSTILE = {
     "deep inside": pickle.dumps({"segments": [{"frames": [Reduced(mark, "deep")]}], "device_traces": []}),
     "as a key": pickle.dumps({"segments": [], "device_traces": [], 1: Reduced(mark, "key")}),
     "setstate": pickle.dumps(Stateful()),
-    "inst opcode": b"(S'inst'\ni" + __name__.encode() + b"\nmark\n.",
+    "inst opcode": b"(\x8c\x04insti" + __name__.encode() + b"\nmark\n.",
     "obj opcode": b"(" + _global("mark") + b"S'obj'\no.",
     "newobj opcode": b"\x80\x02" + _global("Stateful") + b")\x81.",
     "persistent id": b"Psomewhere\n.",
@@ -165,9 +164,6 @@ def test_a_file_with_a_changed_byte_gives_data_or_an_error_and_runs_nothing(tmp_
     good = bytearray(pickle.dumps(SNAPSHOT))
     place = data.draw(st.integers(0, len(good) - 1))
     good[place] = data.draw(st.integers(0, 255))
-    # A changed index of the memo can claim gigabytes; that is a known limitation, not this test's matter.
-    if any(code.name.endswith("PUT") for code, _, _ in _opcodes(bytes(good))):
-        return
     path = write(tmp_path_factory.mktemp("changed"), bytes(good))
 
     try:
@@ -176,15 +172,6 @@ def test_a_file_with_a_changed_byte_gives_data_or_an_error_and_runs_nothing(tmp_
         return
 
     assert type(loaded) is dict
-
-
-def _opcodes(data: bytes) -> list[tuple[pickletools.OpcodeInfo, object, int | None]]:
-    found = []
-    try:
-        found.extend(pickletools.genops(data))
-    except Exception:  # the opcodes before the damage are what is wanted
-        return found
-    return found
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from subprocesses import run_python
+from subprocesses import run_on, run_python
 
 from vramkit import DeviceError, UsageError, gpus, virtual_gpu
-from vramkit.virtual_gpu import _handle, build
+from vramkit.virtual_gpu import build, cache, handle
 
 _RAISES = """
 from vramkit import virtual_gpu
@@ -47,9 +47,11 @@ def test_a_count_that_cannot_be_is_refused(count: int) -> None:
         virtual_gpu.activate("a100-80gb", count=count)
 
 
-@pytest.mark.parametrize(("gpu", "count", "most"), [("5 TiB", 1, "4.00 TiB"), ("2 TiB", 16, "1.00 TiB, with 16 of")])
+@pytest.mark.parametrize(
+    ("gpu", "count", "most"), [("5 TiB", 1, "larger than 4.00 TiB"), ("2 TiB", 16, "is 1.00 TiB, with 16 of")]
+)
 def test_more_memory_than_there_are_addresses_is_refused(gpu: str, count: int, most: str) -> None:
-    with pytest.raises(UsageError, match=f"The most is {most}"):
+    with pytest.raises(UsageError, match=most):
         virtual_gpu.activate(gpu, count=count)
 
 
@@ -68,9 +70,9 @@ def test_torch_that_is_imported_already_is_too_late() -> None:
 
 def test_settings_survive_the_way_to_a_child() -> None:
     for card in gpus.all_gpus():
-        settings = _handle.Settings(gpu=card, count=3, address_order="rising", copy_limit=77)
+        settings = handle.Settings(gpu=card, count=3, address_order="rising", copy_limit=77, values="all")
 
-        assert _handle.Settings.from_text(settings.to_text()) == settings
+        assert handle.Settings.from_text(settings.to_text()) == settings
 
 
 @pytest.mark.virtual_gpu
@@ -105,6 +107,111 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert f"Its cache folder {file / 'vramkit'} can't be written" in answer
 
 
+def _script(folder: Path, text: str) -> str:
+    """The path of a program that stands in for the compiler."""
+    path = folder / "compiler"
+    path.write_text(text)
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize(
+    ("compiler", "told"),
+    [
+        ("#!/bin/sh\nkill -9 $$\n", "compiler was ended by signal 9. Try again"),
+        (
+            "#!/bin/sh\necho 'ld: final link failed: No space left on device' >&2\nexit 1\n",
+            "No space left on device. Make room on that disk",
+        ),
+        ("#!/bin/sh\nexit 0\n", "compiler ended well, but made no libvgpu.so. Name a C compiler in CC"),
+        ("\x7fELF", "compiler can't be started (Exec format error). Name a C compiler in CC"),
+        ("#!/bin/sh\nprintf '\\377' >&2\nexit 1\n", "compiler failed with status 1:\n\N{REPLACEMENT CHARACTER}"),
+    ],
+    ids=["killed", "full disk", "makes nothing", "no program", "no text"],
+)
+def test_a_compiler_that_does_not_compile_is_a_device_error(compiler: str, told: str, tmp_path: Path) -> None:
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "CC": _script(tmp_path, compiler)}
+
+    answer = run_python(_RAISES.format(error="RuntimeError"), environment=environment)
+
+    assert told in answer
+    assert list((tmp_path / "vramkit").iterdir()) == []
+
+
+@pytest.mark.virtual_gpu
+def test_a_file_that_cannot_be_written_whole_is_a_device_error(tmp_path: Path) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+
+    answer = run_python(limit + _RAISES.format(error="RuntimeError"), environment={"XDG_CACHE_HOME": str(tmp_path)})
+
+    assert answer.startswith("DeviceError The virtual GPU was asked for. Its cache folder")
+    assert "can't be written (File too large). Make room" in answer
+    assert list((tmp_path / "vramkit").iterdir()) == []
+
+
+@pytest.mark.virtual_gpu
+def test_a_missing_folder_for_temporary_files_is_no_hindrance(tmp_path: Path) -> None:
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path / "missing")}
+
+    answer = run_python("from vramkit import virtual_gpu; print(virtual_gpu.activate('t4'))", environment=environment)
+
+    assert answer == "VirtualGPU('t4', 14.7 GiB)\n"
+
+
+@pytest.mark.virtual_gpu
+def test_a_process_that_is_killed_while_it_builds_leaves_nothing_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "begun")
+    compiler = _script(tmp_path, f"#!/bin/sh\necho $$ > {tmp_path / 'begun'}\nread nothing\n")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    process = subprocess.Popen(
+        [sys.executable, "-c", _RAISES.format(error="RuntimeError")],
+        env={**os.environ, "CC": compiler},
+        stdin=subprocess.PIPE,
+    )
+    (tmp_path / "begun").read_text()  # until the compiler has begun
+    process.kill()
+    process.communicate()
+    assert list((tmp_path / "vramkit").glob("building-*"))
+
+    cache.keep("another", (), lambda scratch, into: None)
+
+    assert not list((tmp_path / "vramkit").glob("building-*"))
+
+
+@pytest.mark.virtual_gpu
+def test_a_build_that_cannot_be_loaded_is_a_device_error(tmp_path: Path) -> None:
+    damaged = """
+from vramkit.virtual_gpu import build
+build._compile = lambda torch, scratch, into: [(into / n).write_text("?") for n in (build.LIBRARY, *build.ALIASES)]
+"""
+
+    answer = run_python(damaged + _RAISES.format(error="RuntimeError"), environment={"XDG_CACHE_HOME": str(tmp_path)})
+
+    (folder,) = (tmp_path / "vramkit").glob("virtual-gpu-*")
+    assert answer.startswith("DeviceError The virtual GPU was to be loaded.")
+    assert f"Remove {folder}, or set XDG_CACHE_HOME" in answer
+
+
+@pytest.mark.virtual_gpu
+def test_settings_that_a_parent_did_not_write_are_a_device_error() -> None:
+    answer = run_on(
+        "t4",
+        f"""
+        import os, subprocess
+        code = {_RAISES.format(error="RuntimeError")!r}
+        broken = dict(os.environ, VRAMKIT_VIRTUAL_GPU="nonsense")
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=broken).stdout
+        """,
+        children=True,
+    )
+
+    assert "The variable is 'nonsense'" in answer
+    assert "Unset it, together with LD_PRELOAD" in answer
+
+
 @pytest.mark.virtual_gpu
 def test_two_processes_that_start_at_once_both_get_it(tmp_path: Path) -> None:
     code = (
@@ -117,7 +224,7 @@ def test_two_processes_that_start_at_once_both_get_it(tmp_path: Path) -> None:
     answers = [process.communicate()[0] for process in both]
 
     assert answers == ["VirtualGPU('t4', 14.7 GiB)\n1\n"] * 2
-    (folder,) = (tmp_path / "vramkit").iterdir()
+    (folder,) = (tmp_path / "vramkit").glob("virtual-gpu-*")
     assert {path.name for path in folder.iterdir()} == {build.LIBRARY, *build.ALIASES}
 
 
@@ -148,6 +255,15 @@ def test_a_torch_for_cuda_is_found_by_its_files(tmp_path: Path, monkeypatch: pyt
 
     assert found == build.Torch(tmp_path / "torch", "9.9.9+made.up")
     assert [path.name for path in found.libraries] == ["libtorch_cuda.so"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is missing elsewhere is Linux")
+def test_a_torch_that_is_damaged_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "importlib", _torch(tmp_path, cuda=True))
+    (tmp_path / "torch" / "version.py").unlink()
+
+    with pytest.raises(DeviceError, match=r"can't be read: .*version\.py.* Reinstall it"):
+        build.find_torch()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what is missing elsewhere is Linux")
@@ -188,7 +304,7 @@ def test_it_builds_without_warnings_from_the_headers_that_come_with_torch(
     monkeypatch.setattr(build, "_include_folders", lambda _: wheels)
     monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-Werror"))
 
-    build._compile(torch, tmp_path)
+    build._compile(torch, tmp_path, tmp_path)
 
     assert (tmp_path / build.LIBRARY).exists()
 
@@ -204,11 +320,12 @@ def test_imports_of_a_library_are_read_without_binutils() -> None:
     assert {"cudaLaunchKernel", "cublasCreate_v2", "cudnnBackendFinalize"} <= names
 
 
-def test_what_is_no_library_imports_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["INPUT(libreal.so)", ""])
+def test_what_is_no_library_imports_nothing(text: str, tmp_path: Path) -> None:
     from vramkit.virtual_gpu.elf import imported_names
 
     script = tmp_path / "libscript.so"
-    script.write_text("INPUT(libreal.so)")
+    script.write_text(text)
 
     assert imported_names(script) == set()
 

@@ -12,6 +12,7 @@ import pytest
 from subprocesses import run_on, run_python
 
 from vramkit import gpus
+from vramkit.virtual_gpu import AddressOrder
 
 pytestmark = pytest.mark.virtual_gpu
 
@@ -90,6 +91,31 @@ def test_every_run_gets_the_same_addresses() -> None:
     code = "import torch; result = torch.empty(1 << 25, device='cuda').data_ptr()"
 
     assert run_on("a100-80gb", code) == run_on("a100-80gb", code)
+
+
+_BOTH_KINDS = """
+import torch
+
+def take(device, expandable):
+    torch._C._accelerator_setAllocatorSettings(f"expandable_segments:{{expandable}}")
+    return torch.empty(20 << 20, dtype=torch.uint8, device=f"cuda:{{device}}")
+
+kept = [take(device, expandable) for device in (0, 1) for expandable in ({first}, not {first})]
+result = [each.data_ptr() for each in kept]
+"""
+
+
+@pytest.mark.parametrize("order", ["falling", "rising"])
+@pytest.mark.parametrize("first", [False, True], ids=["plain-first", "expandable-first"])
+def test_every_run_gets_the_same_addresses_where_plain_and_expandable_segments_are_used(
+    first: bool, order: AddressOrder
+) -> None:
+    code = _BOTH_KINDS.format(first=first)
+
+    runs = [run_on("a100-80gb", code, count=2, address_order=order) for _ in range(3)]
+
+    assert runs == [runs[0]] * 3
+    assert len(set(runs[0])) == 4
 
 
 def test_expandable_segments_grow_in_place_and_give_pages_back() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
+
+from vramkit import virtual_gpu
 
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential  # noqa: E402
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential, set_checkpoint_early_stop  # noqa: E402
 
 pytestmark = pytest.mark.virtual_gpu
 
@@ -25,8 +28,59 @@ def _fresh_peak() -> Iterator[None]:
 
 
 def _rounded(*tensors: torch.Tensor) -> int:
-    """Bytes of the blocks of small tensors: whole times 512."""
-    return sum((tensor.numel() * tensor.element_size() + 511) // 512 * 512 for tensor in tensors)
+    """Bytes of the blocks behind small tensors on the GPU, each once: whole times 512."""
+    return sum(_blocks(*tensors).values())
+
+
+def _blocks(*tensors: torch.Tensor) -> dict[int, int]:
+    """Of the blocks behind small tensors on the GPU, by their addresses, the bytes."""
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.is_cuda]
+    return {storage.data_ptr(): (storage.nbytes() + 511) // 512 * 512 for storage in storages}
+
+
+def _addresses() -> set[int]:
+    """Of all blocks that are taken."""
+    blocks = [block for segment in torch.cuda.memory_snapshot() for block in segment["blocks"]]
+    return {block["address"] for block in blocks if block["state"] == "active_allocated"}
+
+
+def _holds_what_it_should(
+    model: nn.Module, forward: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer, step: Callable[[], object]
+) -> None:
+    """Check a training step's memory at four moments, against the tensors that should be there.
+
+    Args:
+        model: on the GPU, without gradients.
+        forward: makes the loss.
+        optimizer: of the model, with state already.
+        step: what follows the backward.
+    """
+    before, known = torch.cuda.memory_allocated(), _addresses()
+    saved: list[weakref.ref[torch.Tensor]] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(weakref.ref(tensor))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = forward()
+    alive = [tensor for tensor in (reference() for reference in saved) if tensor is not None]
+    made = {address: size for address, size in _blocks(*alive, loss).items() if address not in known}
+    assert torch.cuda.memory_allocated() - before == sum(made.values())
+
+    alive.clear()
+    loss.backward()
+    del loss
+    gradients = [p.grad for p in model.parameters()]
+    assert [gradient.shape for gradient in gradients] == [p.shape for p in model.parameters()]
+    assert torch.cuda.memory_allocated() - before == _rounded(*gradients)
+
+    step()
+    assert torch.cuda.memory_allocated() - before == _rounded(*gradients)
+
+    gradients.clear()
+    optimizer.zero_grad()
+    assert torch.cuda.memory_allocated() == before
 
 
 def _mlp(device: str = "cuda") -> nn.Sequential:
@@ -92,22 +146,37 @@ def test_the_math_kernel_keeps_the_scores_and_flash_does_not() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_transformer_trains_under_autocast_with_a_scaler(dtype: torch.dtype) -> None:
+    x = torch.zeros(2, 32, 64, device="cuda")
+    scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+    empty = torch.cuda.memory_allocated()
     model = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.1, batch_first=True).cuda()
     optimizer = torch.optim.AdamW(model.parameters())
-    scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
 
-    for _ in range(2):
-        optimizer.zero_grad()
+    def forward() -> torch.Tensor:
         with torch.autocast("cuda", dtype):
-            out = model(torch.zeros(2, 32, 64, device="cuda"))
-            loss = out.float().square().mean()
-        scaler.scale(loss).backward()
+            loss = model(x).float().square().mean()
+        return scaler.scale(loss)
+
+    def step() -> None:
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         scaler.step(optimizer)
         scaler.update()
 
-    assert all(len(optimizer.state[p]) == 3 for p in model.parameters())
+    workspaces = torch.cuda.memory_allocated()
+    forward().backward()
+    step()
+    optimizer.zero_grad()
+    state = [value for p in model.parameters() for value in optimizer.state[p].values()]
+    kept = [value for value in vars(scaler).values() if isinstance(value, torch.Tensor)]  # scale, growth tracker
+    assert len(kept) == 2 * (dtype == torch.float16)
+    assert len(state) == 3 * len(list(model.parameters()))
+    assert _rounded(*state) == 2 * _rounded(*model.parameters())
+    workspaces = torch.cuda.memory_allocated() - workspaces - _rounded(*state, *kept)
+
+    _holds_what_it_should(model, forward, optimizer, step)
+
+    assert torch.cuda.memory_allocated() - empty - workspaces == 3 * _rounded(*model.parameters()) + _rounded(*kept)
 
 
 class _Convolutions(nn.Module):
@@ -128,14 +197,18 @@ def test_convolutions_train(cudnn: bool, layout: torch.memory_format) -> None:
     model = _Convolutions().cuda().to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     x = torch.zeros(4, 3, 32, 32, device="cuda").to(memory_format=layout)
+    labels = torch.zeros(4, dtype=torch.long, device="cuda")
+
+    def forward() -> torch.Tensor:
+        return F.cross_entropy(model(x), labels)
 
     with torch.backends.cudnn.flags(enabled=cudnn):
-        for _ in range(2):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), torch.zeros(4, dtype=torch.long, device="cuda")).backward()
-            optimizer.step()
-
-    assert all("momentum_buffer" in optimizer.state[p] for p in model.parameters())
+        forward().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        momentum = [optimizer.state[p]["momentum_buffer"] for p in model.parameters()]
+        assert _rounded(*momentum) == _rounded(*model.parameters())
+        _holds_what_it_should(model, forward, optimizer, optimizer.step)
 
 
 def test_a_cudnn_convolution_takes_the_workspace_that_its_plan_asks_for() -> None:
@@ -166,12 +239,17 @@ def test_a_cudnn_convolution_takes_the_workspace_that_its_plan_asks_for() -> Non
 )
 def test_recurrent_networks_train(make: Callable[[], nn.Module], cudnn: bool) -> None:
     model = make().cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.zeros(5, 3, 16, device="cuda")
+
+    def forward() -> torch.Tensor:
+        out, _ = model(x)
+        return out.sum()
 
     with torch.backends.cudnn.flags(enabled=cudnn):
-        out, _ = model(torch.zeros(5, 3, 16, device="cuda"))
-        out.sum().backward()
-
-    assert all(p.grad.shape == p.shape for p in model.parameters())
+        forward().backward()  # the workspaces, and cuDNN's states for dropout
+        optimizer.zero_grad()
+        _holds_what_it_should(model, forward, optimizer, optimizer.step)
 
 
 @pytest.mark.parametrize(
@@ -225,8 +303,6 @@ def test_checkpoints_trade_activations_for_recomputation(reentrant: bool) -> Non
     def checkpointed() -> torch.Tensor:
         return checkpoint_sequential(model, 4, x, use_reentrant=reentrant)
 
-    from vramkit import virtual_gpu
-
     gpu = virtual_gpu.current()
     assert gpu is not None
     for forward in (plain, checkpointed):
@@ -241,32 +317,60 @@ def test_checkpoints_trade_activations_for_recomputation(reentrant: bool) -> Non
     assert launches[1] > launches[0]
 
 
-def test_a_checkpoint_inside_a_checkpoint_runs() -> None:
+def test_a_checkpoint_inside_a_checkpoint_keeps_nothing_and_runs_its_part_three_times() -> None:
     model = _body()
+    x = torch.zeros(16, 256, device="cuda")
+    layer = _rounded(x)
+    gpu = virtual_gpu.current()
+    assert gpu is not None
+
+    def launches(run: Callable[[], object]) -> int:
+        before = gpu.launches
+        run()
+        return gpu.launches - before
 
     def half(x: torch.Tensor) -> torch.Tensor:
         return checkpoint(model[:4], x, use_reentrant=False)
 
-    x = torch.zeros(16, 256, device="cuda")
-    checkpoint(lambda x: model[4:](half(x)), x, use_reentrant=False).sum().backward()
+    def nested() -> torch.Tensor:
+        return checkpoint(lambda x: model[4:](half(x)), x, use_reentrant=False)
 
-    assert model[0][0].weight.grad is not None
+    def plain() -> torch.Tensor:
+        return model(x)
+
+    kept, launched = [], []
+    for forward in (plain, nested):
+        forward().sum().backward()  # the workspaces
+        model.zero_grad()
+        before = torch.cuda.memory_allocated()
+        with set_checkpoint_early_stop(False):
+            loss = forward().sum()
+            kept.append(torch.cuda.memory_allocated() - before - _rounded(loss))
+            launched.append(launches(loss.backward))
+        del loss
+        assert torch.cuda.memory_allocated() - before == _rounded(*(p.grad for p in model.parameters()))
+
+    assert kept == [15 * layer, 0]  # what goes into each of eight products and GELUs, less what was given
+    assert launched[1] - launched[0] == launches(lambda: model(x)) + launches(lambda: model[:4](x))
 
 
 def test_a_model_trains_spread_over_two_devices() -> None:
+    def train(first: nn.Module, second: nn.Module) -> None:
+        optimizer = torch.optim.Adam([*first.parameters(), *second.parameters()])
+        second(first(torch.zeros(4, 64, device="cuda:0")).to("cuda:1")).sum().backward()
+        optimizer.step()
+        states.append(optimizer.state)
+
+    states: list[object] = []
+    train(_mlp("cuda:0"), _mlp("cuda:1"))  # the workspaces
+    states.clear()
     used = torch.cuda.memory_allocated(0), torch.cuda.memory_allocated(1)
-    first, second = _mlp("cuda:0"), _mlp("cuda:1")
-    optimizer = torch.optim.Adam([*first.parameters(), *second.parameters()])
+    parts = _mlp("cuda:0"), _mlp("cuda:1")
+    train(*parts)
 
-    out = second(first(torch.zeros(4, 64, device="cuda:0")).to("cuda:1"))
-    out.sum().backward()
-    optimizer.step()
-
-    assert {p.grad.device.index for p in first.parameters()} == {0}
-    assert {p.grad.device.index for p in second.parameters()} == {1}
-    for device in (0, 1):
-        taken = torch.cuda.memory_allocated(device) - used[device]
-        assert taken >= 4 * _rounded(*(first if device == 0 else second).parameters())
+    for device, part in enumerate(parts):
+        assert {p.grad.device.index for p in part.parameters()} == {device}
+        assert torch.cuda.memory_allocated(device) - used[device] == 4 * _rounded(*part.parameters())
 
 
 def test_a_cuda_graph_keeps_its_memory_in_a_pool_of_its_own() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .blocks import Block
 from .conf import AllocatorConf, memory_limit
+from .core import DeviceCachingAllocator
 from .device import Addresses, AddressOrder, AddressSpace
 from .replay import Replay
 from .reserve import SimulatedOutOfMemory
@@ -22,6 +23,7 @@ __all__ = [
     "Block",
     "BlockState",
     "CachingAllocator",
+    "DeviceCachingAllocator",
     "ImpossibleEvent",
     "InitialState",
     "PoolId",

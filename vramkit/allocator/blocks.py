@@ -40,46 +40,18 @@ class ExpandableRange:
 class Block:
     """A piece of a segment: what `CachingAllocator.malloc` hands out."""
 
-    __slots__ = (
-        "address",
-        "allocated",
-        "born",
-        "mapped",
-        "next",
-        "pending",
-        "pool",
-        "prev",
-        "range",
-        "requested",
-        "shift",
-        "size",
-        "stream",
-        "uses",
-    )
+    __slots__ = ("address", "allocated", "pending", "requested", "size", "stream")
 
-    def __init__(self, address: int, size: int, stream: int, pool: Pool, shift: int = 0) -> None:
-        self.address = address
-        self.shift = shift
-        """The same for all blocks of a segment: among equally large blocks the least ``address + shift`` is taken."""
-        self.size = size
-        """Bytes, rounding and unsplit rest included."""
-        self.requested = 0
-        """Bytes that were asked for; of a free block, what its last owner asked for."""
-        self.stream = stream
-        self.pool = pool
-        self.allocated = False
-        self.pending = False
-        """Given back, but another stream still uses it."""
-        self.mapped = True
-        """False: address space of an expandable segment without memory behind it."""
-        self.prev: Block | None = None
-        """The block to the left in the same segment."""
-        self.next: Block | None = None
-        self.range: ExpandableRange | None = None
-        self.uses: set[int] | None = None
-        """Other streams that use the block."""
-        self.born = 0
-        """The pool's count of searches when the block became free; its age for garbage collection counts from it."""
+    address: int
+    size: int
+    """Bytes, rounding and unsplit rest included."""
+    requested: int
+    """Bytes that were asked for; of a free block, what its last owner asked for."""
+    stream: int
+    allocated: bool
+    """In use by whoever asked for it."""
+    pending: bool
+    """Given back, but another stream still uses it."""
 
     def __repr__(self) -> str:
         return f"Block({format_size(self.size)} at {self.address:#x}, {self.state})"
@@ -89,14 +61,41 @@ class Block:
         """The block's state in torch's words."""
         return "active_allocated" if self.allocated else "active_pending_free" if self.pending else "inactive"
 
+
+class LinkedBlock(Block):
+    """A block as the allocator keeps it: with its neighbours in the segment and the pool that it goes back to."""
+
+    __slots__ = ("born", "mapped", "next", "pool", "prev", "range", "shift", "uses")
+
+    def __init__(self, address: int, size: int, stream: int, pool: Pool, shift: int = 0) -> None:
+        self.address = address
+        self.shift = shift
+        """The same for all blocks of a segment: among equally large blocks the lowest ``address + shift`` is taken."""
+        self.size = size
+        self.requested = 0
+        self.stream = stream
+        self.pool = pool
+        self.allocated = False
+        self.pending = False
+        self.mapped = True
+        """False: address space of an expandable segment without memory behind it."""
+        self.prev: LinkedBlock | None = None
+        """The block to the left in the same segment."""
+        self.next: LinkedBlock | None = None
+        self.range: ExpandableRange | None = None
+        self.uses: set[int] | None = None
+        """Other streams that use the block."""
+        self.born = 0
+        """The pool's count of searches when the block became free; its age for garbage collection counts from it."""
+
     @property
     def is_split(self) -> bool:
         """Whether the block is only a part of its segment."""
         return self.prev is not None or self.next is not None
 
-    def renewed(self) -> Block:
+    def renewed(self) -> LinkedBlock:
         """The block under a new handle, which takes its place; the old one is of a block that is not in use."""
-        block = Block(self.address, self.size, self.stream, self.pool, self.shift)
+        block = LinkedBlock(self.address, self.size, self.stream, self.pool, self.shift)
         block.requested, block.allocated, block.range = self.requested, self.allocated, self.range
         block.prev, block.next = self.prev, self.next
         if block.prev is not None:
@@ -106,14 +105,14 @@ class Block:
         self.allocated = False
         return block
 
-    def put_before(self, right: Block) -> None:
+    def put_before(self, right: LinkedBlock) -> None:
         """Link the block in directly to the left of another."""
         self.prev, self.next = right.prev, right
         if self.prev is not None:
             self.prev.next = self
         right.prev = self
 
-    def put_after(self, left: Block) -> None:
+    def put_after(self, left: LinkedBlock) -> None:
         """Link the block in directly to the right of another."""
         self.prev, self.next = left, left.next
         if self.next is not None:
@@ -130,11 +129,11 @@ class Pool:
         self.identity = identity
         self.small = small
         self.sorted: dict[int, list[int]] = {}  # stream -> keys in order
-        self.blocks: dict[int, Block] = {}  # key -> block
-        self.unmapped: dict[int, list[Block]] = {}  # stream -> unmapped blocks in order of address
+        self.blocks: dict[int, LinkedBlock] = {}  # key -> block
+        self.unmapped: dict[int, list[LinkedBlock]] = {}  # stream -> unmapped blocks in order of address
         self.searches = 0  # counted only while garbage collection is on, as torch does
 
-    def insert(self, block: Block) -> None:
+    def insert(self, block: LinkedBlock) -> None:
         key = block.size << SIZE_SHIFT | block.address + block.shift
         block.born = self.searches
         self.blocks[key] = block
@@ -143,28 +142,28 @@ class Pool:
         else:
             self.sorted[block.stream] = [key]
 
-    def remove(self, block: Block) -> None:
+    def remove(self, block: LinkedBlock) -> None:
         key = block.size << SIZE_SHIFT | block.address + block.shift
         del self.blocks[key]
         keys = self.sorted[block.stream]
         del keys[bisect_left(keys, key)]
 
-    def in_order(self) -> list[Block]:
+    def in_order(self) -> list[LinkedBlock]:
         """Free blocks by stream, size, address."""
         return [self.blocks[key] for stream in sorted(self.sorted) for key in self.sorted[stream]]
 
-    def insert_unmapped(self, block: Block) -> None:
+    def insert_unmapped(self, block: LinkedBlock) -> None:
         insort(self.unmapped.setdefault(block.stream, []), block, key=_address)
 
-    def remove_unmapped(self, block: Block) -> None:
+    def remove_unmapped(self, block: LinkedBlock) -> None:
         self.unmapped[block.stream].remove(block)
 
 
-def _address(block: Block) -> int:
+def _address(block: LinkedBlock) -> int:
     return block.address
 
 
-def merge(block: Block, neighbour: Block | None) -> int:
+def merge(block: LinkedBlock, neighbour: LinkedBlock | None) -> int:
     """Let a block swallow a free neighbour of the same segment; returns the bytes swallowed, 0: it may not."""
     if neighbour is None or neighbour.allocated or neighbour.pending or neighbour.mapped is not block.mapped:
         return 0

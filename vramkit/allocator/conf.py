@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError
+from ..errors import UsageError, shown
 
 MIN_BLOCK = 512
 SMALL_SIZE = 1 << 20
@@ -23,7 +23,7 @@ MIN_LARGE_ALLOC = 10 << 20
 ROUND_LARGE = 2 << 20
 UNLIMITED = (1 << 63) - 1
 _MIB = 1 << 20
-_MOST_THREADS = 128  # that register pinned memory
+_MAX_THREADS = 128  # that register pinned memory
 _INTERVALS = 16  # of roundup_power2_divisions: 1 MiB .. 64 GiB, a power of two each
 
 _KNOWN = (
@@ -155,14 +155,14 @@ class AllocatorConf:
         """Whether a new segment, or newly mapped pages, belong to the small pool: large ones have 10 MiB or more."""
         return size == SMALL_SEGMENT
 
-    def least_rest(self, rounded: int, *, expandable: bool) -> int:
+    def smallest_rest(self, rounded: int, *, expandable: bool) -> int:
         """Bytes that must be left over for a block to be split when it serves a rounded request."""
         if rounded <= SMALL_SIZE or expandable:
             return MIN_BLOCK
         return SMALL_SIZE + 1 if rounded < self.max_split_size else UNLIMITED
 
-    def least_rests(self, rounded: npt.NDArray[np.int64], *, expandable: bool) -> npt.NDArray[np.int64]:
-        """`least_rest` of many requests at once."""
+    def smallest_rests(self, rounded: npt.NDArray[np.int64], *, expandable: bool) -> npt.NDArray[np.int64]:
+        """`smallest_rest` of many requests at once."""
         if expandable:
             return np.full(rounded.shape, MIN_BLOCK, np.int64)
         large = np.where(rounded < self.max_split_size, SMALL_SIZE + 1, UNLIMITED)
@@ -189,7 +189,7 @@ class _Parser:
         if not isinstance(text, str):
             raise UsageError(
                 "Allocator settings were expected as text",
-                f"got {text!r}",
+                f"got {shown(text)}",
                 instead="Write them as in PYTORCH_CUDA_ALLOC_CONF, such as 'expandable_segments:True'",
             )
         self.text = text
@@ -217,7 +217,7 @@ class _Parser:
             key = self.next("a key")
             self.expect(":")
             if key not in _KNOWN and key not in _HARMLESS:
-                self.refuse(f"the key {key!r} is unknown", f"Use one of {', '.join(_KNOWN)}")
+                self.refuse(f"the key {shown(key)} is unknown", f"Use one of {', '.join(_KNOWN)}")
             found.append((key, self.place))
             self.skip_value()
             if self.place < len(self.tokens):
@@ -225,7 +225,7 @@ class _Parser:
         return found
 
     def refuse(self, found: str, instead: str, why: str = "") -> NoReturn:
-        raise UsageError(f"Allocator settings were read from {self.text!r}", found, why, instead)
+        raise UsageError(f"Allocator settings were read from {shown(self.text)}", found, why, instead)
 
     def next(self, wanted: str) -> str:
         if self.place >= len(self.tokens):
@@ -235,7 +235,9 @@ class _Parser:
 
     def expect(self, sign: str) -> None:
         if (found := self.next(repr(sign))) != sign:
-            self.refuse(f"{found!r} stands where {sign!r} belongs", "Write key:value pairs with commas between them")
+            self.refuse(
+                f"{shown(found)} stands where {sign!r} belongs", "Write key:value pairs with commas between them"
+            )
 
     def skip_value(self) -> None:
         if self.next("a value") == "[":
@@ -244,21 +246,30 @@ class _Parser:
 
     def number(self, key: str, text: str | None = None) -> int:
         text = self.next("a number") if text is None else text
-        if not re.fullmatch(r"\d+", text, re.ASCII) or int(text) >= 1 << 64:
-            self.refuse(f"{key} is {text!r}", f"Give {key} a whole number from 0 to 2**64 - 1")
-        return int(text)
+        if not re.fullmatch(r"\d+", text, re.ASCII):
+            self.refuse_number(key, text)
+        return self.in_64_bits(key, text)
 
     def loose_number(self, key: str) -> int:
         """As C++ reads it, who passes over what follows the digits. Where it matters, `number` takes no such thing."""
         text = self.next("a number")
         found = re.match(r"[+-]?\d+", text, re.ASCII)
-        if found is None or abs(int(found[0])) >= 1 << 64:
-            self.refuse(f"{key} is {text!r}", f"Give {key} a whole number from 0 to 2**64 - 1")
-        return int(found[0]) % (1 << 64)
+        if found is None:
+            self.refuse_number(key, text)
+        return self.in_64_bits(key, found[0]) % (1 << 64)
+
+    def in_64_bits(self, key: str, digits: str) -> int:
+        number = digits.lstrip("+-").lstrip("0") or "0"  # torch takes any number of zeros, and Python no 4,301 digits
+        if len(number) > 20 or int(number) >= 1 << 64:
+            self.refuse_number(key, digits)
+        return -int(number) if digits.startswith("-") else int(number)
+
+    def refuse_number(self, key: str, text: str) -> NoReturn:
+        self.refuse(f"{key} is {shown(text)}", f"Give {key} a whole number from 0 to 2**64 - 1")
 
     def threads(self, key: str) -> None:
-        if (count := self.loose_number(key)).bit_count() != 1 or count > _MOST_THREADS:
-            self.refuse(f"{key} is {count}", f"Give {key} a power of two from 1 to {_MOST_THREADS}")
+        if (count := self.loose_number(key)).bit_count() != 1 or count > _MAX_THREADS:
+            self.refuse(f"{key} is {count}", f"Give {key} a power of two from 1 to {_MAX_THREADS}")
 
     def positive(self, key: str) -> None:
         if not self.loose_number(key):
@@ -267,13 +278,13 @@ class _Parser:
     def fraction(self, key: str) -> float:
         text = self.next("a number")
         if not re.fullmatch(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII):
-            self.refuse(f"{key} is {text!r}", f"Give {key} a number between 0 and 1")
+            self.refuse(f"{key} is {shown(text)}", f"Give {key} a number between 0 and 1")
         return float(text)
 
     def switch(self, key: str) -> bool:
         text = self.next("True or False")
         if text not in ("True", "False"):
-            self.refuse(f"{key} is {text!r}", f"Write {key}:True or {key}:False, with a capital")
+            self.refuse(f"{key} is {shown(text)}", f"Write {key}:True or {key}:False, with a capital")
         return text == "True"
 
     def mebibytes(self, key: str) -> int:
@@ -318,7 +329,7 @@ class _Parser:
     def _backend(self, key: str, values: dict[str, Any]) -> None:
         if (backend := self.next("a backend")) != "native":
             self.refuse(
-                f"the backend is {backend!r}",
+                f"the backend is {shown(backend)}",
                 "Leave the backend out, or write backend:native",
                 "Only torch's native allocator is simulated: the driver's own gives out memory by rules of its own",
             )

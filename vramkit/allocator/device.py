@@ -70,7 +70,7 @@ class Addresses:
         self._gaps[first:last] = [(start, end)]
 
 
-class Device:
+class DriverMemory:
     """The memory of one device, as its driver hands it out.
 
     Args:

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from ..tape.events import EVENT, SEGMENT, Action, Tape
+from ..tape.action_codes import ALLOC, FREE, FREE_COMPLETED, SEGMENT_ALLOC
+from ..tape.events import EVENT, SEGMENT, Ints, Table, Tape
+from .blocks import LinkedBlock
+from .core import DeviceCachingAllocator
+from .reserve import SimulatedOutOfMemory
 from .states import NO_POOL, BlockState, PoolId, SegmentState, fill
 
-if TYPE_CHECKING:
-    from .blocks import Block
-    from .reserve import SimulatedOutOfMemory
-    from .simulator import CachingAllocator
-
-Ints = npt.NDArray[np.int64]
-Table = npt.NDArray[np.void]
-
-_ALLOC, _FREE, _FREE_COMPLETED, _FLUSH, _BOTH = (int(Action.ALLOC), int(Action.FREE), int(Action.FREE_COMPLETED), 8, 9)
-_RELEASE = 10
+_BOTH, _FLUSH, _RELEASE = 101, 102, 103
+"""What a step does that is no `Action`: a free that completes at once, a call of `empty_cache`, the end of a pool."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +55,7 @@ class Replay:
         source = self.source
         end = len(source.events) if self.failed_event < 0 else self.failed_event
         events = source.events[:end]
-        kept = np.flatnonzero(events["action"] <= _FREE_COMPLETED)
+        kept = np.flatnonzero(events["action"] <= FREE_COMPLETED)
         segments = np.zeros(len(self.segment_events), EVENT)
         at = np.array([each[0] for each in self.segment_events], np.int64)
         if len(at):
@@ -83,7 +77,7 @@ class Replay:
             allocations[name][known] = place[allocations[name][known]]
         allocations["block"] = self.blocks
         allocations["address"] = self.addresses
-        of_block = merged["action"] <= _FREE_COMPLETED
+        of_block = merged["action"] <= FREE_COMPLETED
         merged["address"][of_block] = self.addresses[merged["allocation"][of_block]]
         if end < len(source.events):
             # What the replay never reached is not on the new tape.
@@ -95,7 +89,7 @@ class Replay:
         return replace(source, events=merged, allocations=allocations, segments=self.segments)
 
 
-def replay(allocator: CachingAllocator, tape: Tape, *, flushes: bool = True) -> Replay:
+def replay(allocator: DeviceCachingAllocator, tape: Tape, *, flushes: bool = True) -> Replay:
     """Serve all requests of a tape.
 
     An allocator that has served nothing yet begins with what the tape had before its first event: its segments where
@@ -111,11 +105,9 @@ def replay(allocator: CachingAllocator, tape: Tape, *, flushes: bool = True) -> 
     Returns:
         Blocks, segments and peaks. When a request can't be served the replay ends there, and the result says so.
     """
-    from .reserve import SimulatedOutOfMemory  # reserve knows no tapes; the other way round would be a cycle
-
     allocations = tape.allocations
     count = len(allocations)
-    handles: list[Block | None] = [None] * count
+    handles: list[LinkedBlock | None] = [None] * count
     blocks, addresses = [0] * count, [0] * count
     requested, stream = allocations["requested"].tolist(), allocations["stream"].tolist()
     pools = _pools(allocations)
@@ -139,23 +131,23 @@ def replay(allocator: CachingAllocator, tape: Tape, *, flushes: bool = True) -> 
 
     def note_segments() -> None:
         for place in range(seen, len(log)):
-            if log[place][0] >= Action.SEGMENT_ALLOC:
+            if log[place][0] >= SEGMENT_ALLOC:
                 happened.append((index, *log[place], allocator.pool_of_event.get(place, NO_POOL)))
 
     try:
         for index, code, row in steps:
-            if code == _ALLOC:
+            if code == ALLOC:
                 if size := requested[row]:
                     handle = handles[row] = serve(size, rounded[row], stream[row], pools[row])
                     blocks[row] = handle.size
                     addresses[row] = handle.address
             elif code == _BOTH:
                 free(handles[row])
-            elif code == _FREE:
+            elif code == FREE:
                 handle = handles[row]
                 if handle is not None:
                     allocator.give_back(handle)
-            elif code == _FREE_COMPLETED:
+            elif code == FREE_COMPLETED:
                 handle = handles[row]
                 # A block that was waiting came back already if the allocator had to synchronize.
                 if handle is not None and handle.pending:
@@ -189,10 +181,10 @@ def _steps(tape: Tape, *, flushes: bool) -> list[tuple[int, int, int]]:
     """What has to be done, as (event, code, row): frees that complete at once are one step, and so is a flush."""
     action = tape.events["action"].astype(np.int64)
     row = tape.events["allocation"].astype(np.int64)
-    is_free = action == _FREE
-    code = np.where(action <= _FREE_COMPLETED, action, -1)
-    if (action == _FREE_COMPLETED).any():
-        at_once = np.flatnonzero(is_free[:-1] & (action[1:] == _FREE_COMPLETED) & (row[:-1] == row[1:]))
+    is_free = action == FREE
+    code = np.where(action <= FREE_COMPLETED, action, -1)
+    if (action == FREE_COMPLETED).any():
+        at_once = np.flatnonzero(is_free[:-1] & (action[1:] == FREE_COMPLETED) & (row[:-1] == row[1:]))
         code[at_once] = _BOTH
         code[at_once + 1] = -1
     else:
@@ -211,7 +203,9 @@ def _pools(table: Table) -> list[PoolId]:
     return [(major, minor) for major, minor in table["pool"].tolist()]
 
 
-def _begin(allocator: CachingAllocator, tape: Tape, handles: list[Block | None], pools: list[PoolId]) -> None:
+def _begin(
+    allocator: DeviceCachingAllocator, tape: Tape, handles: list[LinkedBlock | None], pools: list[PoolId]
+) -> None:
     """Give the allocator what the tape had before its first event."""
     before = np.flatnonzero(tape.allocations["born"] < 0).tolist()
     if not len(tape.segments):

@@ -10,12 +10,12 @@ from bisect import bisect_left
 from numbers import Real
 from typing import Literal
 
-from ..errors import UsageError, VramkitError
+from ..errors import UsageError, VramkitError, shown
 from ..sizes import format_size
-from ..tape.events import Action
-from .blocks import AGE_SHIFT, SIZE_SHIFT, Block, ExpandableRange, Pool, merge
+from ..tape.action_codes import OOM, SEGMENT_ALLOC, SEGMENT_FREE, SEGMENT_MAP, SEGMENT_UNMAP
+from .blocks import AGE_SHIFT, SIZE_SHIFT, Block, ExpandableRange, LinkedBlock, Pool, merge
 from .conf import SMALL_SEGMENT, SMALL_SIZE, UNLIMITED, AllocatorConf, memory_limit
-from .device import Addresses, AddressOrder, AddressSpace, Device
+from .device import Addresses, AddressOrder, AddressSpace, DriverMemory
 from .states import NO_POOL, PoolId
 from .stats import Usage
 
@@ -25,9 +25,6 @@ TieBreak = Literal["age", "address"]
 Event = tuple[int, int, int, int]
 """Action, address, bytes, stream; sizes as torch traces them."""
 
-_SEGMENT_ALLOC, _SEGMENT_FREE = int(Action.SEGMENT_ALLOC), int(Action.SEGMENT_FREE)
-_SEGMENT_MAP, _SEGMENT_UNMAP, _OOM = int(Action.SEGMENT_MAP), int(Action.SEGMENT_UNMAP), int(Action.OOM)
-
 
 class SimulatedOutOfMemory(VramkitError):  # noqa: N818 - as torch names its own
     """The simulated allocator could not serve a request, also not after all it had cached was given back.
@@ -35,30 +32,41 @@ class SimulatedOutOfMemory(VramkitError):  # noqa: N818 - as torch names its own
     Args:
         requested: bytes that were asked for.
         needed: bytes of the segment that could not be had: torch's "Tried to allocate".
-        reserve: the allocator, as it was left.
+        allocated_bytes: in blocks that are handed out.
+        reserved_bytes: in segments.
+        limit: bytes that all segments together may have; None: no limit was set.
+        free: bytes of the device that are free; None: it is without end.
     """
 
-    def __init__(self, requested: int, needed: int, reserve: Reserve) -> None:
-        free = reserve.device.free
-        limit = "" if reserve.limit is None else f" of {format_size(reserve.limit)} allowed"
+    def __init__(
+        self,
+        requested: int,
+        needed: int,
+        *,
+        allocated_bytes: int,
+        reserved_bytes: int,
+        limit: int | None = None,
+        free: int | None = None,
+    ) -> None:
+        allowed = "" if limit is None else f" of {format_size(limit)} allowed"
         rest = "no address is left for them" if free is None else f"{format_size(free)} of the device is free"
         super().__init__(
             f"A block of {format_size(requested)} was asked for, which takes {format_size(needed)} of the device",
-            f"{format_size(reserve.total.allocated_bytes)} are allocated, {format_size(reserve.reserved)} are "
-            f"reserved{limit}, and {rest}",
+            f"{format_size(allocated_bytes)} are allocated, {format_size(reserved_bytes)} are "
+            f"reserved{allowed}, and {rest}",
             "No cached segment is left that could be given back, or the settings forbid to try",
             "Use a smaller batch, a larger capacity, or expandable_segments:True against fragmentation",
         )
         self.requested = requested
         self.needed = needed
-        self.allocated_bytes = reserve.total.allocated_bytes
-        self.reserved_bytes = reserve.reserved
+        self.allocated_bytes = allocated_bytes
+        self.reserved_bytes = reserved_bytes
 
 
 class Reserve:
     """The segments that the allocator holds, and their free blocks.
 
-    Args: as of `vramkit.CachingAllocator`, which is built on this.
+    Args: as of `vramkit.allocator.core.DeviceCachingAllocator`, which is built on this.
     """
 
     def __init__(
@@ -76,7 +84,7 @@ class Reserve:
         self.tie_break = tie_break
         self.age = 0  # of the newest segment: how many were made before it
         self.conf = conf
-        self.device = Device(capacity, context)
+        self.device = DriverMemory(capacity, context)
         self.addresses: AddressSpace = Addresses(address_order) if addresses is None else addresses
         self.limit: int | None = None
         self.set_memory_fraction(conf.per_process_memory_fraction)
@@ -86,7 +94,7 @@ class Reserve:
         """By index into `events`: the private pool of a segment or of pages. Of what isn't here, none."""
         self.pools: dict[PoolId, tuple[Pool, Pool]] = {NO_POOL: _pools(NO_POOL)}  # small, large
         self.released: dict[PoolId, None] = {}  # private pools without a user, in the order in which they lost it
-        self.pending: dict[int, Block] = {}  # address -> block that was given back but is in use, in that order
+        self.pending: dict[int, LinkedBlock] = {}  # address -> block that was given back but is in use, in that order
         self.total = Usage()
         self.usage = (Usage(), Usage())  # of the large pools, of the small ones: indexed by Pool.small
         self.private_usage: dict[PoolId, tuple[Usage, tuple[Usage, Usage]]] = {}
@@ -111,7 +119,9 @@ class Reserve:
             UsageError: the fraction is not within 0 and 1, or the device has no capacity.
         """
         if not isinstance(fraction, Real) or not 0 <= fraction <= 1:
-            raise UsageError("The memory fraction was set", f"it is {fraction!r}", instead="Give a number from 0 to 1")
+            raise UsageError(
+                "The memory fraction was set", f"it is {shown(fraction)}", instead="Give a number from 0 to 1"
+            )
         if fraction < 1 and self.device.capacity is None:
             raise UsageError(
                 f"{fraction} of the device's memory was set as the limit",
@@ -127,7 +137,7 @@ class Reserve:
             both = self.pools[identity] = _pools(identity)
         return both[rounded > SMALL_SIZE]
 
-    def cached(self, pool: Pool, need: int, stream: int) -> Block | None:
+    def cached(self, pool: Pool, need: int, stream: int) -> LinkedBlock | None:
         """Take the best fitting free block out of the pool, if one may be used (torch: ``get_free_block``)."""
         conf = self.conf
         if conf.garbage_collection_threshold and self.limit is not None:
@@ -141,7 +151,7 @@ class Reserve:
         block = pool.blocks[keys[place]]
         if block.range is not None:
             if conf.expandable_segments:
-                # What follows a block unmapped counts as its size: prefer the one that can grow least.
+                # What follows a block unmapped counts as its size: prefer the one that has the smallest room to grow.
                 size = _expandable_size(block)
                 while block.range is not None and place + 1 < len(keys):
                     following = pool.blocks[keys[place + 1]]
@@ -165,7 +175,7 @@ class Reserve:
         del keys[place]
         return block
 
-    def fresh(self, pool: Pool, need: int, stream: int, requested: int) -> Block:
+    def fresh(self, pool: Pool, need: int, stream: int, requested: int) -> LinkedBlock:
         """A free block from new memory, after giving back cached memory if it must be.
 
         Raises:
@@ -183,8 +193,8 @@ class Reserve:
             block = self._new(pool, need, size, stream, requested)
         if block is None:
             self.counters["num_ooms"] += 1
-            self.events.append((_OOM, self.device.free or 0, need, stream))
-            raise SimulatedOutOfMemory(requested, size, self)
+            self.events.append((OOM, self.device.free or 0, need, stream))
+            raise self._out_of_memory(requested, size)
         return block
 
     def complete(self, block: Block) -> None:
@@ -224,17 +234,27 @@ class Reserve:
             row[1] = max(row[:2])
             row[2] += max(sign, 0)
 
-    def _new(self, pool: Pool, need: int, size: int, stream: int, requested: int) -> Block | None:
+    def _out_of_memory(self, requested: int, needed: int) -> SimulatedOutOfMemory:
+        return SimulatedOutOfMemory(
+            requested,
+            needed,
+            allocated_bytes=self.total.allocated_bytes,
+            reserved_bytes=self.reserved,
+            limit=self.limit,
+            free=self.device.free,
+        )
+
+    def _new(self, pool: Pool, need: int, size: int, stream: int, requested: int) -> LinkedBlock | None:
         """torch: ``alloc_block``."""
         if self.limit is not None and self.reserved + size > self.limit:
             return None
         if self.conf.throw_on_cudamalloc_oom and self.device.capacity is not None:
             # Rounded down, as torch does here and not in `memory_limit`.
-            most = int(self.conf.per_process_memory_fraction * self.device.capacity)
-            if self.reserved + size > most:
+            maximum = int(self.conf.per_process_memory_fraction * self.device.capacity)
+            if self.reserved + size > maximum:
                 # Neither an OOM event nor a retry: torch raises out of the middle of the chain.
                 self.counters["num_oom_rejections"] += 1
-                raise SimulatedOutOfMemory(requested, size, self)
+                raise self._out_of_memory(requested, size)
         if self.conf.expandable_segments:
             return self._expand(pool, need, stream)
         if not self.device.take(size):
@@ -243,13 +263,13 @@ class Reserve:
         if address is None:
             self.device.give_back(size)
             return None
-        block = Block(address, size, stream, pool, self.shift(address))
+        block = LinkedBlock(address, size, stream, pool, self.shift(address))
         self._reserve(block.address, size, pool, stream, segments=1)
         self.count_oversize("oversize_segments", size, 1)
         return block
 
     def shift(self, address: int) -> int:
-        """`Block.shift` for a new segment."""
+        """`LinkedBlock.shift` for a new segment."""
         self.age += 1
         return 0 if self.tie_break == "address" else (self.age << AGE_SHIFT) - address
 
@@ -258,7 +278,7 @@ class Reserve:
         for usage in self._usages_of(pool):
             usage.reserve(segments, size)
         self.counters["num_device_alloc"] += 1
-        self._log(_SEGMENT_ALLOC if segments else _SEGMENT_MAP, address, size, pool, stream)
+        self._log(SEGMENT_ALLOC if segments else SEGMENT_MAP, address, size, pool, stream)
 
     def _release(self, address: int, size: int, pool: Pool, stream: int, *, segments: int) -> None:
         self.device.give_back(size)
@@ -266,7 +286,7 @@ class Reserve:
         for usage in self._usages_of(pool):
             usage.release(segments, size)
         self.counters["num_device_free"] += 1
-        self._log(_SEGMENT_FREE if segments else _SEGMENT_UNMAP, address, size, pool, stream)
+        self._log(SEGMENT_FREE if segments else SEGMENT_UNMAP, address, size, pool, stream)
 
     def _usages_of(self, pool: Pool) -> tuple[Usage, ...]:
         """All that count a pool's segments."""
@@ -283,7 +303,7 @@ class Reserve:
             self.pool_of_event[len(self.events)] = pool.identity
         self.events.append((action, address, size, stream))
 
-    def _release_segment(self, block: Block) -> None:
+    def _release_segment(self, block: LinkedBlock) -> None:
         """torch: ``release_block``."""
         if block.is_split:
             raise UsageError(
@@ -310,20 +330,20 @@ class Reserve:
         """Free just enough of the blocks that are never split (torch: ``release_available_cached_blocks``)."""
         if self.conf.max_split_size == UNLIMITED:
             return False
-        least = max(need, self.conf.max_split_size)
+        minimum = max(need, self.conf.max_split_size)
         keys = pool.sorted.get(stream, [])
-        place = bisect_left(keys, least << SIZE_SHIFT)
+        place = bisect_left(keys, minimum << SIZE_SHIFT)
         if place < len(keys) and pool.blocks[keys[place]].range is None:
             self._release_segment(pool.blocks[keys[place]])
             return True
         released = 0
         for block in [pool.blocks[key] for key in reversed(keys[:place])]:
-            if released >= least or block.size < self.conf.max_split_size:
+            if released >= minimum or block.size < self.conf.max_split_size:
                 break
             if block.range is None:
                 released += block.size
                 self._release_segment(block)
-        return released >= least
+        return released >= minimum
 
     def _collect_garbage(self) -> None:
         """Free cached segments that were not used for long (torch: ``garbage_collect_cached_blocks``)."""
@@ -351,7 +371,7 @@ class Reserve:
 
     # ---- expandable segments -------------------------------------------------------------------------------------
 
-    def _expand(self, pool: Pool, need: int, stream: int) -> Block | None:
+    def _expand(self, pool: Pool, need: int, stream: int) -> LinkedBlock | None:
         """torch: ``try_allocate_expandable_block``."""
         block = self._expandable(pool, need, stream)
         if block is None:
@@ -367,14 +387,14 @@ class Reserve:
         pool.remove(block)
         return block
 
-    def _expandable(self, pool: Pool, need: int, stream: int) -> Block | None:
+    def _expandable(self, pool: Pool, need: int, stream: int) -> LinkedBlock | None:
         """First of free and unmapped blocks with room for a request (torch: ``find_expandable_block``)."""
         for block in pool.unmapped.get(stream, []):
             first = block
             if block.prev is not None and not block.prev.allocated and not block.prev.pending:
                 first = block.prev
             room = 0
-            each: Block | None = first
+            each: LinkedBlock | None = first
             while each is not None and room < need and not each.allocated and not each.pending:
                 room += each.size
                 each = each.next
@@ -386,7 +406,7 @@ class Reserve:
         address = self.addresses.take(size) if need <= size else None
         if address is None:
             return None
-        made = Block(address, size, stream, pool, self.shift(address))
+        made = LinkedBlock(address, size, stream, pool, self.shift(address))
         made.range = ExpandableRange(made.address, size, page)
         made.mapped = False
         pool.insert_unmapped(made)
@@ -406,7 +426,7 @@ class Reserve:
         capacity = max(_ENDLESS, need) if self.device.capacity is None else self.device.capacity
         return -(-(capacity + capacity // 8) // page) * page
 
-    def _map(self, block: Block, size: int) -> bool:
+    def _map(self, block: LinkedBlock, size: int) -> bool:
         """Put memory behind the first bytes of an unmapped block; False: the device has none left."""
         assert block.range is not None
         _, end = block.range.pages_around(block.address, block.address + size)
@@ -417,7 +437,7 @@ class Reserve:
         pool.remove_unmapped(block)
         block.mapped = True
         if size < block.size:
-            rest = Block(end, block.size - size, block.stream, pool, block.shift)
+            rest = LinkedBlock(end, block.size - size, block.stream, pool, block.shift)
             rest.mapped = False
             rest.range = block.range
             rest.put_after(block)
@@ -430,7 +450,7 @@ class Reserve:
         self._reserve(start, size, pool, block.stream, segments=0)
         return True
 
-    def _unmap(self, block: Block, home: ExpandableRange) -> None:
+    def _unmap(self, block: LinkedBlock, home: ExpandableRange) -> None:
         """Give back the pages that lie wholly in a free block (torch: ``unmap_block``)."""
         start, end = home.pages_within(block.address, block.address + block.size)
         if start >= end:
@@ -438,12 +458,12 @@ class Reserve:
         pool = block.pool
         pool.remove(block)
         if block.address < start:
-            before = Block(block.address, start - block.address, block.stream, pool, block.shift)
+            before = LinkedBlock(block.address, start - block.address, block.stream, pool, block.shift)
             before.range = home
             before.put_before(block)
             pool.insert(before)
         if end < block.address + block.size:
-            after = Block(end, block.address + block.size - end, block.stream, pool, block.shift)
+            after = LinkedBlock(end, block.address + block.size - end, block.stream, pool, block.shift)
             after.range = home
             after.put_after(block)
             pool.insert(after)
@@ -465,6 +485,6 @@ def _pools(identity: PoolId) -> tuple[Pool, Pool]:
     return Pool(identity, small=True), Pool(identity, small=False)
 
 
-def _expandable_size(block: Block) -> int:
+def _expandable_size(block: LinkedBlock) -> int:
     following = block.next
     return block.size + (following.size if following is not None and not following.mapped else 0)

@@ -13,14 +13,18 @@ from typing import NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from ..tape.events import Action
+from ..tape.action_codes import (
+    ALLOC,
+    FREE,
+    FREE_COMPLETED,
+    SEGMENT_ALLOC,
+    SEGMENT_FREE,
+    SEGMENT_MAP,
+    SEGMENT_UNMAP,
+)
 from .conf import MIN_BLOCK, AllocatorConf
 from .states import BlockState, SegmentState
 from .trace_forward import Extent, ImpossibleEvent, Ranges, assemble, pools_of
-
-_ALLOC, _FREE, _FREE_COMPLETED = int(Action.ALLOC), int(Action.FREE), int(Action.FREE_COMPLETED)
-_SEGMENT_ALLOC, _SEGMENT_FREE = int(Action.SEGMENT_ALLOC), int(Action.SEGMENT_FREE)
-_SEGMENT_MAP, _SEGMENT_UNMAP = int(Action.SEGMENT_MAP), int(Action.SEGMENT_UNMAP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +88,7 @@ def initial_state(
     actions = np.asarray(action)
     sizes = np.asarray(size, np.int64)
     rounded = conf.round_sizes(sizes)
-    expandable = conf.expandable_segments or bool(np.isin(actions, (_SEGMENT_MAP, _SEGMENT_UNMAP)).any())
+    expandable = conf.expandable_segments or bool(np.isin(actions, (SEGMENT_MAP, SEGMENT_UNMAP)).any())
     pools = pools_of(pool, len(actions))
     columns = list(
         zip(
@@ -98,7 +102,7 @@ def initial_state(
     )
 
     def fail(why: str) -> NoReturn:
-        raise ImpossibleEvent(index, np.where(actions == _ALLOC, rounded, 0), why)
+        raise ImpossibleEvent(index, np.where(actions == ALLOC, rounded, 0), why)
 
     owned: dict[int, BlockState] = {}
     whole: dict[int, Extent] = {}
@@ -114,34 +118,34 @@ def initial_state(
     # Only the owned blocks are kept: what is free at the start is what they leave of the segments.
     for index in range(len(columns) - 1, -1, -1):
         code, where, requested, need, line = columns[index]
-        if code == _ALLOC:
+        if code == ALLOC:
             if owned.pop(where, None) is None:
                 fail(f"the block put at {where:#x} is not there afterwards")
             unsure.pop(where, None)
-        elif code == _FREE_COMPLETED:
+        elif code == FREE_COMPLETED:
             if where in owned:
                 fail(f"the block at {where:#x} is still in use after it became free")
             owned[where] = BlockState(where, need, requested, "active_pending_free")
             unsure[where] = index
-        elif code == _FREE:
+        elif code == FREE:
             if where not in owned:
                 fail(f"the block given back at {where:#x} did not become free and is not in use either")
             block = owned[where]
             owned[where] = BlockState(where, block.size, block.requested, "active_allocated")
-        elif code == _SEGMENT_ALLOC:
+        elif code == SEGMENT_ALLOC:
             if whole.pop(where, (0,))[0] != requested:
                 fail(f"the segment of {requested} bytes at {where:#x} is not there afterwards")
-        elif code == _SEGMENT_FREE:
+        elif code == SEGMENT_FREE:
             if where in whole:
                 fail(f"the segment at {where:#x} is still there after it went back")
             whole[where] = (requested, line, conf.is_small_segment(requested), pools[index])
-        elif code == _SEGMENT_MAP:
+        elif code == SEGMENT_MAP:
             if not ranges.remove(where, requested):
                 fail(f"the {requested} bytes mapped at {where:#x} are not there afterwards")
-        elif code == _SEGMENT_UNMAP:
+        elif code == SEGMENT_UNMAP:
             ranges.add(where, requested, line, conf.is_small_segment(requested), pools[index])
 
-    births = [(index, each[1]) for index, each in enumerate(columns) if each[0] == _ALLOC]
+    births = [(index, each[1]) for index, each in enumerate(columns) if each[0] == ALLOC]
     return _with_slack(owned, unsure, whole, ranges, births, conf, expandable=expandable)
 
 
@@ -169,26 +173,26 @@ def _with_slack(
         end = home + (whole[home][0] if home in whole else ranges.spans[home][0])
         place = bisect_right(known, where)
         limit = min(end, known[place]) if place < len(known) else end
-        least = conf.least_rest(block.size, expandable=expandable)
+        smallest = conf.smallest_rest(block.size, expandable=expandable)
         gap = limit - (where + block.size)
-        if gap < least:
+        if gap < smallest:
             # A rest of this size is never split off, so it is the block's own.
             owned[where] = BlockState(where, block.size + gap, block.requested, block.state)
             continue
-        # The gap is slack (less than `least`), then one free block. A block of a large pool has over 1 MiB.
-        most = min(least - 1, gap - least)
-        most -= most % MIN_BLOCK
-        if most <= 0:
+        # The gap is slack (less than `smallest`), then one free block. A block of a large pool has over 1 MiB.
+        slack = min(smallest - 1, gap - smallest)
+        slack -= slack % MIN_BLOCK
+        if slack <= 0:
             continue
         # While the block lived, an allocation in the gap began where the gap's free block begins: at the block's end.
         first = bisect_left(births_by_place, where + block.size)
-        last = bisect_right(births_by_place, where + block.size + most)
+        last = bisect_right(births_by_place, where + block.size + slack)
         found = next((each for each in births_by_place[first:last] if born_at[each] < died), None)
         if found is not None:
             owned[where] = BlockState(where, found - where, block.requested, block.state)
         else:
             ambiguous.append(
-                AmbiguousBlock(address=where, requested=block.requested, size=block.size, largest=block.size + most)
+                AmbiguousBlock(address=where, requested=block.requested, size=block.size, largest=block.size + slack)
             )
     blocks = list(owned.values())
     return InitialState(segments=assemble(blocks, whole, ranges), ambiguous=tuple(ambiguous))

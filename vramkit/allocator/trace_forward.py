@@ -6,6 +6,7 @@ segments' maps and the rule of splitting; chooses no address itself: the recorde
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -13,15 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import SnapshotError
-from ..tape.events import Action
+from ..tape.action_codes import (
+    ALLOC,
+    FREE,
+    FREE_COMPLETED,
+    SEGMENT_ALLOC,
+    SEGMENT_FREE,
+    SEGMENT_MAP,
+    SEGMENT_UNMAP,
+)
+from ..tape.events import Ints
 from .conf import AllocatorConf
 from .states import NO_POOL, BlockState, BlockUse, PoolId, SegmentState, fill
-
-Ints = npt.NDArray[np.int64]
-
-_ALLOC, _FREE, _FREE_COMPLETED = int(Action.ALLOC), int(Action.FREE), int(Action.FREE_COMPLETED)
-_SEGMENT_ALLOC, _SEGMENT_FREE = int(Action.SEGMENT_ALLOC), int(Action.SEGMENT_FREE)
-_SEGMENT_MAP, _SEGMENT_UNMAP = int(Action.SEGMENT_MAP), int(Action.SEGMENT_UNMAP)
 
 
 class ImpossibleEvent(SnapshotError):  # noqa: N818 - named by what was found
@@ -185,13 +189,13 @@ class _Follower:
         actions = np.asarray(action)
         sizes = np.asarray(size, np.int64)
         rounded = conf.round_sizes(sizes)
-        expandable = conf.expandable_segments or bool((actions == _SEGMENT_MAP).any())
-        least_rest = conf.least_rests(rounded, expandable=expandable)
+        expandable = conf.expandable_segments or bool((actions == SEGMENT_MAP).any())
+        smallest_rest = conf.smallest_rests(rounded, expandable=expandable)
         pools = pools_of(pool, len(actions))
         blocks = [0] * len(actions)
 
         def fail(why: str) -> NoReturn:
-            known = np.where(actions == _ALLOC, rounded, 0)
+            known = np.where(actions == ALLOC, rounded, 0)
             known[:index] = blocks[:index]
             raise ImpossibleEvent(index, known, why)
 
@@ -202,12 +206,12 @@ class _Follower:
             np.asarray(address, np.int64).tolist(),
             sizes.tolist(),
             rounded.tolist(),
-            least_rest.tolist(),
+            smallest_rest.tolist(),
             np.asarray(stream, np.int64).tolist(),
             strict=True,
         )
-        for index, (code, where, requested, need, least, line) in enumerate(columns):
-            if code == _ALLOC:
+        for index, (code, where, requested, need, smallest, line) in enumerate(columns):
+            if code == ALLOC:
                 if where not in free:
                     fail(f"{requested} bytes were put at {where:#x}, where no free block starts")
                 have = free[where]
@@ -215,7 +219,7 @@ class _Follower:
                 if rest < 0:
                     fail(f"{requested} bytes were put at {where:#x}, into a free block of {have}")
                 del free[where]
-                if rest >= least:
+                if rest >= smallest:
                     ends[where + have] = where + need
                     free[where + need] = rest
                     have = need
@@ -223,7 +227,7 @@ class _Follower:
                     del ends[where + have]
                 owned[where] = (have, requested)
                 blocks[index] = have
-            elif code == _FREE_COMPLETED:
+            elif code == FREE_COMPLETED:
                 if where not in owned:
                     fail(f"a block at {where:#x} became free, where none is in use")
                 if pending:
@@ -235,24 +239,24 @@ class _Follower:
                     end += free.pop(end)
                 free[where] = end - where
                 ends[end] = where
-            elif code == _FREE:
+            elif code == FREE:
                 if where not in owned:
                     fail(f"a block at {where:#x} was given back, where none is in use")
                 pending.add(where)
-            elif code == _SEGMENT_ALLOC:
+            elif code == SEGMENT_ALLOC:
                 if where in self.segments:
                     fail(f"a segment came at {where:#x}, where one is already")
                 self._add_segment(where, (requested, line, conf.is_small_segment(requested), pools[index]))
                 self._insert(where, requested)
-            elif code == _SEGMENT_FREE:
+            elif code == SEGMENT_FREE:
                 if self.segments.get(where, (0,))[0] != requested or free.get(where) != requested:
                     fail(f"a segment of {requested} bytes at {where:#x} went back, which is not there or not free")
                 self._drop_segment(where, requested)
                 self._cut(where, requested)
-            elif code == _SEGMENT_MAP:
+            elif code == SEGMENT_MAP:
                 self.ranges.add(where, requested, line, conf.is_small_segment(requested), pools[index])
                 self._insert(where, requested)
-            elif code == _SEGMENT_UNMAP:
+            elif code == SEGMENT_UNMAP:
                 if not self._cut(where, requested):
                     fail(f"{requested} bytes at {where:#x} were unmapped, which are not free")
                 self.ranges.remove(where, requested)
@@ -276,30 +280,48 @@ def pools_of(pool: npt.ArrayLike | None, events: int) -> list[PoolId]:
 
 
 class Ranges:
-    """Unbroken mapped ranges of expandable segments."""
+    """Unbroken mapped ranges of expandable segments; no two of them overlap."""
 
     def __init__(self) -> None:
         self.spans: dict[int, Extent] = {}  # by start
+        self._starts: list[int] = []  # in order: a stranger's trace can have very many
 
     def add(self, address: int, size: int, stream: int, small: bool, pool: PoolId) -> None:
         end = address + size
-        for start, (length, other_stream, other_small, other_pool) in list(self.spans.items()):
+        place = bisect_left(self._starts, address)
+        neighbours = [self._starts[place - 1]] if place else []
+        neighbours += [end] if end in self.spans else []
+        for start in neighbours:
+            length, other_stream, other_small, other_pool = self.spans[start]
             if (other_stream, other_small) == (stream, small) and (start + length == address or start == end):
-                del self.spans[start]
+                self._drop(start)
                 address, end, pool = min(address, start), max(end, start + length), other_pool
-        self.spans[address] = (end - address, stream, small, pool)
+        self._put(address, (end - address, stream, small, pool))
 
     def remove(self, address: int, size: int) -> bool:
         end = address + size
-        for start, (length, stream, small, pool) in self.spans.items():
-            if start <= address and end <= start + length:
-                del self.spans[start]
-                if start < address:
-                    self.spans[start] = (address - start, stream, small, pool)
-                if end < start + length:
-                    self.spans[end] = (start + length - end, stream, small, pool)
-                return True
-        return False
+        place = bisect_right(self._starts, address)
+        if not place:
+            return False
+        start = self._starts[place - 1]
+        length, stream, small, pool = self.spans[start]
+        if end > start + length:
+            return False
+        self._drop(start)
+        if start < address:
+            self._put(start, (address - start, stream, small, pool))
+        if end < start + length:
+            self._put(end, (start + length - end, stream, small, pool))
+        return True
+
+    def _put(self, start: int, extent: Extent) -> None:
+        if start not in self.spans:
+            insort(self._starts, start)
+        self.spans[start] = extent
+
+    def _drop(self, start: int) -> None:
+        del self.spans[start]
+        del self._starts[bisect_left(self._starts, start)]
 
 
 def assemble(blocks: list[BlockState], whole: dict[int, Extent], ranges: Ranges) -> tuple[SegmentState, ...]:

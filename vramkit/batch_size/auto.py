@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 import torch
 
 from .. import gpus
+from ..allocator import AllocatorConf
 from ..counts import check_count
-from ..engines.choosing import current_gpu, open_session
-from ..errors import UsageError
+from ..engines import EngineName
+from ..engines.choosing import check_engine, current_gpu, open_session
+from ..errors import UsageError, shown
 from ..gpus import GPU
 from ..profiling.profiler import is_measuring
-from ..programs.arguments import Models, OptimizerOrFactory, check_grows, program_of
+from ..programs.arguments import check_grows, program_of
+from ..programs.objects import Models, OptimizerOrFactory
 from ..programs.program import Program
 from ..torch_internals.needs import require
 from .bounds import Bounds
@@ -43,6 +46,8 @@ def auto_batch_size(
     loss: Callable[[Any, Any], torch.Tensor] | None = None,
     autocast: torch.dtype | None = None,
     gpu: str | int | GPU | None = None,
+    engine: EngineName | None = None,
+    alloc_conf: str | None = None,
     memory_fraction: float = 0.8,
     multiple_of: int = 1,
     min_batch_size: int = 1,
@@ -82,6 +87,9 @@ def auto_batch_size(
         autocast: the plain step's forward and loss run under ``torch.autocast`` with this dtype.
         gpu: a card as for ``vramkit.estimate``. Where it is another than the current CUDA device, and where there is
             none, nothing runs here: an estimate answers, and the trials are called "predicted".
+        engine: what predicts, as for ``vramkit.estimate``; only where an estimate answers.
+        alloc_conf: text of ``PYTORCH_CUDA_ALLOC_CONF`` to assume; None: the one in the environment. Only where an
+            estimate answers: a run on the device has the settings of this process.
         memory_fraction: part of the memory that ``batch_size`` may reserve; ``max_batch_size`` is for all of it.
         multiple_of: only such sizes.
         min_batch_size: no smaller size is tried.
@@ -99,7 +107,9 @@ def auto_batch_size(
 
     Raises:
         DoesNotFit: not even ``min_batch_size`` does; the text says what holds the memory and what would help.
-        UsageError: an argument can't be meant, or every step leaves more memory allocated than the one before.
+        UsageError: an argument can't be meant, ``engine`` or ``alloc_conf`` is given where the steps run on the device,
+            or every step leaves more memory allocated than the one before.
+        DeviceError: the engine can't be here; the text says what is missing.
 
     What the step itself raises comes through, with a note that says at which size.
 
@@ -115,13 +125,17 @@ def auto_batch_size(
         effective_batch_size = check_count(_ASKED, "effective_batch_size", effective_batch_size)
     bounds = _bounds(memory_fraction, multiple_of, min_batch_size, max_batch_size, effective_batch_size, verify=verify)
     check_grows(_ASKED, program)
+    check_engine(_ASKED, engine)
+    if alloc_conf is not None:
+        AllocatorConf.parse(alloc_conf)
     with Agreement(group) as ranks, Progress(ranks.is_first and _has_terminal(), on_trial) as progress:
         ranks.same(steps=steps)  # the bounds, the search agrees on
         device = _device(program, gpu)
         if device is None:
             card = current_gpu() if gpu is None else gpus.find(gpu)
-            found = answer_by_estimate(open_session(program), card, bounds, ranks, progress)
+            found = answer_by_estimate(open_session(program, engine, alloc_conf), card, bounds, ranks, progress)
         else:
+            _check_nothing_is_predicted(engine=engine, alloc_conf=alloc_conf)
             require(_ASKED, "profile", "profile on CUDA", "batch size on CUDA")
             _check_shapes(program)
             _check_nothing_measures()
@@ -133,6 +147,18 @@ def auto_batch_size(
 def _has_terminal() -> bool:
     stream: TextIO | None = sys.stderr  # None: a process without a console
     return stream is not None and stream.isatty()
+
+
+def _check_nothing_is_predicted(**given: str | None) -> None:
+    named = " and ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+    if named:
+        raise UsageError(
+            _ASKED,
+            f"with {named}",
+            "The steps run on the CUDA device that is here, on torch's own allocator as this process has set it",
+            "Leave it out (settings go into PYTORCH_CUDA_ALLOC_CONF before torch starts), name another card to have it "
+            'predicted (gpu="a100-40gb"), or predict this one: vramkit.estimate(...).largest_batch_size()',
+        )
 
 
 def _check_nothing_measures() -> None:
@@ -159,32 +185,34 @@ def _check_shapes(program: Program) -> None:
 
 
 def _bounds(
-    fraction: float, multiple_of: int, least: int, most: int | None, effective: int | None, *, verify: bool
+    fraction: float, multiple_of: int, minimum: int, maximum: int | None, effective: int | None, *, verify: bool
 ) -> Bounds:
     is_number = isinstance(fraction, Real) and not isinstance(fraction, bool)
     if not is_number or not 0 < fraction <= 1:
         raise UsageError(
             _ASKED,
-            f"with memory_fraction={fraction!r}",
+            f"with memory_fraction={shown(fraction)}",
             "It is the part of the memory that a batch may take",
             "Give a number above 0, at most 1; 0.8 keeps a fifth free",
         )
     multiple_of = check_count(_ASKED, "multiple_of", multiple_of)
-    least = check_count(_ASKED, "min_batch_size", least)
-    if most is not None:
-        most = check_count(_ASKED, "max_batch_size", most) // multiple_of * multiple_of
-    first = -(-least // multiple_of) * multiple_of
-    if most is not None and most < first:
+    minimum = check_count(_ASKED, "min_batch_size", minimum)
+    if maximum is not None:
+        maximum = check_count(_ASKED, "max_batch_size", maximum) // multiple_of * multiple_of
+    first = -(-minimum // multiple_of) * multiple_of
+    if maximum is not None and maximum < first:
         raise UsageError(
             _ASKED,
-            f"with min_batch_size={least}, max_batch_size={most} and multiple_of={multiple_of}",
-            "No size is all that",
+            f"with min_batch_size={minimum}, max_batch_size={maximum} and multiple_of={multiple_of}",
+            "No size keeps to all of them",
             "Widen the bounds",
         )
     if effective is not None:
         even = max(first, effective // multiple_of * multiple_of)
-        most = even if most is None else min(most, even)
-    return Bounds(least=first, most=most, multiple_of=multiple_of, memory_fraction=float(fraction), verify=verify)
+        maximum = even if maximum is None else min(maximum, even)
+    return Bounds(
+        minimum=first, maximum=maximum, multiple_of=multiple_of, memory_fraction=float(fraction), verify=verify
+    )
 
 
 def _device(program: Program, gpu: str | int | GPU | None) -> int | None:

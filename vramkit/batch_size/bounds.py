@@ -12,7 +12,7 @@ from ..errors import UsageError
 
 _T = TypeVar("_T")
 
-LARGEST_BATCH = 1 << 30
+MAX_SEARCHED_BATCH = 1 << 30
 """No larger batch is looked at, where nothing else ends the search."""
 
 _EXACT = 1 << 53  # a fraction times this is a whole number, as far as two have to be told apart
@@ -21,10 +21,10 @@ _EXACT = 1 << 53  # a fraction times this is a whole number, as far as two have 
 class Ranks(Protocol):
     """Others that search at the same time for the same size; see `vramkit.batch_size.ranks.Agreement`."""
 
-    def size(self, size: int, /) -> int:
+    def smallest(self, size: int, /) -> int:
         """The smallest of what all say."""
 
-    def most(self, size: int, /) -> int:
+    def largest(self, size: int, /) -> int:
         """The largest of what all say."""
 
     def any(self, flag: bool, /) -> bool:
@@ -41,9 +41,9 @@ class Ranks(Protocol):
 class Bounds:
     """Which sizes are allowed, and what is asked for."""
 
-    least: int
+    minimum: int
     """A multiple of ``multiple_of``."""
-    most: int | None
+    maximum: int | None
     """A multiple of ``multiple_of``; None: nothing was said."""
     multiple_of: int
     memory_fraction: float
@@ -59,15 +59,16 @@ class Bounds:
         ranks.same(
             multiple_of=self.multiple_of, verify=self.verify, memory_fraction=round(self.memory_fraction * _EXACT)
         )
-        least = ranks.most(self.least)
+        minimum = ranks.largest(self.minimum)
         # Also where a rank says nothing: the length of its part of the dataset, which may be shorter elsewhere.
-        is_bounded = ranks.any(self.most is not None)
-        most = ranks.size(LARGEST_BATCH // self.multiple_of * self.multiple_of if self.most is None else self.most)
-        if is_bounded and most < least:
+        is_bounded = ranks.any(self.maximum is not None)
+        largest = MAX_SEARCHED_BATCH // self.multiple_of * self.multiple_of
+        maximum = ranks.smallest(largest if self.maximum is None else self.maximum)
+        if is_bounded and maximum < minimum:
             raise UsageError(
                 "The largest batch was asked for that fits on every rank",
-                f"one allows no size below {least}, and one no size above {most}",
+                f"one allows no size below {minimum}, and one no size above {maximum}",
                 "No size is both",
                 "Pass bounds that have sizes in common",
             )
-        return replace(self, least=least, most=most if is_bounded else None)
+        return replace(self, minimum=minimum, maximum=maximum if is_bounded else None)

@@ -241,15 +241,15 @@ def _trains(error: BaseException) -> bool:
     while traceback is not None:
         for value in [*traceback.tb_frame.f_locals.values()]:
             parts = value if isinstance(value, (list, tuple)) else [value, *getattr(value, "__dict__", {}).values()]
-            for part in islice(parts, _MOST_PARTS):
+            for part in islice(parts, _MAX_PARTS):
                 several = part if isinstance(part, (list, tuple)) else [part]
-                if any(issubclass(type(each), Optimizer) for each in islice(several, _MOST_PARTS)):
+                if any(issubclass(type(each), Optimizer) for each in islice(several, _MAX_PARTS)):
                     return True
         traceback = traceback.tb_next
     return False
 
 
-_MOST_PARTS = 100  # of an object; whoever has more is no trainer
+_MAX_PARTS = 100  # of an object; whoever has more is no trainer
 
 
 def _is_the_hosts(error: BaseException) -> bool:

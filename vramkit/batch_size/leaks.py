@@ -12,7 +12,7 @@ import numpy as np
 from ..sizes import format_size
 from ..tape.events import Category, Ints, Tape
 
-_MOST_SHOWN = 3
+_MAX_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class Leak:
         """What grew, as a part of a sentence."""
         shown = [
             f"{format_size(size)} of {category.lower()}s" + (f" made in {module}" if module else "")
-            for category, module, size in self.grown[:_MOST_SHOWN]
+            for category, module, size in self.grown[:_MAX_SHOWN]
         ]
         return "; ".join(shown).replace("_", " ")
 

@@ -16,7 +16,7 @@ import torch
 from ..errors import UsageError
 from ..out_of_memory import clean_up, forget, is_out_of_memory
 from ..profiling.profiler import profile
-from ..programs.failures import BATCH_MOVED, OTHER_DEVICE
+from ..programs.failures import batch_moved, failure_of, more_telling
 from ..programs.program import Program
 from ..programs.training import Training
 from ..results.profile import Profile
@@ -27,13 +27,13 @@ from ..torch_internals import allocator
 from .device_memory import available
 from .leaks import find_leak
 from .saved_state import Surroundings
-from .search import Run
+from .search import TrialRun
 from .trial import Trial
 
 __all__ = ["DeviceMachine", "is_out_of_memory"]
 
 _MANY_STEPS, _MUCH = 10_000, 0.1  # a leak that takes so much of the memory in so many steps is no detail
-_MOST_EVENTS = 2_000_000
+_MAX_EVENTS = 2_000_000
 _SMALLEST = 512  # bytes of a block with one number
 
 
@@ -71,24 +71,34 @@ class DeviceMachine:
         """Bytes that this process can have: free on the device, and what its allocator holds; see `Machine`."""
         return self._capacity
 
-    def run(self, batch_size: int, *, is_probe: bool) -> Run:
+    def run(self, batch_size: int, *, is_probe: bool) -> TrialRun:
         """Run the program's steps; see `Machine`."""
         is_first, failure = self.last is None, None
         try:
             run = self.run_steps(self.program.steps, batch_size, is_probe=is_probe)
         except Exception as error:
-            if self.program.step is None or self.move_batch or not OTHER_DEVICE.search(str(error)):
+            if self.program.step is None or self.move_batch:
                 raise
             self.surroundings.put_back()
-            failure, trace = error, error.__traceback__
+            failure, trace, told = error, error.__traceback__, failure_of("run a step", error)
             forget(error)
         if failure is not None:  # out of the except block, where nothing of the failed run is held any more
             self.move_batch = True
             try:
                 run = self.run_steps(self.program.steps, batch_size, is_probe=is_probe)
-            except Exception:
-                raise failure.with_traceback(trace) from None
-            self.notes.append(BATCH_MOVED)
+            except Exception as error:
+                self.move_batch = False
+                if more_telling(told, failure_of("run a step", error)) is not told:
+                    raise
+                forget(error)
+            else:
+                failure = None
+                self.notes.append(batch_moved(told))
+        if failure is not None:
+            try:
+                raise failure.with_traceback(trace)
+            finally:
+                del failure, trace  # which lead to this frame
         if is_first and run.trial.fits:
             self._check_leak(batch_size)
         return run
@@ -106,7 +116,7 @@ class DeviceMachine:
             return
         grows = f"memory_allocated() grows by {format_size(leak.growth)} or more with every step: {leak}"
         if leak.growth * _MANY_STEPS < self.capacity * _MUCH:
-            self.notes.append(f"At batch size {batch_size}, {grows}. No batch size is for ever, then.")
+            self.notes.append(f"At batch size {batch_size}, {grows}. Some steps later the batch that fits is smaller.")
             return
         raise UsageError(
             f"The largest batch was asked for, and {steps} steps were run with {batch_size} rows",
@@ -115,7 +125,7 @@ class DeviceMachine:
             "Keep nothing that carries a graph: losses.append(loss.item()) instead of losses.append(loss)",
         )
 
-    def run_steps(self, steps: int, batch_size: int, *, is_probe: bool) -> Run:
+    def run_steps(self, steps: int, batch_size: int, *, is_probe: bool) -> TrialRun:
         """As `run`, with another number of steps."""
         began = time.perf_counter()
         _empty()
@@ -123,7 +133,7 @@ class DeviceMachine:
         before, counts = _counters(self.device), []
         ran_out = False
         with profile(
-            program.models, program.optimizers, device=f"cuda:{self.device}", max_events=_MOST_EVENTS
+            program.models, program.optimizers, device=f"cuda:{self.device}", max_events=_MAX_EVENTS
         ) as measuring:
 
             def after_step() -> None:
@@ -164,9 +174,9 @@ class DeviceMachine:
             retries=max(0, retries),
         )
         if ran_out or len(self.ends) < steps:
-            return Run(trial=trial)
+            return TrialRun(trial=trial)
         requests = requests_of(batch_size, result.tape, end=int(self.ends[-1]), flushes=retries <= 0)
-        return Run(trial=trial, requests=requests)
+        return TrialRun(trial=trial, requests=requests)
 
     @property
     def _name(self) -> str:
@@ -204,7 +214,7 @@ def _empty() -> None:
 
 
 def clear_workspaces() -> None:
-    """Give up cuBLAS's workspaces, which torch keeps for ever; the next product makes a new one."""
+    """Give up cuBLAS's workspaces, which torch never gives up by itself; the next product makes a new one."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch's
         allocator.clear_workspaces()
 

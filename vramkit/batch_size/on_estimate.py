@@ -11,7 +11,7 @@ from ..engines import Session
 from ..gpus import GPU
 from ..results.profile import Profile
 from ..scaling.requests import requests_of
-from .search import Run
+from .search import TrialRun
 from .trial import Trial
 
 
@@ -34,7 +34,7 @@ class EstimatedMachine:
         """Bytes that a process can have: those of the card without the CUDA context; see `Machine`."""
         return self.gpu.memory - self.gpu.context
 
-    def run(self, batch_size: int, *, is_probe: bool) -> Run:
+    def run(self, batch_size: int, *, is_probe: bool) -> TrialRun:
         """Predict one size; see `Machine`."""
         began = time.perf_counter()
         # With as much memory as it needs: what would have to be tried again on the card itself shows in the sum.
@@ -52,5 +52,5 @@ class EstimatedMachine:
             ran_out=run.ran_out,
         )
         if run.ran_out or run.profile is None:
-            return Run(trial=trial)
-        return Run(trial=trial, requests=requests_of(batch_size, run.profile.tape))
+            return TrialRun(trial=trial)
+        return TrialRun(trial=trial, requests=requests_of(batch_size, run.profile.tape))

@@ -40,7 +40,7 @@ def answer_on_device(
     """Search on a CUDA device, which is the current one, and leave everything as it was.
 
     Raises:
-        DoesNotFit: not even the least size does.
+        DoesNotFit: not even the smallest size that is allowed does.
         UsageError: the step keeps memory.
     """
     on_device = not is_made(program.batch) and any(
@@ -88,7 +88,7 @@ def answer_by_estimate(
     """Search on an estimate.
 
     Raises:
-        DoesNotFit: not even the least size does.
+        DoesNotFit: not even the smallest size that is allowed does.
         UsageError, DeviceError: as of ``Session.run``.
     """
     machine = EstimatedMachine(session, gpu)
@@ -126,15 +126,15 @@ def _result(
     )
 
 
-def _curve(search: Search, most: int) -> tuple[tuple[int, int], ...]:
-    sizes = sorted({max(1, most * point // (_POINTS - 2)) for point in range(_POINTS)})
+def _curve(search: Search, maximum: int) -> tuple[tuple[int, int], ...]:
+    sizes = sorted({max(1, maximum * point // (_POINTS - 2)) for point in range(_POINTS)})
     known = [(size, search.forecast.peaks(size)) for size in sizes]
     return tuple((size, peaks.reserved) for size, peaks in known if peaks is not None and peaks.in_order)
 
 
 def _too_large(found: Found, search: Search, machine: DeviceMachine | EstimatedMachine, device_name: str) -> DoesNotFit:
-    least = search.bounds.least
-    trial = search.runs[least].trial if least in search.runs else next(iter(search.trials))
+    minimum = search.bounds.minimum
+    trial = search.runs[minimum].trial if minimum in search.runs else next(iter(search.trials))
     capacity = machine.capacity
     if found.max_batch_size:
         limit = format_size(int(capacity * search.bounds.memory_fraction))
@@ -154,7 +154,7 @@ def _too_large(found: Found, search: Search, machine: DeviceMachine | EstimatedM
         how = f"needs {format_size(trial.peak_reserved)}"
     error = DoesNotFit(
         f"The largest batch was asked for that fits {device_name}",
-        f"batch size {trial.batch_size} {how}, of {format_size(capacity)} to be had",
+        f"batch size {trial.batch_size} {how}, of {format_size(capacity)} available",
         instead="Choose a larger card, or make the model or a row smaller. What holds the memory, and what would help:",
     )
     if machine.last is not None:

@@ -28,7 +28,7 @@ class Agreement:
     ::
 
         with Agreement(group) as ranks:
-            size = ranks.size(predicted_here)           # the smallest of all ranks
+            size = ranks.smallest(predicted_here)           # the smallest of all ranks
             trial = ranks.together(lambda: run(size))   # an error on one rank ends it on all
             if ranks.any(trial.ran_out):                # one ran out: none fits
                 ...
@@ -83,7 +83,7 @@ class Agreement:
         """Whether this rank is the one that speaks for all, on a terminal for instance."""
         return self._group is None or dist.get_rank(self._group) == 0
 
-    def size(self, size: int) -> int:
+    def smallest(self, size: int) -> int:
         """The smallest of what the ranks give."""
         return self._reduced(size, dist.ReduceOp.MIN)
 
@@ -91,7 +91,7 @@ class Agreement:
         """Whether any rank says yes."""
         return bool(self._reduced(int(flag), dist.ReduceOp.MAX))
 
-    def most(self, size: int) -> int:
+    def largest(self, size: int) -> int:
         """The largest of what the ranks give."""
         return self._reduced(size, dist.ReduceOp.MAX)
 
@@ -104,7 +104,7 @@ class Agreement:
         Raises:
             UsageError: on every rank, with the same text: at least one differs.
         """
-        differ = [name for name, number in numbers.items() if self.size(number) != self.most(number)]
+        differ = [name for name, number in numbers.items() if self.smallest(number) != self.largest(number)]
         if differ:
             raise UsageError(
                 _ASKED,

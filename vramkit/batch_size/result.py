@@ -15,7 +15,7 @@ from .trial import Accumulation, Trial, accumulate
 _PLOT_WIDTH = 78
 _PLOT_HEIGHT = 12
 _AXIS = 12
-_MOST_TRIALS = 16
+_MAX_TRIALS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -115,7 +115,7 @@ class BatchSizeResult:
 
 def _title(result: BatchSizeResult) -> str:
     device = f" on {result.device_name}" if result.device_name else ""
-    line = f"vramkit: the largest batch{device}, {format_size(result.capacity)} to be had"
+    line = f"vramkit: the largest batch{device}, {format_size(result.capacity)} available"
     return cut(line)
 
 
@@ -209,13 +209,13 @@ def _trials(result: BatchSizeResult) -> Iterator[str]:
         return
     yield "Trials:"
     yield f"{'batch':>15}{'allocated':>14}{'reserved':>14}{'took':>12}"
-    for trial in result.trials[:_MOST_TRIALS]:
+    for trial in result.trials[:_MAX_TRIALS]:
         took = f"{trial.seconds:.2f} s"
         yield (
             f"{trial.batch_size:15,}{_shown(trial.peak_allocated):>14}{_shown(trial.peak_reserved):>14}{took:>12}"
             f"  {_outcome(trial)}"
         )
-    hidden = len(result.trials) - _MOST_TRIALS
+    hidden = len(result.trials) - _MAX_TRIALS
     if hidden > 0:
         yield f"  and {hidden:,} more, in .trials"
 

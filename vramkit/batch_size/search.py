@@ -11,20 +11,20 @@ from typing import Protocol
 from ..errors import VramkitError
 from ..scaling.replays import Forecast, largest
 from ..scaling.requests import Requests, two_for
-from .bounds import LARGEST_BATCH, Bounds, Ranks
+from .bounds import MAX_SEARCHED_BATCH, Bounds, Ranks
 from .trial import Trial
 
 _TRUSTED = 1.1  # a forecast that missed a run by less than this factor may go anywhere from there
 _STRIDE = 4  # and one that did not, so many times the largest size that fitted
 _WIDER, _WIDEST = 64, 1 << 14  # where two sizes took the same: another one so many times larger, up to this
 _SHARE = 8  # the held-out probe is this part of the first answer
-_MOST_TRIALS = 24
+_MAX_TRIALS = 24
 _ENOUGH, _WORTH = 3, 0.01  # after so many trials beyond the probes, what gains no more than this part is left
-_AGAIN, _MOST_AGAIN = 8, 32  # how far beyond the first border another one is looked for, and at how many sizes
+_AGAIN, _MAX_AGAIN = 8, 32  # how far beyond the first border another one is looked for, and at how many sizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TrialRun:
     """What running one size came to."""
 
     trial: Trial
@@ -39,7 +39,7 @@ class Machine(Protocol):
     def capacity(self) -> int:
         """Bytes that the process can have; may shrink a little with the first runs, as the context grows."""
 
-    def run(self, batch_size: int, *, is_probe: bool) -> Run:
+    def run(self, batch_size: int, *, is_probe: bool) -> TrialRun:
         """Run some steps at a batch size, and leave everything as it was.
 
         Running out of memory is an answer; everything else that goes wrong is raised.
@@ -51,9 +51,9 @@ class Found:
     """The answer of a search."""
 
     batch_size: int
-    """Keeps within the memory fraction; 0: not even the least size does."""
+    """Keeps within the memory fraction; 0: not even the smallest that is allowed does."""
     max_batch_size: int
-    """Fits at all; 0: not even the least size does."""
+    """Fits at all; 0: not even the smallest that is allowed does."""
     grows: bool
     """Whether memory grows with the batch."""
     is_proven: bool
@@ -74,7 +74,7 @@ class Search:
     bounds: Bounds
     on_trial: Callable[[Trial], object] = lambda trial: None
     forecast: Forecast = field(default_factory=Forecast)
-    runs: dict[int, Run] = field(default_factory=dict)
+    runs: dict[int, TrialRun] = field(default_factory=dict)
     """By batch size, in the order in which they ran."""
     _good: dict[int, bool] = field(default_factory=dict)  # what all ranks agreed on: whether it fits at all
     _trust: bool = False  # the last run was as forecast
@@ -88,13 +88,13 @@ class Search:
             UsageError: the bounds of the ranks don't go together.
         """
         self.bounds = self.bounds.agreed(self.ranks)
-        unit, most = self.bounds.multiple_of, self.bounds.most
-        self._ceiling = LARGEST_BATCH // unit * unit if most is None else most
+        unit, maximum = self.bounds.multiple_of, self.bounds.maximum
+        self._ceiling = MAX_SEARCHED_BATCH // unit * unit if maximum is None else maximum
         self._probe()
         if not any(self._good.values()):
             return Found(batch_size=0, max_batch_size=0, grows=True, is_proven=True)
         grows = self._grows()
-        if not grows and self.bounds.most is None:
+        if not grows and self.bounds.maximum is None:
             self._ceiling = max(self._good)  # no size would ever be too large
         within, is_proven = self._largest(self.bounds.memory_fraction)
         most_of_all, too = self._largest(1.0)
@@ -126,13 +126,13 @@ class Search:
 
     def _probe(self) -> None:
         """Run two small sizes, and a third, larger one to hold the line through them against."""
-        unit, least = self.bounds.multiple_of, self.bounds.least
+        unit, minimum = self.bounds.multiple_of, self.bounds.minimum
         # A single row takes paths of its own (batch norm refuses it, dimensions of 1 are squeezed), so it comes last.
-        first = min(max(least, _up(2, unit)), self._ceiling)
+        first = min(max(minimum, _round_up(2, unit)), self._ceiling)
         if not self._run(first, is_probe=True):
-            if first > least:
+            if first > minimum:
                 # What two rows can, up to where their memory ends, one may not: batch norm for one raises then.
-                self._run(least, is_probe=True, may_fail=True)
+                self._run(minimum, is_probe=True, may_fail=True)
             return
         second = min(_half_more(first, unit), self._ceiling)
         if second == first or not self._run(second, is_probe=True):
@@ -145,14 +145,14 @@ class Search:
             second = wider
         rises = self.runs[second].trial.peak_allocated > self.runs[first].trial.peak_allocated
         stride = None if self._aligned(second) or not self.ranks.any(not rises) else _SHARE
-        most = self._guess(self.bounds.memory_fraction, second, self._ceiling + unit, stride=stride)
-        third = min(max(_up(most // _SHARE, unit), 2 * second), most)
+        guess = self._guess(self.bounds.memory_fraction, second, self._ceiling + unit, stride=stride)
+        third = min(max(_round_up(guess // _SHARE, unit), 2 * second), guess)
         if third == second or not self._run(third, is_probe=True):
             return
         if not self._trust or not self._aligned(third) or not self.bounds.verify:
             # Larger batches take other kernels than small ones: two sizes are needed that take the same.
-            most = self._guess(self.bounds.memory_fraction, third, self._ceiling + unit, stride=_SHARE)
-            fourth = min(max(_up(most // 2, unit), 2 * third), most)
+            guess = self._guess(self.bounds.memory_fraction, third, self._ceiling + unit, stride=_SHARE)
+            fourth = min(max(_round_up(guess // 2, unit), 2 * third), guess)
             if fourth > third:
                 self._run(fourth, is_probe=True)
 
@@ -161,10 +161,10 @@ class Search:
     def _largest(self, fraction: float) -> tuple[int, bool]:
         """The largest size that is good for a part of the capacity, and whether the next one is known not to be."""
         unit = self.bounds.multiple_of
-        least = self.bounds.least
+        minimum = self.bounds.minimum
         refuted, unproven = 0, 0
-        for _ in range(_MOST_TRIALS):
-            if self.bounds.most is None and self._has_levelled():
+        for _ in range(_MAX_TRIALS):
+            if self.bounds.maximum is None and self._has_levelled():
                 self._ceiling = max(size for size in self._good if self._good[size])
             low, high = self._bracket(fraction)
             if high - low <= unit:
@@ -176,25 +176,25 @@ class Search:
             if guess == low:
                 # Runs so far are all that speaks against the next size, and they follow no line: it has to say itself.
                 if unproven or low + unit < min(self.runs):  # a single row may fail by itself
-                    return (low if low >= least else 0), False
+                    return (low if low >= minimum else 0), False
                 guess, unproven = low + unit, unproven + 1
-            if self._spent >= _ENOUGH and low >= least and guess - low <= low * _WORTH:
+            if self._spent >= _ENOUGH and low >= minimum and guess - low <= low * _WORTH:
                 return low, False
             if guess == high - unit and high in self._good:
                 # The forecast believes in a size that did not do: down from there in longer and longer strides.
                 stride = unit * max(1, (high - low) // unit // 64) * 4**refuted
-                guess = max(high - stride, low + _up((high - low) // 2, unit))
+                guess = max(high - stride, low + _round_up((high - low) // 2, unit))
                 refuted += 1
             self._run(min(guess, high - unit))
         else:
             return self._bracket(fraction)[0], False
-        return (low if low >= least else 0), True
+        return (low if low >= minimum else 0), True
 
     def _bracket(self, fraction: float) -> tuple[int, int]:
         """The largest size known to be good for a fraction, and the next known not to be, or not allowed."""
         good = {size for size in self._good if self._within(size, fraction)}
         unit = self.bounds.multiple_of
-        low = max(good, default=self.bounds.least - unit)
+        low = max(good, default=self.bounds.minimum - unit)
         high = min((size for size in self._good if size > low), default=self._ceiling + unit)
         return low, min(high, self._ceiling + unit)
 
@@ -217,18 +217,18 @@ class Search:
         """
         unit = self.bounds.multiple_of
         if stride is not None and not self._trust:
-            most = max(size for size in self._good if self._good[size])
-            high = min(high, max(stride * most, low + unit) + unit)
+            fitting = max(size for size in self._good if self._good[size])
+            high = min(high, max(stride * fitting, low + unit) + unit)
         reserved, limit = self._reserved_at(unit), self._limit(fraction)
         units = largest(reserved, limit, low // unit, high // unit)
         # What is reserved does not always grow: where segments are reused better, a larger size may do again.
         last = min(units + max(_AGAIN, units * 2 // 100), high // unit - 1)
-        for again in range(last, units, -max(1, (last - units) // _MOST_AGAIN)):
+        for again in range(last, units, -max(1, (last - units) // _MAX_AGAIN)):
             value = reserved(again)
             if value is not None and value <= limit:
                 units = again
                 break
-        return self.ranks.size(units * unit)
+        return self.ranks.smallest(units * unit)
 
     def _reserved_at(self, unit: int) -> Callable[[int], int | None]:
         """What a number of units reserves, as the forecast has it and the nearest run corrects it."""
@@ -267,7 +267,7 @@ class Search:
         expected = self._allocated_at(size)
         self._spent += not is_probe
 
-        def attempt() -> Run | None:
+        def attempt() -> TrialRun | None:
             try:
                 run = self.machine.run(size, is_probe=is_probe)
             except Exception as error:
@@ -319,7 +319,7 @@ class Search:
         return self.ranks.any(grows)
 
 
-def _up(size: int, unit: int) -> int:
+def _round_up(size: int, unit: int) -> int:
     return -(-size // unit) * unit
 
 

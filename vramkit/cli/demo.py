@@ -46,12 +46,13 @@ def main(options: argparse.Namespace) -> int:
 
     try:
         return show(where, place, steps=options.steps, batch_size=options.batch_size)
-    except torch.OutOfMemoryError as error:  # outside of what is measured: while the model was built
-        raise DoesNotFit("The demo was to run on this device", "not even its model fits", str(error)) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:  # outside of what is measured: while these were made
+        part = "this many images don't fit" if isinstance(error, MemoryError) else "not even its model fits"
+        raise DoesNotFit("The demo was to run on this device", part, str(error)) from error
 
 
 def _choose(device: str | None, gpu: str | None) -> tuple[str, str]:
-    """What to train on: "cuda", "virtual" or "cpu"; and a sentence that says so."""
+    """What to train on: "cuda", "virtual" (CUDA without values) or "cpu"; and a sentence that says so."""
     if device == "cpu":
         return "cpu", "On the CPU, as asked."
     if gpu == "real" or (gpu is None and cuda_devices()):
@@ -67,13 +68,18 @@ def _choose(device: str | None, gpu: str | None) -> tuple[str, str]:
             )
         return "cpu", "On the CPU: torch can't use this machine's GPU."
     from ..gpus import GENERIC
-    from ..virtual_gpu import activate
+    from ..virtual_gpu import activate, can_compute_values
 
+    computes = can_compute_values()
     try:
-        card = activate(gpu or GENERIC).gpu
+        card = activate(gpu or GENERIC, values="all" if computes else "none").gpu
     except DeviceError as error:
         if gpu is not None or device is not None:
             raise
         reason = str(error).removeprefix("The virtual GPU was asked for. ")
         return "cpu", f"On the CPU: there is no GPU, and a virtual one is not possible here. {reason}"
-    return "virtual", f"On a virtual GPU ({card.product}): the memory is as on the card, and nothing is computed."
+    how = "the CPU computes the values" if computes else "nothing is computed, as there is no C++ compiler"
+    return (
+        "cuda" if computes else "virtual",
+        f"On a virtual GPU ({card.product}): the memory is as on the card, and {how}.",
+    )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, VramkitError
 from ..sizes import format_size
+from .saving import check_can_save, save
 
 if TYPE_CHECKING:
     from ..estimation.result import Estimate
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from . import Verbs
 
 _ASKED = "vramkit estimate was given a function"
+_SAVED = "The estimate"
 
 
 def add_to(verbs: Verbs) -> None:
@@ -54,6 +56,8 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    if options.save is not None:
+        check_can_save(_SAVED, options.save)
     given = _arguments(options.function)
     sizes: list[int] = options.batch_size or []
     named = {
@@ -82,19 +86,14 @@ def _predict(options: argparse.Namespace) -> int:
     found: Estimate = estimate(**given)
     print(found.report())
     if options.save:
-        try:
-            found.save(options.save)
-        except OSError as failure:
-            raise UsageError(
-                f"The estimate was to be saved as {options.save!r}", f"it can't be written: {failure.strerror}"
-            ) from failure
+        save(_SAVED, found, options.save)
     fits = found.fits()
     if len(sizes) > 1:
         rows = found.batch_sizes(sizes)
         print(f"\n{table(rows)}")
         fits = all(row.fits for row in rows)
     if options.max_batch_size:
-        print(f"\nThe largest batch that fits {found.gpu.product}: {found.max_batch_size():,}")
+        print(f"\nThe largest batch that fits {found.gpu.product}: {found.largest_batch_size():,}")
     return 0 if fits else 1
 
 
@@ -143,7 +142,7 @@ def _result_of(name: str) -> object:
 
 def _function(name: str) -> Callable[[], object]:
     module_name, colon, path = name.partition(":")
-    if not (module_name and colon and path):
+    if not (module_name and colon and path) or module_name.startswith("."):
         raise UsageError(_ASKED, f"{name!r} names none", instead="Write MODULE:FUNCTION, such as package.train:build")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does

@@ -13,14 +13,21 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from .script import NotAProgramError, Program, without_our_frames
+from ..virtual_gpu import activate, current
+from .saving import check_can_save, save
+from .script import NotAProgramError, Script, without_our_frames
 
 if TYPE_CHECKING:
     from ..profiling.profiler import profile
     from ..results.profile import Profile
     from . import Verbs
 
-VIRTUAL_NOTE = "measured on a virtual GPU: memory is as on the card; losses, results and times mean nothing."
+_SAVED = "The profile"
+_NOTES = {
+    "none": "losses, results and times mean nothing.",
+    "small": "values were computed of small tensors only, so losses and results mean nothing, and nor do times.",
+    "all": "values were computed by the CPU's kernels; times mean nothing.",
+}
 
 
 def add_to(verbs: Verbs) -> None:
@@ -42,6 +49,15 @@ def add_to(verbs: Verbs) -> None:
         help="a card of `vramkit gpus`, or a memory size such as '24 GiB': a virtual GPU; real: this machine's",
     )
     parser.add_argument("--count", type=int, metavar="N", help="how many virtual GPUs (default: 1)")
+    parser.add_argument(
+        "--values",
+        choices=tuple(_NOTES),
+        help="which values are computed on a virtual GPU: none; small: those of small tensors, on which sizes depend "
+        "(default); all: the program trains for real, at the CPU's speed",
+    )
+    parser.add_argument(
+        "--copy-limit", metavar="SIZE", help="the largest copy to a virtual GPU that is made (default: 1 MiB)"
+    )
     parser.add_argument("--save", metavar="FILE", help="also write the profile, for `vramkit view` and vramkit.load")
     parser.add_argument(
         "--max-events", type=int, default=500_000, metavar="N", help="keep the last N events (default: %(default)s)"
@@ -53,20 +69,26 @@ def add_to(verbs: Verbs) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run the script, then report. Returns the exit code."""
-    program = _program(options)
+    script = _script(options)
+    if options.save is not None:
+        check_can_save(_SAVED, options.save)
+    if options.max_events > sys.maxsize:
+        raise UsageError("--max-events was given", f"with {options.max_events}", instead=f"At most {sys.maxsize:,}")
     virtual = options.gpu != "real"
     if virtual:
-        from ..virtual_gpu import activate
-
         # Processes that the script starts (a rank for each GPU, say) have it too; only this one is measured.
-        activate(options.gpu, count=1 if options.count is None else options.count, children=True)
-    elif options.count is not None:
-        raise UsageError("--count was given with --gpu real", "the number of real GPUs is what it is")
+        activate(
+            options.gpu,
+            count=1 if options.count is None else options.count,
+            values=options.values or "small",
+            copy_limit=options.copy_limit,
+            children=True,
+        )
+    else:
+        _check_is_real(options)
     from ..profiling import profiler
 
-    if options.save:
-        _check_folder(options.save)
-    error, result = _measure(program, profiler.profile(device="cuda", max_events=options.max_events))
+    error, result = _measure(script, profiler.profile(device="cuda", max_events=options.max_events))
     if result is None:  # a forked child of the script came out here; the report is its parent's
         if error is not None:
             raise error
@@ -76,49 +98,46 @@ def main(options: argparse.Namespace) -> int:
     _flush()
     code = _ended(error, result)
     if virtual:
-        result = _with_note(result)
-    summary = _summary(result, program, virtual=virtual, crashed=code != 0)
+        result = _with_note(result, _values_note(options))
+    summary = _summary(result, script, virtual=virtual, crashed=code != 0)
     if summary:
         _tell(f"\n{summary}")
     if options.save:
-        try:
-            result.save(options.save)
-        except OSError as failure:
-            raise _cannot_save(options.save, failure.strerror or str(failure)) from failure
+        save(_SAVED, result, options.save)
         _tell(f"\nvramkit: the profile is in {options.save}; see it again with: vramkit view {options.save}")
     if isinstance(error, SystemExit):
         raise error  # Python itself knows best what its code means
     return code
 
 
-def _check_folder(path: str) -> None:
-    """A script can run for hours: what is wrong with where its profile goes is said before."""
-    folder = os.path.dirname(path) or os.curdir
-    if not os.path.isdir(folder):
-        raise _cannot_save(path, f"there is no folder {folder!r}")
-    if os.path.isdir(path):
-        raise _cannot_save(path, "that is a folder")
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise _cannot_save(path, "permission denied")
+def _check_is_real(options: argparse.Namespace) -> None:
+    given = {"--count": options.count, "--values": options.values, "--copy-limit": options.copy_limit}
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(f"{option} was given with --gpu real", "it is about virtual GPUs", instead="Leave it out")
 
 
-def _cannot_save(path: str, why: str) -> UsageError:
-    return UsageError(f"The profile was to be saved as {path!r}", f"it can't be written: {why}")
+def _values_note(options: argparse.Namespace) -> str:
+    handle = current()
+    values = options.values or "small"
+    if handle is not None and handle.values is None:
+        values = "none"
+    return f"measured on a virtual GPU: memory is as on the card; {_NOTES[values]}"
 
 
-def _program(options: argparse.Namespace) -> Program:
+def _script(options: argparse.Namespace) -> Script:
     if options.module and not options.script:
-        return Program(target=options.module[0], arguments=tuple(options.module[1:]), is_module=True)
+        return Script(target=options.module[0], arguments=tuple(options.module[1:]), is_module=True)
     script = options.script[1:] if options.script[:1] == ["--"] else options.script
     if not script or options.module is not None:
         raise UsageError("vramkit run was called with no script to run", instead="Add a script, or -m and a module")
     if script[0].startswith("-"):
         raise UsageError(f"vramkit run was given {script[0]!r}", "it has no such option")
-    return Program(target=script[0], arguments=tuple(script[1:]))
+    return Script(target=script[0], arguments=tuple(script[1:]))
 
 
-def _measure(program: Program, measuring: profile) -> tuple[BaseException | None, Profile | None]:
-    """Run a program; return what it raised, and what was measured: None in a child that the program forked."""
+def _measure(script: Script, measuring: profile) -> tuple[BaseException | None, Profile | None]:
+    """Run a script; return what it raised, and what was measured: None in a child that it forked."""
     from ..profiling.profiler import measured_by
 
     process = os.getpid()
@@ -126,7 +145,7 @@ def _measure(program: Program, measuring: profile) -> tuple[BaseException | None
     measuring.__enter__()
     measured_by("vramkit run")  # a script that measures itself is told who does already
     try:
-        program.run()
+        script.run()
     except BaseException as error:
         raised = error
     if os.getpid() != process:
@@ -138,7 +157,7 @@ def _measure(program: Program, measuring: profile) -> tuple[BaseException | None
 
 
 def _ended(error: BaseException | None, result: Profile) -> int:
-    """Show what a program raised as Python would. Returns the exit code."""
+    """Show what a script raised as Python would. Returns the exit code."""
     if error is None or isinstance(error, SystemExit):
         return 0
     _flush()
@@ -151,7 +170,7 @@ def _ended(error: BaseException | None, result: Profile) -> int:
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
-def _summary(result: Profile, program: Program, *, virtual: bool, crashed: bool) -> str:
+def _summary(result: Profile, script: Script, *, virtual: bool, crashed: bool) -> str:
     used = [each for each in result.each_device() if len(each.tape.events) or len(each.tape.allocations)]
     if used:
         return result.report()
@@ -159,16 +178,16 @@ def _summary(result: Profile, program: Program, *, virtual: bool, crashed: bool)
         return ""  # what it raised says more than what it didn't use
     kind = "virtual " * virtual
     return textwrap.fill(
-        f"vramkit: {program.target}: this process used no CUDA memory; processes that it starts are not measured. It "
+        f"vramkit: {script.target}: this process used no CUDA memory; processes that it starts are not measured. It "
         f"ran with {kind}CUDA devices (torch.cuda.is_available() is True): does it need an option to use them?",
         width=100,
         break_on_hyphens=False,
     )
 
 
-def _with_note(result: Profile) -> Profile:
-    others = tuple(replace(each, notes=(*each.notes, VIRTUAL_NOTE)) for each in result.others)
-    return replace(result, notes=(*result.notes, VIRTUAL_NOTE), others=others)
+def _with_note(result: Profile, note: str) -> Profile:
+    others = tuple(replace(each, notes=(*each.notes, note)) for each in result.others)
+    return replace(result, notes=(*result.notes, note), others=others)
 
 
 def _tell(text: str) -> None:

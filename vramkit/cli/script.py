@@ -25,7 +25,7 @@ class NotAProgramError(UsageError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Program:
+class Script:
     """What ``python target arguments...`` or ``python -m target arguments...`` would run."""
 
     target: str
@@ -113,8 +113,15 @@ def _set_first_path(path: str) -> None:
 
 
 def _compile(path: str) -> CodeType:
-    with io.open_code(os.path.abspath(path)) as file:
-        source = file.read()
+    try:
+        with io.open_code(os.path.abspath(path)) as file:
+            source = file.read()
+    except OSError as error:
+        raise NotAProgramError(
+            f"The script {path!r} was to be run",
+            f"it can't be read: {error.strerror or error}",
+            instead="Give a file, or a folder or zip file that has a __main__.py",
+        ) from error
     return compile(source, path, "exec", dont_inherit=True)
 
 
@@ -133,6 +140,8 @@ def _find_module(name: str) -> tuple[ModuleSpec, CodeType]:
 
 
 def _spec(name: str) -> ModuleSpec | None:
+    if name.startswith("."):  # relative to nothing
+        return None
     try:
         return importlib.util.find_spec(name)
     except ModuleNotFoundError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..errors import SnapshotError
+from ..errors import SnapshotError, printable
 
 if TYPE_CHECKING:
     from ..results.readable import ReadableResult
@@ -39,16 +39,17 @@ def open_result(path: str) -> ReadableResult:
     from ..loading import load
     from ..snapshots.opening import open_snapshot
 
+    asked = f"{printable(path)} was to be shown"
     try:
         with open(path, "rb") as file:
             is_saved = file.read(2) == b"PK"  # a zip: what vramkit saves; torch's snapshots are pickles
         if path.endswith(".npz") and not is_saved:
             raise SnapshotError(
-                f"{path} was to be shown",
+                asked,
                 "its name is a saved profile's, but it is no zip file, which those are",
                 "It is damaged",
                 "Save the profile again with profile.save(path)",
             )
         return load(path) if is_saved else open_snapshot(path)
     except OSError as error:
-        raise SnapshotError(f"{path} was to be shown", f"it can't be read: {error.strerror or error}") from error
+        raise SnapshotError(asked, f"it can't be read: {error.strerror or error}") from error

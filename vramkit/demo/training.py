@@ -8,6 +8,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -93,10 +94,22 @@ def load_digits() -> Digits:
     )
 
 
+class Trained(NamedTuple):
+    """What a training came to."""
+
+    profile: Profile
+    losses: list[float]
+    """One a step."""
+    ran_out: bool
+    """It ended for want of memory."""
+    accuracy: float
+    """Share of all images that are told rightly afterwards; 0 where it ran out."""
+
+
 def train(
     digits: Digits, device: str, *, steps: int, batch_size: int, make: Callable[[nn.Module], torch.optim.Optimizer]
-) -> tuple[Profile, list[float], bool]:
-    """Train a new classifier; return the profile, the losses, and whether it ran out of memory."""
+) -> Trained:
+    """Train a new classifier."""
     torch.manual_seed(0)
     losses: list[torch.Tensor] = []
     failed = False
@@ -116,10 +129,17 @@ def train(
                 del images, labels, loss
     except torch.OutOfMemoryError:
         failed = True
+    accuracy = 0.0 if failed else _accuracy(model, digits, device)
     # The next training starts with as little as this one did.
     del model, optimizer, batches
     gc.collect()
-    return measuring.result, [float(loss) for loss in losses], failed
+    return Trained(measuring.result, [float(loss) for loss in losses], failed, accuracy)
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, digits: Digits, device: str) -> float:
+    told = model(torch.from_numpy(digits.images).to(device)).argmax(1).cpu()
+    return float((told == torch.from_numpy(digits.labels)).float().mean())
 
 
 def adam(model: nn.Module) -> torch.optim.Optimizer:
@@ -136,7 +156,7 @@ def show(where: str, place: str, *, steps: int, batch_size: int) -> int:
     """Train, and print everything. Returns the exit code: 1 if it ran out of memory.
 
     Args:
-        where: "cuda", "virtual" or "cpu".
+        where: "cuda", "virtual" (CUDA without values) or "cpu".
         place: a sentence that says where it runs.
         steps: of the training.
         batch_size: images in a batch.
@@ -149,20 +169,21 @@ def show(where: str, place: str, *, steps: int, batch_size: int) -> int:
         place,
     ):
         print(textwrap.fill(line, _WIDTH))
-    result, losses, failed = train(digits, device, steps=steps, batch_size=batch_size, make=adam)
+    result, losses, failed, accuracy = train(digits, device, steps=steps, batch_size=batch_size, make=adam)
     if where == "virtual":
         print("So there is no loss and no accuracy to show.")
     elif losses:
-        print(f"Loss: {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last.")
+        right = "" if failed else f" Then {accuracy:.0%} of the {len(digits.images):,} images are told rightly."
+        print(f"Loss: {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last.{right}")
     print(f"\n{result}\n", flush=True)
     if failed:
         return 1
     with_adam = {size: train(digits, device, steps=3, batch_size=size, make=adam) for size in BATCHES}
     with_sgd = {size: train(digits, device, steps=3, batch_size=size, make=sgd) for size in BATCHES}
-    if any(ran_out for *_, ran_out in (*with_adam.values(), *with_sgd.values())):
+    if any(each.ran_out for each in (*with_adam.values(), *with_sgd.values())):
         print("The textbook's batches do not all fit on this device, so there is no table.")
         return 1
-    print(table({n: p for n, (p, *_) in with_adam.items()}, {n: p for n, (p, *_) in with_sgd.items()}))
+    print(table({n: each.profile for n, each in with_adam.items()}, {n: each.profile for n, each in with_sgd.items()}))
     return 0
 
 

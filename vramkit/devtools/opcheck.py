@@ -46,7 +46,7 @@ class Asked:
 
     @property
     def peak(self) -> int:
-        """The most bytes at a moment, as requested."""
+        """How many bytes there are at most at a moment, as requested."""
         return max(accumulate(self.sizes), default=0)
 
 
@@ -122,16 +122,16 @@ def _warm_up() -> None:
 
 def on_fakes(call: Callable[[], object], gpu: GPU) -> Asked:
     """What a call asks on fakes: beside a device, or under the overlay where there is none."""
-    from ..allocator import AllocatorConf, CachingAllocator
+    from ..allocator import DeviceCachingAllocator
     from ..engines.fake.in_place import counts_of_the_only_holder
     from ..engines.fake.isolation import apart, cuda_for_fakes
     from ..engines.fake.recorder import Recorder
     from ..tape.events import Action
     from ..torch_internals.fakes import FakeTensorMode
 
-    allocator = CachingAllocator(None, AllocatorConf(), context=0, history=True)
+    allocator = DeviceCachingAllocator(history=True)
     recorder = Recorder(allocator, gpu, detailed=True)
-    recorder.workspaces |= {("cublas", False), ("cublas", True)}
+    recorder.has_workspace = {False: True, True: True}  # as on the device, after its warm-up
     try:
         with ExitStack() as stack:
             stack.enter_context(apart())
@@ -154,7 +154,7 @@ def on_fakes(call: Callable[[], object], gpu: GPU) -> Asked:
     return Asked(
         sizes=tuple(size for size, _ in items),
         operators=tuple(recorder.operators[index] for _, index in items),
-        assumed={what: most for what, most in recorder.assumed.items() if most},
+        assumed={what: size for what, size in recorder.assumed.items() if size},
     )
 
 
@@ -165,12 +165,12 @@ def _told(error: Exception) -> str:
 # -- torch's own samples -----------------------------------------------------------------------------------------------
 
 
-def sampled(names: Sequence[str], most: int) -> Iterator[tuple[str, Calls]]:
+def sampled(names: Sequence[str], limit: int) -> Iterator[tuple[str, Calls]]:
     """Operators with calls of them, forward and, where there is one, backward: from the samples that torch tests by.
 
     Args:
         names: of operators; none: all.
-        most: calls of each.
+        limit: calls of each, at most.
     """
     import torch
 
@@ -190,7 +190,7 @@ def sampled(names: Sequence[str], most: int) -> Iterator[tuple[str, Calls]]:
                 warnings.simplefilter("ignore")
                 samples = operator.sample_inputs("cpu", kind, requires_grad=grad)
                 for index, sample in enumerate(samples):
-                    if index >= most:
+                    if index >= limit:
                         break
                     calls[f"{operator.formatted_name}[{index}]"] = _call_of(operator.op, sample)
         except Exception as error:
@@ -242,7 +242,7 @@ def backward(result: object) -> None:
 # -- the tool ----------------------------------------------------------------------------------------------------------
 
 
-def _groups(names: Sequence[str], most: int) -> Iterator[tuple[str, Calls]]:
+def _groups(names: Sequence[str], limit: int) -> Iterator[tuple[str, Calls]]:
     for address in names:
         if ":" in address:
             path, _, name = address.partition(":")
@@ -254,7 +254,7 @@ def _groups(names: Sequence[str], most: int) -> Iterator[tuple[str, Calls]]:
                     yield each, {each: call}
     operators = [name for name in names if ":" not in name]
     if operators or not names:
-        yield from sampled(operators, most)
+        yield from sampled(operators, limit)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -263,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("operators", nargs="*", help="of torch's samples, or module:NAME or module:NAME[part of key]")
     parser.add_argument("--gpu", default="a100-80gb", help="default: %(default)s")
     parser.add_argument("--no-device", action="store_true", help="the fakes as in a process without a CUDA device")
-    parser.add_argument("--most", type=int, default=6, help="of torch's samples of each operator; default: %(default)s")
+    parser.add_argument("--samples", type=int, default=6, help="of each operator, at most; default: %(default)s")
     parser.add_argument("--failures", action="store_true", help="print calls that fail too")
     parser.add_argument("--real-events", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -287,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             virtual_gpu.activate(options.gpu)
     count = equal = 0
     differing: dict[str, list[str]] = {}
-    for group, calls in _groups(options.operators, options.most):
+    for group, calls in _groups(options.operators, options.samples):
         for name, call in calls.items():
             if options.real_events:
                 print(json.dumps({"call": (name, asdict(on_the_device(call)))}))

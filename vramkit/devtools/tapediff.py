@@ -141,7 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vramkit.devtools.tapediff", description=__doc__.splitlines()[0])
     parser.add_argument("programs", nargs="+", metavar="PROGRAM", help="module:function, or module:NAME[key]")
     parser.add_argument("--gpu", default="a100-80gb", help="default: %(default)s")
-    parser.add_argument("--most", type=int, default=40, help="classes to print of each program; default: %(default)s")
+    parser.add_argument(
+        "--classes", type=int, default=40, help="to print of each program, at most; default: %(default)s"
+    )
     parser.add_argument("--no-device", action="store_true", help="the fakes as in a process without a CUDA device")
     options = parser.parse_args(arguments)
     sys.path.insert(0, os.getcwd())
@@ -151,16 +153,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if virtual_gpu.current() is None:
             virtual_gpu.activate(options.gpu)
     warnings.simplefilter("ignore")
-    return max(_compare(address, options.gpu, options.most) for address in options.programs)
+    return max(_compare(address, options.gpu, options.classes) for address in options.programs)
 
 
-def _compare(address: str, gpu: str, most: int) -> int:
+def _compare(address: str, gpu: str, classes: int) -> int:
     from ..engines.fake.session import FakeSession
     from ..estimation.estimate import estimate
 
     program = program_at(address)
     real = estimate(**program, gpu=gpu, engine="virtual")
-    session = estimate(**program, gpu=gpu, engine="fake").session
+    session = vars(estimate(**program, gpu=gpu, engine="fake"))["_session"]  # a result doesn't show it
     assert isinstance(session, FakeSession)
     run, recorder = session.record(real.gpu, real.batch_size, unlimited=real.failure is not None)
     assert run.profile is not None
@@ -169,7 +171,7 @@ def _compare(address: str, gpu: str, most: int) -> int:
     for name in ("peak_allocated", "peak_reserved"):
         ours, theirs = getattr(real, name), getattr(run, name)
         print(f"  {name}: real {ours:,}, fake {theirs:,}, {theirs / max(ours, 1) - 1:+.4%}")
-    for difference, count in found.most_common(most):
+    for difference, count in found.most_common(classes):
         print(f"{count:5} x {difference}")
     return int(bool(found))
 

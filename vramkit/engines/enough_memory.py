@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from ..errors import DoesNotFit, UsageError
-from ..gpus import GPU
+from ..gpus import GPU, MAX_MEMORY
 from ..sizes import format_size
-from ..virtual_gpu._handle import MAX_MEMORY
 from . import Run, Session
 
 

@@ -15,8 +15,9 @@ from ..counts import check_count
 from ..engines import EngineName
 from ..engines.choosing import check_engine, current_gpu, open_session
 from ..gpus import GPU
-from ..programs.arguments import Models, OptimizerOrFactory, check_grows, program_of
+from ..programs.arguments import check_grows, program_of
 from ..programs.batches import is_made
+from ..programs.objects import Models, OptimizerOrFactory
 from ..torch_internals.needs import require
 from .result import Estimate, predict
 

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
-from typing import Any
+from typing import Any, cast, get_args
+
+from typing_extensions import deprecated
 
 from .. import gpus
 from ..counts import check_count
 from ..engines import EngineName, Run, Session
 from ..engines.enough_memory import enough
-from ..errors import UsageError
+from ..errors import UsageError, printable, shown
 from ..gpus import GPU
 from ..programs.sizeless import without_size
 from ..results import archive
+from ..results.checks import DamagedError, integer, items, record, text
 from ..results.readable import ReadableResult
-from ..scaling.largest import LARGEST_BATCH, Largest
+from ..scaling.largest import MAX_PREDICTED_BATCH, Largest
 from ..scaling.rows import BatchSizeRow, Rows
 from ..sizes import format_size
 from ..tape.breakdown import Breakdown
 from ..tape.events import Phase
 from ..tape.memory import MemoryResult, OutOfMemory
-
-_IDLE_NOTE = "No forward, backward or optimizer step used the GPU: does the step use the very model that was passed?"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -35,7 +36,7 @@ class Estimate(ReadableResult):
         estimate = vramkit.estimate(model, batch, optimizer=torch.optim.AdamW, gpu="a100-40gb")
         estimate.peak_reserved
         estimate.fits("t4")
-        estimate.max_batch_size()
+        estimate.largest_batch_size()
 
     Everything that a measured ``Profile`` shows is here too. Where the program does not fit the card, the figures are
     of the same card with enough memory, ``failure`` says where the card's own ran out, and ``fits()`` is False.
@@ -54,7 +55,7 @@ class Estimate(ReadableResult):
     """Rows of the batch; 0: it has no dimension 0."""
     failure: OutOfMemory | None = None
     """Where the card's own memory ran out; None: it did not."""
-    session: Session | None = field(default=None, repr=False, compare=False)
+    _session: Session | None = field(default=None, repr=False, compare=False)
     """Runs the program again; None in a copy that was pickled or saved."""
 
     def fits(self, gpu: str | int | GPU | None = None) -> bool:
@@ -72,7 +73,7 @@ class Estimate(ReadableResult):
         card = self.gpu if gpu is None else gpus.find(gpu)
         if card == self.gpu:
             return self.failure is None
-        return not self._session("fits() on another card").run(card, self.batch_size, detailed=False).ran_out
+        return not self._runner("fits() on another card").run(card, self.batch_size, detailed=False).ran_out
 
     def at(self, batch_size: int) -> Estimate:
         """The same program with another batch size.
@@ -86,7 +87,7 @@ class Estimate(ReadableResult):
         size = self._checked("at()", batch_size)
         if size == self.batch_size:
             return self
-        return predict(self._session("at()"), self.gpu, size)
+        return predict(self._runner("at()"), self.gpu, size)
 
     def batch_sizes(self, sizes: Iterable[int]) -> tuple[BatchSizeRow, ...]:
         """What each of some batch sizes needs.
@@ -111,12 +112,12 @@ class Estimate(ReadableResult):
             DoesNotFit: a size needs more than the largest virtual card has, 4 TiB.
         """
         asked = [self._checked("batch_sizes()", size) for size in sizes]
-        rows = Rows(self._session("batch_sizes()"), self.gpu)
+        rows = Rows(self._runner("batch_sizes()"), self.gpu)
         rows.know(self.batch_size, self.tape, fits=self.failure is None)
         rows.fill(asked)
         return tuple(rows.rows[size] for size in asked)
 
-    def max_batch_size(self, gpu: str | int | GPU | None = None) -> int:
+    def largest_batch_size(self, gpu: str | int | GPU | None = None) -> int:
         """The largest batch with which the program runs to its end on a card.
 
         That size was run and ran to its end, and the next one was run and did not. Which sizes are worth a run, the
@@ -133,19 +134,26 @@ class Estimate(ReadableResult):
             UsageError: as for ``at``.
         """
         card = self.gpu if gpu is None else gpus.find(gpu)
-        session = self._session("max_batch_size()")
-        start = self._checked("max_batch_size()", self.batch_size or 1)
+        session = self._runner("largest_batch_size()")
+        start = self._checked("largest_batch_size()", self.batch_size or 1)
         search = Largest(session, card)
         if card == self.gpu and self.failure is None:
             search.know(start, self.tape)
         return search.run(start)
+
+    @deprecated(
+        "Estimate.max_batch_size(gpu) is Estimate.largest_batch_size(gpu) now: max_batch_size is a number elsewhere"
+    )
+    def max_batch_size(self, gpu: str | int | GPU | None = None) -> int:
+        """The old name of ``largest_batch_size``."""
+        return self.largest_batch_size(gpu)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything but the program to one file; `vramkit.load` opens it."""
         archive.save(self, path, _particulars(self))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "session": None}
+        return {**self.__dict__, "_session": None}
 
     def report(self) -> str:
         """As a profile's report; the first line says that this is a prediction, the last whether it fits."""
@@ -158,7 +166,7 @@ class Estimate(ReadableResult):
         sizes = f"{format_size(needed)} at most, of {format_size(self.gpu.memory)}"
         if self.failure is None:
             return f"Fits {self.gpu.product}: reserved and CUDA context are {sizes}."
-        module = f" of {self.failure.module}" if self.failure.module else ""
+        module = f" of {printable(self.failure.module)}" if self.failure.module else ""
         phase = self.failure.phase
         place = "outside of the steps' phases" if phase is Phase.OUTSIDE else f"in the {phase.name.lower()}{module}"
         return (
@@ -166,18 +174,18 @@ class Estimate(ReadableResult):
             f"It runs out when {format_size(self.failure.requested)} are asked for {place}."
         )
 
-    def _session(self, what: str) -> Session:
-        if self.session is None:
+    def _runner(self, what: str) -> Session:
+        if self._session is None:
             raise UsageError(
                 f"{what} of an estimate was called",
                 "the estimate comes from another process, or from a file",
                 "it has the figures, and not the program",
                 "Call vramkit.estimate(...) again",
             )
-        return self.session
+        return self._session
 
     def _checked(self, what: str, size: int) -> int:
-        size = check_count(f"{what} of an estimate was called", "batch_size", size, most=LARGEST_BATCH)
+        size = check_count(f"{what} of an estimate was called", "batch_size", size, maximum=MAX_PREDICTED_BATCH)
         if not self.batch_size:
             raise without_size(f"An estimate for batch size {size} was asked for")
         return size
@@ -185,24 +193,64 @@ class Estimate(ReadableResult):
 
 def _particulars(estimate: Estimate) -> dict[str, Any]:
     """What an estimate has and a profile has not, as JSON can carry it."""
-    shared = {each.name for each in fields(MemoryResult)} | {"session"}
+    shared = {each.name for each in fields(MemoryResult)} | {"_session"}
     own = {each.name: getattr(estimate, each.name) for each in fields(Estimate) if each.name not in shared}
     failure = None if estimate.failure is None else asdict(estimate.failure)
     return {**own, "gpu": asdict(estimate.gpu), "failure": failure}
 
 
-def restored(saved: MemoryResult, particulars: dict[str, Any]) -> Estimate:
-    """An estimate from a file. Raises: anything, if the file is damaged."""
-    own = dict(particulars)
-    gpu, failure = own.pop("gpu"), own.pop("failure")
-    if failure is not None:
-        breakdown, phase = Breakdown(**failure.pop("breakdown")), Phase(failure.pop("phase"))
-        failure = OutOfMemory(breakdown=breakdown, phase=phase, **failure)
+def restored(saved: MemoryResult, particulars: Mapping[str, object]) -> Estimate:
+    """An estimate from a file.
+
+    Args:
+        saved: what it shares with a profile, checked.
+        particulars: the rest, as `Estimate.save` wrote it or anyone else did.
+
+    Raises:
+        KeyError: something is missing.
+        DamagedError: something is not what it can be.
+    """
+    failure = particulars["failure"]
     return Estimate(
         **{each.name: getattr(saved, each.name) for each in fields(MemoryResult)},
-        gpu=GPU(**{**gpu, "capability": tuple(gpu["capability"])}),
-        failure=failure,
-        **own,
+        engine=_engine(particulars["engine"]),
+        gpu=_gpu(record(particulars["gpu"], "the card")),
+        batch_size=integer(particulars["batch_size"], "the batch size"),
+        failure=None if failure is None else _failure(record(failure, "the failure")),
+    )
+
+
+def _engine(saved: object) -> EngineName:
+    engine = text(saved, "the engine")
+    if engine not in get_args(EngineName):
+        raise DamagedError(f"the engine can't be {shown(engine)}")
+    return cast(EngineName, engine)
+
+
+def _gpu(saved: Mapping[str, object]) -> GPU:
+    figures = {each.name for each in fields(GPU)} - {"name", "product", "capability"}
+    major, minor = items(saved["capability"], "the card's capability")
+    try:
+        return GPU(
+            name=text(saved["name"], "the card's name"),
+            product=text(saved["product"], "the card's name"),
+            capability=(integer(major, "the card's capability"), integer(minor, "the card's capability")),
+            **{name: integer(saved[name], f"the card's {name}") for name in figures},
+        )
+    except UsageError as error:
+        raise DamagedError(str(error)) from error
+
+
+def _failure(saved: Mapping[str, object]) -> OutOfMemory:
+    parts = record(saved["breakdown"], "the failure's breakdown")
+    return OutOfMemory(
+        event=integer(saved["event"], "the failure's event", minimum=-1),
+        requested=integer(saved["requested"], "the request that failed"),
+        phase=Phase(integer(saved["phase"], "the failure's phase", maximum=max(Phase))),
+        module=text(saved["module"], "the failure's module"),
+        breakdown=Breakdown(
+            **{each.name: integer(parts[each.name], f"the failure's {each.name}") for each in fields(Breakdown)}
+        ),
     )
 
 
@@ -222,19 +270,18 @@ def predict(session: Session, gpu: GPU, batch_size: int) -> Estimate:
         run = enough(session, gpu, batch_size, detailed=True)
     profile = run.profile
     assert profile is not None
-    idle = not (profile.tape.events["phase"] != Phase.OUTSIDE).any()
     return Estimate(
         tape=profile.tape,
         device_name=gpu.product,
         capacity=gpu.memory,
         outside=gpu.context,
         versions=profile.versions,
-        notes=(*profile.notes, *run.notes, *[_IDLE_NOTE] * idle),
+        notes=(*profile.notes, *run.notes),
         engine=session.engine,
         gpu=gpu,
         batch_size=batch_size,
         failure=failure,
-        session=session,
+        _session=session,
     )
 
 

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from .catalogue import CATALOGUE, GENERIC, GPU, all_gpus, find
+from .catalogue import CATALOGUE, GENERIC, GPU, MAX_MEMORY, all_gpus, find
 from .installed import Device, cuda_devices
+from .workspaces import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER, cublas_workspace
 
-__all__ = ["CATALOGUE", "GENERIC", "GPU", "Device", "all_gpus", "cuda_devices", "find"]
+__all__ = [
+    "CATALOGUE",
+    "CUBLAS_WORKSPACE",
+    "CUBLAS_WORKSPACE_HOPPER",
+    "GENERIC",
+    "GPU",
+    "MAX_MEMORY",
+    "Device",
+    "all_gpus",
+    "cublas_workspace",
+    "cuda_devices",
+    "find",
+]

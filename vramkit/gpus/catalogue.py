@@ -21,10 +21,17 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from ..errors import UsageError
+from ..errors import UsageError, shown
 from ..sizes import format_size, parse_size
 
 MIB = 1 << 20
+
+MAX_MEMORY = 4 << 40
+"""Bytes: the maximum of a card's memory, as no virtual device can have more."""
+
+_MAX_NAME = 256  # characters; as the driver's own
+_ABOVE_0 = ("memory", "multiprocessors")
+_FROM_0 = ("board_memory", "l2_cache", "clock_mhz", "memory_clock_mhz", "bus_width", "context")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,7 @@ class _Generation:
     block_kib: int
 
 
-# Resident threads and blocks of a multiprocessor, its shared memory, and the most that one block may opt in to.
+# Resident threads and blocks of a multiprocessor, its shared memory, and the maximum that one block may opt in to.
 _GENERATIONS = {
     (7, 0): _Generation(2048, 32, 96, 96),
     (7, 5): _Generation(1024, 16, 64, 64),
@@ -48,6 +55,23 @@ _GENERATIONS = {
     (10, 0): _Generation(2048, 32, 228, 227),
     (12, 0): _Generation(1536, 24, 100, 99),
 }
+
+
+def _check_name(name: str) -> None:
+    """A name goes to the C library as part of a line, and to terminals as it is."""
+    if not isinstance(name, str) or len(name) > _MAX_NAME or not name.isprintable() or set(name) & set(';="\\'):
+        raise UsageError(
+            "A GPU's name was expected",
+            f"got {shown(name)}",
+            f'It may not hold ; = " \\ or what is not printable, and has at most {_MAX_NAME} characters',
+            "Give a name such as 'my-card'",
+        )
+
+
+def _too_large(asked: str, found: str) -> UsageError:
+    return UsageError(
+        asked, found, f"No virtual card is larger than {format_size(MAX_MEMORY)}", "Give it that, or less"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,23 +110,30 @@ class GPU:
     """Bytes that a CUDA context takes of the device. Assumed: it depends on driver and program."""
 
     def __post_init__(self) -> None:
-        if self.capability not in _GENERATIONS:
+        _check_name(self.name)
+        _check_name(self.product)
+        if self.capability not in tuple(_GENERATIONS):  # a list has no hash
             known = ", ".join(f"{major}.{minor}" for major, minor in _GENERATIONS)
             raise UsageError(
-                f"A GPU of compute capability {self.capability} was described",
+                f"A GPU of compute capability {shown(self.capability)} was described",
                 f"known are {known}",
                 "How much shared memory and how many threads a multiprocessor has follows from it",
                 "Give the capability of the most similar card",
             )
-        if self.memory <= 0 or self.multiprocessors <= 0 or self.context < 0:
-            raise UsageError(
+        for figure in (*_ABOVE_0, *_FROM_0):
+            value = getattr(self, figure)
+            is_number = hasattr(value, "__index__") and not isinstance(value, bool)
+            if not is_number or value < (figure in _ABOVE_0):
+                raise UsageError(
+                    f"The GPU {self.name!r} was described",
+                    f"with {figure}={shown(value)}",
+                    "Sizes are bytes and counts, above 0" if figure in _ABOVE_0 else "It is a whole number from 0 on",
+                )
+        if max(self.memory, self.board_memory, self.context) > MAX_MEMORY:
+            raise _too_large(
                 f"The GPU {self.name!r} was described",
-                f"memory={self.memory}, multiprocessors={self.multiprocessors}, context={self.context}",
-                "Sizes are bytes and counts, above 0",
-            )
-        if any(sign in text for text in (self.name, self.product) for sign in ';="\\\n'):
-            raise UsageError(
-                "A GPU's name was expected", f"got {self.name!r}, {self.product!r}", 'It may not hold ; = " \\'
+                f"with memory={shown(self.memory)}, board_memory={shown(self.board_memory)} and "
+                f"context={shown(self.context)}",
             )
         object.__setattr__(self, "product", self.product or self.name)
         object.__setattr__(self, "board_memory", max(self.board_memory, self.memory))
@@ -214,7 +245,7 @@ _CARDS = (
 CATALOGUE: dict[str, GPU] = {card.name: card for card in _CARDS}
 """Every card by its name."""
 
-_LEAST_BYTES = 1 << 20  # a smaller plain number is not meant as bytes: gpu=24
+_MIN_BYTES = 1 << 20  # a smaller plain number is not meant as bytes: gpu=24
 
 GENERIC = "a100-80gb"
 """Whose properties a card has of which only the memory is given; also the card that is assumed where none is named."""
@@ -251,8 +282,10 @@ def find(gpu: str | int | GPU) -> GPU:
         memory = parse_size(gpu)
     except UsageError:
         raise _unknown(gpu) from None
-    if memory < (1 if isinstance(gpu, str) else _LEAST_BYTES):
+    if memory < (1 if isinstance(gpu, str) else _MIN_BYTES):
         raise _unknown(gpu, memory)
+    if memory > MAX_MEMORY:
+        raise _too_large(f"The GPU {shown(gpu)} was asked for", f"it would have {format_size(memory)}")
     human = format_size(memory)
     return dataclasses.replace(
         CATALOGUE[GENERIC], name=human, product=f"Virtual GPU {human}", memory=memory, board_memory=memory
@@ -266,7 +299,8 @@ def _plain(name: str) -> str:
 def _unknown(gpu: object, memory: int | None = None) -> UsageError:
     """What to tell of a card that can't be found, or of a size that can't be one's."""
     names = {_plain(name): name for name in CATALOGUE}
-    wanted = _plain(str(gpu))
+    text = gpu[:_MAX_NAME] if isinstance(gpu, str) else str(memory)
+    wanted = _plain(text)
     # "a100" means one of the A100s, however close in letters "h100" may be.
     near = [name for name in names if len(wanted) > 1 and wanted in name]
     near += [name for name in difflib.get_close_matches(wanted, names, n=4, cutoff=0.5) if name not in near]
@@ -275,10 +309,10 @@ def _unknown(gpu: object, memory: int | None = None) -> UsageError:
         found = f"it would have {format_size(memory)}"
     elif near:
         found += f"; nearest are {', '.join(repr(names[name]) for name in near[:4])}"
-    number = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*g?i?b?\s*", str(gpu), re.IGNORECASE)
+    number = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*g?i?b?\s*", text, re.IGNORECASE)
     meant = f"Write '{number[1]} GiB' if that is meant; or name" if number and 0 < float(number[1]) <= 4096 else "Name"
     return UsageError(
-        f"The GPU {gpu!r} was asked for",
+        f"The GPU {shown(gpu)} was asked for",
         found,
         instead=f"{meant} one of {', '.join(CATALOGUE)}, a size such as '24 GiB', or describe it with vramkit.GPU(...)",
     )

@@ -25,6 +25,8 @@ from .running_backwards import RunningBackwards
 from .tracked_modules import TrackedModules
 from .tracked_tensors import TrackedTensors
 
+Choose = Callable[[Callable[..., Any], Callable[..., Any]], Callable[..., Any]]
+
 
 class Hooks:
     """What lays down the marks of one recording.
@@ -32,11 +34,13 @@ class Hooks:
     Args:
         marks: where they are laid down.
         locate: where a tensor's memory lies; see `TrackedTensors`.
+        choose: makes one function of a hook and of what runs without it, for a recording that is not of every thread.
     """
 
-    def __init__(self, marks: Marks, locate: Callable[[torch.Tensor], int]) -> None:
+    def __init__(self, marks: Marks, locate: Callable[[torch.Tensor], int], *, choose: Choose | None = None) -> None:
         self.modules = TrackedModules()
         self._marks = marks
+        self._choose = choose or _always
         running = RunningBackwards(BackwardHooks.run.__code__)
         self._tensors = TrackedTensors(marks, locate, running)
         self._optimizers = OptimizerHooks(marks, self._tensors)
@@ -69,17 +73,19 @@ class Hooks:
         own(stack, self._backwards.drop_node_hooks)
         own(stack, self._tensors.drop_hooks)
         own(stack, self._marks.close)
-        call = self._calls.wrap(torch.nn.Module.__call__)
+        choose, plain = self._choose, torch.nn.Module.__call__
+        call = choose(self._calls.wrap(plain), plain)
         own(stack, restore_in_dynamo, call)
         _replace(stack, torch.nn.Module, "__call__", call)
         packing = torch.autograd.graph.saved_tensors_hooks
-        _replace(stack, packing, "__enter__", self._backwards.wrap_packing(packing.__enter__))
+        enter = packing.__enter__
+        _replace(stack, packing, "__enter__", choose(self._backwards.wrap_packing(enter), enter))
         engine = vars(RUN_BACKWARD.owner)[RUN_BACKWARD.name]
-        _replace(stack, RUN_BACKWARD.owner, RUN_BACKWARD.name, self._backwards.wrap_engine(engine))
+        _replace(stack, RUN_BACKWARD.owner, RUN_BACKWARD.name, choose(self._backwards.wrap_engine(engine), engine))
         # torch goes through a dict of these hooks that may not change meanwhile. Each comes last in it, so that a
         # thread which is in it is through when it goes.
-        stack.callback(register_optimizer_step_pre_hook(self._optimizers.begins).remove)
-        stack.callback(register_optimizer_step_post_hook(self._optimizers.ended).remove)
+        stack.callback(register_optimizer_step_pre_hook(choose(self._optimizers.begins, _nothing)).remove)
+        stack.callback(register_optimizer_step_post_hook(choose(self._optimizers.ended, _nothing)).remove)
         self._calls.leave_out_late()
         self._tensors.watch()
         self._tensors.look_at_all()
@@ -99,3 +105,11 @@ def own(stack: ExitStack, undo: Callable[..., object], *args: Any) -> None:
 def _replace(stack: ExitStack, owner: Any, name: str, replacement: Callable[..., Any]) -> None:
     stack.callback(setattr, owner, name, vars(owner)[name])
     setattr(owner, name, replacement)
+
+
+def _always(hook: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    return hook
+
+
+def _nothing(*args: object) -> None:
+    pass

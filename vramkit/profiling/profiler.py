@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from typing_extensions import Self
 
-from .. import __version__
+from .._version import __version__
 from ..attribution.categories import attribute
 from ..attribution.recording import Recording
 from ..counts import check_count
 from ..errors import DeviceError, UsageError
 from ..out_of_memory import is_out_of_memory
+from ..programs.objects import Models, Optimizers, models_of, optimizers_of
 from ..results.profile import Profile
 from ..tape.events import ALLOCATION, EVENT, Tape
 from ..torch_internals.names import Need
 from ..torch_internals.needs import require
+from ..virtual_gpu.values.hook import Read
 from .hooks import Hooks
 from .marks import Marks
+from .uncomputed import notes_of, reads_so_far
+
+_FOUND = "a sequence or a dict of them; or none, and what runs is found"
 
 NEEDS: Mapping[str, tuple[Need, ...]] = {
     "cuda": ("profile", "profile on CUDA"),
     "cpu": ("profile", "profile on the CPU"),
 }
 """What a profile needs of torch's private names, by the kind of device."""
-
-Models = torch.nn.Module | Sequence[torch.nn.Module] | Mapping[str, torch.nn.Module]
-Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | Mapping[str, torch.optim.Optimizer]
 
 
 class _Source(Protocol):
@@ -113,8 +116,10 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         device: str | torch.device | None = None,
         max_events: int = 500_000,
     ) -> None:
-        self._models = _several(model, torch.nn.Module, "model", "an nn.Module")
-        self._optimizers = _several(optimizer, torch.optim.Optimizer, "optimizer", "a torch.optim.Optimizer")
+        self._models = models_of("vramkit.profile was called", model, f"Pass an nn.Module, {_FOUND}")
+        self._optimizers = optimizers_of(
+            "vramkit.profile was called", optimizer, f"Pass a torch.optim.Optimizer, {_FOUND}"
+        )
         self._max_events = check_count("vramkit.profile was called", "max_events", max_events)
         self._device = _device(device, self._models)
         self._stack = ExitStack()
@@ -122,6 +127,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         self._recorded: _Source | None = None
         self._result: Profile | None = None
         self._entered = False
+        self._reads: Counter[Read] = Counter()
 
     def __enter__(self) -> Self:
         if self._entered:
@@ -139,6 +145,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
                 if owner
                 else "Leave the outer block first, or measure both in one and end the parts with prof.step()",
             )
+        _check_is_there(self._device)
         require("A vramkit.profile was entered", *NEEDS[self._device.type])
         stack = self._stack
         try:
@@ -148,6 +155,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
             stack.push(self._settle)  # the last to run
             stack.callback(setattr, _measuring, "active", None)
             stack.callback(setattr, self, "_source", None)
+            self._reads = reads_so_far()
             source.start(stack)
             stack.push(self._stop)  # the first to run, while everything is still there
             self._source = source
@@ -177,6 +185,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
             with _beside(error):
                 source.stop()
                 self._recorded = source
+                self._reads = reads_so_far() - self._reads
 
     def _settle(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -185,7 +194,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         if source is not None:
             self._models, self._optimizers = {}, {}  # a result must not keep the program's objects alive
             with _beside(error):
-                self._result = _result_of(source, self._device)
+                self._result = _result_of(source, self._device, self._reads)
                 if error is not None and is_out_of_memory(error):
                     _add_note(error, self._result.report())
 
@@ -220,44 +229,6 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         return self._result
 
 
-_T = TypeVar("_T")
-
-
-def _several(given: object, kind: type[_T], word: str, wanted: str) -> dict[str, _T]:
-    if given is None:
-        return {}
-    if isinstance(given, kind):
-        return {_unique(given, {}): given}
-    named: dict[str, object] = {}
-    if isinstance(given, Mapping):
-        named = {str(name): each for name, each in given.items()}
-    elif isinstance(given, Iterable) and not isinstance(given, (str, bytes, torch.Tensor)):
-        for each in given:
-            named[_unique(each, named)] = each
-    else:
-        named = {"": given}
-    checked: dict[str, _T] = {}
-    for name, each in named.items():
-        if not isinstance(each, kind):
-            shown = each.__name__ if isinstance(each, type) else f"{type(each).__name__} {each!r:.60}"
-            hint = " (a class: make an object of it first)" if isinstance(each, type) else ""
-            raise UsageError(
-                f"vramkit.profile was given a {word}",
-                f"{shown}{hint}",
-                f"that is not {wanted}",
-                f"Pass {wanted}, a sequence or a dict of them; or none, and what runs is found",
-            )
-        checked[name] = each
-    return checked
-
-
-def _unique(each: object, taken: Mapping[str, object]) -> str:
-    name, number = type(each).__name__, 1
-    while (unique := name if number == 1 else f"{name}#{number}") in taken:
-        number += 1
-    return unique
-
-
 def _device(device: str | torch.device | None, models: Mapping[str, torch.nn.Module]) -> torch.device:
     """What to measure; an index says which device the result is of, as all devices of a kind are measured at once."""
     if device is not None:
@@ -289,7 +260,7 @@ def _device(device: str | torch.device | None, models: Mapping[str, torch.nn.Mod
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _source(device: torch.device, max_events: int) -> _Source:
+def _check_is_there(device: torch.device) -> None:
     if device.type == "cuda":
         if device.index is not None and torch.cuda.is_available() and device.index >= torch.cuda.device_count():
             raise DeviceError(
@@ -304,6 +275,10 @@ def _source(device: torch.device, max_events: int) -> _Source:
                 instead='Switch the virtual GPU on before importing torch (vramkit.virtual_gpu.activate("a100-40gb"), '
                 'or `vramkit run --gpu a100-40gb script.py`), or pass device="cpu"',
             )
+
+
+def _source(device: torch.device, max_events: int) -> _Source:
+    if device.type == "cuda":
         from .cuda import CudaHistory
 
         return CudaHistory(max_events)
@@ -312,8 +287,9 @@ def _source(device: torch.device, max_events: int) -> _Source:
     return StorageLifetimes(max_events)
 
 
-def _result_of(source: _Source, device: torch.device) -> Profile:
+def _result_of(source: _Source, device: torch.device, reads: Counter[Read]) -> Profile:
     recordings, marks, modules = source.recordings(), source.marks, source.hooks.modules.described()
+    uncomputed = notes_of(reads, marks, modules)
     versions = {"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]}
     profiles = [
         Profile(
@@ -322,7 +298,7 @@ def _result_of(source: _Source, device: torch.device) -> Profile:
             capacity=recording.capacity,
             outside=recording.outside,
             versions=versions,
-            notes=tuple(recording.notes),
+            notes=(*recording.notes, *uncomputed),
         )
         for recording in recordings
     ]

@@ -4,8 +4,8 @@ may be; knows neither engines nor devices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -15,15 +15,9 @@ from ..errors import UsageError
 from ..torch_internals.dispatch import DeviceContext, function_modes
 from .batches import batch_size_of, is_made
 from .hooks import hooks_of
+from .objects import Models, OptimizerOrFactory, models_of, optimizers_of
 from .program import Program
 from .sizeless import without_size
-
-Models = torch.nn.Module | Sequence[torch.nn.Module] | Mapping[str, torch.nn.Module]
-OptimizerOrFactory = (
-    torch.optim.Optimizer
-    | Sequence[torch.optim.Optimizer]
-    | Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
-)
 
 
 def program_of(
@@ -46,9 +40,11 @@ def program_of(
         UsageError: an argument is not what it should be.
     """
     models = models_of(asked, model)
+    if not models:
+        raise UsageError(asked, "with no model", instead="Pass an nn.Module, a sequence or a dict of them")
     _check_batch(asked, batch)
     steps = check_count(asked, "steps", steps)
-    optimizers, factory = optimizers_of(asked, optimizer)
+    optimizers, factory = optimizers_or_factory(asked, optimizer)
     _check_step(asked, step, models, factory, loss, autocast)
     return Program(
         models=models,
@@ -78,23 +74,6 @@ def check_grows(asked: str, program: Program) -> None:
         raise without_size(asked)
 
 
-_T = TypeVar("_T")
-
-
-def _named(given: object, kind: type[_T]) -> dict[str, _T] | None:
-    """One object, a sequence, or a dict of them, by name; None: something else is in it, or nothing."""
-    if isinstance(given, kind):
-        return {type(given).__name__: given}
-    if isinstance(given, Mapping):
-        pairs = [(str(name), each) for name, each in given.items()]
-    elif isinstance(given, (list, tuple)):
-        pairs = [(f"{type(each).__name__}#{number}", each) for number, each in enumerate(given)]
-    else:
-        return None
-    found = {name: each for name, each in pairs if isinstance(each, kind)}
-    return found if found and len(found) == len(pairs) else None
-
-
 def _check_batch(asked: str, batch: object) -> None:
     """Raises: UsageError for what gives batches, one after the other, and is none itself."""
     if isinstance(batch, (DataLoader, Iterator)):
@@ -106,35 +85,14 @@ def _check_batch(asked: str, batch: object) -> None:
         )
 
 
-def models_of(asked: str, given: object) -> dict[str, torch.nn.Module]:
-    """Models by name, from one, a sequence or a dict of them. Raises: UsageError for anything else."""
-    models = _named(given, torch.nn.Module)
-    if models is None:
-        shown = f"{given.__name__}, a class" if isinstance(given, type) else f"{type(given).__name__} {given!r:.60}"
-        raise UsageError(
-            asked, f"the model is {shown}", "It takes models", "Pass an nn.Module, a sequence or a dict of them"
-        )
-    return models
-
-
-def optimizers_of(
-    asked: str,
-    given: object,
+def optimizers_or_factory(
+    asked: str, given: OptimizerOrFactory | object
 ) -> tuple[tuple[torch.optim.Optimizer, ...], Callable[..., object] | None]:
     """Optimizers, or else what makes some; None: neither. Raises: UsageError for anything else."""
-    if given is None:
-        return (), None
-    optimizers = _named(given, torch.optim.Optimizer)
-    if optimizers is not None:
-        return tuple(optimizers.values()), None
-    if callable(given):
+    if callable(given) and not isinstance(given, torch.optim.Optimizer):
         return (), given
-    raise UsageError(
-        asked,
-        f"the optimizer is {type(given).__name__} {given!r:.60}",
-        "It takes optimizers, or what makes one",
-        "Pass a torch.optim.Optimizer, a sequence of them, or a factory: optimizer=torch.optim.AdamW",
-    )
+    instead = "Pass a torch.optim.Optimizer, several, or a factory: optimizer=torch.optim.AdamW"
+    return tuple(optimizers_of(asked, given, instead).values()), None
 
 
 def _check_loss(asked: str, loss: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -15,3 +16,11 @@ class Failed:
     """Name of the exception's class."""
     text: str
     traceback: str
+    frames: tuple[tuple[str, str, int], ...] = ()
+    """Of the program's own: file, function and line, the outermost first."""
+
+    @property
+    def step(self) -> int:
+        """The number of the step that it happened in; 0: in none."""
+        found = re.search(r"(?:^run|in) step (\d+) of", self.doing)
+        return int(found[1]) if found else 0

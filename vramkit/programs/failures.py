@@ -10,13 +10,9 @@ from pathlib import Path
 from ..errors import UsageError
 from . import training
 from .failed import Failed
-from .packing import INSTALL_CLOUDPICKLE
 
-OTHER_DEVICE = re.compile(r"same device|cuda.* and cpu|cpu.* and cuda|is on cpu|on CPU|torch\.\w+Tensor\) and weight")
+_OTHER_DEVICE = re.compile(r"same device|cuda.* and cpu|cpu.* and cuda|is on cpu|on CPU|torch\.\w+Tensor\) and weight")
 """What errors say where part of a computation is not on the GPU."""
-BATCH_MOVED = (
-    "The step was given the batch on the GPU, because with a batch on the CPU it fails: it does not move it itself."
-)
 _INVALID = re.compile(r"found invalid values")
 """What distributions of torch say of values, after a check whose outcome only the device would know."""
 _GENERATOR = re.compile(r"Expected a 'cuda' device type for generator")
@@ -42,27 +38,52 @@ def failure_of(doing: str, error: BaseException) -> Failed:
     while part is not None:
         part.stack[:] = [frame for frame in part.stack if not frame.filename.startswith(_PACKAGE)]
         part = part.__cause__ or part.__context__
-    return Failed(doing=doing, kind=type(error).__name__, text=str(error), traceback="".join(shown.format()))
+    frames = tuple((frame.filename, frame.name, frame.lineno or 0) for frame in shown.stack)
+    text = "".join(shown.format())
+    return Failed(doing=doing, kind=type(error).__name__, text=str(error), traceback=text, frames=frames)
 
 
 def more_telling(first: Failed, moved: Failed) -> Failed:
-    """Which to tell of two: with the batch as it was given, it is not on the GPU; with the batch there, this."""
-    return first if OTHER_DEVICE.search(moved.text) else moved
+    """Which to tell of two failures of a step: with the batch as it was given, and with the batch on the GPU.
+
+    The one that got further in the program's own code. Where that is no question, the second, unless it says the same
+    or still is about devices.
+    """
+    if first.step != moved.step:
+        return max(first, moved, key=lambda failure: failure.step)
+    for (*before, line), (*after, other_line) in zip(first.frames, moved.frames, strict=False):
+        if before != after:
+            break
+        if line != other_line:
+            return moved if other_line > line else first
+    return first if moved.text == first.text or _OTHER_DEVICE.search(moved.text) else moved
 
 
-def step_failed(failure: Failed, called: str, *, by_name: bool) -> UsageError:
+def batch_moved(failure: Failed) -> str:
+    """What to say of a step that ran with its batch on the GPU alone.
+
+    Args:
+        failure: with the batch as it was given.
+    """
+    found = f"{failure.kind}: {failure.text}".partition("\n")[0]
+    return (
+        "The step was given the batch on the GPU, because with a batch on the CPU it fails: it does not move it itself "
+        f"({found[:160]})."
+    )
+
+
+def step_failed(failure: Failed, called: str) -> UsageError:
     """What to tell of a program that failed.
 
     Args:
         failure: how.
         called: how the plain step calls the model; empty: a step of the user's own ran.
-        by_name: functions and classes were sent by name.
     """
     found = f"it raised {failure.kind}: {failure.text}"
     if failure.doing.startswith("unpack"):
         why = "What it needs can't be imported there"
-        instead = INSTALL_CLOUDPICKLE if by_name else "Define it in a module that can be imported, or in the script"
-    elif OTHER_DEVICE.search(failure.text):
+        instead = "Define it in a module that can be imported, or in the script"
+    elif _OTHER_DEVICE.search(failure.text):
         why = "Part of it is not on the GPU"
         instead = (
             "Pass every model that the step uses. Where the step moves tensors to a `device`, that has to be "

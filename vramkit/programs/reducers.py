@@ -17,6 +17,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from ..torch_internals import optimizers
+from ..torch_internals.autograd import results_of
 from ..torch_internals.modules import give_own_class, give_property
 
 
@@ -66,11 +67,42 @@ def _generator(state: bytes) -> torch.Generator:
     return generator
 
 
-def enabled_scaler() -> torch.amp.GradScaler:
-    """Made as one for the CPU: where a parcel is opened for fakes, torch may find no CUDA device either."""
-    scaler = torch.amp.GradScaler("cpu")
-    optimizers.set_scaler_device(scaler, "cuda")
-    return scaler
+class HalfScaler(torch.amp.GradScaler):
+    """A scaler that is disabled in a process without CUDA, where nobody knows why: on purpose, or for want of CUDA.
+
+    It is enabled by the first loss that was computed in float16, which is what scalers are for. Wrong where one is used
+    with bfloat16 all the same: that costs a few hundred bytes on the device.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("cuda", enabled=False)
+
+    def scale(self, outputs: Any) -> Any:
+        """Scale losses, or give them back as they are."""
+        if not self.is_enabled() and _is_in_half(outputs):
+            super().__init__("cpu")  # here torch may find no CUDA device either, and would disable it again
+            optimizers.set_scaler_device(self, "cuda")
+        return super().scale(outputs)
+
+
+def _is_in_half(losses: Any) -> bool:
+    """Whether something in float16 is among losses, or was computed on the way to them."""
+    if torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") is torch.float16:
+        return True
+    tensors = [losses] if isinstance(losses, torch.Tensor) else [*losses]
+    if any(tensor.dtype is torch.float16 for tensor in tensors):
+        return True
+    nodes = [tensor.grad_fn for tensor in tensors]
+    seen: set[object] = set()
+    while nodes:
+        node: Any = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if any(result.dtype is torch.float16 for result in results_of(node)):
+            return True
+        nodes += [following for following, _ in node.next_functions]
+    return False
 
 
 def without_state(optimizer: torch.optim.Optimizer) -> Any:

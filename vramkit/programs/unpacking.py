@@ -24,6 +24,8 @@ class Opened:
     program: Program
     on_cuda: list[torch.Tensor]
     """Tensors that the program had on a CUDA device, beside models and batch; now they are on the CPU."""
+    owners: frozenset[int]
+    """Ids of all models and optimizers in it."""
 
 
 def unpack(content: bytes, receiver: type[Receiver] | None = None) -> Opened:
@@ -39,7 +41,9 @@ def unpack(content: bytes, receiver: type[Receiver] | None = None) -> Opened:
     if says_cpu:
         for function in functions_of(program):
             device_names.become_cuda(function)
-    return Opened(program, received.on_cuda)
+    kinds = (torch.nn.Module, torch.optim.Optimizer)
+    owners = frozenset(id(each) for each in received.memo.copy().values() if isinstance(each, kinds))
+    return Opened(program, received.on_cuda, owners)
 
 
 class Receiver(pickle.Unpickler):

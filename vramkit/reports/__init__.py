@@ -1,2 +1,1 @@
-"""Readers that show a result to people: plain text first. Leaves of the package: results import them
-only when they are to be shown."""
+"""Readers that show a result to people: as text, with what would lower the peak. No result knows more than `report`."""

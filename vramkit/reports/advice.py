@@ -27,6 +27,6 @@ def advise(result: MemoryResult, moment: Moment, limit: int = 4) -> list[Advice]
     """
     scene = Scene(result, moment)
     found = [advice for rule in RULES for advice in rule(scene)]
-    least = max(1, moment.breakdown.allocated // _WORTH)
-    found = [each for each in found if each.saves >= least]
+    minimum = max(1, moment.breakdown.allocated // _WORTH)
+    found = [each for each in found if each.saves >= minimum]
     return sorted(found, key=lambda each: (each.of_reserved, -each.saves))[:limit]

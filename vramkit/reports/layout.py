@@ -16,8 +16,11 @@ WIDTH = 100
 
 
 def sections(parts: Sequence[Sequence[str]]) -> str:
-    """One text of several sections, with an empty line between them; those without lines are left out."""
-    return "\n\n".join("\n".join(part) for part in parts if part)
+    """One text of several sections, with an empty line between them; those without lines are left out.
+
+    Whatever is in a line, a terminal acts on nothing in it.
+    """
+    return "\n\n".join("\n".join(map(printable, part)) for part in parts if part)
 
 
 def wrapped(text: str, head: str) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -72,16 +75,7 @@ def module_rows(result: MemoryResult, moment: Moment, limit: int = 6) -> list[Mo
     table = tape.allocations[moment.alive]
     np.add.at(sums, (owners(result)[moment.alive], column[table["category"]]), table["requested"])
     roots = [_add_up(root, sums) for root in merged_tree(tape.modules)]
-    enough = sum(root.size for root in roots) * 0.9
-    rows = [root for root in roots if root.size]
-    closed: set[int] = set()
-    while candidates := [(row.size, i) for i, row in enumerate(rows) if row.children and id(row) not in closed]:
-        _, at = max(candidates)
-        trial = rows[:at] + rows[at + 1 :] + rows[at].opened()
-        if sum(sorted((row.size for row in trial), reverse=True)[:limit]) < enough:
-            closed.add(id(rows[at]))
-        else:
-            rows = trial
+    rows = _opened(roots, limit)
     rows.sort(key=lambda row: -row.size)
     rest = sums[-1] + sum((row.total for row in rows[limit:]), np.zeros(4, np.int64))
     shown = [_row(held, tape.modules) for held in rows[:limit]]
@@ -102,13 +96,41 @@ class _Held:
     """Those inside it that hold anything."""
     only_own: bool = False
 
-    @property
+    @cached_property
     def size(self) -> int:
         return int(self.total.sum())
 
     def opened(self) -> list[_Held]:
         own = [_Held(self.node, self.own, self.own, [], only_own=True)] if self.own.any() else []
         return self.children + own
+
+
+def _opened(roots: Sequence[_Held], limit: int) -> list[_Held]:
+    """The roots, the largest opened again and again while the largest rows still cover nine tenths of all."""
+    enough = sum(root.size for root in roots) * 0.9
+    rows = dict(enumerate(root for root in roots if root.size))
+    sizes = sorted(row.size for row in rows.values())
+    closed = [(-row.size, -number) for number, row in rows.items() if row.children]
+    heapq.heapify(closed)  # the largest first; of equal ones the last
+    number = len(rows)
+    while closed:
+        place = -heapq.heappop(closed)[1]
+        row = rows[place]
+        inside = row.opened()
+        largest = sizes[-limit - 1 :]
+        if row.size >= largest[0]:
+            largest.remove(row.size)
+        if sum(sorted(largest + [each.size for each in inside])[-limit:]) < enough:
+            continue
+        del rows[place]
+        del sizes[bisect_left(sizes, row.size)]
+        for each in inside:
+            rows[number] = each
+            insort(sizes, each.size)
+            if each.children:
+                heapq.heappush(closed, (-each.size, -number))
+            number += 1
+    return list(rows.values())
 
 
 def _add_up(node: Node, sums: Ints) -> _Held:

@@ -118,8 +118,8 @@ def _names(result: MemoryResult, table: Table, owner: Ints, starred: list[str]) 
     labels = []
     for row, module in zip(table, owner.tolist(), strict=True):
         label = names[row["name"]] if row["name"] >= 0 else modules[row["module"]].name if row["module"] >= 0 else ""
-        if len(table) > 1 and module >= 0:  # of many equal ones the number of each says nothing
-            label = label.replace(modules[module].name, starred[module])
+        if len(table) > 1 and module >= 0 and (name := modules[module].name):
+            label = label.replace(name, starred[module])  # of many equal ones the number of each says nothing
         labels.append(label)
     return tuple(dict.fromkeys(label for label in labels if label))
 

@@ -48,8 +48,7 @@ def _checkpoint(scene: Scene) -> Iterator[Advice]:
     rows = np.flatnonzero(inside)
     # What stays of each block in each step: one tensor of its output's size.
     key = owner[rows] * (int(tape.allocations["step"].max(initial=0)) + 1) + tape.allocations["step"][rows]
-    for each in np.unique(key):
-        group = rows[key == each]
+    for group in _grouped(rows, key):
         elements = int(np.prod(tape.modules[int(owner[group[0]])].output_shape, dtype=np.int64))
         for size in (4 * elements, 2 * elements):
             outputs = group[tape.allocations["requested"][group] == size]
@@ -64,6 +63,13 @@ def _checkpoint(scene: Scene) -> Iterator[Advice]:
     )
 
 
+def _grouped(rows: Ints, key: Ints) -> list[Ints]:
+    """Rows with the same key together, each group in their order; sorted once, as there can be as many keys as rows."""
+    order = np.argsort(key, kind="stable")
+    begins = np.flatnonzero(np.diff(key[order])) + 1
+    return [group for group in np.split(rows[order], begins) if len(group)]
+
+
 def _of_the_running(scene: Scene, block_of: Ints, owner: Ints, weights: Ints) -> Ints:
     """Bytes that a checkpointed block holds all the same while it runs, or runs again for its backward."""
     tape = scene.result.tape
@@ -76,9 +82,13 @@ def _of_the_running(scene: Scene, block_of: Ints, owner: Ints, weights: Ints) ->
     )
     running = running[known] if len(events) else running
     held = np.zeros(len(events) + 1, np.int64)
-    for block in np.unique(running[running >= 0]):
-        rows = np.flatnonzero((owner == block) & (weights > 0))
-        at = np.flatnonzero(running == block)
+    inside = np.flatnonzero((owner >= 0) & (weights > 0))
+    rows_of = {int(owner[rows[0]]): rows for rows in _grouped(inside, owner[inside])}
+    known = np.flatnonzero(running >= 0)
+    for at in _grouped(known, running[known]):
+        rows = rows_of.get(int(running[at[0]]))
+        if rows is None:
+            continue
         born, died = tape.allocations["born"][rows], tape.allocations["died"][rows]
         for when, sign in ((born, 1), (np.where(died < 0, len(events), died), -1)):
             order = np.argsort(when)
@@ -220,7 +230,11 @@ def _stale_gradients(scene: Scene) -> Iterator[Advice]:
         until = comes_back.get(int(table["module"][row]), int(during[-1]) + 1)
         if table["died"][row] >= 0:
             until = min(until, int(table["died"][row]))
-        less[int(during[0]) + 1 : until + 1] += scene.block[row]
+        if until > during[0]:
+            less[int(during[0]) + 1] += scene.block[row]
+            if until < len(events):
+                less[until + 1] -= scene.block[row]
+    less = np.cumsum(less)
     if moment.failed:
         saves = int(less[moment.event + 1])
     else:
@@ -311,10 +325,7 @@ def _fragmentation(scene: Scene) -> Iterator[Advice]:
 
 def _growth(scene: Scene) -> Iterator[Advice]:
     """Memory that grows by the same amount in each step. The first two are left out: states and caches come there."""
-    ends: dict[int, int] = {}
-    for each in scene.result.steps:
-        ends[each.step] = each.end_allocated
-    levels = np.array([ends[step] for step in sorted(ends)][2:-1], np.int64)  # the last may be incomplete
+    levels = np.array([step.end_allocated for step in scene.result.steps][2:-1], np.int64)  # the last may be incomplete
     grows = np.diff(levels)
     if len(grows) >= 3 and grows.min() > 0 and grows.max() <= 2 * grows.min():
         yield Advice(

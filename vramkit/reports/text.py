@@ -140,7 +140,7 @@ def _bridge(result: MemoryResult, moment: Moment) -> Iterator[str]:
     for category in sorted((c for c in Category if ever[c]), key=lambda c: -held.of(c)):
         size = held.of(category)
         share = size / held.allocated if held.allocated else 0.0
-        bar = "#" * round(share * _BAR)
+        bar = "#" * round(min(share, 1.0) * _BAR)
         yield f"{_line('', _NAMES[category], size)} {share:7.1%}  {bar}".rstrip()
     if on_cpu:
         if held.slack:

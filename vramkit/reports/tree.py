@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from string import digits
 
 from ..errors import printable
 from ..tape.events import Module
 
 _CONTAINERS = {"ModuleDict", "ModuleList", "Sequential"}
-_NUMBERED = re.compile(r"(.*?)\d+")
 
 
 @dataclass
@@ -43,9 +43,9 @@ def merged_tree(modules: Sequence[Module]) -> list[Node]:
             parent = place[module.parent]
             local = module.name[len(modules[module.parent].name) + 1 :]
             name, inside = local, 0
-            numbered = _NUMBERED.fullmatch(local) if insides[index] else None
-            if numbered and (not numbered[1] or module.kind not in _CONTAINERS):
-                name, inside = f"{numbered[1]}*", insides[index] if numbered[1] else 0
+            stem = local.rstrip(digits) if insides[index] else local
+            if stem != local and (not stem or module.kind not in _CONTAINERS):
+                name, inside = f"{stem}*", insides[index] if stem else 0
             key = (id(parent), name, module.kind, inside)
             if key not in merged:
                 merged[key] = Node(local, module.kind)

@@ -3,32 +3,62 @@
 Format 2. ``meta`` is JSON as UTF-8 bytes: ``{"format": 2, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
 the n-th device are the arrays ``n.events``, ``n.allocations`` and ``n.segments``. What a kind of result has besides, is
 in ``particulars``, of which only that kind knows what it means. Format 1 lacks the columns ``pool``.
+
+Knows the whole format, and no kind of result.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 
-from ..tape.events import ALLOCATION, EVENT, SEGMENT, Table
+from ..tape.events import ALLOCATION, EVENT, SEGMENT, Table, Tape
 from ..tape.memory import MemoryResult
+from .checks import DamagedError, check_tables, device_name, integer, items, modules_of, record, text, texts
+from .files import TooLargeError, replacing
 
 FORMAT = 2
 
+_TABLES = {"events": EVENT, "allocations": ALLOCATION, "segments": SEGMENT}
+_MAX_DEVICES = 1024
+_MAX_DIGITS = 20
+_MAX_HEADER = 4096  # of a table, in bytes: it names the columns
+_OBJECTS = 30  # bytes that Python's objects take at most for a byte of JSON
 
-class DamagedError(Exception):
-    """What is wrong with a file, in words of this module."""
+
+class UnknownFormatError(Exception):
+    """A file is of a format that this vramkit does not know.
+
+    Args:
+        number: of the format.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
-TABLES = {"events": EVENT, "allocations": ALLOCATION, "segments": SEGMENT}
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What is in a file. All of it was checked, but for the particulars."""
+
+    kind: str
+    """Name of the class that was saved."""
+    devices: tuple[MemoryResult, ...]
+    """At least one."""
+    particulars: Mapping[str, object] | None
+    """What JSON could carry of a kind of result that has more than a profile."""
 
 
-def save(result: MemoryResult, path: str | PathLike[str], particulars: dict[str, Any] | None = None) -> None:
+def save(result: MemoryResult, path: str | PathLike[str], particulars: Mapping[str, object] | None = None) -> None:
     """Write a result to a file; see `MemoryResult.save`.
 
     Args:
@@ -36,11 +66,10 @@ def save(result: MemoryResult, path: str | PathLike[str], particulars: dict[str,
         path: of the file.
         particulars: what JSON can carry, of a kind of result that has more than a profile.
     """
-    each = list(result.each_device())
     arrays: dict[str, Any] = {}
     devices = []
-    for number, one in enumerate(each):
-        arrays |= {f"{number}.{table}": getattr(one.tape, table) for table in TABLES}
+    for number, one in enumerate(result.each_device()):
+        arrays |= {f"{number}.{table}": getattr(one.tape, table) for table in _TABLES}
         devices.append(
             {
                 "device": one.device,
@@ -56,39 +85,107 @@ def save(result: MemoryResult, path: str | PathLike[str], particulars: dict[str,
         )
     meta = {"format": FORMAT, "kind": type(result).__name__, "devices": devices, "particulars": particulars}
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    # Through a buffer: numpy would append ".npz" to a path, and a full disk would leave half a file under its name.
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # a zip can't be written to a pipe
     np.savez_compressed(buffer, **arrays)
-    with open(path, "wb") as file:
-        file.write(buffer.getvalue())
+    with replacing(path) as file:
+        file.write(buffer.getbuffer())
 
 
-def with_pools(table: Table) -> Table:
+def read(content: bytes, max_bytes: int) -> Saved:
+    """What `save` wrote, from the bytes of the file.
+
+    Raises:
+        TooLargeError: it would unpack to more than ``max_bytes``.
+        UnknownFormatError: it is of a format that is not known here.
+        Exception: any, if it is damaged or something else; a `DamagedError` says what is wrong in words.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        reader = _Reader(archive, max_bytes)
+        meta = record(reader.meta(), "the contents")
+        number = integer(meta.get("format"), "the format", maximum=1 << 31)
+        if not 1 <= number <= FORMAT:
+            raise UnknownFormatError(number)
+        devices = items(meta.get("devices"), "the devices", _MAX_DEVICES)
+        if not devices:
+            raise DamagedError("it has no devices")
+        particulars = meta.get("particulars")  # older files have none
+        return Saved(
+            kind=text(meta.get("kind"), "the kind of result"),
+            devices=tuple(reader.device(i, record(each, "a device"), number) for i, each in enumerate(devices)),
+            particulars=None if particulars is None else record(particulars, "the particulars"),
+        )
+
+
+class _Reader:
+    """Takes an archive apart, as long as what it unpacks to is within a limit."""
+
+    def __init__(self, archive: zipfile.ZipFile, max_bytes: int) -> None:
+        self._archive = archive
+        self._left = max_bytes
+
+    def device(self, number: int, saved: dict[str, object], format_number: int) -> MemoryResult:
+        tables = {}
+        for name, dtype in _TABLES.items():
+            columns = dtype if format_number > 1 else _without_pool(dtype)
+            table = self._array(f"{number}.{name}", columns)
+            tables[name] = table if columns == dtype else _with_pool(table, dtype)
+        modules = modules_of(saved["modules"])
+        names = texts(saved["names"], "the names")
+        check_tables(tables, len(modules), len(names))
+        versions = record(saved["versions"], "the versions")
+        tape = Tape(
+            **tables,
+            modules=modules,
+            names=names,
+            device=device_name(saved["device"]),
+            alloc_conf=text(saved["alloc_conf"], "the allocator's settings"),
+        )
+        return MemoryResult(
+            tape=tape,
+            device_name=text(saved["device_name"], "the device's name"),
+            capacity=integer(saved["capacity"], "the capacity"),
+            outside=integer(saved["outside"], "the memory outside of the allocator"),
+            versions={key: text(value, "a version") for key, value in versions.items()},
+            notes=texts(saved["notes"], "the notes"),
+        )
+
+    def meta(self) -> object:
+        content = self._array("meta", np.dtype("u1"), takes=_OBJECTS).tobytes()
+        return json.loads(content.decode(), parse_int=_whole_number)
+
+    def _array(self, name: str, dtype: np.dtype[Any], takes: int = 1) -> Table:
+        """One array, with exactly the columns that are expected: no header of a file decides what is made."""
+        info = self._archive.getinfo(f"{name}.npy")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DamagedError("it is compressed in another way than vramkit's")
+        self._left -= info.file_size * takes
+        if self._left < 0:
+            raise TooLargeError
+        with self._archive.open(info) as file:  # gives no more than file_size
+            if npy.read_magic(file) != (1, 0):
+                raise DamagedError(f"the table {name!r} is of another format than vramkit's")
+            shape, _, found = npy.read_array_header_1_0(file, max_header_size=_MAX_HEADER)
+            size = info.file_size - file.tell()
+            if found != dtype or len(shape) != 1 or shape[0] * dtype.itemsize != size:
+                raise DamagedError(f"the table {name!r} has the wrong columns")
+            content = bytearray(file.read())
+        return np.frombuffer(content, dtype)
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise DamagedError(f"a number in it has {len(digits):,} digits")
+    return int(digits)
+
+
+def _without_pool(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """A table's columns in format 1."""
+    return np.dtype([(name, dtype[name]) for name in dtype.names or () if name != "pool"])
+
+
+def _with_pool(table: Table, dtype: np.dtype[Any]) -> Table:
     """A table of format 1 with the column that it lacks: nothing in it is known to be in a private pool."""
-    wide = np.zeros(table.shape, [*table.dtype.descr, ("pool", EVENT["pool"])])
+    wide = np.zeros(table.shape, dtype)
     for name in table.dtype.names or ():
         wide[name] = table[name]
     return wide
-
-
-def check(tables: dict[str, Table], modules: int, names: int) -> None:
-    """A table that points outside another would fail later, far from the file that is to blame."""
-    events, allocations = tables["events"], tables["allocations"]
-    for what, column, limit in (
-        ("events.module", events["module"], modules),
-        ("events.allocation", events["allocation"], len(allocations)),
-        ("allocations.module", allocations["module"], modules),
-        ("allocations.name", allocations["name"], names),
-        ("allocations.born", allocations["born"], len(events)),
-        ("allocations.died", allocations["died"], len(events)),
-    ):
-        if len(column) and (column.max() >= limit or column.min() < -1):
-            raise DamagedError(f"the column {what} points outside its table")
-    for what, column, limit in (
-        ("events.action", events["action"], 8),
-        ("events.phase", events["phase"], 5),
-        ("allocations.phase", allocations["phase"], 5),
-        ("allocations.category", allocations["category"], 9),
-    ):
-        if len(column) and column.max() >= limit:
-            raise DamagedError(f"the column {what} has an unknown code")

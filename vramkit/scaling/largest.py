@@ -4,7 +4,7 @@ and tapes; no torch.
 
 from __future__ import annotations
 
-from ..allocator import CachingAllocator
+from ..allocator import DeviceCachingAllocator
 from ..engines import Session
 from ..errors import DoesNotFit
 from ..gpus import GPU
@@ -12,7 +12,7 @@ from ..tape.events import Tape
 from .replays import conf_of, largest, replayed
 from .requests import Families, requests_of
 
-LARGEST_BATCH = 1 << 24
+MAX_PREDICTED_BATCH = 1 << 24
 """No larger batch is tried: a program whose memory does not grow with its batch would never stop fitting."""
 
 _ENOUGH = 3  # runs whose requests are looked at
@@ -32,7 +32,7 @@ class Largest:
         self._families = Families()
         self._reserved: dict[int, int] = {}  # batch size -> peak reserved bytes, of those that fit
         self._low = 0  # this fits, or is 0
-        self._high = LARGEST_BATCH + 1  # this does not, or is not allowed
+        self._high = MAX_PREDICTED_BATCH + 1  # this does not, or is not allowed
         self._foreseen = False  # the last run asked for what the ones before it had said
 
     def know(self, size: int, tape: Tape) -> None:
@@ -53,18 +53,18 @@ class Largest:
         """
         fits = start in self._reserved or self._try(start)
         size = start
-        while self._high > 1 and self._low < LARGEST_BATCH:
+        while self._high > 1 and self._low < MAX_PREDICTED_BATCH:
             guess = self._guess()
             # Large strides until a run was as foreseen, or the line through two sizes says that the end is near: sizes
             # close to each other tell nothing, because segments are of 2 MiB and more.
-            is_between = self._low and self._high <= LARGEST_BATCH
+            is_between = self._low and self._high <= MAX_PREDICTED_BATCH
             if (is_between and len(self._reserved) > 1) or (fits and (self._foreseen or guess <= 4 * size)):
                 self._close_in(guess)
                 break
             if is_between:
                 size = (self._low + self._high) // 2
             else:
-                size = min(4 * size, LARGEST_BATCH) if fits else max(1, size // 4)
+                size = min(4 * size, MAX_PREDICTED_BATCH) if fits else max(1, size // 4)
             if size == self._low:
                 break
             fits = self._try(size)
@@ -111,7 +111,7 @@ class Largest:
 
             def reserved(size: int) -> int | None:
                 tape = family.at(size)
-                allocator = CachingAllocator(self._gpu.memory, conf_of(tape), context=self._gpu.context)
+                allocator = DeviceCachingAllocator(self._gpu.memory, conf_of(tape), context=self._gpu.context)
                 peaks = replayed(tape, allocator)
                 return peaks.reserved if peaks.fits else None
 
@@ -122,4 +122,4 @@ class Largest:
         (first, lower), (second, upper) = sorted(self._reserved.items())[-2:]
         slope = (upper - lower) / (second - first)
         room = self._gpu.memory - self._gpu.context - upper
-        return LARGEST_BATCH if slope <= 0 else min(LARGEST_BATCH, second + int(room / slope))
+        return MAX_PREDICTED_BATCH if slope <= 0 else min(MAX_PREDICTED_BATCH, second + int(room / slope))

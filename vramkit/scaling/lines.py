@@ -1,7 +1,7 @@
 """What sizes between two others ask for, where a third one shows that it can be said. Knows tapes; no torch.
 
 Lasting requests have to lie on lines. Passing ones, which are mostly a kernel's workspace, need not: where they don't,
-a size gets two tapes, one without them and one with twice the most that was seen. Only if both take the same does it
+a size gets two tapes, one without them and one with twice the largest that was seen. Only if both take the same does it
 not matter what they are.
 """
 
@@ -17,13 +17,13 @@ from .requests import Family, Requests, on_line, two_for
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
-    """Lines through two sizes' requests, which a third one's bear out; `through` draws them."""
+    """Lines through two sizes' requests, which a third one's confirm; `through` draws them."""
 
     family: Family
     """The two."""
     evenness: int
-    """Of the least even of the three; see `evenness`."""
-    most: Ints
+    """The lowest of the three sizes'; see `evenness`."""
+    maximum: Ints
     """Bytes that each passing request had at most; -1: it lies on a line."""
 
     @classmethod
@@ -42,13 +42,13 @@ class Lines:
         return cls(
             family=Family({one.batch_size: one, other.batch_size: other}),
             evenness=min(evenness(each.batch_size) for each in (one, other, third)),
-            most=np.where(said == passing[2], -1, np.max(passing, 0)),
+            maximum=np.where(said == passing[2], -1, np.max(passing, 0)),
         )
 
     def at(self, batch_size: int) -> tuple[Tape, ...]:
         """One tape; or two, between which a size's own must be."""
         tape = self.family.at(batch_size)
-        is_off = self.most >= 0
+        is_off = self.maximum >= 0
         if not is_off.any():
             return (tape,)
         nearest, _ = two_for(batch_size, [*self.family.members])
@@ -56,7 +56,7 @@ class Lines:
         found = []
         for times in (0, 2):
             allocations = tape.allocations.copy()
-            allocations["requested"][rows] = times * self.most[is_off]
+            allocations["requested"][rows] = times * self.maximum[is_off]
             found.append(replace(tape, allocations=allocations))
         return tuple(found)
 

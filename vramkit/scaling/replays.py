@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from ..allocator import AllocatorConf, CachingAllocator
+from ..allocator import AllocatorConf, DeviceCachingAllocator
 from ..allocator.conf import UNLIMITED
+from ..allocator.replay import replay
 from ..errors import UsageError
 from ..tape.events import Tape
 from .requests import Families, Family, Requests
@@ -61,15 +62,15 @@ class Forecast:
     def _replayed(self, tape: Tape) -> Peaks:
         # The limit comes from the machine: torch can be given another fraction than its settings say.
         conf = replace(conf_of(tape), per_process_memory_fraction=1.0, throw_on_cudamalloc_oom=False)
-        allocator = CachingAllocator(self.capacity if conf.looks_at_capacity else None, conf)
+        allocator = DeviceCachingAllocator(self.capacity if conf.looks_at_capacity else None, conf)
         if conf.looks_at_capacity:
             allocator.limit = self.limit
         return replayed(tape, allocator)
 
 
-def replayed(tape: Tape, allocator: CachingAllocator) -> Peaks:
+def replayed(tape: Tape, allocator: DeviceCachingAllocator) -> Peaks:
     """What an allocator that has served nothing yet takes for a tape's requests."""
-    found = allocator.replay(tape)
+    found = replay(allocator, tape)
     if not found.fits and allocator.device.capacity is None:  # more than a process has addresses
         return Peaks(allocated=UNLIMITED, reserved=UNLIMITED, fits=False, in_order=False)
     return Peaks(

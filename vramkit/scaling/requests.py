@@ -163,8 +163,8 @@ class Family:
         line = partial(on_line, first, second, batch_size)
         sizes[one.lasting] = line(sizes[one.lasting], others[other.lasting])
         # What passes is paired where as much of it is at the same place. The rest may grow with the batch, or not.
-        most = max(one.place.max(initial=0), other.place.max(initial=0)) + 1
-        counts, other_counts = (np.bincount(each.place, minlength=most) for each in (one, other))
+        places = max(one.place.max(initial=0), other.place.max(initial=0)) + 1
+        counts, other_counts = (np.bincount(each.place, minlength=places) for each in (one, other))
         is_paired = (counts == other_counts)[one.place]
         pairs = one.passing[is_paired], other.passing[(counts == other_counts)[other.place]]
         sizes[pairs[0]] = line(sizes[pairs[0]], others[pairs[1]])

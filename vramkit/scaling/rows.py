@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..allocator import AllocatorConf, CachingAllocator
+from ..allocator import AllocatorConf, DeviceCachingAllocator
 from ..engines import Session
 from ..engines.enough_memory import enough
 from ..gpus import GPU
@@ -34,8 +34,8 @@ class BatchSizeRow:
     fits: bool
     """The program ran to its end on the card. Where False, the figures are of the same card with enough memory."""
     was_run: bool
-    """False: what sizes on either side asked for lies on lines that a third size bears out. This size's requests were
-    read off the lines, and served by the simulated allocator."""
+    """False: requests of other sizes lie on straight lines, as a run of a third size confirmed. This size's were read
+    off these lines, and served by the simulated allocator."""
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Rows:
         if len(left) < 2:  # one has to be run to be sure of another
             return
         middle = math.sqrt(first * last)
-        # Where there are lines, and they did not do, the least even size brings better ones.
+        # Where there are lines, and they did not do, the size with the lowest evenness brings better ones.
         held_out = min(left, key=lambda size: (evenness(size) if lines else 0, abs(math.log(size / middle))))
         if self._probe(held_out):
             place = sizes.index(held_out)
@@ -89,7 +89,7 @@ class Rows:
             self._between(sizes[place:])
 
     def _lines(self, first: int, last: int) -> list[Lines]:
-        """Lines through two sizes, by each of the others that bears them out: one outside of the two will do."""
+        """Lines through two sizes, by each of the others that confirms them: one outside of the two will do."""
         ends = self._requests[first], self._requests[last]
         others = [each for size, each in self._requests.items() if size not in (first, last)]
         return [lines for each in others if (lines := Lines.through(*ends, each)) is not None]
@@ -124,7 +124,7 @@ class Rows:
         conf = conf_of(tape)
         if conf.looks_at_capacity:
             return False
-        peaks = replayed(requests.tape, CachingAllocator(conf=conf))
+        peaks = replayed(requests.tape, DeviceCachingAllocator(conf=conf))
         if (peaks.allocated, peaks.reserved) != (allocated, reserved):
             return False
         self._requests[size] = requests
@@ -145,14 +145,14 @@ class Rows:
 
     def _served(self, tape: Tape, size: int) -> BatchSizeRow:
         conf = conf_of(tape)
-        peaks, fits = replayed(tape, CachingAllocator(conf=conf)), True
+        peaks, fits = replayed(tape, DeviceCachingAllocator(conf=conf)), True
         if not self._has_room(peaks.reserved, conf):
-            on_card = replayed(tape, CachingAllocator(self.gpu.memory, conf, context=self.gpu.context))
+            on_card = replayed(tape, DeviceCachingAllocator(self.gpu.memory, conf, context=self.gpu.context))
             peaks, fits = (on_card if on_card.fits else peaks), on_card.fits
         return self._row(size, peaks.allocated, peaks.reserved, fits=fits, was_run=False)
 
     def _has_room(self, reserved: int, conf: AllocatorConf) -> bool:
-        """Whether so much is to be had without giving anything back."""
+        """Whether the card has so much without giving anything back."""
         # The driver rounds a segment up to whole pages: where its size is set, more may be taken than is reserved.
         is_whole = conf.large_segment_size == AllocatorConf().large_segment_size
         return is_whole and reserved <= self.gpu.memory - self.gpu.context

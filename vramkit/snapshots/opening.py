@@ -7,20 +7,23 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-from ..allocator import NO_POOL, SegmentState, segments_from_torch
+from ..allocator import segments_from_torch
 from ..attribution.categories import attribute
-from ..errors import SnapshotError, printable
+from ..errors import SnapshotError, printable, shortened, shown
+from ..gpus import CUBLAS_WORKSPACE
+from ..results.files import MAX_BYTES, TooLargeError
 from ..results.profile import Profile
+from ..sizes import parse_size
 from ..tape.events import TORCH_ACTIONS, Category, Tape
+from .checks import ImpossibleError, check
 from .trace import columns_of, conf_text_of, follow_trace, recording_of
-from .unpickling import load_snapshot
+from .unpickling import load_snapshot, too_large
 
-# What cuBLAS asks torch for where nothing else was configured; 32 MiB on Hopper, but that is a common size of tensors.
-_WORKSPACE = 8_519_680
-_LARGEST_ID = (1 << 31) - 1  # of a private pool: the tables keep both of its numbers in 32 bits
+_MAX_PATH = 4096
+_MAX_NAME = 200
 
 
-def open_snapshot(path: str | PathLike[str]) -> Profile:
+def open_snapshot(path: str | PathLike[str], *, max_bytes: int | str = MAX_BYTES) -> Profile:
     """Open the file of ``torch.cuda.memory._dump_snapshot`` as a profile, without running anything that is in it.
 
     ::
@@ -29,7 +32,10 @@ def open_snapshot(path: str | PathLike[str]) -> Profile:
         print(profile)
 
     Args:
-        path: of the file. Nothing in it is trusted: a pickle that would run code is refused.
+        path: of the file. Nothing in it is trusted: a pickle that would run code is refused, and whoever made it, what
+            this returns can be shown.
+        max_bytes: how much the file may unpack to, in bytes or as a text: its objects, or its tables. A file of 500 MB
+            needs less than 4 GiB; what reads it takes some times as much.
 
     Returns:
         The profile of the fullest device, with the others in it. A snapshot doesn't say what memory was for, so all of
@@ -37,25 +43,32 @@ def open_snapshot(path: str | PathLike[str]) -> Profile:
         allocations are named by the innermost line of Python that isn't torch's.
 
     Raises:
-        SnapshotError: the file is not a snapshot, is damaged, or would run code.
+        SnapshotError: the file is not a snapshot, is damaged, would run code, or unpacks to more.
+        UsageError: ``max_bytes`` is no size.
         OSError: it can't be read.
     """
-    snapshot = load_snapshot(path)
+    asked = f"{printable(str(path))} was opened as a snapshot of torch's allocator"
+    limit = parse_size(max_bytes)
+    snapshot = load_snapshot(path, max_bytes=limit)
     try:
+        check(snapshot, limit)
         profiles = [
             profile
             for device in range(len(snapshot["device_traces"]))
             if (profile := _profile(snapshot, device)) is not None
         ]
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except TooLargeError as error:
+        raise too_large(asked, limit) from error
+    except Exception as error:  # of a file that nobody made with torch, any reader may stumble over anything
+        found = str(error) if isinstance(error, ImpossibleError) else f"{type(error).__name__}: {shortened(str(error))}"
         raise SnapshotError(
-            f"{path} was opened as a snapshot of torch's allocator",
-            f"something in it is missing or can't be: {type(error).__name__}: {printable(str(error))}",
+            asked,
+            f"something in it is missing or can't be: {found}",
             instead="Write it with torch.cuda.memory._dump_snapshot(path)",
         ) from error
     if not profiles:
         raise SnapshotError(
-            f"{path} was opened as a snapshot of torch's allocator",
+            asked,
             "it holds no memory and no history",
             instead="Call torch.cuda.memory._record_memory_history() before what is to be seen, and dump it after",
         )
@@ -68,30 +81,15 @@ def _profile(snapshot: Mapping[str, Any], device: int) -> Profile | None:
     last = segments_from_torch(snapshot["segments"], device=device)
     if not entries and not last:
         return None
-    _check_numbers(entries, last)
     columns = columns_of(entries)
     followed = follow_trace(columns, conf_text_of(snapshot), None, last)
-    recording = replace(recording_of(f"cuda:{device}", columns, followed), workspace_sizes=frozenset({_WORKSPACE}))
+    # A snapshot doesn't say of which card it is. Hopper's workspace is left out: tensors often have its size, 32 MiB.
+    recording = recording_of(f"cuda:{device}", columns, followed)
+    recording = replace(recording, workspace_sizes=frozenset({CUBLAS_WORKSPACE}))
     notes = ["A snapshot says where memory was, not what it was for: profile with vramkit.profile to see categories."]
     if not entries:
         notes.append("It has no history, so this is one moment only.")
     return Profile(tape=_unlabelled(attribute(recording, [], [], []), entries), notes=(*notes, *followed.notes))
-
-
-def _check_numbers(entries: Sequence[Mapping[str, Any]], segments: Sequence[SegmentState]) -> None:
-    """A size or a private pool that can't be would be shown as if it could."""
-    sizes = [entry["size"] for entry in entries]
-    for segment in segments:
-        sizes.append(segment.size)
-        sizes += [size for block in segment.blocks for size in (block.size, block.requested)]
-    for size in sizes:
-        if type(size) is not int or size < 0:
-            raise ValueError(f"the size {size!r}")
-    pools = [entry.get("pool_id", NO_POOL) for entry in entries] + [segment.pool for segment in segments]
-    for major, minor in pools:
-        for number in (major, minor):
-            if type(number) is not int or not 0 <= number <= _LARGEST_ID:
-                raise ValueError(f"the private pool {(major, minor)!r}")
 
 
 def _unlabelled(tape: Tape, entries: Sequence[Mapping[str, Any]]) -> Tape:
@@ -99,17 +97,43 @@ def _unlabelled(tape: Tape, entries: Sequence[Mapping[str, Any]]) -> Tape:
     table = tape.allocations.copy()
     table["category"][table["category"] != Category.WORKSPACE] = Category.OTHER
     names: dict[str, int] = {}
+    lines = _Lines()
     for row, born in enumerate(table["born"]):
-        if born >= 0 and (name := _line(entries[born].get("frames") or ())):
+        if born >= 0 and (name := lines.innermost(entries[born].get("frames") or [])):
             table["name"][row] = names.setdefault(name, len(names))
     return replace(tape, allocations=table, names=tuple(names))
 
 
-def _line(frames: Sequence[Mapping[str, Any]]) -> str:
-    """The innermost line of Python outside torch: ``"train.py:31 step"``; empty where there is none."""
-    for frame in frames:
-        file = str(frame.get("filename", ""))
-        parts = file.replace("\\", "/").split("/")
-        if file.endswith(".py") and "torch" not in parts:
-            return f"{parts[-1]}:{frame.get('line')} {frame.get('name')}"
-    return ""
+class _Lines:
+    """Names stacks by a line. Many entries can have one stack, and many stacks one frame: each is read once."""
+
+    def __init__(self) -> None:
+        self._of_stack: dict[int, str] = {}  # by id; the snapshot keeps them all alive
+        self._of_frame: dict[int, str] = {}
+
+    def innermost(self, frames: Sequence[object]) -> str:
+        """The innermost line of Python outside torch: ``"train.py:31 step"``; empty where there is none."""
+        found = self._of_stack.get(id(frames))
+        if found is None:
+            found = self._of_stack[id(frames)] = next(filter(None, map(self._line, frames)), "")
+        return found
+
+    def _line(self, frame: object) -> str:
+        found = self._of_frame.get(id(frame))
+        if found is None:
+            found = self._of_frame[id(frame)] = _line(frame)
+        return found
+
+
+def _line(frame: object) -> str:
+    if not isinstance(frame, dict):
+        raise ImpossibleError(f"a frame can't be {shown(frame)}")
+    file, line, name = frame.get("filename"), frame.get("line"), frame.get("name")
+    if not isinstance(file, str) or not file.endswith(".py") or len(file) > _MAX_PATH:
+        return ""
+    parts = file.replace("\\", "/").split("/")
+    if "torch" in parts:
+        return ""
+    number = line if isinstance(line, int) else "?"
+    function = name[:_MAX_NAME] if isinstance(name, str) else "?"
+    return f"{parts[-1]}:{number} {function}"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..allocator import NO_POOL, AllocatorConf, ImpossibleEvent, SegmentState, follow, initial_state
 from ..attribution.recording import NO_MODULE, Before, Recording
-from ..errors import UsageError
+from ..errors import UsageError, shown
 from ..tape.events import SEGMENT, TORCH_ACTIONS, Ints, Table
 
 
@@ -80,7 +80,7 @@ def follow_trace(
         conf = AllocatorConf.parse(conf_text)
     except UsageError:
         conf = AllocatorConf()
-        notes.append(f"The allocator's settings {conf_text!r} are not all known here; the defaults were assumed.")
+        notes.append(f"The allocator's settings {shown(conf_text)} are not all known here; the defaults were assumed.")
     events = (columns.action, columns.address, columns.size, columns.stream)
     if columns.pool is None and any(each.pool != NO_POOL for each in (*(first or ()), *last)):
         notes.append(
@@ -91,8 +91,8 @@ def follow_trace(
         state = initial_state(last, *events, conf, pool=columns.pool)
         first = state.segments
         if state.ambiguous:
-            most = sum(each.largest - each.size for each in state.ambiguous)
-            notes.append(f"Blocks from before the first event may be larger than assumed, by {most:,} bytes in all.")
+            maximum = sum(each.largest - each.size for each in state.ambiguous)
+            notes.append(f"Blocks from before the first event may be larger than assumed, by {maximum:,} bytes in all.")
     try:
         block = follow(first, *events, conf)
     except ImpossibleEvent as error:

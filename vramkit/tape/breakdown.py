@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from typing_extensions import assert_never
+import numpy as np
 
+from ..errors import UsageError
 from ..sizes import format_size
-from .events import Category
+from .events import Category, Phase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,29 +66,17 @@ class Breakdown:
         """Bytes in use on the device, as nvidia-smi shows; as much as ``reserved`` where ``outside`` is not known."""
         return self.reserved + self.outside
 
-    def of(self, category: Category) -> int:
-        """Bytes of one category."""
-        match category:
-            case Category.PARAMETER:
-                return self.parameters
-            case Category.BUFFER:
-                return self.buffers
-            case Category.GRADIENT:
-                return self.gradients
-            case Category.OPTIMIZER_STATE:
-                return self.optimizer_state
-            case Category.INPUT:
-                return self.inputs
-            case Category.ACTIVATION:
-                return self.activations
-            case Category.TEMPORARY:
-                return self.temporaries
-            case Category.WORKSPACE:
-                return self.workspace
-            case Category.OTHER:
-                return self.other
-            case _:
-                assert_never(category)
+    def of(self, category: Category | str) -> int:
+        """Bytes of one category.
+
+        Args:
+            category: it, or its name: ``Category.ACTIVATION``, "ACTIVATION" or "activations".
+
+        Raises:
+            UsageError: there is no such category.
+        """
+        size: int = getattr(self, _FIELDS[category_of("The bytes of a category were asked for", category)])
+        return size
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{c.name.lower()} {format_size(self.of(c))}" for c in Category if self.of(c))
@@ -96,8 +85,46 @@ class Breakdown:
 
 def breakdown(parts: list[int], *, slack: int, cached: int, outside: int) -> Breakdown:
     """A `Breakdown` from one number of bytes a category, in the order of `Category`."""
-    fields = (
-        "parameters", "buffers", "gradients", "optimizer_state", "inputs", "activations", "temporaries", "workspace",
-        "other",
-    )  # fmt: skip
-    return Breakdown(**dict(zip(fields, parts, strict=True)), slack=slack, cached=cached, outside=outside)
+    sizes = dict(zip(_FIELDS.values(), parts, strict=True))
+    return Breakdown(**sizes, slack=slack, cached=cached, outside=outside)
+
+
+def category_of(asked: str, given: object) -> Category:
+    """A category from what a caller gives: itself, its code, its name, or the name of its field in a `Breakdown`.
+
+    Args:
+        asked: what was asked for, as an error's text begins.
+        given: it; names in small or capital letters.
+
+    Raises:
+        UsageError: there is no such category.
+    """
+    if isinstance(given, str):
+        name = given.lower()
+        found = [each for each, field in _FIELDS.items() if name in (each.name.lower(), field)]
+    elif isinstance(given, (bool, Phase)):  # which are numbers, too
+        found = []
+    else:
+        found = [each for each in Category if isinstance(given, (int, np.integer)) and each == given]
+    if not found:
+        raise UsageError(
+            asked,
+            f"of {given!r:.60}",
+            "There is no such category",
+            f"Give one of vramkit.Category, or its name: {', '.join(each.name for each in Category)}",
+        )
+    return found[0]
+
+
+_FIELDS = {
+    Category.PARAMETER: "parameters",
+    Category.BUFFER: "buffers",
+    Category.GRADIENT: "gradients",
+    Category.OPTIMIZER_STATE: "optimizer_state",
+    Category.INPUT: "inputs",
+    Category.ACTIVATION: "activations",
+    Category.TEMPORARY: "temporaries",
+    Category.WORKSPACE: "workspace",
+    Category.OTHER: "other",
+}
+"""Of each category, in their order, the field of a `Breakdown`."""

@@ -13,7 +13,7 @@ from ..sizes import format_size
 from .breakdown import Breakdown
 from .events import Action, Category, Phase, Tape
 from .timeline import Timeline
-from .usage import ModuleUsage, StepUsage, module_tree, step_table
+from .usage import ModuleUsage, PhaseUsage, StepUsage, module_tree, phase_table, step_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +63,13 @@ class MemoryResult:
 
     @cached_property
     def peak(self) -> Breakdown:
-        """Where the memory was when most of it was allocated."""
-        return self.timeline.at(self.timeline.peak_moment)
+        """Where the memory was when ``memory_allocated()`` was highest."""
+        return self.timeline.breakdown_at(self.timeline.peak_moment)
 
     @cached_property
     def final(self) -> Breakdown:
         """Where the memory was at the end."""
-        return self.timeline.at(-1)
+        return self.timeline.breakdown_at(-1)
 
     @property
     def peak_allocated(self) -> int:
@@ -83,8 +83,13 @@ class MemoryResult:
 
     @cached_property
     def steps(self) -> tuple[StepUsage, ...]:
-        """Each phase of each training step."""
-        return step_table(self.tape)
+        """Each training step, with its phases."""
+        return step_table(self.tape, self.phases)
+
+    @cached_property
+    def phases(self) -> tuple[PhaseUsage, ...]:
+        """Each phase of each training step, in the order in which they were first met."""
+        return phase_table(self.tape)
 
     @cached_property
     def by_module(self) -> tuple[ModuleUsage, ...]:
@@ -101,7 +106,7 @@ class MemoryResult:
                 requested=int(events["size"][event]),
                 phase=Phase(int(events["phase"][event])),
                 module=self._module_name(int(events["module"][event])),
-                breakdown=self.timeline.at(int(event) + 1),
+                breakdown=self.timeline.breakdown_at(int(event) + 1),
             )
             for event in np.flatnonzero(events["action"] == Action.OOM)
         )

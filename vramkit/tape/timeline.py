@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from typing_extensions import deprecated
 
-from .breakdown import Breakdown, breakdown
+from ..errors import UsageError
+from .breakdown import Breakdown, breakdown, category_of
 from .events import Category, Ints, Tape
 
 
@@ -49,9 +51,16 @@ class Timeline:
         np.cumsum(changes, axis=0, out=changes)
         return changes
 
-    def of(self, category: Category) -> Ints:
-        """Bytes of one category; shape ``(moments,)``."""
-        column: Ints = self.by_category[:, category]
+    def of(self, category: Category | str) -> Ints:
+        """Bytes of one category; shape ``(moments,)``.
+
+        Args:
+            category: it, or its name: ``Category.ACTIVATION``, "ACTIVATION" or "activations".
+
+        Raises:
+            UsageError: there is no such category.
+        """
+        column: Ints = self.by_category[:, category_of("A category's bytes over time were asked for", category)]
         return column
 
     @cached_property
@@ -70,16 +79,31 @@ class Timeline:
         requested: Ints = self.by_category.sum(axis=1)
         return self.allocated - requested
 
-    def at(self, moment: int) -> Breakdown:
+    def breakdown_at(self, moment: int) -> Breakdown:
         """The breakdown at one row.
 
         Args:
             moment: row, from 0; negative counts from the end.
+
+        Raises:
+            UsageError: there is no such row.
         """
+        if not hasattr(moment, "__index__") or not -len(self) <= moment < len(self):
+            raise UsageError(
+                "The breakdown at a moment was asked for",
+                f"of {moment!r:.60}",
+                f"There are {len(self):,} moments: one before the first event, and one after each",
+                "Give the row of one, such as timeline.peak_moment; -1 is the last",
+            )
         parts = [int(size) for size in self.by_category[moment]]
         allocated, reserved = int(self.allocated[moment]), int(self.reserved[moment])
         slack = allocated - sum(parts)
         return breakdown(parts, slack=slack, cached=max(0, reserved - allocated), outside=self.outside)
+
+    @deprecated("Timeline.at(moment) is Timeline.breakdown_at(moment) now: at() of an estimate means a batch size")
+    def at(self, moment: int) -> Breakdown:
+        """The old name of ``breakdown_at``."""
+        return self.breakdown_at(moment)
 
     @property
     def peak_moment(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import printable
 from ..sizes import format_size
 from .events import Category, Ints, Phase, Tape
 
@@ -18,7 +19,7 @@ class ModulePhase:
 
     phase: Phase
     temporaries: int
-    """Most bytes of temporaries, made in it, that were alive at once."""
+    """Highest bytes of temporaries, made in it, that were alive at once."""
     peak: int
     """Highest ``memory_allocated()`` of the whole device while the program was in it."""
 
@@ -34,9 +35,9 @@ class ModuleUsage:
     parameters: int = 0
     """Bytes of parameters; a tensor that two modules share counts where it was met first."""
     activations: int = 0
-    """Most bytes of activations, made in its forward, that were alive at once."""
+    """Highest bytes of activations, made in its forward, that were alive at once."""
     temporaries: int = 0
-    """Most bytes of temporaries, made in its forward, backward or recomputation, that were alive at once."""
+    """Highest bytes of temporaries, made in its forward, backward or recomputation, that were alive at once."""
     at_peak: int = 0
     """Bytes made in it that were alive when the whole device's allocated memory was highest."""
     peak: int = 0
@@ -57,16 +58,17 @@ class ModuleUsage:
 
     def __repr__(self) -> str:
         return (
-            f"ModuleUsage({self.name} ({self.kind}): parameters {format_size(self.parameters)}, "
+            f"ModuleUsage({printable(self.name)} ({printable(self.kind)}): parameters {format_size(self.parameters)}, "
             f"activations {format_size(self.activations)}, {self.calls} calls)"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepUsage:
+class PhaseUsage:
     """What one phase of one training step reached, in bytes."""
 
     step: int
+    """From 0."""
     phase: Phase
     events: int
     """Allocations, frees and segment changes in it."""
@@ -76,6 +78,33 @@ class StepUsage:
     """Highest ``memory_reserved()``."""
     end_allocated: int
     """``memory_allocated()`` after its last event."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepUsage:
+    """What one training step reached, in bytes, and each of its phases."""
+
+    step: int
+    """From 0."""
+    phases: tuple[PhaseUsage, ...]
+    """Its phases, in the order in which they were first met."""
+    end_allocated: int
+    """``memory_allocated()`` after its last event."""
+
+    @property
+    def events(self) -> int:
+        """Allocations, frees and segment changes in it."""
+        return sum(each.events for each in self.phases)
+
+    @property
+    def peak_allocated(self) -> int:
+        """Highest ``memory_allocated()``."""
+        return max(each.peak_allocated for each in self.phases)
+
+    @property
+    def peak_reserved(self) -> int:
+        """Highest ``memory_reserved()``."""
+        return max(each.peak_reserved for each in self.phases)
 
 
 def module_tree(tape: Tape) -> tuple[ModuleUsage, ...]:
@@ -121,12 +150,12 @@ def module_tree(tape: Tape) -> tuple[ModuleUsage, ...]:
             name=info.name,
             kind=info.kind,
             parameters=int(parameters[end] - parameters[first]),
-            activations=activations.most(first, end),
-            temporaries=temporaries.most(first, end),
+            activations=activations.highest(first, end),
+            temporaries=temporaries.highest(first, end),
             at_peak=int(at_peak[end] - at_peak[first]),
             peak=int(peaks[:, first:end].max()),
             phases=tuple(
-                ModulePhase(phase=phase, temporaries=spans.most(first, end), peak=peak)
+                ModulePhase(phase=phase, temporaries=spans.highest(first, end), peak=peak)
                 for phase, spans in in_phase.items()
                 if (peak := int(peaks[phase, first:end].max()))
             ),
@@ -178,14 +207,14 @@ class _Spans:
         order = np.argsort(owners, kind="stable")
         return cls(owners[order], at[order], change[order])
 
-    def most(self, first: int, end: int) -> int:
-        """Most bytes alive at once of what the modules in a range of places made."""
+    def highest(self, first: int, end: int) -> int:
+        """Highest bytes alive at once of what the modules in a range of places made."""
         span = slice(*np.searchsorted(self.owner, [first, end]))
         at, change = self.at[span], self.change[span]
         return int(np.cumsum(change[np.argsort(at, kind="stable")]).max(initial=0))
 
 
-def step_table(tape: Tape) -> tuple[StepUsage, ...]:
+def phase_table(tape: Tape) -> tuple[PhaseUsage, ...]:
     """Usage of every phase of every step, in the order in which the phases were first met."""
     events = tape.events
     if not len(events):
@@ -202,7 +231,7 @@ def step_table(tape: Tape) -> tuple[StepUsage, ...]:
     end = np.zeros(len(unique), np.int64)
     end[group] = np.arange(len(events))  # the last assignment stays
     return tuple(
-        StepUsage(
+        PhaseUsage(
             step=int(unique[i] // len(Phase)),
             phase=Phase(int(unique[i] % len(Phase))),
             events=int(count[i]),
@@ -211,4 +240,17 @@ def step_table(tape: Tape) -> tuple[StepUsage, ...]:
             end_allocated=int(allocated[end[i]]),
         )
         for i in order
+    )
+
+
+def step_table(tape: Tape, phases: Sequence[PhaseUsage]) -> tuple[StepUsage, ...]:
+    """Usage of every step, in order, from that of its phases."""
+    of_step: dict[int, list[PhaseUsage]] = {}
+    for each in phases:
+        of_step.setdefault(each.step, []).append(each)
+    steps, last = np.unique(tape.events["step"][::-1], return_index=True)  # the last event of each
+    ends = tape.allocated[::-1][last]
+    return tuple(
+        StepUsage(step=step, phases=tuple(of_step[step]), end_allocated=end)
+        for step, end in zip(steps.tolist(), ends.tolist(), strict=True)
     )

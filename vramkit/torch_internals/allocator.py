@@ -12,24 +12,27 @@ from typing import Any
 
 import torch
 
+from ..gpus import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER
 from .names import look_up, place_of
 
+_METADATA = "2.11 to 2.14"
+
 set_metadata: Callable[[str], None] | None = look_up(
-    "torch._C._cuda_setMemoryMetadata", "profile on CUDA", fallback=None
+    "torch._C._cuda_setMemoryMetadata", "profile on CUDA", versions=_METADATA, fallback=None
 )
 """Stamps a text on every later entry of this thread's history; None: this torch has no such thing."""
 
-get_metadata: Callable[[], str] | None = look_up("torch._C._cuda_getMemoryMetadata", "profile on CUDA", fallback=None)
+get_metadata: Callable[[], str] | None = look_up(
+    "torch._C._cuda_getMemoryMetadata", "profile on CUDA", versions=_METADATA, fallback=None
+)
 """The text that entries of this thread are stamped with."""
 
-HAS_METADATA: bool = (
-    set_metadata is not None
-    and get_metadata is not None
-    # A torch that has only the functions in C++ doesn't show their texts in a snapshot.
-    and look_up("torch.cuda.memory._set_memory_metadata", "profile on CUDA", versions="2.12 to 2.14", fallback=None)
-    is not None
+_is_public: object = look_up(
+    "torch.cuda.memory._set_memory_metadata", "profile on CUDA", versions=_METADATA, fallback=None
 )
-"""Whether this torch stamps its entries, and shows it."""
+
+HAS_METADATA: bool = set_metadata is not None and get_metadata is not None and _is_public is not None
+"""Whether this torch stamps its entries. One that has only the functions in C++ is not known to show the texts."""
 
 is_history_on: Callable[[], bool] = look_up("torch._C._cuda_isHistoryEnabled", "profile on CUDA")
 """Whether the allocator keeps a history."""
@@ -57,8 +60,7 @@ def workspace_sizes() -> frozenset[int]:
     """What cuBLAS may ask torch for, once for each handle and stream, bytes; cuBLASLt shares it."""
     if _workspace_size is not None:
         return frozenset({int(_workspace_size())})
-    # torch's defaults, the second on Hopper; CUBLAS_WORKSPACE_CONFIG changes them.
-    return frozenset({8_519_680, 33_554_432})
+    return frozenset({CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER})  # as CUBLAS_WORKSPACE_CONFIG has not changed them
 
 
 def _holds_memory(device: int) -> bool:

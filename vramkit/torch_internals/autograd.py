@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
 import torch
 
-from .names import caller_of, look_up, place_of, word_of
+from .names import caller_of, look_up, place_of, reader_of, word_of
 
 RUN_BACKWARD = place_of("torch.autograd._engine_run_backward", "profile", "fake engine")
 """What ``backward()`` and ``grad()`` call, and look up when they are called: torch has no hook for "a backward begins".
@@ -22,6 +22,9 @@ current_node: Callable[[], Any] = look_up("torch._C._current_autograd_node", "fa
 
 sequence_number: Callable[[Any], int] = caller_of("torch._C._functions.UndefinedGrad._sequence_nr", "profile")
 """The number of a node, which its thread counts. Nodes of C++ have no class in common; this one stands for all."""
+
+results_of: Callable[[Any], Sequence[Any]] = reader_of("torch._C._functions.UndefinedGrad._input_metadata", "programs")
+"""What the operator gave whose node this is: shapes and dtypes, as of the gradients that the node takes."""
 
 is_tracing: Callable[[], object] = look_up(
     "torch._C._get_tracing_state",

@@ -26,6 +26,11 @@ excluding: Callable[[Any, bool], AbstractContextManager[object]] = look_up(
 )
 """Whether operators pass by a dispatch key, while it holds."""
 
+has_kernel: Callable[[str, str], bool] = look_up(
+    "torch._C._dispatch_has_kernel_for_dispatch_key", "values", fallback=lambda _operator, _key: False
+)
+"""Whether an operator, by name and overload, has a kernel of its own for a dispatch key."""
+
 VIEWS: Any = look_up("torch._C.DispatchKey.ADInplaceOrView", "fake engine")
 """The key of what remembers views and versions."""
 

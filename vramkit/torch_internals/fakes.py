@@ -34,6 +34,9 @@ BEGINS_CUDA = place_of(f"{_FILE}.init_gpu_context", "fake engine")
 RUNS_WITHOUT_FAKES = place_of(f"{_FILE}.FakeTensorMode.can_run_unsafe_fallback", "fake engine")
 """Whether a mode runs an operator for real that has no fake kernel."""
 
+CONVERT = place_of(f"{_FILE}.FakeTensorConverter.from_real_tensor", "fake engine")
+"""Makes a fake of a real tensor that an operator takes beside fakes."""
+
 FOREACH_OF_OPTIMIZERS = place_of("torch.optim.optimizer._foreach_supported_types", "fake engine")
 """Classes of tensors of which optimizers take many at once."""
 
@@ -57,6 +60,6 @@ def make_fake(meta: torch.Tensor, device: torch.device) -> Any:
 
 
 is_dense: Callable[[torch.Tensor], bool] = look_up(
-    "torch._prims_common.is_non_overlapping_and_dense_or_false", "fake engine"
+    "torch._prims_common.is_non_overlapping_and_dense_or_false", "fake engine", versions="2.11 to 2.14"
 )
 """Whether every element has a place of its own, and no gaps are between them."""

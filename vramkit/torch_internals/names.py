@@ -26,6 +26,7 @@ Need = Literal[
     "fake engine",
     "fake engine without CUDA",  # what it needs besides where there is no CUDA device
     "closed forms",
+    "values",  # computing them on a virtual device
     "developers' tools",
 ]
 """What a private name is for."""
@@ -118,9 +119,14 @@ class Place:
 
 def place_of(path: str, *needs: Need, versions: str = CHECKED, fallback: Any = _NOTHING) -> Place:
     """Where a private name is. Arguments as of `look_up`; a fallback is an owner that has the name."""
-    found, is_there = _look_up(path, needs, versions, fallback, None)
     owner, _, name = path.rpartition(".")
-    return Place(find(owner, None) if is_there else found, name)
+
+    def probe() -> Any:
+        found = find(owner, None)
+        getattr(found, name)
+        return found
+
+    return Place(_look_up(path, needs, versions, fallback, probe)[0], name)
 
 
 def mentioned(name: str, function: Callable[..., object]) -> str:
@@ -155,7 +161,7 @@ def error_of(asked: str, missing: Iterable[Name]) -> DeviceError:
     """
     return DeviceError(
         asked,
-        f"this is torch {torch.__version__}, which lacks {', '.join(map(str, missing))}",
+        f"this is torch {torch.__version__}, which lacks {', '.join(dict.fromkeys(map(str, missing)))}",
         "There is no public name for it, and nothing takes its place",
         "Install a torch that has it, or a vramkit that knows this one",
     )

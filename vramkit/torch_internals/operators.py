@@ -5,10 +5,10 @@ Knows which there are; what they do, the rules know. Imported only where an oper
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .names import look_up
+from .names import look_up, reader_of
 
 PRIVATE = (
     "_addmm_activation",
@@ -63,6 +63,15 @@ for _name in PRIVATE:
 
 local_scalar: Any = look_up("torch.ops.aten._local_scalar_dense.default", "fake engine")
 """What ``tensor.item()`` is to a dispatch mode."""
+
+schema_of: Callable[[Any], Any] = reader_of("torch.ops.aten.add.Tensor._schema", "fake engine")
+"""What an overload of an operator says of its arguments."""
+
+has_kernel: Callable[[str], bool] = look_up("torch._C._dispatch_has_kernel", "fake engine")
+"""Whether an operator, by its full name, has any kernel; what is TorchScript's alone has none."""
+
+has_kernel_of_key: Callable[[str, str], bool] = look_up("torch._C._dispatch_has_kernel_for_dispatch_key", "fake engine")
+"""The same, of a dispatch key."""
 
 
 def operator_samples() -> Sequence[Any]:

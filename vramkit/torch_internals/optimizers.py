@@ -50,10 +50,14 @@ _OF_EVERY_OPTIMIZER = [
 ]
 
 
+def hook_registries() -> list[dict[int, Any]]:
+    """Where ``register_optimizer_step_pre_hook`` and its like put what they are given, each under a number."""
+    return [vars(place.owner)[place.name] for place in _OF_EVERY_OPTIMIZER if place.owner is not None]
+
+
 def hooks_of_every_optimizer() -> list[Any]:
     """Those that ``register_optimizer_step_post_hook`` and its like have taken."""
-    places = [place for place in _OF_EVERY_OPTIMIZER if place.owner is not None]
-    return [hook for place in places for hook in vars(place.owner)[place.name].values()]
+    return [hook for registry in hook_registries() for hook in registry.values()]
 
 
 _OF_A_SCHEDULER = word_of("torch.optim.lr_scheduler.LRScheduler.step._wrapped_by_lr_sched", "programs")

@@ -10,13 +10,16 @@ from .names import look_up
 
 BESIDE_A_DEVICE = (
     "torch._C.DispatchKey.CompositeImplicitAutograd",
-    "torch._C._AutoDispatchBelowAutograd",
     "torch._C._DisableAutocast",
     "torch._C._dispatch_has_kernel_for_dispatch_key",
     "torch._C._functions.UndefinedGrad",
     "torch._C._functorch.peek_interpreter_stack",
+    "torch._C._get_obj_in_tls",
+    "torch._C._is_key_in_tls",
+    "torch._C._stash_obj_in_tls",
     "torch._VF._pack_padded_sequence",
     "torch._cudnn_rnn_flatten_weight",
+    "torch._dynamo.eval_frame._callback_from_stance",
     "torch._subclasses.fake_impls.op_implementations_dict",
     "torch._use_cudnn_rnn_flatten_weight",
     "torch.autograd._get_sequence_nr",
@@ -35,10 +38,11 @@ WITHOUT_A_DEVICE = (
     "torch._C._get_sdp_priority_order",
     "torch._C._group_tensors_by_device_and_dtype",
     "torch._prims_common.suggest_memory_format",
-    "torch._subclasses.fake_tensor.FakeTensor._normalize_fake_device",
-    "torch._subclasses.fake_tensor.FakeTensorMode.cache",
+    "torch._subclasses.fake_tensor.FakeTensorMode._cached_dispatch_impl",
+    "torch._subclasses.fake_tensor.FakeTensorMode._dispatch_impl",
     "torch.cuda._exchange_device",
     "torch.cuda._initialized",
+    "torch.cuda._lazy_call",
     "torch.cuda._lazy_init",
     "torch.cuda._maybe_exchange_device",
     "torch.cuda.nvtx._nvtx",
@@ -46,7 +50,11 @@ WITHOUT_A_DEVICE = (
 )
 """CUDA's choices in a process that has no CUDA device."""
 
+DEVICES = "torch._subclasses.fake_tensor.FakeTensor._normalize_fake_device"
+"""Likewise; younger than the others."""
+
 for _path in BESIDE_A_DEVICE:
     look_up(_path, "fake engine")
 for _path in WITHOUT_A_DEVICE:
     look_up(_path, "fake engine without CUDA")
+look_up(DEVICES, "fake engine without CUDA", versions="2.12 to 2.14")

@@ -10,15 +10,16 @@
     torch.cuda.memory_allocated()                        # what a real A100 would say
 
 Caching allocator, autograd, kernel selection and cuDNN's planning are the real ones, so memory figures, snapshots and
-``torch.OutOfMemoryError`` are too. Values are not: kernels write nothing, results are zeros or what was there before,
-and time means nothing. README.md beside this file says what is exact and what is assumed.
+``torch.OutOfMemoryError`` are too. Values are what the CPU's kernels compute: of small tensors, on which sizes depend,
+or with ``values="all"`` of every tensor, so that a program trains. Time means nothing. README.md beside this file says
+what is exact and what is assumed.
 
 This package imports no torch. See ``activate`` for child processes.
 """
 
 from __future__ import annotations
 
-from ._activate import activate, current, is_active
-from ._handle import AddressOrder, VirtualGPU
+from .activation import activate, can_compute_values, current, is_active
+from .handle import AddressOrder, Settings, Values, VirtualGPU
 
-__all__ = ["AddressOrder", "VirtualGPU", "activate", "current", "is_active"]
+__all__ = ["AddressOrder", "Settings", "Values", "VirtualGPU", "activate", "can_compute_values", "current", "is_active"]

@@ -1,9 +1,10 @@
-"""Builds the virtual GPU for the installed torch, once, into the user's cache. Knows compilers, headers and torch's
-libraries as files; imports no torch and configures no GPU.
+"""Builds the virtual GPU for the installed torch. Knows compilers, headers and torch's libraries as files; imports
+no torch, configures no GPU, and leaves to the cache where a build is kept.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -12,11 +13,13 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DeviceError
+from .cache import keep
 from .elf import imported_names
 
 NATIVE = Path(__file__).parent / "native"
@@ -38,6 +41,7 @@ _HEADERS = {
 }
 _FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-fPIC", "-pthread")
 _ASKED = "The virtual GPU was asked for"
+_BUILDING = "The virtual GPU was being built"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,8 @@ def find_torch() -> Torch:
             _ASKED, f"{sys.executable} has no torch", "It runs the real torch", "Install torch, its CUDA build"
         )
     folder = Path(spec.origin).parent
-    text = (folder / "version.py").read_text()
+    with _reading():
+        text = (folder / "version.py").read_text(errors="replace")
     match = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", text, re.MULTILINE)
     version = match[1] if match else "unknown"
     if not (folder / "lib" / "libtorch_cuda.so").exists():
@@ -89,45 +94,26 @@ def find_torch() -> Torch:
     return Torch(folder, version)
 
 
-def cache_folder() -> Path:
-    """Where builds are kept: ``$XDG_CACHE_HOME/vramkit``, else ``~/.cache/vramkit``."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "vramkit"
-
-
 def build(torch: Torch) -> Path:
     """The folder with the built libraries; builds them if they are not there.
 
-    A build happens in a folder of its own that is renamed when it is complete: of two processes that start at once,
-    both build, one wins, and both go on with a whole build.
-
     Raises:
-        DeviceError: no C compiler, no CUDA headers, the compiler failed, or the cache can't be written.
+        DeviceError: no C compiler, no CUDA headers, the compiler failed, a file of torch can't be read, the cache can't
+            be written, or others could have written what lies there.
     """
-    target = cache_folder() / f"virtual-gpu-{torch.version}-{platform.machine()}-{_key(torch)}"
-    if (target / LIBRARY).exists():
-        return target
+    with _reading():
+        name = f"virtual-gpu-{torch.version}-{platform.machine()}-{_key(torch)}"
+    return keep(name, (LIBRARY, *ALIASES), functools.partial(_compile, torch))
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))
+        yield
     except OSError as error:
         raise DeviceError(
-            _ASKED,
-            f"its cache folder {target.parent} can't be written ({error.strerror})",
-            instead="Set XDG_CACHE_HOME to a folder that can be",
+            _ASKED, f"a file of torch, of CUDA's headers or of vramkit can't be read: {error}", instead="Reinstall it"
         ) from error
-    try:
-        _compile(torch, scratch)
-        for source in scratch.glob("*.c"):
-            source.unlink()
-        try:
-            os.replace(scratch, target)
-        except OSError:
-            if not (target / LIBRARY).exists():  # not merely that another process was faster
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return target
 
 
 def _key(torch: Torch) -> str:
@@ -140,21 +126,31 @@ def _key(torch: Torch) -> str:
     return digest.hexdigest()[:16]
 
 
-def _compile(torch: Torch, scratch: Path) -> None:
+def _compile(torch: Torch, scratch: Path, into: Path) -> None:
     compiler = _compiler()
-    includes = _include_folders(torch)
+    with _reading():
+        includes = _include_folders(torch)
+        written = {"stubs.c": _stubs(torch, includes), "empty.c": "typedef int nothing;\n"}
+        sources = [str(path) for path in sorted(NATIVE.glob("*.c"))]
+    stubs, empty = (scratch / name for name in written)
+    for name, text in written.items():
+        (scratch / name).write_text(text)
     flags = [*_FLAGS, *(f"-I{folder}" for folder in includes), "-idirafter", str(NATIVE / "include")]
-    stubs = scratch / "stubs.c"
-    stubs.write_text(_stubs(torch, includes))
-    sources = [str(path) for path in sorted(NATIVE.glob("*.c"))]
-    library = scratch / LIBRARY
+    library = into / LIBRARY
     link = ("-shared", f"-Wl,-soname,{LIBRARY}", "-Wl,-Bsymbolic", "-ldl")
-    _run([*compiler, *flags, *sources, str(stubs), "-o", str(library), *link])
-    empty = scratch / "empty.c"
-    empty.write_text("typedef int nothing;\n")
+    run_compiler([*compiler, *flags, *sources, str(stubs), "-o", str(library), *link], scratch)
     for name in ALIASES:
         depends = ("-Wl,--no-as-needed", str(library), "-Wl,-rpath,$ORIGIN")
-        _run([*compiler, "-shared", "-fPIC", str(empty), "-o", str(scratch / name), f"-Wl,-soname,{name}", *depends])
+        run_compiler(
+            [*compiler, "-shared", "-fPIC", str(empty), "-o", str(into / name), f"-Wl,-soname,{name}", *depends],
+            scratch,
+        )
+    if missing := [name for name in (LIBRARY, *ALIASES) if not (into / name).is_file()]:
+        raise DeviceError(
+            _BUILDING,
+            f"the compiler {compiler[0]} ended well, but made no {missing[0]}",
+            instead="Name a C compiler in CC",
+        )
 
 
 def _compiler() -> list[str]:
@@ -208,11 +204,25 @@ def _stubs(torch: Torch, includes: list[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
+def run_compiler(command: list[str], scratch: Path) -> None:
+    """Run a compiler. Raises: DeviceError: it can't be started, or it failed; the text has what it said."""
+    surroundings = {**os.environ, "LC_ALL": "C", "TMPDIR": str(scratch)}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=surroundings)
+    except OSError as error:
         raise DeviceError(
-            "The virtual GPU was being built",
-            f"{command[0]} failed with status {done.returncode}:\n{done.stderr.strip()[-2000:]}\n",
-            instead="Please report this with the versions of torch and of the compiler",
-        )
+            _BUILDING,
+            f"the compiler {command[0]} can't be started ({error.strerror or error})",
+            instead="Name a C compiler in CC",
+        ) from error
+    if not done.returncode:
+        return
+    said = done.stderr.strip()[-2000:]
+    how = f"failed with status {done.returncode}"
+    instead = "Please report this with the versions of torch and of the compiler"
+    if done.returncode < 0:
+        how = f"was ended by signal {-done.returncode}"
+        instead = "Try again; if nobody ended it, look whether memory or a limit of this process ran out"
+    elif "No space left" in said or "File size limit" in said or "Disk quota" in said:
+        instead = "Make room on that disk, or set XDG_CACHE_HOME to a folder on another one"
+    raise DeviceError(_BUILDING, f"the compiler {command[0]} {how}" + (f":\n{said}\n" if said else ""), instead=instead)

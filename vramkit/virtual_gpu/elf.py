@@ -23,10 +23,11 @@ def imported_names(path: Path) -> set[str]:
     Returns:
         Names without their versions; none if the file is not an ELF file of 64 bit, little endian.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if data[:6] != b"\x7fELF\x02\x01":
+    with path.open("rb") as file:
+        if file.read(6) != b"\x7fELF\x02\x01":
             return set()
-        return {name.decode("ascii", "replace") for name in _undefined(data)}
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return {name.decode("ascii", "replace") for name in _undefined(data)}
 
 
 def _undefined(data: mmap.mmap) -> set[bytes]:

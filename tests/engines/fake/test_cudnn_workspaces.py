@@ -93,7 +93,8 @@ def test_separate_channels_that_lie_last_have_a_workspace_for_their_weight() -> 
     """Layers as in a ConvNeXt; with the channels first, torch's own kernel takes none."""
     code = """
     import torch
-    from vramkit.engines.fake.kernels.cudnn_workspaces import Problem, workspace
+    from vramkit.engines.fake.kernels.cudnn_choices import Problem
+    from vramkit.engines.fake.kernels.cudnn_workspaces import workspace
     result = []
     layers = (96, 56, "float32"), (192, 28, "float32"), (96, 56, "bfloat16"), (384, 14, "bfloat16")
     for channels, side, dtype in layers:
@@ -117,19 +118,19 @@ def test_separate_channels_that_lie_last_have_a_workspace_for_their_weight() -> 
 
 @pytest.mark.virtual_gpu
 @pytest.mark.parametrize(
-    ("gpu", "dtype", "last", "most"),
+    ("gpu", "dtype", "last", "limit"),
     [
         ("h100", torch.float32, False, 0.08), ("t4", torch.float32, False, 0.01),
         ("a100-80gb", torch.bfloat16, False, 0.12), ("b200", torch.bfloat16, True, 0.07),
     ],
 )  # fmt: skip
-def test_common_layers_want_what_the_planner_says(gpu: str, dtype: torch.dtype, last: bool, most: float) -> None:
+def test_common_layers_want_what_the_planner_says(gpu: str, dtype: torch.dtype, last: bool, limit: float) -> None:
     """Off by at most such a part of what is convolved."""
     problems, said, real = said_and_real(gpu, dtype, last=last)
 
     convolved = sum(each.input.nbytes + each.output.nbytes for each in problems) * len(WANTED)
-    assert sum(abs(one - other) for one, other in zip(said, real, strict=True)) < most * convolved
-    assert abs(sum(said) - sum(real)) < most / 2 * convolved
+    assert sum(abs(one - other) for one, other in zip(said, real, strict=True)) < limit * convolved
+    assert abs(sum(said) - sum(real)) < limit / 2 * convolved
 
 
 def test_without_tensor_float_a_weights_gradient_wants_nothing() -> None:

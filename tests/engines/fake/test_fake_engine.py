@@ -192,9 +192,13 @@ def deep_copied(batch: torch.Tensor) -> None:
 def test_storages_that_grow_bits_that_are_set_and_the_like_cost_what_they_cost(
     step: Callable[[torch.Tensor], None],
 ) -> None:
-    batch = torch.zeros(1024, 256)
+    model, batch = mlp(), torch.zeros(1024, 256)
 
-    real, run, recorder = imitated({"model": mlp(), "batch": batch, "step": step})
+    def with_the_model(batch: torch.Tensor) -> None:
+        model(batch[:, :64].to("cuda"))
+        step(batch)
+
+    real, run, recorder = imitated({"model": model, "batch": batch, "step": with_the_model})
 
     assert run.profile is not None
     assert differences(real.tape, run.profile.tape, recorder.operators) == {}
@@ -273,12 +277,11 @@ def test_margin_losses_of_which_torch_has_no_fakes_are_predicted_on_any_machine(
 
 def test_a_copy_of_a_model_takes_what_the_model_takes() -> None:
     model = mlp()
-    plain = fake(model, step=lambda batch: None)
 
     copying = fake(model, step=lambda batch: copy.deepcopy(model))
 
     held = sum(-(-tensor.nbytes // 512) * 512 for tensor in model.parameters())
-    assert copying.peak_allocated == plain.peak_allocated + held
+    assert copying.peak_allocated == 2 * held
 
 
 def test_a_default_device_counts_without_cuda_too() -> None:
@@ -303,28 +306,56 @@ def test_a_default_device_counts_without_cuda_too() -> None:
     assert with_it - without >= 4 << 20
 
 
+def functional() -> dict[str, Any]:
+    """A program with a gradient by a transform of ``torch.func``."""
+    model = mlp()
+
+    def step(batch: torch.Tensor) -> None:
+        assert torch.func.grad(lambda x: model(x).sum())(batch.to("cuda")).shape == batch.shape
+
+    return {"model": model, "batch": torch.zeros(512, 64), "step": step}
+
+
+def requests(estimate: vramkit.Profile | vramkit.Estimate) -> list[int]:
+    """Bytes of everything that was asked for. When a graph goes, the device's thread decides."""
+    return sorted(estimate.tape.allocations["requested"].tolist())
+
+
 @pytest.mark.virtual_gpu
 def test_a_graph_that_the_devices_thread_still_holds_is_waited_for() -> None:
-    model = mlp()
+    program = functional()
+    real = vramkit.estimate(**program, gpu="a100-80gb", engine="virtual", steps=1)
     stop = threading.Event()
     busy = [threading.Thread(target=lambda: [sum(range(10_000)) for _ in iter(stop.is_set, True)]) for _ in range(3)]
     for each in busy:
         each.start()
     try:
-        for _ in range(12):
-            fake(model, step=lambda batch: torch.func.grad(lambda x: model(x).sum())(batch.to("cuda")), steps=1)
+        found = [fake(**program, steps=1) for _ in range(12)]
     finally:
         stop.set()
         for each in busy:
             each.join()
 
+    for each in found:
+        assert (each.peak_allocated, each.peak_reserved) == (real.peak_allocated, real.peak_reserved)
+        assert requests(each) == requests(real)
+
+
+@pytest.mark.virtual_gpu
+def test_a_transform_of_a_function_asks_for_what_it_asks_for() -> None:
+    real, run, _ = imitated(functional())
+
+    assert run.profile is not None
+    assert requests(run.profile) == requests(real)
+
 
 def test_a_step_may_use_transforms_of_functions() -> None:
-    model = mlp()
+    estimate = fake(**functional())
 
-    estimate = fake(model, step=lambda batch: torch.func.grad(lambda x: model(x).sum())(batch.to("cuda")))
-
-    assert estimate.peak_allocated > 0
+    assert estimate.final.parameters == sum(each.nbytes for each in mlp().parameters())
+    assert estimate.peak.gradients == 0  # the gradient is the input's, which is no parameter
+    assert total(estimate, Category.WORKSPACE) == 2 * 8_519_680  # the backward multiplies, too
+    assert requests(estimate).count(512 * 64 * 4) == 3 * 2  # in each step the batch, and its gradient
 
 
 class OwnNet(nn.Module):

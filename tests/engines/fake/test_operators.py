@@ -25,7 +25,7 @@ def test_what_differs_is_told_with_the_operator_and_the_bound() -> None:
 
 @pytest.mark.virtual_gpu
 def test_torchs_samples_are_run_forward_and_backward(capsys: pytest.CaptureFixture[str]) -> None:
-    status = opcheck.main(["softmax", "--most", "3"])
+    status = opcheck.main(["softmax", "--samples", "3"])
 
     assert status == 0
     assert "calls are equal; 0 operators differ" in capsys.readouterr().out

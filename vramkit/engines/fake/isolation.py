@@ -5,6 +5,7 @@ Knows the process's own state and the parts of torch that look at tensors' class
 
 from __future__ import annotations
 
+import logging
 import random
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ from ...torch_internals.names import Place
 from . import in_place
 from .in_place import adding_in_place, one_hot_of
 from .overlay import beside_a_device, overlay
-from .overlay.patches import replace
+from .overlay.patches import put, running, runs_here
+from .random_numbers import random_numbers
 from .receiving import copied, swap
 from .recorder import Recorder
 from .value_access import as_numpy, formatted
@@ -29,18 +31,24 @@ from .value_access import as_numpy, formatted
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """As in a process of its own: no modes of the user's are on, and what a program sets is as it was afterwards."""
+    """As in a process of its own: no modes of the user's are on, and what a program sets is as it was afterwards.
+
+    Other threads may go on. What they share with the program all the same: torch's settings, where it changes some, and
+    the random numbers of Python and numpy, which begin again where they were.
+    """
     before = settings.read()
-    host, numbers, states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call] # torch's
+    host, numbers = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
+        stack.enter_context(running())
         stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # a copy of a scheduler warns that its optimizer is not the one it knew
+        # A copy of a scheduler warns that its optimizer is not the one it knew.
+        warnings.simplefilter("ignore", _WarningHere)
         stack.enter_context(dispatch.without_modes())
         stack.enter_context(_without_function_modes())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_without_autocast())
+        stack.enter_context(random_numbers())
         stack.enter_context(quick_collections(after_one=False))  # what is fake holds no memory
         try:
             yield
@@ -48,9 +56,15 @@ def apart() -> Iterator[None]:
             settings.apply(before)
             random.setstate(host)
             np.random.set_state(numbers)
-            torch.set_rng_state(states)
-            if on_cuda is not None:
-                torch.cuda.set_rng_state_all(on_cuda)
+
+
+class _Here(type):
+    def __subclasscheck__(cls, kind: type) -> bool:
+        return issubclass(kind, Warning) and runs_here()
+
+
+class _WarningHere(Warning, metaclass=_Here):
+    """Every warning, where a program runs: filters are those of all threads."""
 
 
 @contextmanager
@@ -87,8 +101,8 @@ def _without_autocast() -> Iterator[None]:
             torch.set_autocast_enabled(device, enabled)
 
 
-def _replace(stack: ExitStack, place: Place, value: object) -> None:
-    replace(stack, place.owner, place.name, value)
+def _put(stack: ExitStack, place: Place, value: object) -> None:
+    put(stack, place.owner, place.name, value)
 
 
 @contextmanager
@@ -101,27 +115,34 @@ def cuda_for_fakes(recorder: Recorder) -> Iterator[None]:
             if begins:
                 torch.cuda.empty_cache()
             stack.enter_context(beside_a_device(recorder.gpu))
-            replace(stack, in_place, "autograd_asks", True)
+            in_place.autograd_asks = True
+            stack.callback(setattr, in_place, "autograd_asks", False)
+            for name in ("manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state", "set_rng_state_all"):
+                put(stack, torch.cuda, name, lambda *args, **kwargs: None)  # nothing is drawn there
             if torch.cuda.get_device_capability() != recorder.gpu.capability:
                 found = torch.cuda.get_device_name()
                 recorder.remark(f"Kernels were chosen as on {found}, which is here, not as on {recorder.gpu.product}.")
         else:
             stack.enter_context(overlay(recorder.gpu))
             # To see what comes out of an operator without a fake kernel, torch would run it on the device.
-            _replace(stack, fakes.RUNS_WITHOUT_FAKES, lambda mode, operator: False)
+            _put(stack, fakes.RUNS_WITHOUT_FAKES, lambda mode, operator: False)
         # What fails is told as an error of ours, and not on stderr as well.
-        replace(stack, fakes.LOGGER, "disabled", True)
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        _replace(stack, fakes.BEGINS_CUDA, lambda device: None)
-        replace(stack, torch.utils, "swap_tensors", swap)
-        replace(stack, torch.cuda, "empty_cache", recorder.empty_cache)
-        _replace(stack, fakes.FOREACH_OF_OPTIMIZERS, [torch.Tensor, torch.nn.Parameter, FakeTensor])
-        _replace(stack, fakes.FOREACH, [torch.Tensor, FakeTensor])
+        fakes.LOGGER.addFilter(_is_elsewhere)
+        stack.callback(fakes.LOGGER.removeFilter, _is_elsewhere)
+        _put(stack, fakes.BEGINS_CUDA, lambda device: None)
+        put(stack, torch.utils, "swap_tensors", swap)
+        put(stack, torch.cuda, "empty_cache", recorder.empty_cache)
+        _put(stack, fakes.FOREACH_OF_OPTIMIZERS, [torch.Tensor, torch.nn.Parameter, FakeTensor])
+        _put(stack, fakes.FOREACH, [torch.Tensor, FakeTensor])
         for name in ("linear", "scaled_dot_product_attention"):
-            replace(stack, torch.nn.functional, name, adding_in_place(getattr(torch.nn.functional, name)))
-        replace(stack, torch.nn.functional, "one_hot", one_hot_of(torch.nn.functional.one_hot))
-        replace(stack, FakeTensor, "__deepcopy__", copied)
-        replace(stack, FakeTensor, "__format__", formatted)
-        replace(stack, FakeTensor, "numpy", as_numpy)
-        replace(stack, FakeTensor, "data_ptr", lambda tensor: recorder.data_ptr(tensor))
+            put(stack, torch.nn.functional, name, adding_in_place(getattr(torch.nn.functional, name)))
+        put(stack, torch.nn.functional, "one_hot", one_hot_of(torch.nn.functional.one_hot))
+        put(stack, FakeTensor, "__deepcopy__", copied)
+        put(stack, FakeTensor, "__format__", formatted)
+        put(stack, FakeTensor, "numpy", as_numpy)
+        put(stack, FakeTensor, "data_ptr", lambda tensor: recorder.data_ptr(tensor))
         yield
+
+
+def _is_elsewhere(record: logging.LogRecord) -> bool:
+    return not runs_here()

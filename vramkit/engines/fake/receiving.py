@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import cloudpickle  # type: ignore[import-untyped] # which has none
 import torch
 
 from ...programs.unpacking import Receiver
 from ...torch_internals import storages
 from ...torch_internals.fakes import FakeTensor, FakeTensorMode
+from .overlay.patches import put
 
-_CLASSES_BY_ID = "_DYNAMIC_CLASS_TRACKER_BY_ID"  # cloudpickle has no public name for it; without it, nothing is done
+_CLASSES_BY_ID = "_DYNAMIC_CLASS_TRACKER_BY_ID"  # cloudpickle has no public name for it
 
 
 def receiver_of(mode: FakeTensorMode) -> type[Receiver]:
@@ -38,16 +39,9 @@ def receiver_of(mode: FakeTensorMode) -> type[Receiver]:
 @contextmanager
 def classes_of_its_own() -> Iterator[None]:
     """A script's classes arrive as new ones: cloudpickle would take the user's, and set their methods anew."""
-    cloudpickle: Any = sys.modules.get("cloudpickle.cloudpickle")
-    known = getattr(cloudpickle, _CLASSES_BY_ID, None)
-    if known is None:
+    with ExitStack() as stack:
+        put(stack, cloudpickle.cloudpickle, _CLASSES_BY_ID, weakref.WeakValueDictionary())
         yield
-        return
-    setattr(cloudpickle, _CLASSES_BY_ID, weakref.WeakValueDictionary())
-    try:
-        yield
-    finally:
-        setattr(cloudpickle, _CLASSES_BY_ID, known)
 
 
 def move_to_cuda(tensor: torch.Tensor) -> None:

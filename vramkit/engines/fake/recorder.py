@@ -1,7 +1,7 @@
 """What a program on fake tensors asks of the device's allocator: a dispatch mode that serves it from a simulated one.
 
-Knows storages, when they are born and when they die. What a kernel takes beside its results, and the in-place forms of
-which fakes take another one, other files say.
+Knows storages, when they are born and when they die. What a kernel takes beside its results is in ``kernels/``, where a
+real tensor would be worked on in place in ``in_place.py``.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 
-from ...allocator import Block, CachingAllocator, SimulatedOutOfMemory
+from ...allocator import Block, DeviceCachingAllocator, SimulatedOutOfMemory
 from ...attribution.recording import NO_MODULE, Recording
-from ...gpus import GPU
+from ...gpus import GPU, cublas_workspace
 from ...profiling.hooks import Hooks
 from ...profiling.marks import Marks, padded
 from ...sizes import format_size
@@ -28,7 +28,9 @@ from ...torch_internals.storages import key_of
 from .in_place import CORRECTIONS, forget_device_questions, note_device_question, taken_apart
 from .kernels import check_types, rule_of
 from .kernels.call import Call
-from .result_cache import QuickFakes
+from .overlay.patches import by_thread
+from .random_numbers import draw
+from .result_cache import ResultCache
 
 _Storage = torch.UntypedStorage
 _DEVICE = torch.ops.prim.device.default
@@ -46,13 +48,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         detailed: keep the history, and lay down marks.
     """
 
-    def __init__(self, allocator: CachingAllocator, gpu: GPU, *, detailed: bool) -> None:
+    def __init__(self, allocator: DeviceCachingAllocator, gpu: GPU, *, detailed: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch's
         self.allocator = allocator
         self.gpu = gpu
         self.detailed = detailed
         self.marks = Marks(self._place)
-        self.hooks = Hooks(self.marks, self.locate)
+        self.hooks = Hooks(self.marks, self.locate, choose=by_thread)
+        self.run_on_host: Callable[..., Any] = draw
+        """Runs an operator of which nothing is fake."""
         self.operators: list[str] = []
         """The operator during which each event of the allocator's history happened, or after which."""
         self._operator = ""
@@ -60,15 +64,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         self._positions = [0]
         self._mark_of: list[int] = []
         self._sizes: list[int] = []
-        self._quick = QuickFakes()
+        self._results = ResultCache()
         self._lock = threading.RLock()
         self._busy = False
         self._waiting: list[Block] = []
         self.assumed: dict[str, int] = {}
-        """What is only a bound, and the most bytes that are in question at a moment."""
+        """What is only a bound, and how many bytes at most are in question at a moment."""
         self._remarks: dict[str, None] = {}
-        self.workspaces: set[tuple[str, bool]] = set()
-        """Library handles that have their workspace: of which library, and whether of the autograd thread."""
+        self.has_workspace = {False: False, True: False}
+        """Whether cuBLAS has its workspace: for the thread that runs forwards, and for the autograd thread."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -84,7 +88,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
             if kwargs.get("pin_memory"):
                 kwargs = {**kwargs, "pin_memory": False}  # that would ask a driver, and is the host's memory anyway
             with below_python():
-                return func(*args, **kwargs)
+                return self.run_on_host(func, args, kwargs)
         if func is _DEVICE:
             note_device_question(args[0])
             return args[0].device
@@ -103,21 +107,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         if correction is not None:
             func, args, kwargs = correction(func, args, kwargs)
         forget_device_questions(func)
-        check_types(func, args)
-        rule = rule_of(func)
-        if rule is None:
-            result = self.compute(func, args, kwargs)
-            self._see(result)
-            return result
-        call = Call(self, func, args, kwargs)
-        rule(call)
-        self._see(call.result)
-        return call.result
+        check_types(func, args, kwargs)
+        result = self.compute(func, args, kwargs)
+        found = rule_of(func)
+        if found is not None:
+            rule, bind = found
+            call = Call(self, func, result)
+            rule(call, *bind(args, kwargs))
+            result = call.result
+        self._see(result)
+        return result
 
     def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operator's result, without its memory."""
-        quick = self._quick.of_each if func.__name__.startswith("_foreach_") else self._quick
-        return quick(func, args, kwargs)
+        results = self._results.of_each if func.__name__.startswith("_foreach_") else self._results
+        return results(func, args, kwargs)
 
     def _see(self, value: Any) -> None:
         if isinstance(value, torch.Tensor):
@@ -181,6 +185,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
                 self._return_waiting()
             return block
 
+    def take_cublas_workspace(self, *, in_backward: bool) -> None:
+        """Take cuBLAS's workspace, unless the thread's handle has one; it is kept."""
+        if not self.has_workspace[in_backward]:
+            self.has_workspace[in_backward] = True
+            self.take(cublas_workspace(self.gpu))
+
     def give(self, block: Block | None) -> None:
         """Give a block back; storages die at any moment, also while another one is being served."""
         if block is None:
@@ -228,14 +238,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
 
     def notes(self) -> list[str]:
         """What the result assumes, in sentences."""
-        bounds = [f"{what}: up to {format_size(most)} at a moment." for what, most in self.assumed.items() if most]
+        bounds = [f"{what}: up to {format_size(size)} at a moment." for what, size in self.assumed.items() if size]
         return [*self._remarks, *bounds]
+
+    def assume(self, what: str, size: int) -> None:
+        """Say in the prediction's notes what is only a bound.
+
+        Args:
+            what: a sentence without its full stop.
+            size: bytes that are in question in one call of an operator.
+        """
+        self.assumed[what] = max(self.assumed.get(what, 0), size)
 
     def remark(self, note: str) -> None:
         """Say something in the prediction's notes, a sentence, once."""
         self._remarks[note] = None
 
-    def recording(self, alloc_conf: str, workspace_sizes: frozenset[int]) -> Recording:
+    def recording(self, alloc_conf: str) -> Recording:
         """Everything that was recorded."""
         columns = np.array(self.allocator.events[: len(self._mark_of)], np.int64).reshape(-1, 4)
         action, address, size, stream = columns.T
@@ -251,7 +270,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
             at_module=np.full(len(columns), NO_MODULE, np.int32),
             position=np.array(padded(self._positions, len(self.marks.kept) + 1), np.int64),
             alloc_conf=alloc_conf,
-            workspace_sizes=workspace_sizes,
+            workspace_sizes=frozenset({cublas_workspace(self.gpu)}),
             outside=self.gpu.context,
             capacity=self.gpu.memory,
         )

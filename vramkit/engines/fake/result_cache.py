@@ -63,7 +63,7 @@ class _Unknown(Exception):  # noqa: N818 - it only says that nothing is remember
     pass
 
 
-class QuickFakes:
+class ResultCache:
     """Calls operators on fakes, and makes the results itself where it has seen the like before."""
 
     def __init__(self) -> None:

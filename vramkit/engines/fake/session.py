@@ -14,8 +14,8 @@ from typing import Literal
 
 import torch
 
-from ... import __version__
-from ...allocator import AllocatorConf, CachingAllocator
+from ..._version import __version__
+from ...allocator import AllocatorConf, DeviceCachingAllocator
 from ...attribution.categories import attribute
 from ...errors import DeviceError, UsageError
 from ...gpus import GPU
@@ -24,11 +24,12 @@ from ...profiling.profiler import is_measuring
 from ...programs import settings
 from ...programs.batches import described
 from ...programs.failed import Failed
-from ...programs.failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, failure_of, more_telling, step_failed
+from ...programs.failures import StepTraceback, batch_moved, failure_of, more_telling, step_failed
 from ...programs.packing import Parcel, pack
 from ...programs.program import Program
 from ...programs.training import Training
 from ...programs.unpacking import Opened, unpack
+from ...programs.use import check_use
 from ...results.profile import Profile
 from ...torch_internals.fakes import (
     DataDependentOutputException,
@@ -39,10 +40,11 @@ from ...torch_internals.fakes import (
 from .. import Run
 from .in_place import counts_of_the_only_holder
 from .isolation import apart, cuda_for_fakes
-from .kernels.matmul import workspace_of
 from .overlay.backward import wait_for_the_device
+from .random_numbers import OwnDraws
 from .receiving import classes_of_its_own, move_to_cuda, receiver_of
 from .recorder import Recorder
+from .strangers import Strangers
 
 _COMPILED = (
     "What torch.compile would compile ran as it is written: fused kernels keep less, and compiling takes memory, too."
@@ -67,7 +69,7 @@ def open_session(program: Program, alloc_conf: str | None, *, instead_of: Device
     if instead_of is not None:
         why = " ".join(str(instead_of).split())
         notes = (f"The fake engine made this prediction. The virtual one, which is exact, can't be here: {why}",)
-    with apart():
+    with apart(), OwnDraws():  # type: ignore[no-untyped-call] # torch's
         parcel = pack(program, apart=True)
     return FakeSession(
         parcel,
@@ -120,14 +122,14 @@ class FakeSession:
             )
         with _lock:
             answer = self._attempt(gpu, batch_size, unlimited, detailed)
-            if isinstance(answer, Failed) and self._may_want_it_moved(answer):
+            if isinstance(answer, Failed) and answer.step and self._gives_batch and not self._move_batch:
                 self._move_batch = True
                 again = self._attempt(gpu, batch_size, unlimited, detailed)
                 if isinstance(again, Failed):
                     self._move_batch = False
                     answer = more_telling(answer, again)
                 else:
-                    self._notes, answer = (*self._notes, BATCH_MOVED), again
+                    self._notes, answer = (*self._notes, batch_moved(answer)), again
         if isinstance(answer, Failed):
             raise self._error(answer) from StepTraceback("on fake tensors", answer.traceback)
         ran_out, recorder = answer
@@ -138,37 +140,40 @@ class FakeSession:
             profile=self._profile(gpu, recorder) if detailed else None,
             notes=(*self._notes, *recorder.notes()),
         )
+        if self._gives_batch and run.profile is not None and not ran_out:
+            check_use(run.profile.tape, self._parcel.models)
         return run, recorder
-
-    def _may_want_it_moved(self, failure: Failed) -> bool:
-        return self._gives_batch and not self._move_batch and bool(OTHER_DEVICE.search(failure.text))
 
     def _attempt(self, gpu: GPU, batch_size: int, unlimited: bool, detailed: bool) -> tuple[bool, Recorder] | Failed:
         """Whether the program ran out of memory, and what it asked for; or how it failed."""
         capacity = None if unlimited else gpu.memory
-        allocator = CachingAllocator(capacity, self._conf, context=gpu.context, history=detailed)
+        allocator = DeviceCachingAllocator(capacity, self._conf, context=gpu.context, history=detailed)
         recorder = Recorder(allocator, gpu, detailed=detailed)
+        froze_itself = gc.get_freeze_count() > 0
         with apart():
+            strangers = Strangers(by_collector=not froze_itself)
             settings.apply(self._settings)
             counts_of_the_only_holder()
             mode = FakeTensorMode(allow_non_fake_inputs=True)
-            mode.cache_enabled = False  # it would hold storages; what it is for, `QuickFakes` does
+            mode.cache_enabled = False  # it would hold storages; what it is for, `ResultCache` does
             try:
-                with classes_of_its_own():
+                with classes_of_its_own(), OwnDraws():  # type: ignore[no-untyped-call] # torch's
                     opened = unpack(self._parcel.content, receiver_of(mode))
             except Exception as error:
                 return failure_of("unpack a copy of the program", error)
-            answer = self._train(opened, batch_size, mode, recorder)
+            answer = self._train(opened, batch_size, mode, recorder, strangers)
             del opened
             if recorder.lives():
                 wait_for_the_device()
                 gc.collect()
+        if strangers.refusal is not None:
+            raise strangers.refusal
         if recorder.lives() and not isinstance(answer, Failed):
             return Failed(doing="leave nothing behind", kind="", text=recorder.lives(), traceback="")
         return answer
 
     def _train(
-        self, opened: Opened, batch_size: int, mode: FakeTensorMode, recorder: Recorder
+        self, opened: Opened, batch_size: int, mode: FakeTensorMode, recorder: Recorder, strangers: Strangers
     ) -> tuple[bool, Recorder] | Failed:
         training = Training(opened.program, batch_size, self._move_batch)
         hooks = recorder.hooks if recorder.detailed else None
@@ -182,6 +187,8 @@ class FakeSession:
             hooks.add_optimizers(opened.program.optimizers)
         with ExitStack() as stack:
             stack.enter_context(cuda_for_fakes(recorder))
+            strangers.guard(stack, opened.owners)
+            recorder.run_on_host = strangers.run_on_host
             stack.enter_context(mode)
             stack.enter_context(recorder)
             if hooks is not None:
@@ -228,11 +235,11 @@ class FakeSession:
                 "Nothing says what this operator's results look like",
                 f"Describe it with torch.library.register_fake. {_VIRTUAL}",
             )
-        return step_failed(failure, self._called, by_name=self._parcel.by_name)
+        return step_failed(failure, self._called)
 
     def _profile(self, gpu: GPU, recorder: Recorder) -> Profile:
         marks = recorder.marks
-        recording = recorder.recording(self._conf_text, frozenset({workspace_of(gpu)}))
+        recording = recorder.recording(self._conf_text)
         return Profile(
             tape=attribute(recording, marks.kept, marks.scans, recorder.hooks.modules.described()),
             device_name=gpu.product,

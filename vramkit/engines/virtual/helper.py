@@ -1,6 +1,6 @@
 """The helper process: torch on the virtual GPU, imported once, and a fork for every run.
 
-Three generations. The *zygote* imports torch and waits. For each session it forks a process that opens the parcel, and
+Three generations. The *helper* imports torch and waits. For each session it forks a process that opens the parcel, and
 so imports what the user's objects need. That one forks a process for each run, in which CUDA begins: so a run finds
 what a fresh process finds, an allocator that has served nothing, for 30 ms instead of the 3 s of a real start.
 
@@ -12,22 +12,23 @@ from __future__ import annotations
 import gc
 import os
 import pickle
-import select
 import signal
 import socket
 import sys
 import traceback
 import warnings
 from contextlib import ExitStack, nullcontext, suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from ... import virtual_gpu
+from ...gpus import MAX_MEMORY
 from ...programs.failed import Failed
 from ...torch_internals import dynamo
-from ...virtual_gpu._activate import exchange
-from ...virtual_gpu._handle import MAX_MEMORY
+from ...virtual_gpu.activation import exchange
 from .. import Run
-from .messages import Ended, Open, Request, UsesCuda, read_all, receive, send, send_bytes
+from .messages import Ended, Open, Request, UsesCuda, send
 
 if TYPE_CHECKING:
     from ...programs.unpacking import Opened
@@ -35,24 +36,28 @@ if TYPE_CHECKING:
 IDLE = 300
 """Seconds after which a process that nobody asks anything ends. The other side starts a new one."""
 
-_MOST_EVENTS = 5_000_000
+_MAX_EVENTS = 5_000_000
 _OWN_VARIABLES = ("TRITON_LIBCUDA_PATH",)  # what activate() sets, for torch.compile
 
 
 def serve(control: int) -> None:
-    """Be the zygote. Called in a new process, before torch is imported.
+    """Be the helper. Called in a new process that has the virtual GPU, and whose garbage collector is off.
 
     Args:
-        control: descriptor of a socket. Each message on it is a byte with two descriptors: a socket for a session, and
+        control: descriptor of a socket. Each message on it is a byte with two descriptors: a pipe for a session, and
             a file for what is printed there.
     """
-    handle = virtual_gpu.activate()
+    handle = virtual_gpu.current()
+    assert handle is not None
     warnings.simplefilter("ignore")  # nobody reads them here
-    gc.disable()  # 20 % of the time that the imports take, and nothing to collect
     import torch
 
     from ...profiling import cuda, profiler
 
+    if handle.values is not None:
+        # Of a model only shapes are sent: computed from zeros, a loss may be infinite, and a scaler would never step.
+        handle.values.leave_out_floating_point()
+        handle.values.prepare()
     dynamo.keep_away()
     gc.enable()
     # A fork has only the thread that forked: pools of threads must not exist by then.
@@ -60,7 +65,7 @@ def serve(control: int) -> None:
     del profiler, cuda
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(fileno=control) as commands:
-        while _is_ready(commands):
+        while wait([commands], IDLE):
             message, descriptors, _, _ = socket.recv_fds(commands, 1, 2)
             if not message:
                 break
@@ -69,10 +74,6 @@ def serve(control: int) -> None:
                 _become_session(handle, *descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
-
-
-def _is_ready(source: socket.socket) -> bool:
-    return bool(select.select([source], [], [], IDLE)[0])
 
 
 # -- a session ---------------------------------------------------------------------------------------------------------
@@ -85,18 +86,18 @@ def _become_session(handle: virtual_gpu.VirtualGPU, connection: int, output: int
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.close(output)
-        with socket.socket(fileno=connection) as asked:
+        with Connection(connection) as asked:
             _session(handle, asked)
         status = 0
     except BaseException:
         traceback.print_exc()
     finally:
         _flush()
-        os._exit(status)  # whatever the zygote had registered for its own exit is not for this process
+        os._exit(status)  # whatever the helper had registered for its own exit is not for this process
 
 
-def _session(handle: virtual_gpu.VirtualGPU, asked: socket.socket) -> None:
-    opening: Open = receive(asked)
+def _session(handle: virtual_gpu.VirtualGPU, asked: Connection) -> None:
+    opening: Open = asked.recv()
     os.chdir(opening.folder)
     own = {name: os.environ[name] for name in _OWN_VARIABLES if name in os.environ}
     os.environ.clear()
@@ -121,9 +122,9 @@ def _session(handle: virtual_gpu.VirtualGPU, asked: socket.socket) -> None:
     send(asked, None)
     gc.collect()
     gc.freeze()  # the runs' collections need not look at what they share
-    while _is_ready(asked):
+    while asked.poll(IDLE):
         try:
-            request: Request = receive(asked)
+            request: Request = asked.recv()
         except EOFError:
             return
         _fork_run(handle, opened, request, asked)
@@ -139,40 +140,40 @@ def _unpacked(parcel: bytes) -> Opened | Failed:
         return failure_of("unpack the program in its own process", error)
 
 
-def _fork_run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Request, asked: socket.socket) -> None:
-    source, sink = os.pipe()
+def _fork_run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Request, asked: Connection) -> None:
+    source, sink = Pipe(duplex=False)
     child = os.fork()
     if child == 0:
-        os.close(source)
+        source.close()
         asked.close()
         os.setpgid(0, 0)  # with all that the step starts, which ends with it
         runner, status = os.getpid(), 1
 
         def let_go() -> None:
             if os.getppid() == runner:
-                os.close(sink)
+                sink.close()
 
-        # The answer is complete when all have closed the pipe, and that must not wait for what the step has forked.
+        # A run that ends without an answer shows by its end of the pipe, which what the step has forked must not hold.
         os.register_at_fork(after_in_child=let_go)
         try:
             content = pickle.dumps(_run(handle, opened, request), protocol=5)
             if os.getpid() == runner:  # else a fork has run the rest of the step, and the answer is not its to give
-                with open(sink, "wb") as file:
-                    file.write(bytes([dynamo.has_come()]))
-                    file.write(content)
+                sink.send(dynamo.has_come())
+                sink.send_bytes(content)
             status = 0
         except BaseException:
             traceback.print_exc()
         finally:
             _flush()
             os._exit(status)
-    os.close(sink)
+    sink.close()
     # An end of the connection means that the user's process has gone, or does not want the answer any more.
-    waited: list[Any] = [source, asked]
-    if source not in select.select(waited, [], [])[0]:
+    if source not in wait([source, asked]):
         os.kill(child, signal.SIGKILL)
-    content = read_all(source)
-    os.close(source)
+    wants_dynamo, content = False, b""
+    with source, suppress(EOFError, OSError):  # it ended before it had said all
+        wants_dynamo = source.recv()
+        content = source.recv_bytes()
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # its number stays its group's until it is waited for
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGTERM)  # which the tracker of shared memory ignores: it ends when it has cleaned up
@@ -180,8 +181,8 @@ def _fork_run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: R
     if status or not content:
         send(asked, Ended(status=status))
     else:
-        send_bytes(asked, memoryview(content)[1:])
-        if content[0]:
+        asked.send_bytes(content)
+        if wants_dynamo:
             dynamo.come()  # this program wants it, and the next run need not wait for it
 
 
@@ -222,7 +223,7 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
     with ExitStack() as stack:
         measuring: Any = nullcontext()
         if request.detailed:
-            measuring = profile(program.models, program.optimizers, device="cuda", max_events=_MOST_EVENTS)
+            measuring = profile(program.models, program.optimizers, device="cuda", max_events=_MAX_EVENTS)
         stack.enter_context(measuring)
         try:
             training.run(arrive, measuring.step if request.detailed else _nothing)

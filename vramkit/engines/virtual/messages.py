@@ -1,24 +1,19 @@
-"""What the process of the user and its helper say to each other, and how. Knows sockets and pickles; no torch."""
+"""What the process of the user and its helper say to each other. Knows the words and their pickles; knows no torch."""
 
 from __future__ import annotations
 
-import os
 import pickle
-import socket
-import struct
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing.connection import Connection
 
 from ...gpus import GPU
 from ...programs.failed import Failed
 from .. import Run
 
-_LENGTH = struct.Struct("!Q")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Open:
-    """Begin a session: the first thing that is said on its socket."""
+    """Begin a session: the first thing that is said on its pipe."""
 
     parcel: bytes
     """A program, by value."""
@@ -61,37 +56,7 @@ Answer = Run | Failed | UsesCuda | Ended | None
 """None: the session is open."""
 
 
-def send(to: socket.socket, message: object) -> None:
-    """Say something. Raises: OSError if nobody is there."""
-    send_bytes(to, pickle.dumps(message, protocol=5))
-
-
-def send_bytes(to: socket.socket, content: bytes | memoryview) -> None:
-    """Pass on what somebody else has pickled."""
-    to.sendall(_LENGTH.pack(len(content)))
-    to.sendall(content)
-
-
-def receive(source: socket.socket) -> Any:
-    """Wait for something. Raises: EOFError if nobody is there any more."""
-    (length,) = _LENGTH.unpack(_exactly(source, _LENGTH.size))
-    return pickle.loads(_exactly(source, length))
-
-
-def _exactly(source: socket.socket, size: int) -> bytearray:
-    content = bytearray(size)
-    view, got = memoryview(content), 0
-    while got < size:
-        count = source.recv_into(view[got:])
-        if not count:
-            raise EOFError("the other process has gone")
-        got += count
-    return content
-
-
-def read_all(descriptor: int) -> bytes:
-    """What comes through a pipe until it is closed."""
-    parts = []
-    while part := os.read(descriptor, 1 << 20):
-        parts.append(part)
-    return b"".join(parts)
+def send(to: Connection, message: object) -> None:
+    """Say something; ``recv()`` hears it. Raises: OSError if nobody is there."""
+    # Not to.send(message): its pickles are of an older protocol, which copies tables, and torch adds to its reducers.
+    to.send_bytes(pickle.dumps(message, protocol=5))

@@ -1,47 +1,52 @@
 """The virtual engine: the user's step, run for real on the virtual GPU in a helper process. The user's side of it.
 
-Knows how the helper is started, kept and spoken to. What runs there is in ``zygote.py``.
+Knows how the helper is started, kept and spoken to. What runs there is in ``helper.py``.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-import select
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import warnings
 import weakref
 from dataclasses import replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import IO, Literal
 
 from ...errors import DeviceError, UsageError
-from ...gpus import GPU
+from ...gpus import GPU, MAX_MEMORY
 from ...programs import settings
 from ...programs.batches import described
 from ...programs.failed import Failed
-from ...programs.failures import BATCH_MOVED, OTHER_DEVICE, StepTraceback, more_telling, step_failed
+from ...programs.failures import StepTraceback, batch_moved, more_telling, step_failed
 from ...programs.packing import Parcel, pack
 from ...programs.program import Program
+from ...programs.use import check_use
 from ...sizes import format_size
 from ...torch_internals.names import error_of
 from ...torch_internals.needs import missing_for
-from ...virtual_gpu._activate import ENVIRONMENT
-from ...virtual_gpu._handle import MAX_MEMORY
+from ...virtual_gpu.activation import ENVIRONMENT
 from ...virtual_gpu.build import ALIASES, LIBRARY, build, find_torch
 from .. import Run
-from .messages import Answer, Ended, Open, Request, UsesCuda, receive, send
+from .messages import Answer, Ended, Open, Request, UsesCuda, send
 
+# The virtual GPU comes before all that imports torch. Without the collector imports take 20 % less time, and there is
+# nothing to collect.
 _START = """
-import sys
+import gc, sys
+gc.disable()
 sys.path[:] = {path!r}
+from vramkit import virtual_gpu
+virtual_gpu.activate()
 from vramkit.engines.virtual.helper import serve
 serve({control})
 """
-_MOST_CARDS = 3  # whose processes are kept
+_MAX_CARDS = 3  # whose processes are kept
 PATIENCE = 60.0
 """Seconds after which a run that has not ended is spoken of."""
 
@@ -69,7 +74,16 @@ def open_session(program: Program, alloc_conf: str | None) -> VirtualSession:
     """
     if (missing := why_not()) is not None:
         raise missing
-    _helper()  # it imports torch while the program is packed
+    try:
+        os.getcwd()  # where the step runs
+        _helper()  # it imports torch while the program is packed
+    except OSError as error:
+        raise DeviceError(
+            "vramkit.estimate was to start a helper process",
+            f"the system refused: {error}",
+            instead="Run from a folder that exists, and look whether processes, files or memory of this user ran out; "
+            'or pass engine="fake", which needs no other process',
+        ) from error
     return VirtualSession(
         pack(program), gives_batch=program.step is not None, called=described(program.batch), alloc_conf=alloc_conf
     )
@@ -117,27 +131,24 @@ class VirtualSession:
                 batch_size=batch_size, unlimited=unlimited, detailed=detailed, move_batch=self._move_batch
             )
             answer = self._ask(gpu, request)
-            if isinstance(answer, Failed) and self._may_want_it_moved(answer):
+            if isinstance(answer, Failed) and answer.step and self._gives_batch and not self._move_batch:
                 again = self._ask(gpu, replace(request, move_batch=True))
                 if isinstance(again, Run):
-                    self._move_batch, self._notes = True, (*self._notes, BATCH_MOVED)
+                    self._move_batch, self._notes = True, (*self._notes, batch_moved(answer))
                     answer = again
                 elif isinstance(again, Failed):
                     answer = more_telling(answer, again)
         if isinstance(answer, Failed):
-            raise step_failed(answer, self._called, by_name=self._parcel.by_name) from StepTraceback(
-                "in the helper process", answer.traceback
-            )
+            raise step_failed(answer, self._called) from StepTraceback("in the helper process", answer.traceback)
+        if self._gives_batch and answer.profile is not None and not answer.ran_out:
+            check_use(answer.profile.tape, self._parcel.models)
         return replace(answer, notes=(*answer.notes, *self._notes))
-
-    def _may_want_it_moved(self, failure: Failed) -> bool:
-        return self._gives_batch and not self._move_batch and bool(OTHER_DEVICE.search(failure.text))
 
     def _open(self, gpu: GPU) -> Open:
         return Open(gpu=gpu, unpack_late=self._unpack_late, **self._opening)  # type: ignore[arg-type] # by their names
 
     def _ask(self, gpu: GPU, request: Request) -> Run | Failed:
-        if self._owner != os.getpid():  # a fork: two processes on one socket would get each other's answers
+        if self._owner != os.getpid():  # a fork: two processes on one pipe would get each other's answers
             self._connections, self._owner = {}, os.getpid()
         for is_second in (False, True):
             connection = self._connections.pop(gpu, None)
@@ -151,7 +162,7 @@ class VirtualSession:
                         refusal = connection.ask(self._open(gpu))
                     if isinstance(refusal, Failed):
                         return refusal
-                    while len(self._connections) >= _MOST_CARDS:
+                    while len(self._connections) >= _MAX_CARDS:
                         del self._connections[next(iter(self._connections))]
                 answer = connection.ask(request)
                 self._connections[gpu] = connection
@@ -200,12 +211,12 @@ def _died(answer: Ended, connection: _Connection | None) -> DeviceError:
 
 
 class _Connection:
-    """A session's socket, and the file that its output goes to."""
+    """A session's end of a pipe, and the file that its output goes to."""
 
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair()
-        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as what writes into it
-        weakref.finalize(self, _close, self._socket, self._output)
+        self._pipe, theirs = Pipe()
+        self._output = _file_in_memory()
+        weakref.finalize(self, _close, self._pipe, self._output)
         with theirs:
             _helper().fork(theirs, self._output)
 
@@ -215,38 +226,37 @@ class _Connection:
         Warns:
             UserWarning: a run takes long.
         """
-        send(self._socket, message)
+        send(self._pipe, message)
         try:
-            if isinstance(message, Request) and not self._answers_within(PATIENCE):
+            if isinstance(message, Request) and not self._pipe.poll(PATIENCE):
                 warnings.warn(
                     f"The training step has been running for {PATIENCE:.0f} s on the virtual GPU. Kernels compute "
                     "nothing there, so a loop that waits for a value on the device does not end: give it a number of "
                     "rounds. Ctrl-C stops the run",
                     stacklevel=2,
                 )
-            answer: Answer = receive(self._socket)
+            answer: Answer = self._pipe.recv()
         except BaseException:
-            self._socket.close()  # interrupted: nobody waits for that answer any more, and the run is stopped
+            self._pipe.close()  # interrupted: nobody waits for that answer any more, and the run is stopped
             raise
         return answer
-
-    def _answers_within(self, seconds: float) -> bool:
-        poll = select.poll()  # unlike select() it takes descriptors of any number
-        poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(1000 * seconds))
 
     def tail(self) -> str:
         """The end of what the session printed; of what its helper did, where there was no session."""
         return _tail(self._output) or (_tail(_current.output) if _current is not None else "")
 
 
-def _tail(output: IO[bytes], most: int = 2000) -> str:
+def _file_in_memory() -> IO[bytes]:
+    return open(os.memfd_create("vramkit"), "r+b")  # no disk is full, and no folder missing, where it is
+
+
+def _tail(output: IO[bytes], limit: int = 2000) -> str:
     size = output.seek(0, os.SEEK_END)
-    output.seek(max(0, size - most))
+    output.seek(max(0, size - limit))
     return output.read().decode(errors="replace").strip()
 
 
-def _close(connection: socket.socket, output: IO[bytes]) -> None:
+def _close(connection: Connection, output: IO[bytes]) -> None:
     connection.close()
     output.close()
 
@@ -259,23 +269,28 @@ class _Helper:
         self._control, theirs = socket.socketpair()
         with theirs:
             code = _START.format(path=sys.path, control=theirs.fileno())
-            self.output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as what writes into it
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=subprocess.DEVNULL,
-                stdout=self.output,
-                stderr=self.output,
-                env=_environment(None),
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the user's process, which ends what it had asked for
-            )
+            self.output = _file_in_memory()
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", code],
+                    stdin=subprocess.DEVNULL,
+                    stdout=self.output,
+                    stderr=self.output,
+                    env=_environment(None),
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # Ctrl-C is for the user's process, which ends what it had asked for
+                )
+            except BaseException:
+                self._control.close()
+                self.output.close()
+                raise
 
     @property
     def is_alive(self) -> bool:
         return self.owner == os.getpid() and self._process.poll() is None
 
-    def fork(self, connection: socket.socket, output: IO[bytes]) -> None:
-        """Let a session begin on a socket. Raises: OSError if the process has ended."""
+    def fork(self, connection: Connection, output: IO[bytes]) -> None:
+        """Let a session begin at the other end of a pipe. Raises: OSError if the process has ended."""
         socket.send_fds(self._control, [b"s"], [connection.fileno(), output.fileno()])
 
     def close(self) -> None:

@@ -16,7 +16,7 @@
  * segments reserve 9/8 of the device for each pool. */
 #define FIRST_BASE  ((uintptr_t)0x100000000000)
 #define ALL_MALLOCS (16 * TIB)
-#define MOST_MEMORY (4 * TIB) /* of one device */
+#define MAX_MEMORY  (4 * TIB) /* of one device */
 
 struct arena {
   uintptr_t start;
@@ -82,21 +82,31 @@ static void leave(struct range *range) {
 
 static size_t malloc_room(void) {
   size_t share = ALL_MALLOCS / (size_t)(settings.installed ? settings.installed : 1);
-  return share < MOST_MEMORY ? share / GRANULE * GRANULE : MOST_MEMORY;
+  return share < MAX_MEMORY ? share / GRANULE * GRANULE : MAX_MEMORY;
 }
 
 static size_t reserve_room(void) { return 3 * malloc_room(); }
 
 static uintptr_t base_of(int board) { return FIRST_BASE + (size_t)board * (malloc_room() + reserve_room()); }
 
+static void *reserve(uintptr_t wanted, size_t size) {
+  return mmap((void *)wanted, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+}
+
 static bool open_arena(struct arena *arena, uintptr_t wanted, size_t room) {
   if (arena->start) return true;
   /* Where address space is limited (ulimit -v), a smaller stretch has to do. */
   for (; room >= GIB; room /= 2) {
-    void *raw = mmap((void *)wanted, room + GRANULE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    /* Not a page more than its own: the neighbour's first page would be taken, and Linux would put it anywhere. */
+    size_t size = room;
+    void *raw = reserve(wanted, size);
+    if (raw != MAP_FAILED && (uintptr_t)raw % GRANULE) { /* somebody is there: anywhere, then, and aligned by hand */
+      munmap(raw, size);
+      raw = reserve(0, size += GRANULE);
+    }
     if (raw == MAP_FAILED) continue;
-    madvise(raw, room + GRANULE, MADV_NOHUGEPAGE); /* one byte copied in must not commit 2 MiB */
-    madvise(raw, room + GRANULE, MADV_DONTDUMP);
+    madvise(raw, size, MADV_NOHUGEPAGE); /* one byte copied in must not commit 2 MiB */
+    madvise(raw, size, MADV_DONTDUMP);
     *arena = (struct arena){ROUND_UP((uintptr_t)raw, GRANULE), room};
     return true;
   }
@@ -230,7 +240,7 @@ void *address_reserve(int device, size_t size) {
   struct arena *arena = &reserve_arena[board];
   uintptr_t start = 0;
   pthread_mutex_lock(&lock);
-  if (size <= reserve_room() && open_arena(arena, base_of(board) + malloc_room(), reserve_room() - GRANULE))
+  if (size <= reserve_room() && open_arena(arena, base_of(board) + malloc_room(), reserve_room()))
     start = place(arena, ROUND_UP(size, GRANULE));
   if (start && !enter((struct range){start, size, RESERVED_ADDRESSES, device})) start = 0;
   pthread_mutex_unlock(&lock);

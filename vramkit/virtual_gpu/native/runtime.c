@@ -55,11 +55,13 @@ bool device_choose(int device) {
 
 cudaError_t cudaGetDeviceCount(int *count) {
   configure();
+  used();
   *count = settings.devices;
   return settings.devices ? cudaSuccess : fail(cudaErrorNoDevice);
 }
 cudaError_t cudaGetDevice(int *device) {
   configure();
+  thread_seen();
   *device = current;
   return settings.devices ? cudaSuccess : fail(cudaErrorNoDevice);
 }
@@ -247,9 +249,11 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *out, const vo
 static cudaError_t copy(void *to, const void *from, size_t size) {
   struct range range;
   configure();
-  bool kept = size <= settings.copy_limit || !range_find(to, &range) || range.kind == HOST_MEMORY ||
-              range.kind == REGISTERED_MEMORY;
+  bool to_device = range_find(to, &range) && range.kind != HOST_MEMORY && range.kind != REGISTERED_MEMORY;
+  if (!to_device && answered(to, size)) return cudaSuccess;
+  bool kept = !to_device || (size <= settings.copy_limit && !holds());
   if (kept && size) memmove(to, from, size);
+  if (kept && to_device) note_copy(to);
   return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind UNUSED) {
@@ -271,7 +275,7 @@ cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_
 }
 cudaError_t cudaMemset(void *at, int value, size_t size) {
   configure();
-  if (size && size <= settings.copy_limit) memset(at, value, size);
+  if (size && size <= settings.copy_limit && !holds()) memset(at, value, size);
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *at, int value, size_t size, cudaStream_t stream UNUSED) {

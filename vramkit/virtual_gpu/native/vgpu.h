@@ -79,6 +79,14 @@ int device_current(void);
 bool device_choose(int device);
 int device_attribute(int name, int device);
 
+/* ---- values.c */
+
+void used(void);                        /* CUDA was asked for its devices */
+void thread_seen(void);                 /* this thread asked for its device */
+bool holds(void);                       /* this thread's copies to a device do nothing */
+bool answered(void *to, size_t size);   /* a copy to the host that is delivered from elsewhere */
+void note_copy(const void *at);         /* bytes went to a device */
+
 /* ---- kernels.c */
 
 cudaError_t launched(void);

@@ -1,4 +1,4 @@
-"""What CUDA's kernels take beside their results, and in which order: a table of rules, filled by one file a family.
+"""What CUDA's kernels take beside their results, and in which order: a table of rules, one file for each family.
 
 Every rule was found by holding fakes against the virtual GPU (``vramkit.devtools.tapediff``).
 """
@@ -22,7 +22,7 @@ from . import (
     sorting,
 )
 from .dtype_checks import check_types
-from .registry import RULES, Rule, rule_of
+from .registry import RULES, rule_of
 
 FAMILIES = (
     attention,
@@ -31,15 +31,15 @@ FAMILIES = (
     elementwise,
     indexing,
     losses,
-    normalization,
     matmul,
+    normalization,
+    pooling,
     recurrent,
     reductions,
     sampling,
     scans,
     sorting,
-    pooling,
 )
 """The files that fill the table."""
 
-__all__ = ["FAMILIES", "RULES", "Rule", "check_types", "rule_of"]
+__all__ = ["FAMILIES", "RULES", "check_types", "rule_of"]

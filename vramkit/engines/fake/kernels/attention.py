@@ -8,6 +8,7 @@ import torch
 
 from ....gpus import GPU
 from ....torch_internals.versions import SINCE_2_14
+from .arithmetic import ceil_div, round_up
 from .call import Call
 from .copies import copies
 from .registry import rule
@@ -15,19 +16,15 @@ from .registry import rule
 aten = torch.ops.aten
 
 
-def _up(number: int, divisor: int) -> int:
-    return -(-number // divisor)
-
-
 @rule(aten._scaled_dot_product_flash_attention)
-def flash_forward(call: Call) -> None:
+def flash_forward(call: Call, query: torch.Tensor, key: torch.Tensor, dropout_p: float) -> None:
     """Output and logsumexp, those of each part where a query's keys are split among blocks, seed and offset."""
-    query, key = call.args[:2]
-    drops = call.argument(3, "dropout_p", 0.0) > 0
+    drops = dropout_p > 0
     batch, heads, length, width = query.shape
     if length == 1 and not drops:  # the heads that share a key become queries of one head
         length, heads = heads // key.shape[1], key.shape[1]
-    parts = 1 if drops else _parts(batch * heads * _up(length, 64), key.shape[2], width, call.gpu.multiprocessors)
+    blocks = batch * heads * ceil_div(length, 64)
+    parts = 1 if drops else _parts(blocks, key.shape[2], width, call.gpu.multiprocessors)
     call.output(0)
     call.output(1)
     rows = 4 * parts * batch * heads * length
@@ -38,7 +35,7 @@ def flash_forward(call: Call) -> None:
 
 
 def _rounded(width: int) -> int:
-    return _up(width, 32) * 32 if width <= 192 else 256
+    return round_up(width, 32) if width <= 192 else 256
 
 
 def _parts(blocks: int, keys: int, width: int, multiprocessors: int) -> int:
@@ -53,10 +50,10 @@ def _parts(blocks: int, keys: int, width: int, multiprocessors: int) -> int:
     room = 2 * multiprocessors
     if blocks >= 0.8 * room:
         return 1
-    tiles = _up(keys, 256 if width <= 64 else 128 if width <= 128 else 64)
+    tiles = ceil_div(keys, 256 if width <= 64 else 128 if width <= 128 else 64)
     efficiencies = {}
     for parts in range(1, min(128, room, tiles) + 1):
-        if parts == 1 or _up(tiles, parts) != _up(tiles, parts - 1):
+        if parts == 1 or ceil_div(tiles, parts) != ceil_div(tiles, parts - 1):
             waves = blocks * parts / room
             efficiencies[parts] = waves / math.ceil(waves)
     best = max(efficiencies.values(), default=0.0)
@@ -64,15 +61,16 @@ def _parts(blocks: int, keys: int, width: int, multiprocessors: int) -> int:
 
 
 @rule(aten._scaled_dot_product_flash_attention_backward)
-def flash_backward(call: Call) -> None:
+def flash_backward(
+    call: Call, grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, out: torch.Tensor
+) -> None:
     """Copies, the gradients, row sums of output times gradient, the query's gradient in single precision.
 
     Where queries share keys, each has gradients of them first.
     """
-    gradient, query, key, _, out = call.args[:5]
     batch, heads, length, width = query.shape
-    rows = batch * heads * _up(length, 128) * 128
-    with call.holding(*copies(gradient.transpose(1, 2), out.transpose(1, 2))):
+    rows = batch * heads * round_up(length, 128)
+    with call.holding(*copies(grad_out.transpose(1, 2), out.transpose(1, 2))):
         for index in range(3):
             call.output(index)
         own = batch * heads * key.shape[2] * width * key.element_size()
@@ -81,9 +79,9 @@ def flash_backward(call: Call) -> None:
 
 
 @rule(aten._scaled_dot_product_efficient_attention)
-def efficient_forward(call: Call) -> None:
+def efficient_forward(call: Call, dropout_p: float) -> None:
     """Seed and offset first, then output and logsumexp. Where the first two have values, they are on the host."""
-    drops = call.argument(5, "dropout_p", 0.0) > 0
+    drops = dropout_p > 0
     for index in (2, 3):
         # Without dropout, seed and offset are two empty scalars on the device; before 2.14 they were on the host.
         call.output(index, 0 if drops or not SINCE_2_14 else None)
@@ -95,18 +93,19 @@ def efficient_forward(call: Call) -> None:
 
 
 @rule(aten._scaled_dot_product_efficient_attention_backward)
-def efficient_backward(call: Call) -> None:
+def efficient_backward(
+    call: Call, grad_out_: torch.Tensor, query: torch.Tensor, key: torch.Tensor, out: torch.Tensor
+) -> None:
     """The gradients, the row sums of output times gradient, and the kernel's workspace."""
-    gradient, query, key, out = call.args[0], call.args[1], call.args[2], call.args[5]
     batch, heads, length, width = query.shape
-    own = [call.take(size) for size in copies(gradient.transpose(1, 2))]
+    own = [call.take(size) for size in copies(grad_out_.transpose(1, 2))]
     for index in range(4):
         call.output(index)
     if heads != key.shape[1]:
         own += [call.take(batch * heads * key.shape[2] * width * key.element_size()) for _ in range(2)]
     sums = batch * heads * length * 4
     if query.dtype == torch.float32:
-        product = call.take(out.numel() * 4)
+        product = call.take(out.nbytes)
         delta = call.take(sums)
         if heads > 1 and length > 1:  # they come out in another order than the kernel reads them in
             copy = call.take(sums)
@@ -128,26 +127,25 @@ def safe_softmax(call: Call) -> None:
 
 
 @rule(aten._scaled_dot_product_cudnn_attention)
-def cudnn_forward(call: Call) -> None:
+def cudnn_forward(call: Call, query: torch.Tensor, compute_log_sumexp: bool) -> None:
     """Seed and offset, output and, where a backward needs it, logsumexp, the plan's workspace."""
     for index in (6, 7, 0):
         call.output(index)
-    call.output(1, None if call.argument(4, "compute_log_sumexp") else 0)
-    call.touch(*[256] * (call.gpu.capability[0] == 9 and call.args[0].shape[2] > 1))
+    call.output(1, None if compute_log_sumexp else 0)
+    call.touch(*[256] * (call.gpu.capability[0] == 9 and query.shape[2] > 1))
 
 
 @rule(aten._scaled_dot_product_cudnn_attention_backward)
-def cudnn_backward(call: Call) -> None:
+def cudnn_backward(call: Call, query: torch.Tensor, key: torch.Tensor) -> None:
     """The gradients, and the plan's workspace: the query's gradient in single precision, and sums of its rows.
 
     Where queries share keys, each has gradients of them first. Held against cuDNN 9.24 for capability 9.0.
     """
     for index in range(3):
         call.output(index)
-    query, key = call.args[1:3]
-    size, rows = 2 * query.numel() * query.element_size(), 4 * math.prod(query.shape[:3])
+    size, rows = 2 * query.nbytes, 4 * math.prod(query.shape[:3])
     if call.gpu.capability[0] == 9:
-        apart = query.shape[1] * key.numel() // key.shape[1] * key.element_size()
+        apart = query.shape[1] * key.nbytes // key.shape[1]
         call.touch(size + rows + 256 + 2 * apart * (query.shape[1] != key.shape[1]))
     else:
         call.touch(2 * size + rows + 128)
@@ -155,9 +153,9 @@ def cudnn_backward(call: Call) -> None:
 
 
 @rule(aten._nested_tensor_from_mask_left_aligned)
-def left_aligned(call: Call) -> None:
+def left_aligned(call: Call, mask: torch.Tensor) -> None:
     """The mask with a column more, as numbers, where its first zero is; running sums of it; whether they agree."""
-    count, length = call.args[1].shape
+    count, length = mask.shape
     joined = count * (length + 1)
     with call.holding(count):
         parts = call.take(joined), call.take(4 * joined)
@@ -186,5 +184,5 @@ def _backward_workspace(length: int, keys: int, width: int, dtype: torch.dtype, 
         sums = True
     elif width > 64 and (half or has_room):
         rows, columns = (128, 128) if half and has_room and width <= 128 else (128, 64)
-    tiles = _up(length, rows) * _up(width, columns) * (16 + 4 * rows * columns)
-    return tiles + (2 * 4 * _up(keys, 64) * 64 * _up(width, 128) * 128 if sums else 0)
+    tiles = ceil_div(length, rows) * ceil_div(width, columns) * (16 + 4 * rows * columns)
+    return tiles + (2 * 4 * round_up(keys, 64) * round_up(width, 128) if sums else 0)

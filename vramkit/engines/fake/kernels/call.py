@@ -1,22 +1,44 @@
 """One call of an operator on fake tensors, as a rule for its kernel sees it.
 
-Knows what can be told of it, and no rule.
+Knows what a rule may ask of the recorder. Its arguments a rule gets by their names (``arguments.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any, Protocol
 
 import torch
 
+from ....allocator import Block
+from ....gpus import GPU
 from ....torch_internals.autograd import graph_task
 
-if TYPE_CHECKING:
-    from ....allocator import Block
-    from ....gpus import GPU
-    from ..recorder import Recorder
+
+class KernelRecorder(Protocol):
+    """What a rule may ask of the recorder, by way of its `Call`."""
+
+    @property
+    def gpu(self) -> GPU:
+        """The card, whose kernels are imitated."""
+
+    def meet(self, tensor: torch.Tensor, size: int | None = None) -> None:
+        """Give a tensor's storage a block, unless it has one."""
+
+    def take(self, size: int) -> Block | None:
+        """A block of the device. Raises: torch.OutOfMemoryError."""
+
+    def give(self, block: Block | None) -> None:
+        """Give a block back."""
+
+    def assume(self, what: str, size: int) -> None:
+        """Say in the prediction's notes what is only a bound."""
+
+    def remark(self, note: str) -> None:
+        """Say something in the prediction's notes."""
+
+    def take_cublas_workspace(self, *, in_backward: bool) -> None:
+        """Take a workspace, unless the thread's handle has one."""
 
 
 class Call:
@@ -26,12 +48,15 @@ class Call:
     `take` and `give`. Results that a rule does not name come after it, in their order.
     """
 
-    def __init__(self, recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, recorder: KernelRecorder, func: Any, result: Any) -> None:
         self._recorder = recorder
-        self.func = func
-        self.args = args
-        self.kwargs = kwargs
-        self.result = recorder.compute(func, args, kwargs)
+        self._func = func
+        self.result = result
+
+    @property
+    def operator(self) -> Any:
+        """The operator, without its overload."""
+        return self._func.overloadpacket
 
     @property
     def gpu(self) -> GPU:
@@ -42,10 +67,6 @@ class Call:
     def in_backward(self) -> bool:
         """Whether the autograd thread runs it."""
         return graph_task() >= 0
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument, by its position or its name."""
-        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
     def output(self, index: int = 0, size: int | None = None) -> None:
         """Take the memory of a result.
@@ -71,12 +92,9 @@ class Call:
         for block in blocks:
             self._recorder.give(block)
 
-    @contextmanager
-    def holding(self, *sizes: int) -> Iterator[None]:
-        """Take memory, and give it back at the end, the last first."""
-        blocks = [self.take(size) for size in sizes]
-        yield
-        self.give(*reversed(blocks))
+    def holding(self, *sizes: int) -> _Holding:
+        """Take memory, and give it back at the end of a ``with``, the last first."""
+        return _Holding(self._recorder, sizes)
 
     def touch(self, *sizes: int) -> None:
         """Take memory and give it back at once."""
@@ -84,27 +102,45 @@ class Call:
             self.give(self.take(size))
 
     def touch_together(self, *sizes: int) -> None:
-        """Take memory, and give it all back."""
+        """Take memory, and give it all back, the last first."""
         with self.holding(*sizes):
             pass
 
-    def assume(self, what: str, most: int) -> None:
+    def cublas_workspace(self) -> None:
+        """Take cuBLAS's workspace, unless this thread's handle has it; it is kept."""
+        self._recorder.take_cublas_workspace(in_backward=self.in_backward)
+
+    def assume(self, what: str, size: int) -> None:
         """Say in the prediction's notes what is only a bound.
 
         Args:
             what: a sentence without its full stop.
-            most: bytes that are in question in this call.
+            size: bytes that are in question in this call.
         """
-        notes = self._recorder.assumed
-        notes[what] = max(notes.get(what, 0), most)
+        self._recorder.assume(what, size)
 
     def remark(self, note: str) -> None:
         """Say something in the prediction's notes, a sentence."""
         self._recorder.remark(note)
 
-    def workspace(self, library: str, size: int) -> None:
-        """Take a library's workspace, unless this thread's handle has it; it is kept."""
-        key = library, self.in_backward
-        if key not in self._recorder.workspaces:
-            self._recorder.workspaces.add(key)
-            self.take(size)
+
+class _Holding:
+    """A class, because every product has one, and ``contextlib.contextmanager`` takes three times as long."""
+
+    __slots__ = ("_blocks", "_recorder", "_sizes")
+
+    def __init__(self, recorder: KernelRecorder, sizes: tuple[int, ...]) -> None:
+        self._recorder = recorder
+        self._sizes = sizes
+        self._blocks: list[Block | None] = []
+
+    def __enter__(self) -> None:
+        for size in self._sizes:
+            self._blocks.append(self._recorder.take(size))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:  # out of memory: the program has ended, and its report shows what was held
+            for block in reversed(self._blocks):
+                self._recorder.give(block)

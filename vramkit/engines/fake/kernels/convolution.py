@@ -1,19 +1,18 @@
 """Convolutions: what torch takes around cuDNN's workspaces, and what its own kernels take where cuDNN has none.
 
-How large those workspaces are: workspaces.py.
+How large those workspaces are: ``cudnn_workspaces.py``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from .call import Call
 from .cudnn_choices import Problem, Wanted
 from .cudnn_workspaces import workspace
-from .matmul import workspace_of
 from .reductions import buffers
 from .registry import rule
 
@@ -42,7 +41,7 @@ class _Convolution:
     def copy_of(self, tensor: torch.Tensor) -> list[int]:
         """Bytes of the copy that torch makes of a tensor in another order than the kernel's."""
         ready = tensor.is_contiguous(memory_format=self._last) if self._is_last else tensor.is_contiguous()
-        return [] if ready else [tensor.numel() * tensor.element_size()]
+        return [] if ready else [tensor.nbytes]
 
     def take(self, call: Call, wanted: Wanted) -> None:
         """Take what a kernel wants beside its result, and give it back."""
@@ -50,7 +49,7 @@ class _Convolution:
             return
         if not _has_cudnn(self._problem.input, call):
             with call.holding(self._columns(wanted)):
-                call.workspace("cublas", workspace_of(call.gpu))
+                call.cublas_workspace()
             return
         if self.is_transposed:
             turned: dict[Wanted, Wanted] = {"output": "input", "input": "output", "weight": "weight"}
@@ -73,36 +72,37 @@ def _has_cudnn(tensor: torch.Tensor, call: Call) -> bool:
     return known and torch.backends.cudnn.enabled
 
 
-def _convolution(tensor: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, rest: Any) -> _Convolution:
-    return _Convolution(tensor, weight, out, transposed=rest[3], groups=rest[5])
-
-
 @rule(aten.convolution)
-def forward(call: Call) -> None:
+def forward(call: Call, input: torch.Tensor, weight: torch.Tensor, transposed: bool, groups: int) -> None:
     """Copies of what is not contiguous, the result, the workspace."""
-    tensor, weight = call.args[:2]
-    found = _convolution(tensor, weight, call.result, call.args[3:])
-    with call.holding(*found.copy_of(tensor), *found.copy_of(weight)):
+    found = _Convolution(input, weight, call.result, transposed=transposed, groups=groups)
+    with call.holding(*found.copy_of(input), *found.copy_of(weight)):
         call.output()
         found.take(call, "output")
 
 
 @rule(aten.convolution_backward)
-def backward(call: Call) -> None:
+def backward(
+    call: Call,
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    transposed: bool,
+    groups: int,
+    output_mask: Sequence[bool],
+) -> None:
     """The gradients of input, weight and bias, each with its workspace."""
-    gradient, tensor, weight = call.args[:3]
-    found = _convolution(tensor, weight, gradient, call.args[4:])
-    wanted = call.args[10]
-    with call.holding(*found.copy_of(gradient), *found.copy_of(tensor), *found.copy_of(weight)):
+    found = _Convolution(input, weight, grad_output, transposed=transposed, groups=groups)
+    with call.holding(*found.copy_of(grad_output), *found.copy_of(input), *found.copy_of(weight)):
         if found.is_own:
             call.output(1)
-        if wanted[0]:
+        if output_mask[0]:
             call.output(0)
             found.take(call, "input")
-        if wanted[1] and not found.is_own:
+        if output_mask[1] and not found.is_own:
             call.output(1)
             found.take(call, "weight")
-    if wanted[2]:
+    if output_mask[2]:
         call.output(2)
-        with call.holding(*buffers(gradient, (0, *range(2, gradient.dim())), call.gpu)):
+        with call.holding(*buffers(grad_output, (0, *range(2, grad_output.dim())), call.gpu)):
             pass

@@ -7,25 +7,20 @@ from collections.abc import Iterable
 import torch
 
 
-def size_of(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor's elements."""
-    return tensor.numel() * tensor.element_size()
-
-
 def broadcast(tensors: Iterable[torch.Tensor]) -> torch.Size:
-    """The shape of what comes of tensors, element by element."""
+    """The shape of the result of an elementwise operator on tensors."""
     shape: torch.Size = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))  # type: ignore[no-untyped-call] # torch's
     return shape
 
 
 def copies(*tensors: torch.Tensor | None) -> list[int]:
     """Bytes of the contiguous copies that a kernel makes of its inputs, of each that is not contiguous."""
-    return [size_of(tensor) for tensor in tensors if tensor is not None and not tensor.is_contiguous()]
+    return [tensor.nbytes for tensor in tensors if tensor is not None and not tensor.is_contiguous()]
 
 
 def matrix_copies(*tensors: torch.Tensor) -> list[int]:
     """Bytes of the copies that are made for cuBLAS, which reads matrices by rows or by columns."""
-    return [size_of(tensor) for tensor in tensors if tensor.dim() >= 2 and not _is_matrix(tensor)]
+    return [tensor.nbytes for tensor in tensors if tensor.dim() >= 2 and not _is_matrix(tensor)]
 
 
 def _is_matrix(tensor: torch.Tensor) -> bool:

@@ -7,27 +7,23 @@ the tuning of the newest architecture up to the card's that torch was built for:
 from __future__ import annotations
 
 from ....gpus import GPU
+from .arithmetic import ceil_div, round_up
 
 _PART = 256
 """Several parts of one allocation begin at multiples of it."""
 _DIGITS = 256
-_MOST_AT_ONCE = (1 << 28) - 1
-
-
-def up(number: int, divisor: int) -> int:
-    """A quotient, rounded up."""
-    return -(-number // divisor)
+_MAX_AT_ONCE = (1 << 28) - 1
 
 
 def _together(*sizes: int) -> int:
-    total = sum(up(size, _PART) * _PART for size in sizes)
+    total = sum(round_up(size, _PART) for size in sizes)
     return total + _PART - 1 if total else 1
 
 
 def _tile(threads: int, items: int, width: int) -> int:
-    """Elements that a block of threads takes: the table's numbers are those of four bytes, and wider ones are fewer."""
+    """Elements that a block of threads takes: the tables' numbers are for four bytes; of wider ones it takes fewer."""
     items = max(1, items * 4 // max(4, width))
-    return items * min(threads, up(up(49_152, width * items), 32) * 32)
+    return items * min(threads, round_up(ceil_div(49_152, width * items), 32))
 
 
 # bytes of key, of value -> threads of a block, items of a thread
@@ -76,13 +72,12 @@ def radix_sort(gpu: GPU, count: int, key: int, value: int = 0, bits: int | None 
         blocks = 5 * gpu.multiprocessors * (gpu.threads_per_multiprocessor // threads)
         return _together(8 * (blocks * digits + _tile(512, 23, 8)), count * key, count * value)
     tile = _tile(*_sweeping(gpu, key, value), widest)
-    portion = _MOST_AT_ONCE // tile * tile
-    passes = up(8 * key if bits is None else bits, 8)
-    portions = up(count, portion)
+    portion = _MAX_AT_ONCE // tile * tile
+    passes = ceil_div(8 * key if bits is None else bits, 8)
+    portions = ceil_div(count, portion)
+    tiles = ceil_div(min(count, portion), tile)
     copies = (count * key, count * value) if passes > 1 else (0, 0)
-    return _together(
-        8 * portions * passes * _DIGITS, 4 * up(min(count, portion), tile) * _DIGITS, *copies, 4 * portions * passes
-    )
+    return _together(8 * portions * passes * _DIGITS, 4 * tiles * _DIGITS, *copies, 4 * portions * passes)
 
 
 def segmented_sort(count: int, key: int, value: int) -> int:
@@ -90,9 +85,9 @@ def segmented_sort(count: int, key: int, value: int) -> int:
     return _together(count * key, count * value)
 
 
-# bytes of a number -> how many a block of threads takes care of
+# bytes of a number -> how many of them a block of threads takes
 _SCANS = {2: 3840, 4: 1920, 8: 896}
-# as well by the generation of the card: 7, 8, 9 and above
+# the same for each generation of cards: 7, 8, 9 and above
 _SCANS_BY_KEY = {4: (2304, 3840, 4032), 8: (2304, 2240, 2464)}
 _UNIQUES = {4: (704, 2816, 7040), 8: (320, 1344, 4864)}
 _SELECTED = (640, 2304, 4224)
@@ -110,7 +105,7 @@ def scan(count: int, width: int) -> int:
         count: how many numbers.
         width: bytes of one; of two, those of half precision, which are no numbers to CUB.
     """
-    tiles = up(count, _SCANS.get(width, 448)) + 32
+    tiles = ceil_div(count, _SCANS.get(width, 448)) + 32
     if width == 2:
         return _together(4 * tiles, 2 * tiles, 2 * tiles, 1)
     return _together((8 if width == 4 else max(16, 2 * width)) * tiles, 1)
@@ -118,7 +113,7 @@ def scan(count: int, width: int) -> int:
 
 def scan_by_key(gpu: GPU, count: int, width: int) -> int:
     """Bytes that running sums take which begin anew with each key, which has as many bytes as a number."""
-    tiles = up(count, _SCANS_BY_KEY[width][_generation(gpu)])
+    tiles = ceil_div(count, _SCANS_BY_KEY[width][_generation(gpu)])
     return _together(16 * (tiles + 32), width * tiles)
 
 
@@ -132,14 +127,14 @@ def unique(gpu: GPU, count: int, width: int, *, alone: bool = False) -> int:
         alone: nothing goes with a key.
     """
     tile = (_UNIQUES_ALONE if alone else _UNIQUES)[width][_of_selections(gpu)]
-    return _together((8 if alone else 16) * (up(count, tile) + 32), 1)
+    return _together((8 if alone else 16) * (ceil_div(count, tile) + 32), 1)
 
 
 def selected(gpu: GPU, count: int) -> tuple[int, int]:
     """Bytes that it takes to find what is true: to count it, and to say where it is."""
     blocks = 5 * gpu.multiprocessors * (gpu.threads_per_multiprocessor // 256)
     counting = 1 if count <= 4096 else _together(4 * blocks)
-    return counting, _together(8 * (up(count, _SELECTED[_of_selections(gpu)]) + 32), 1)
+    return counting, _together(8 * (ceil_div(count, _SELECTED[_of_selections(gpu)]) + 32), 1)
 
 
 def _of_selections(gpu: GPU) -> int:

@@ -1,4 +1,14 @@
-"""Which of cuDNN's convolution kernels a card is given: tables by generation and precision, fitted to its planner."""
+"""Which kernels cuDNN chooses for a convolution: tables by the card's generation and the precision.
+
+Knows where the planner goes from one kind of kernel to another; what each kind wants, ``cudnn_workspaces.py`` says.
+
+The tables were fitted to what the planner of cuDNN 9.24 answers for 1,100 layers of published networks and 500 random
+ones, in batches of 1 to 256, for a T4, A100, A10G, L4, H100, B200 and RTX 5090. For layers left out of the fit they
+rightly tell whether there are copies in three of four to all cases, by generation, precision and window; on 8.6 and 8.9
+in windows of one pixel they are wrong most often, because the planner weighs bandwidth against arithmetic there. Its
+choices jump with batch and size, so that a single layer may be wrong by all of its copies. Assumes
+`torch.backends.cudnn.benchmark` off.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+
+from ....gpus import GPU
 
 Wanted = Literal["output", "input", "weight"]
 """What is computed: the result, or a gradient."""
@@ -58,51 +70,48 @@ class Problem:
         return self.input.shape[2:] == self.output.shape[2:]
 
 
-class Least(NamedTuple):
-    """Channels of input and output from which on kernels are chosen that read copies."""
+class AtLeast(NamedTuple):
+    """Kernels that read copies are chosen from so many channels of input and output on."""
 
     input: int
     output: int
 
     def chooses(self, problem: Problem) -> bool:
+        """Whether a kernel is chosen that reads copies."""
         return problem.channels[0] >= self.input and problem.channels[1] >= self.output
 
 
 class Intense(NamedTuple):
-    """For windows of one pixel: products of so much arithmetic for each byte, or of so few pixels."""
+    """For windows of one pixel: they are chosen for so much arithmetic for each byte, or for so few pixels."""
 
     channels: int
     """The harmonic mean of input's and output's, halved."""
     pixels: int
 
     def chooses(self, problem: Problem) -> bool:
+        """Whether a kernel is chosen that reads copies."""
         one, other = problem.channels
         is_apt = problem.keeps_size or one >= STRIDED
         return is_apt and (one * other >= self.channels * (one + other) or problem.pixels <= self.pixels)
 
 
-Rule = Least | Intense
-
-
-TILE = 128  # rows and columns of the weight that a block computes
-
-
-TILE_BYTES = TILE * TILE * 4
-
-
-ALL = Least(1, 1)
-
-
-NONE = Least(1 << 30, 1 << 30)
+Choice = AtLeast | Intense
+ALWAYS = AtLeast(1, 1)
+NEVER = AtLeast(1 << 30, 1 << 30)
+STRIDED = 256
+"""Input channels from which on windows of one pixel that skip others get copies."""
+TILE = 128
+"""Rows and columns of the weight that a block of threads computes."""
+_TILE_BYTES = TILE * TILE * 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Habits:
-    """Which kernels a generation gets: for each result a rule for windows of one pixel, and one for larger ones."""
+    """Which kernels a generation gets: for each result a choice for windows of one pixel, and one for larger ones."""
 
-    output: tuple[Rule, Rule]
-    input: tuple[Rule, Rule] = (ALL, ALL)
-    weight: tuple[Rule, Rule] = (ALL, ALL)
+    output: tuple[Choice, Choice]
+    input: tuple[Choice, Choice] = (ALWAYS, ALWAYS)
+    weight: tuple[Choice, Choice] = (ALWAYS, ALWAYS)
     first: int = 16
     """Pixels of a window above which the first layer, of up to four input channels, is given copies."""
     first_weight: tuple[int, int] = (0, 1 << 60)
@@ -118,60 +127,78 @@ class Habits:
     sums: float = 0
     """Blocks with partial sums of a weight's gradient, for each multiprocessor."""
     extra: int = 0
-    """Bytes beside copies, on top of `_EXTRA`, for a result and for an input's gradient."""
-    least_sums: int = 0
+    """Bytes beside copies, on top of the usual ones, for a result and for an input's gradient."""
+    min_sums: int = 0
     """Bytes of partial sums that small weights have in any case."""
 
+    def reads_copies(self, wanted: Wanted, problem: Problem) -> bool:
+        """Whether a kernel is chosen that reads copies with the channels last, of tensors that lie otherwise."""
+        choices = {"output": self.output, "input": self.input, "weight": self.weight}[wanted]
+        return choices[problem.window > 1].chooses(problem)
 
-AMPERE: dict[str, Any] = {"written": 1 << 30, "copies_operands": True, "has_winograd": True}
 
+_AMPERE: dict[str, Any] = {"written": 1 << 30, "copies_operands": True, "has_winograd": True}
 
-TENSOR_FLOAT = {
+# compute capability -> for single precision, computed with TF32
+_TENSOR_FLOAT = {
     (8, 0): Habits(
-        output=(Least(17, 9), Least(9, 9)), input=(Least(9, 1), Least(9, 9)),
-        weight=(Least(9, 5), Least(9, 1)), sums=4, **AMPERE,
+        output=(AtLeast(17, 9), AtLeast(9, 9)), input=(AtLeast(9, 1), AtLeast(9, 9)),
+        weight=(AtLeast(9, 5), AtLeast(9, 1)), sums=4, **_AMPERE,
     ),
     (8, 6): Habits(
-        output=(Intense(112, 1024), Least(33, 49)), input=(Intense(96, 8192), Least(9, 9)),
-        weight=(Intense(112, 4096), Least(9, 9)), sums=0.5, first=64, first_weight=(300_000, 1 << 60),
-        **AMPERE,
+        output=(Intense(112, 1024), AtLeast(33, 49)), input=(Intense(96, 8192), AtLeast(9, 9)),
+        weight=(Intense(112, 4096), AtLeast(9, 9)), sums=0.5, first=64, first_weight=(300_000, 1 << 60),
+        **_AMPERE,
     ),
     (8, 9): Habits(
-        output=(Intense(256, 16384), Least(9, 49)), input=(Intense(256, 16384), Least(33, 33)),
-        weight=(Intense(192, 4096), Least(33, 33)), sums=2, first=64, first_weight=(0, 300_000),
-        first_small=300_000, **AMPERE,
+        output=(Intense(256, 16384), AtLeast(9, 49)), input=(Intense(256, 16384), AtLeast(33, 33)),
+        weight=(Intense(192, 4096), AtLeast(33, 33)), sums=2, first=64, first_weight=(0, 300_000),
+        first_small=300_000, **_AMPERE,
     ),
     (9, 0): Habits(
-        output=(Least(17, 33), Least(5, 1)), input=(Least(49, 5), Least(5, 1)), weight=(Least(9, 1), Least(9, 1)),
-        written=64, first_small=1_000_000, extra=131, least_sums=18 * TILE_BYTES,
+        output=(AtLeast(17, 33), AtLeast(5, 1)), input=(AtLeast(49, 5), AtLeast(5, 1)),
+        weight=(AtLeast(9, 1), AtLeast(9, 1)), written=64, first_small=1_000_000, extra=131, min_sums=18 * _TILE_BYTES,
     ),
     (10, 0): Habits(
-        output=(Least(5, 49), Least(9, 1)), input=(ALL, Least(5, 1)), weight=(ALL, Least(5, 1)), sums=0.5,
-        least_sums=18 * TILE_BYTES,
+        output=(AtLeast(5, 49), AtLeast(9, 1)), input=(ALWAYS, AtLeast(5, 1)), weight=(ALWAYS, AtLeast(5, 1)), sums=0.5,
+        min_sums=18 * _TILE_BYTES,
     ),
     (12, 0): Habits(
-        output=(Least(33, 9), Least(9, 1)), input=(Least(9, 17), Least(9, 1)),
-        weight=(Least(9, 1), Least(5, 1)), sums=1, first=64, **AMPERE,
+        output=(AtLeast(33, 9), AtLeast(9, 1)), input=(AtLeast(9, 17), AtLeast(9, 1)),
+        weight=(AtLeast(9, 1), AtLeast(5, 1)), sums=1, first=64, **_AMPERE,
     ),
 }  # fmt: skip
 
-
-HALF = {
+# the same for half precision, of both kinds
+_HALF = {
     (7, 5): Habits(
-        output=(Least(1, 257), Least(9, 1)), input=(Least(17, 1), Least(5, 5)), weight=(Least(9, 1), Least(5, 5)),
+        output=(AtLeast(1, 257), AtLeast(9, 1)), input=(AtLeast(17, 1), AtLeast(5, 5)),
+        weight=(AtLeast(9, 1), AtLeast(5, 5)),
     ),
-    (8, 0): Habits(output=(Least(49, 1), Least(9, 1)), sums=1),
-    (8, 6): Habits(output=(Least(17, 97), Least(9, 5)), sums=0.25, first=64),
-    (8, 9): Habits(output=(Least(1, 33), Least(9, 1)), input=(Least(33, 1), Least(1, 5)), sums=1, first=64),
-    (9, 0): Habits(output=(Least(1, 5), Least(5, 5)), extra=131, least_sums=8 * TILE_BYTES),
+    (8, 0): Habits(output=(AtLeast(49, 1), AtLeast(9, 1)), sums=1),
+    (8, 6): Habits(output=(AtLeast(17, 97), AtLeast(9, 5)), sums=0.25, first=64),
+    (8, 9): Habits(output=(AtLeast(1, 33), AtLeast(9, 1)), input=(AtLeast(33, 1), AtLeast(1, 5)), sums=1, first=64),
+    (9, 0): Habits(output=(AtLeast(1, 5), AtLeast(5, 5)), extra=131, min_sums=8 * _TILE_BYTES),
     (10, 0): Habits(
-        output=(Least(17, 5), Least(17, 1)), weight=(Least(9, 1), ALL), sums=0.5, least_sums=18 * TILE_BYTES,
+        output=(AtLeast(17, 5), AtLeast(17, 1)), weight=(AtLeast(9, 1), ALWAYS), sums=0.5, min_sums=18 * _TILE_BYTES,
     ),
-    (12, 0): Habits(output=(Least(1, 33), ALL), sums=1),
+    (12, 0): Habits(output=(AtLeast(1, 33), ALWAYS), sums=1),
 }  # fmt: skip
 
+PLAIN = Habits(output=(NEVER, NEVER), input=(NEVER, NEVER), weight=(NEVER, NEVER))
+"""Without tensor cores."""
 
-PLAIN = Habits(output=(NONE, NONE), input=(NONE, NONE), weight=(NONE, NONE))
+
+def habits_of(problem: Problem, gpu: GPU) -> Habits:
+    """Which kernels a card gets for the precision of a convolution."""
+    dtype = problem.input.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        return _HALF.get(gpu.capability, PLAIN)
+    if dtype is torch.float32 and _allows_tensor_float():
+        return _TENSOR_FLOAT.get(gpu.capability, PLAIN)
+    return PLAIN
 
 
-STRIDED = 256  # input channels from which on windows of one pixel that skip others get copies
+def _allows_tensor_float() -> bool:
+    precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined] # made when it is asked for
+    return precision == "tf32"

@@ -1,11 +1,11 @@
-"""Kernels that work element by element, row: dropout, softmax."""
+"""Kernels that go element by element, or row by row: dropout, softmax, isinf."""
 
 from __future__ import annotations
 
 import torch
 
 from .call import Call
-from .copies import copies, size_of
+from .copies import copies
 from .registry import rule
 
 aten = torch.ops.aten
@@ -19,29 +19,29 @@ def dropout(call: Call) -> None:
 
 
 @rule(aten._softmax, aten._log_softmax)
-def softmax(call: Call) -> None:
+def softmax(call: Call, self: torch.Tensor) -> None:
     """The result, then a copy of the input unless it is contiguous."""
     call.output()
-    call.touch(*copies(call.args[0]))
+    call.touch(*copies(self))
 
 
-@rule(aten._softmax_backward_data, aten._log_softmax_backward_data)
-def softmax_backward(call: Call) -> None:
-    """The result, softmax's product of gradient and output, copies of the two unless they are contiguous."""
-    gradient, out = call.args[:2]
+@rule(aten._softmax_backward_data)
+def softmax_backward(call: Call, grad_output: torch.Tensor, output: torch.Tensor) -> None:
+    """The result, the product of gradient and output, copies of the two unless they are contiguous."""
     call.output()
-    if call.func.overloadpacket is aten._softmax_backward_data:
-        keeps_order = gradient.is_contiguous() or 0 in gradient.stride()
-        with call.holding(size_of(out), *([] if keeps_order else [size_of(out)]), *copies(out)):
-            pass
-    else:
-        with call.holding(*copies(gradient, out)):
-            pass
+    keeps_order = grad_output.is_contiguous() or 0 in grad_output.stride()
+    call.touch_together(output.nbytes, *([] if keeps_order else [output.nbytes]), *copies(output))
+
+
+@rule(aten._log_softmax_backward_data)
+def log_softmax_backward(call: Call, grad_output: torch.Tensor, output: torch.Tensor) -> None:
+    """The result, copies of gradient and output unless they are contiguous."""
+    call.output()
+    call.touch_together(*copies(grad_output, output))
 
 
 @rule(aten.isinf)
-def isinf(call: Call) -> None:
+def isinf(call: Call, self: torch.Tensor) -> None:
     """Absolute values, which are compared."""
-    tensor = call.args[0]
-    with call.holding(*([size_of(tensor)] if tensor.is_floating_point() else [])):
+    with call.holding(*([self.nbytes] if self.is_floating_point() else [])):
         call.output()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
+from .arithmetic import ceil_div, round_up
 from .call import Call
-from .copies import broadcast, copies, size_of
-from .cub import radix_sort, scan, scan_by_key, selected, unique, up
+from .copies import broadcast, copies
+from .cub import radix_sort, scan, scan_by_key, selected, unique
 from .reductions import reduce
 from .registry import rule
 from .sorting import SHORT_ROW
@@ -16,6 +18,7 @@ from .sorting import SHORT_ROW
 aten = torch.ops.aten
 _FEW_INDICES = 3072
 _ROWS_OF_A_PART = 10
+_MAXIMUM = 2  # the mode of a bag, after sum and mean
 
 
 def _sum_rows(
@@ -27,11 +30,11 @@ def _sum_rows(
     """
     columns = gradient.shape[-1]
     gpu, count, width = call.gpu, indices.numel(), indices.element_size()
-    every = width * count
+    every = indices.nbytes
     segments = min(count, rows)
     parts = count // _ROWS_OF_A_PART + segments
-    warps = 32 * up(columns, 32)
-    blocks = up(segments * warps, min(warps, 1024))
+    warps = round_up(columns, 32)
+    blocks = ceil_div(segments * warps, min(warps, 1024))
     leaves_idle = blocks < 4 * gpu.multiprocessors and parts > 4 * blocks  # as in torch's EmbeddingBackwardKernel.cu
     if leaves_idle and not bags and not torch.are_deterministic_algorithms_enabled():
         sums = [width * parts, *([4 * rows * columns] if gradient.element_size() == 2 else [])]
@@ -55,23 +58,21 @@ def _sum_rows(
 
 
 @rule(aten.embedding_dense_backward)
-def embedding_backward(call: Call) -> None:
+def embedding_backward(
+    call: Call, grad_output: torch.Tensor, indices: torch.Tensor, num_weights: int, scale_grad_by_freq: bool
+) -> None:
     """A copy of the gradient unless it is contiguous; for many indices they are sorted, and rows summed in parts."""
-    gradient, indices, rows = call.args[:3]
-    by_frequency = bool(call.argument(4, "scale_grad_by_freq", False))
-    with call.holding(*copies(gradient)):
-        if indices.numel() <= _FEW_INDICES and not by_frequency:
+    with call.holding(*copies(grad_output)):
+        if indices.numel() <= _FEW_INDICES and not scale_grad_by_freq:
             call.output()
             return
-        _sum_rows(call, indices, rows, gradient, by_frequency=by_frequency, bags=False)
+        _sum_rows(call, indices, num_weights, grad_output, by_frequency=scale_grad_by_freq, bags=False)
 
 
 @rule(aten.embedding_renorm_)
-def embedding_renorm(call: Call) -> None:
+def embedding_renorm(call: Call, indices: torch.Tensor) -> None:
     """The indices sorted, with their places, and each of them once."""
-    indices = call.args[1]
-    count, width = indices.numel(), indices.element_size()
-    every = width * count
+    count, width, every = indices.numel(), indices.element_size(), indices.nbytes
     with call.holding(every, 8 * count):
         with call.holding(every, 8 * count):
             call.touch(*[radix_sort(call.gpu, count, width, 8)] * (count > SHORT_ROW))
@@ -87,77 +88,97 @@ def bags(call: Call) -> None:
 
 
 @rule(aten._embedding_bag_backward)
-def bags_backward(call: Call) -> None:
+def bags_backward(
+    call: Call, grad: torch.Tensor, indices: torch.Tensor, num_weights: int, scale_grad_by_freq: bool, mode: int
+) -> None:
     """A copy of the gradient unless it is contiguous; then as that of an embedding with many indices, also with few. Of
     the largest values alone, the result."""
-    gradient, indices, rows = call.args[0], call.args[1], call.args[6]
-    by_frequency, mode = call.args[7:9]
-    with call.holding(*copies(gradient)):
-        if mode == 2 or not indices.numel():
+    with call.holding(*copies(grad)):
+        if mode == _MAXIMUM or not indices.numel():
             call.output()
             return
-        _sum_rows(call, indices, rows, gradient, by_frequency=by_frequency, bags=True)
+        _sum_rows(call, indices, num_weights, grad, by_frequency=scale_grad_by_freq, bags=True)
 
 
-@rule(aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
-def by_index(call: Call) -> None:
+@rule(aten.index)
+def index(call: Call) -> None:
+    """The result."""
+    call.output()
+
+
+@rule(aten.index_put, aten.index_put_, aten._index_put_impl_)
+def index_put(
+    call: Call,
+    self: torch.Tensor,
+    indices: Sequence[torch.Tensor | None],
+    values: torch.Tensor,
+    accumulate: bool,
+) -> None:
     """The result; what a value on the host is copied to; where it adds up, places in memory, sorted."""
     call.output()
-    if call.func.overloadpacket is aten.index:
-        return
-    tensor, indices, values = call.args[:3]
     if values.device.type == "cpu":
         call.touch(values.element_size())
-    if not call.argument(3, "accumulate", False):
+    if not accumulate:
         return
     given = [index for index in indices if index is not None]
     count = math.prod(broadcast(given))
     every = 8 * count
     if not call.in_backward:  # whether an index lies outside
-        least, most = call.take(8), call.take(8)
+        smallest, largest = call.take(8), call.take(8)
         reduce(call, torch.empty(count, device="meta"), (), 16)
         call.touch(1)
-        call.give(call.take(1), least, most)
+        call.give(call.take(1), smallest, largest)
     with call.holding(every):
         call.touch(every)
         for _ in given[1:]:
             with call.holding(every):
                 call.touch(every)
-        places = math.prod(size for size, index in zip(tensor.shape, indices, strict=False) if index is not None)
+        places = math.prod(size for size, index in zip(self.shape, indices, strict=False) if index is not None)
         with call.holding(*copies(values), every, every, every):
             call.touch(radix_sort(call.gpu, count, 8, 8, max(1, places.bit_length())))
 
 
-@rule(aten.searchsorted, aten.bucketize)
-def search(call: Call) -> None:
+@rule(aten.searchsorted)
+def searchsorted(call: Call, sorted_sequence: torch.Tensor, self: torch.Tensor | float) -> None:
     """The result, and copies of what is not contiguous."""
     call.output()
-    call.touch_together(*copies(*(each for each in call.args[:2] if isinstance(each, torch.Tensor))))
+    call.touch_together(*copies(*(each for each in (sorted_sequence, self) if isinstance(each, torch.Tensor))))
+
+
+@rule(aten.bucketize)
+def bucketize(call: Call, self: torch.Tensor | float, boundaries: torch.Tensor) -> None:
+    """The result, and copies of what is not contiguous."""
+    call.output()
+    call.touch_together(*copies(*(each for each in (self, boundaries) if isinstance(each, torch.Tensor))))
 
 
 @rule(aten.roll)
-def roll(call: Call) -> None:
+def roll(call: Call, dims: Sequence[int]) -> None:
     """Rolled along one dimension after the other."""
     before = None
-    for _ in call.argument(2, "dims", ())[1:]:
-        after = call.take(size_of(call.result))
+    for _ in dims[1:]:
+        after = call.take(call.result.nbytes)
         call.give(before)
         before = after
     call.output()
     call.give(before)
 
 
-@rule(aten.scatter_reduce, aten.scatter_reduce_, aten.index_reduce, aten.index_reduce_)
-def reduced(call: Call) -> None:
-    """The result; of means how many there are of each."""
+@rule(aten.scatter_reduce, aten.scatter_reduce_)
+def scatter_reduce(call: Call, src: torch.Tensor, reduce: str) -> None:
+    """The result; of means a one for each value, how many there are of each, and where there are none."""
     call.output()
-    if call.args[4] == "mean":
-        ones, counts, empty = size_of(call.args[3]), size_of(call.result), call.result.numel()
-        if call.func.overloadpacket in (aten.index_reduce, aten.index_reduce_):
-            with call.holding(counts):
-                call.touch(ones, empty)
-        else:
-            call.touch_together(ones, counts, empty)
+    if reduce == "mean":
+        call.touch_together(src.nbytes, call.result.nbytes, call.result.numel())
+
+
+@rule(aten.index_reduce, aten.index_reduce_)
+def index_reduce(call: Call, source: torch.Tensor, reduce: str) -> None:
+    """The result; of means how many there are of each, counted by ones, and where there are none."""
+    call.output()
+    if reduce == "mean":
+        with call.holding(call.result.nbytes):
+            call.touch(source.nbytes, call.result.numel())
 
 
 @rule(aten.masked_scatter, aten.masked_scatter_)
@@ -169,9 +190,9 @@ def masked_scatter(call: Call) -> None:
 
 
 @rule(aten.masked_scatter_backward)
-def masked_scatter_backward(call: Call) -> None:
+def masked_scatter_backward(call: Call, mask: torch.Tensor) -> None:
     """What the mask selects, taken for nothing, then zeros for the rest, and both together."""
     with call.holding(4):
-        call.touch(*selected(call.gpu, call.args[1].numel()))
-    with call.holding(size_of(call.result)):
+        call.touch(*selected(call.gpu, mask.numel()))
+    with call.holding(call.result.nbytes):
         call.output()

@@ -7,45 +7,78 @@ from collections.abc import Sequence
 
 import torch
 
-from ....gpus import GPU
 from .call import Call
-from .copies import matrix_copies, size_of
+from .copies import matrix_copies
 from .registry import rule
 
 aten = torch.ops.aten
 _LITTLE = 64 << 10  # bytes: norms, and which matrices have which
 
 
-def workspace_of(gpu: GPU) -> int:
-    """Bytes that torch hands to cuBLAS and cuBLASLt, by the card.
-
-    ``CUBLAS_WORKSPACE_CONFIG`` would change it.
-    """
-    return 33_554_432 if gpu.capability >= (9, 0) else 8_519_680
-
-
-@rule(aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.addmv, aten.mv, aten.dot, aten.addbmm, aten._addmm_activation)
-def product(call: Call) -> None:
+def _product(call: Call, one: torch.Tensor, other: torch.Tensor) -> None:
     """The result, copies of what is no matrix to cuBLAS, the workspace at a thread's first product."""
     call.output()
-    factors = [each for each in call.args[-2:] if isinstance(each, torch.Tensor)]
-    with call.holding(*matrix_copies(*factors)):
-        call.workspace("cublas", workspace_of(call.gpu))
+    with call.holding(*matrix_copies(one, other)):
+        call.cublas_workspace()
+
+
+@rule(aten.mm, aten.bmm)
+def mm(call: Call, self: torch.Tensor, mat2: torch.Tensor) -> None:
+    """A product of two matrices, or of many pairs."""
+    _product(call, self, mat2)
+
+
+@rule(aten.addmm, aten._addmm_activation)
+def addmm(call: Call, mat1: torch.Tensor, mat2: torch.Tensor) -> None:
+    """A product that is added to something."""
+    _product(call, mat1, mat2)
+
+
+@rule(aten.addbmm, aten.baddbmm)
+def addbmm(call: Call, batch1: torch.Tensor, batch2: torch.Tensor) -> None:
+    """Products of many pairs, added to something."""
+    _product(call, batch1, batch2)
+
+
+@rule(aten.addmv)
+def addmv(call: Call, mat: torch.Tensor, vec: torch.Tensor) -> None:
+    """A matrix times a vector, added to something."""
+    _product(call, mat, vec)
+
+
+@rule(aten.mv)
+def mv(call: Call, self: torch.Tensor, vec: torch.Tensor) -> None:
+    """A matrix times a vector."""
+    _product(call, self, vec)
+
+
+@rule(aten.dot)
+def dot(call: Call, self: torch.Tensor, tensor: torch.Tensor) -> None:
+    """A vector times a vector."""
+    _product(call, self, tensor)
 
 
 @rule(aten._trilinear)
-def trilinear(call: Call) -> None:
+def trilinear(
+    call: Call,
+    i1: torch.Tensor,
+    i2: torch.Tensor,
+    i3: torch.Tensor,
+    expand1: Sequence[int],
+    expand2: Sequence[int],
+    expand3: Sequence[int],
+    sumdim: Sequence[int],
+    unroll_dim: int,
+) -> None:
     """The result; for each index of the unrolled dimension the product of the first two, and its with the third."""
-    *tensors, expand1, expand2, expand3, summed = call.args[:7]
-    unrolled = call.argument(7, "unroll_dim", 1)
     call.output()
-    sizes = [_expanded(tensor, dims) for tensor, dims in zip(tensors, (expand1, expand2, expand3), strict=True)]
+    sizes = [_expanded(i1, expand1), _expanded(i2, expand2), _expanded(i3, expand3)]
     widest = [max(each) for each in zip(*sizes, strict=True)]
-    kept = [dim for dim in range(len(widest)) if dim != unrolled]
-    first = [max(sizes[0][dim], sizes[1][dim]) for dim in kept if not (dim in summed and dim in expand3)]
-    second = [widest[dim] for dim in kept if dim not in summed]
-    width = tensors[0].element_size()
-    for _ in range(widest[unrolled]):
+    kept = [dim for dim in range(len(widest)) if dim != unroll_dim]
+    first = [max(sizes[0][dim], sizes[1][dim]) for dim in kept if not (dim in sumdim and dim in expand3)]
+    second = [widest[dim] for dim in kept if dim not in sumdim]
+    width = i1.element_size()
+    for _ in range(widest[unroll_dim]):
         product, summand = call.take(width * math.prod(first)), call.take(width * math.prod(second))
         call.give(product, summand)
 
@@ -61,4 +94,4 @@ def _expanded(tensor: torch.Tensor, dims: Sequence[int]) -> list[int]:
 def matrix_exp(call: Call) -> None:
     """The result, and powers of the matrix: the larger its norm is, the more of them."""
     call.output()
-    call.assume("The powers that linalg_matrix_exp needs depend on values", 16 * size_of(call.result) + _LITTLE)
+    call.assume("The powers that linalg_matrix_exp needs depend on values", 16 * call.result.nbytes + _LITTLE)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .call import Call
-from .copies import copies, size_of
+from .copies import copies
 from .registry import rule
 
 aten = torch.ops.aten
@@ -18,10 +20,10 @@ def _in_order_of(like: torch.Tensor, tensor: torch.Tensor) -> list[int]:
 
 
 @rule(aten.max_pool2d_with_indices_backward, aten.avg_pool2d_backward)
-def pool_backward(call: Call) -> None:
+def pool_backward(call: Call, grad_output: torch.Tensor, self: torch.Tensor) -> None:
     """The result, then a copy of the gradient unless it is in the order of the input."""
     call.output()
-    call.touch(*_in_order_of(call.args[1], call.args[0]))
+    call.touch(*_in_order_of(self, grad_output))
 
 
 @rule(
@@ -30,10 +32,10 @@ def pool_backward(call: Call) -> None:
     aten.upsample_bilinear2d_backward,
     aten.reflection_pad2d_backward,
 )
-def window_backward(call: Call) -> None:
+def window_backward(call: Call, grad_output: torch.Tensor) -> None:
     """The result, then a copy of the gradient unless it is contiguous or has its channels last."""
     call.output()
-    call.touch(*_in_order_of(call.args[0], call.args[0]))
+    call.touch(*_in_order_of(grad_output, grad_output))
 
 
 @rule(
@@ -45,10 +47,10 @@ def window_backward(call: Call) -> None:
     aten._upsample_nearest_exact1d_backward,
     aten._upsample_nearest_exact3d_backward,
 )
-def plain_backward(call: Call) -> None:
+def contiguous_backward(call: Call, grad_output: torch.Tensor) -> None:
     """The result, then a copy of the gradient unless it is contiguous."""
     call.output()
-    call.touch(*copies(call.args[0]))
+    call.touch(*copies(grad_output))
 
 
 @rule(
@@ -57,50 +59,49 @@ def plain_backward(call: Call) -> None:
     aten._upsample_nearest_exact1d,
     aten._upsample_nearest_exact3d,
 )
-def nearest(call: Call) -> None:
+def nearest(call: Call, self: torch.Tensor) -> None:
     """The result, then result and input in the order that the kernel knows."""
     call.output()
-    call.touch_together(*copies(call.result, call.args[0]))
+    call.touch_together(*copies(call.result, self))
 
 
 @rule(aten.reflection_pad2d)
-def reflect(call: Call) -> None:
+def reflect(call: Call, self: torch.Tensor) -> None:
     """The result, then a copy of the input unless it is contiguous."""
     call.output()
-    call.touch(*copies(call.args[0]))
+    call.touch(*copies(self))
 
 
 @rule(aten.adaptive_max_pool2d)
-def adaptive_max(call: Call) -> None:
+def adaptive_max(call: Call, self: torch.Tensor) -> None:
     """The results, then the same and the input in the order that the kernel knows."""
     call.output(0)
     call.output(1)
-    call.touch_together(*copies(*call.result, call.args[0]))
+    call.touch_together(*copies(*call.result, self))
 
 
 @rule(aten.adaptive_max_pool2d_backward)
-def adaptive_max_backward(call: Call) -> None:
+def adaptive_max_backward(call: Call, grad_output: torch.Tensor, indices: torch.Tensor) -> None:
     """The result, then gradient, places and result in the order that the kernel knows."""
     call.output()
-    call.touch_together(*copies(call.args[0], call.args[2], call.result))
+    call.touch_together(*copies(grad_output, indices, call.result))
 
 
 @rule(aten.im2col)
-def columns(call: Call) -> None:
+def columns(call: Call, self: torch.Tensor) -> None:
     """A result as large as the input, which is then resized; a copy of the input unless it is contiguous."""
-    with call.holding(size_of(call.args[0]), *copies(call.args[0])):
+    with call.holding(self.nbytes, *copies(self)):
         call.output()
 
 
 @rule(aten.col2im)
-def images(call: Call) -> None:
+def images(call: Call, self: torch.Tensor) -> None:
     """A result as large as the columns, which is then resized: it keeps that memory."""
-    call.output(size=max(size_of(call.args[0]), size_of(call.result)))
+    call.output(size=max(self.nbytes, call.result.nbytes))
 
 
 @rule(aten.unfold_backward)
-def unfold_backward(call: Call) -> None:
+def unfold_backward(call: Call, input_sizes: Sequence[int], dim: int) -> None:
     """The result, and positions along the dimension that was unfolded."""
     call.output()
-    sizes = call.args[1]
-    call.touch(8 * (sizes[call.args[2]] if sizes else 1))
+    call.touch(8 * (input_sizes[dim] if input_sizes else 1))

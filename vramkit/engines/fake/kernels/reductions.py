@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from ....gpus import GPU
+from .arithmetic import ceil_div, last_power_of_two
 from .call import Call
-from .copies import size_of
 from .registry import rule
 
 aten = torch.ops.aten
 _MAX_THREADS, _WARP = 512, 32
-_FEW_VALUES, _MANY_VALUES = 16, 256  # that a thread adds up, at least and at most
+_FEW_VALUES, _MANY_VALUES = 16, 256  # that a thread reduces, at least and at most
 
 
 @dataclass(frozen=True)
@@ -47,15 +46,6 @@ def _dimensions(tensor: torch.Tensor, reduced: Sequence[int]) -> list[_Dimension
         else:
             merged.append(each)
     return merged
-
-
-def _power(number: int, most: int) -> int:
-    """The largest power of two up to a number, and up to a limit."""
-    return most if number >= most else 1 << max(number.bit_length() - 1, 0)
-
-
-def _up(number: int, divisor: int) -> int:
-    return -(-number // divisor)
 
 
 def buffers(
@@ -91,72 +81,77 @@ def buffers(
             while any(number % vector for number in others):
                 vector //= 2
             width //= vector
-    most = _MAX_THREADS // vector
-    block_width = min(_power(width, most), _WARP)
-    block_height = min(_power(height, most), most // block_width)
-    block_width = min(_power(width, most), most // block_height)
+    threads = _MAX_THREADS // vector
+    block_width = min(last_power_of_two(width), _WARP)
+    block_height = min(last_power_of_two(height), threads // block_width)
+    block_width = min(last_power_of_two(width), threads // block_height)
     step_input, step_output = (block_width, 1) if along else (1, block_width)
-    values = _up(inputs, step_input)
+    values = ceil_div(inputs, step_input)
     across = values >= block_height * _FEW_VALUES or values >= _MANY_VALUES
     if across:
         step_input *= block_height
     else:
         step_output *= block_height
-    values = _up(inputs, step_input)
-    grid = _up(outputs // vector, step_output)
+    values = ceil_div(inputs, step_input)
+    grid = ceil_div(outputs // vector, step_output)
     room = gpu.multiprocessors * (gpu.threads_per_multiprocessor // (block_width * block_height))
     if not across or values < _MANY_VALUES or grid > room:
         return ()
-    blocks = max(min(_up(room, grid), _up(values, _FEW_VALUES)), _up(values, _MANY_VALUES))
+    blocks = max(min(ceil_div(room, grid), ceil_div(values, _FEW_VALUES)), ceil_div(values, _MANY_VALUES))
     if blocks <= 1:
         return ()
     size = accumulated * outputs * blocks
     return (size if along else size * block_width * vector), 4 * grid
 
 
-def _dims(value: Any) -> Sequence[int]:
-    if value is None:
+_Dims = int | Sequence[int] | None
+
+
+def _dims(dim: _Dims) -> Sequence[int]:
+    if dim is None:
         return ()
-    return (value,) if isinstance(value, int) else value
+    return (dim,) if isinstance(dim, int) else dim
 
 
-# operator -> position of its argument "dim", and bytes of an intermediate value (0: by the type)
-_OVER = {
-    aten._is_any_true: (1, 1), aten._is_all_true: (1, 1),
-    aten.sum: (1, 0), aten.mean: (1, 0), aten.nansum: (1, 0), aten.prod: (1, 0), aten.amax: (1, 0), aten.amin: (1, 0),
-    aten.linalg_vector_norm: (2, 0), aten.norm: (2, 0), aten.max: (1, 0), aten.min: (1, 0), aten.any: (1, 1),
-    aten.all: (1, 1), aten.var: (1, 16), aten.std: (1, 16), aten.var_mean: (1, 16), aten.std_mean: (1, 16),
-    aten.argmax: (1, 16), aten.argmin: (1, 16), aten.aminmax: (9, 0),
+# operator -> bytes of an intermediate value (0: by the type)
+_WIDTHS = {
+    aten.sum: 0, aten.mean: 0, aten.nansum: 0, aten.prod: 0, aten.amax: 0, aten.amin: 0, aten.linalg_vector_norm: 0,
+    aten.norm: 0, aten.max: 0, aten.min: 0, aten.any: 1, aten.all: 1, aten.var: 16, aten.std: 16, aten.var_mean: 16,
+    aten.std_mean: 16, aten.argmax: 16, aten.argmin: 16, aten.aminmax: 0,
 }  # fmt: skip
 _SUMS = {aten.sum, aten.nansum, aten.prod, aten.mean}
 _EXTREMES = {aten.amax, aten.amin, aten.max, aten.min}
 _HALVES = (torch.float16, torch.bfloat16)
 
 
-@rule(*_OVER)
-def total(call: Call) -> None:
+@rule(*_WIDTHS)
+def total(call: Call, self: torch.Tensor, dim: _Dims = None) -> None:
     """The results, the input in the type that a sum has, then buffer and semaphores."""
-    tensor, operator = call.args[0], call.func.overloadpacket
-    position, width = _OVER[operator]
+    operator = call.operator
+    width = _WIDTHS[operator]
     has_several = isinstance(call.result, tuple)
     for index in range(len(call.result) if has_several else 1):
         call.output(index)
-    dims = call.argument(position, "dim")
-    if isinstance(dims, torch.Tensor):
-        return  # the larger of two tensors: no reduction
     if operator is aten.aminmax:
-        width = 2 * tensor.element_size()
+        width = 2 * self.element_size()
     elif has_several and not width:
         width = 16  # a value and its place
     if operator is aten.prod and torch.is_grad_enabled():
-        call.assume("The backward of prod depends on where there are zeros", 8 * size_of(tensor))
-    kind = tensor.dtype
+        call.assume("The backward of prod depends on where there are zeros", 8 * self.nbytes)
+    kind = self.dtype
     if operator in _SUMS and kind != call.result.dtype and kind not in _HALVES:
         kind = call.result.dtype
     if not width:
-        width = tensor.element_size() if operator in _EXTREMES else _of(kind)
-    with call.holding(*cast(tensor, kind)):
-        reduce(call, tensor, _dims(dims), width, fast=width < 16)
+        width = self.element_size() if operator in _EXTREMES else _of(kind)
+    with call.holding(*cast(self, kind)):
+        reduce(call, self, _dims(dim), width, fast=width < 16)
+
+
+@rule(aten._is_any_true, aten._is_all_true)
+def is_true(call: Call, self: torch.Tensor) -> None:
+    """The result, then buffer and semaphores."""
+    call.output()
+    reduce(call, self, (), 1)
 
 
 def cast(tensor: torch.Tensor, kind: torch.dtype) -> list[int]:
@@ -174,41 +169,50 @@ def reduce(call: Call, tensor: torch.Tensor, dims: Sequence[int], width: int, *,
 
 
 @rule(aten.count_nonzero)
-def count_nonzero(call: Call) -> None:
+def count_nonzero(call: Call, self: torch.Tensor, dim: _Dims) -> None:
     """What is not zero; their sum, of numbers of eight bytes."""
-    tensor = call.args[0]
-    dims = call.argument(1, "dim")
-    with call.holding(tensor.numel()):
+    with call.holding(self.numel()):
         call.output()
-        with call.holding(8 * tensor.numel()):
-            reduce(call, tensor, _dims(dims), 8)
+        with call.holding(8 * self.numel()):
+            reduce(call, self, _dims(dim), 8)
 
 
 @rule(aten.logsumexp)
-def logsumexp(call: Call) -> None:
+def logsumexp(call: Call, self: torch.Tensor, dim: _Dims) -> None:
     """The largest values, which of them are infinite, and all exponentials."""
-    tensor, dims = call.args[0], _dims(call.argument(1, "dim"))
-    size, width = call.result.numel() * call.result.element_size(), _of(tensor.dtype)
+    dims, size, width = _dims(dim), call.result.nbytes, _of(self.dtype)
     with call.holding(size):
-        reduce(call, tensor, dims, width)
+        reduce(call, self, dims, width)
         call.touch_together(size, call.result.numel())
-        with call.holding(tensor.numel() * tensor.element_size()):
+        with call.holding(self.nbytes):
             call.output()
-            reduce(call, tensor, dims, width)
+            reduce(call, self, dims, width)
 
 
 _CHUNK = 65536  # elements that a block of threads takes of a list of tensors
 
 
-@rule(aten._foreach_norm, aten._foreach_max)
-def of_each(call: Call) -> None:
-    """One number for each chunk of each tensor, before the results; after them for the largest values."""
-    tensors = [tensor for tensor in call.args[0] if tensor.numel()]
-    chunks = max((_up(tensor.numel(), _CHUNK) for tensor in tensors), default=0)
-    norms = call.func.overloadpacket is aten._foreach_norm
-    width = max(4, tensors[0].element_size()) if norms and tensors else tensors[0].element_size() if tensors else 0
-    size = width * len(tensors) * chunks
-    with call.holding(*[size] * norms):
-        for index in range(len(call.args[0])):
+def _chunks(tensors: Sequence[torch.Tensor]) -> int:
+    """Room for one number for each chunk of the largest tensor, for each of the tensors."""
+    counts = [tensor.numel() for tensor in tensors if tensor.numel()]
+    return len(counts) * ceil_div(max(counts, default=0), _CHUNK)
+
+
+def _width(tensors: Sequence[torch.Tensor]) -> int:
+    return next((tensor.element_size() for tensor in tensors if tensor.numel()), 0)
+
+
+@rule(aten._foreach_norm)
+def norm_of_each(call: Call, self: Sequence[torch.Tensor]) -> None:
+    """One number for each chunk of each tensor, then the results."""
+    with call.holding(max(4, _width(self)) * _chunks(self)):
+        for index in range(len(self)):
             call.output(index)
-    call.touch(*[size] * (not norms))
+
+
+@rule(aten._foreach_max)
+def largest_of_each(call: Call, self: Sequence[torch.Tensor]) -> None:
+    """The results, then one number for each chunk of each tensor."""
+    for index in range(len(self)):
+        call.output(index)
+    call.touch(_width(self) * _chunks(self))

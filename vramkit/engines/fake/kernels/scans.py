@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from .call import Call
-from .copies import size_of
 from .cub import scan
 from .reductions import cast
 from .registry import rule
@@ -14,12 +13,11 @@ aten = torch.ops.aten
 
 
 @rule(aten.cumsum, aten.cumprod, aten.logcumsumexp)
-def running(call: Call) -> None:
+def running(call: Call, self: torch.Tensor) -> None:
     """The result, the input in its type, and the tiles' states."""
-    tensor = call.args[0]
     call.output()
-    with call.holding(*cast(tensor, call.result.dtype)):
-        if tensor.dim() == 1 and tensor.is_contiguous() and tensor.numel():
-            call.touch(scan(tensor.numel(), call.result.element_size()))
-    if call.func.overloadpacket is aten.cumprod and torch.is_grad_enabled():
-        call.assume("The backward of cumprod depends on where there are zeros", 12 * size_of(tensor))
+    with call.holding(*cast(self, call.result.dtype)):
+        if self.dim() == 1 and self.is_contiguous() and self.numel():
+            call.touch(scan(self.numel(), call.result.element_size()))
+    if call.operator is aten.cumprod and torch.is_grad_enabled():
+        call.assume("The backward of cumprod depends on where there are zeros", 12 * self.nbytes)

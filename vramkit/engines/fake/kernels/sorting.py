@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from ....torch_internals.fakes import is_dense
+from .arithmetic import ceil_div
 from .call import Call
-from .copies import copies, size_of
-from .cub import radix_sort, scan_by_key, segmented_sort, up
+from .copies import copies
+from .cub import radix_sort, scan_by_key, segmented_sort
 from .reductions import reduce
 from .registry import rule
 
@@ -40,7 +41,7 @@ def _sort(call: Call, tensor: torch.Tensor, dim: int, results: Sequence[torch.Te
     own = []
     strides = tensor.stride()
     if not (is_dense(tensor) and strides[dim] == 1):
-        own.append(count * width)
+        own.append(tensor.nbytes)
         order = [each for each in range(tensor.dim()) if each != dim % tensor.dim()]
         strides = torch.empty_permuted(tensor.shape, [*order, dim % tensor.dim()], device="meta").stride()
     for result, each in zip(results, (width, 8), strict=True):
@@ -66,30 +67,27 @@ def _sort_rows(call: Call, rows: int, length: int, width: int) -> None:
 
 
 @rule(aten.sort)
-def sort(call: Call) -> None:
+def sort(call: Call, self: torch.Tensor, dim: int) -> None:
     """The results; then indices of a row, or of a long one copies and the sort's own buffers."""
     call.output(0)
     call.output(1)
-    is_stable = "stable" in call.kwargs or call.func is aten.sort.stable
-    position = 2 if is_stable and len(call.args) > 1 and not isinstance(call.args[1], int) else 1
-    dim = call.argument(position, "dim", -1)
-    _sort(call, call.args[0], dim, call.result)
+    _sort(call, self, dim, call.result)
 
 
-# most rows -> from which length on several blocks of threads look at a row
+# up to so many rows -> from which length on several blocks of threads look at a row
 _SHARED_ROWS = ((20, 20_000), (40, 10_000), (80, 8_000), (200, 5_000), (800, 3_000), (4_000, 800))
 
 
 def _blocks_of_a_row(call: Call, rows: int, length: int) -> int:
     """How many blocks of threads look at one row; 0: one, another kernel."""
-    shared = next((least for most, least in _SHARED_ROWS if rows <= most), 400)
+    shared = next((shared for limit, shared in _SHARED_ROWS if rows <= limit), 400)
     if length < shared:
         return 0
-    items = up(rows * length, call.gpu.multiprocessors * 6 * 256)
-    return up(length, 256 * max(4, min(items, 64)))
+    items = ceil_div(rows * length, call.gpu.multiprocessors * 6 * 256)
+    return ceil_div(length, 256 * max(4, min(items, 64)))
 
 
-def largest(call: Call, tensor: torch.Tensor, count: int, dim: int) -> None:
+def largest(call: Call, tensor: torch.Tensor, dim: int) -> None:
     """What it takes to find the largest few, once their results are there."""
     length = tensor.shape[dim] if tensor.dim() else 1
     rows, width = tensor.numel() // length, tensor.element_size()
@@ -102,17 +100,16 @@ def largest(call: Call, tensor: torch.Tensor, count: int, dim: int) -> None:
 
 
 @rule(aten.topk)
-def topk(call: Call) -> None:
+def topk(call: Call, self: torch.Tensor, k: int, dim: int, sorted: bool) -> None:
     """The results; for long rows what blocks of threads tell each other; a sort of what was found."""
     call.output(0)
     call.output(1)
-    count, dim = call.args[1], call.argument(2, "dim", -1)
     values = call.result[0]
     if not values.numel():
         return
-    largest(call, call.args[0], count, dim)
-    if call.argument(4, "sorted", True) and values.numel() > 1 and count > SHORT_ROW:
-        with call.holding(8 * values.numel(), size_of(values)):
+    largest(call, self, dim)
+    if sorted and values.numel() > 1 and k > SHORT_ROW:
+        with call.holding(8 * values.numel(), values.nbytes):
             _sort(call, values, dim, call.result)
             call.touch(8 * values.numel())
 
@@ -132,42 +129,40 @@ def randperm(call: Call) -> None:
 
 
 @rule(aten.mode)
-def mode(call: Call) -> None:
+def mode(call: Call, self: torch.Tensor, dim: int) -> None:
     """The results, and a copy of the input with the rows in their order."""
     call.output(0)
     call.output(1)
-    tensor, dim = call.args[0], call.argument(1, "dim", -1)
-    if not tensor.dim():
+    if not self.dim():
         return
-    call.touch(*copies(tensor.transpose(dim, -1)))
-    if tensor.shape[dim] > 2048:
-        call.assume("mode sorts rows of more than 2,048 elements one by one", 64 * tensor.shape[dim] + 10_000_000)
+    call.touch(*copies(self.transpose(dim, -1)))
+    if self.shape[dim] > 2048:
+        call.assume("mode sorts rows of more than 2,048 elements one by one", 64 * self.shape[dim] + 10_000_000)
 
 
 @rule(aten.kthvalue)
-def kthvalue(call: Call) -> None:
+def kthvalue(call: Call, self: torch.Tensor) -> None:
     """A copy of the input unless it is contiguous, and the results."""
-    with call.holding(*copies(call.args[0])):
+    with call.holding(*copies(self)):
         call.output(0)
         call.output(1)
 
 
 @rule(aten.median, aten.nanmedian)
-def median(call: Call) -> None:
+def median(call: Call, self: torch.Tensor) -> None:
     """Of rows a copy of the input unless it is contiguous, and the results; of all elements a sort."""
-    tensor = call.args[0]
     if isinstance(call.result, tuple):
-        with call.holding(*copies(tensor)):
+        with call.holding(*copies(self)):
             call.output(0)
             call.output(1)
         return
-    count, width = tensor.numel(), tensor.element_size()
-    flat = torch.empty(count, dtype=tensor.dtype, device="meta")
-    with call.holding(*copies(tensor)), call.holding(count * width):
+    count = self.numel()
+    flat = torch.empty(count, dtype=self.dtype, device="meta")
+    with call.holding(*copies(self)), call.holding(self.nbytes):
         order = call.take(8 * count)
         _sort(call, flat, 0, (flat, flat))
         call.give(order)
-        if call.func.overloadpacket is aten.median:
+        if call.operator is aten.median:
             with call.holding(1):
                 call.output()
             return

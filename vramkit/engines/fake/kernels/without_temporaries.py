@@ -5,14 +5,14 @@ Pointwise operators and views are not in it: torch says itself which they are.
 
 from __future__ import annotations
 
-PLAIN = frozenset({
+WITHOUT_TEMPORARIES = frozenset({
     "_adaptive_avg_pool2d", "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d", "_adaptive_avg_pool3d_backward",
     "_amp_foreach_non_finite_check_and_unscale_", "_amp_update_scale_", "_cdist_forward",
     "_embedding_bag_per_sample_weights_backward", "_fused_adagrad_", "_fused_adam_", "_fused_adamw_", "_fused_sgd_",
     "_pdist_forward", "_prelu_kernel", "_prelu_kernel_backward", "_standard_gamma", "_standard_gamma_grad",
     "_thnn_fused_gru_cell_backward", "_thnn_fused_lstm_cell_backward_impl", "_to_copy", "_unsafe_view",
-    "_upsample_nearest_exact2d", "_weight_norm_interface",
-    "_weight_norm_interface_backward", "adaptive_max_pool3d", "adaptive_max_pool3d_backward", "addr", "arange",
+    "_upsample_nearest_exact2d", "_weight_norm_interface", "_weight_norm_interface_backward",
+    "adaptive_max_pool3d", "adaptive_max_pool3d_backward", "addr", "arange",
     "as_strided_", "avg_pool2d", "avg_pool3d", "avg_pool3d_backward", "bernoulli_", "binary_cross_entropy_backward",
     "binomial", "cat", "cauchy_", "channel_shuffle", "clone", "constant_pad_nd", "contiguous", "copy_",
     "cudnn_batch_norm", "cudnn_batch_norm_backward", "cummax", "cummin", "detach", "diag_embed", "diagonal_backward",
@@ -36,8 +36,7 @@ PLAIN = frozenset({
     "sigmoid_backward", "silu_backward", "slice_backward", "slice_scatter", "smooth_l1_loss_backward",
     "softplus_backward", "softshrink_backward", "squeeze_", "stack", "take", "tanh_backward", "threshold_backward",
     "transpose_", "tril", "triu", "uniform_", "unsqueeze_", "upsample_bicubic2d", "upsample_bilinear2d",
-    "upsample_linear1d",
-    "upsample_nearest2d", "upsample_trilinear3d",
+    "upsample_linear1d", "upsample_nearest2d", "upsample_trilinear3d",
     "vdot", "zero_", "zeros", "zeros_like",
 })  # fmt: skip
 """Without their overloads."""

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-import torch._dynamo  # noqa: F401 - it compares torch's functions when it is imported, so not while some are replaced
+import torch._dynamo
 
 from ....gpus import GPU
 from . import attention, autocast, backward, devices, fast_path, layers, losses, recurrent, runtime
-from .patches import Kernels, answer_fakes
+from .patches import Kernels, answer_fakes, put, running
 
 
 @contextmanager
@@ -27,12 +27,15 @@ def overlay(gpu: GPU) -> Iterator[None]:
             model.to("cuda")
             model(torch.zeros(8, 512, device="cuda")).sum().backward()
 
-    Enter it before the fake mode, in a process where ``torch.cuda.is_available()`` is False; one at a time.
+    Enter it before the fake mode, in a process where ``torch.cuda.is_available()`` is False; one at a time. Other
+    threads go on without it.
 
     Args:
         gpu: the card. Its capability decides about attention kernels and number formats.
     """
     with ExitStack() as stack:
+        stack.enter_context(running())
+        _compile_nothing(stack)
         devices.install(stack)
         runtime.install(stack, gpu)
         kernels = Kernels(stack)
@@ -53,10 +56,17 @@ def beside_a_device(gpu: GPU) -> Iterator[None]:
         gpu: the card.
     """
     with ExitStack() as stack:
+        stack.enter_context(running())
+        _compile_nothing(stack)
         devices.install_makers(stack)
         _install_what_fakes_lack(Kernels(stack), stack, gpu)
         backward.in_the_thread_of_the_device(stack)
         yield
+
+
+def _compile_nothing(stack: ExitStack) -> None:
+    """As ``torch.compiler.set_stance("force_eager")``, which holds for all threads."""
+    put(stack, torch._dynamo.eval_frame, "_callback_from_stance", lambda callback: None)
 
 
 def _install_what_fakes_lack(kernels: Kernels, stack: ExitStack, gpu: GPU) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .patches import Kernels, replace
+from .patches import Kernels, put
 
 
 def _names(text: str) -> frozenset[str]:
@@ -84,7 +84,7 @@ def install(kernels: Kernels, stack: ExitStack) -> None:
         cast.cache.clear()
         clear()
 
-    replace(stack, torch, "clear_autocast_cache", clear_both)
+    put(stack, torch, "clear_autocast_cache", clear_both)
     stack.callback(cast.cache.clear)
 
 

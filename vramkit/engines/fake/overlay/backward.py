@@ -17,7 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
-from .patches import replace
+from .patches import put, running
 
 _RUN = "_engine_run_backward"
 _CREATE_GRAPH = 2  # the position of that argument after the outputs
@@ -43,7 +43,7 @@ def in_a_thread_of_its_own(stack: ExitStack) -> None:
         finally:
             running = False
 
-    replace(stack, torch.autograd, _RUN, run_backward)
+    put(stack, torch.autograd, _RUN, run_backward)
 
 
 def _as_here(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,6 +55,7 @@ def _as_here(function: Callable[..., Any]) -> Callable[..., Any]:
         torch.set_autocast_enabled("cuda", autocast[0])
         torch.set_autocast_dtype("cuda", autocast[1])
         with ExitStack() as stack:
+            stack.enter_context(running())
             for mode in modes:
                 stack.enter_context(mode)
             return function(*args, **kwargs)
@@ -82,7 +83,7 @@ def in_the_thread_of_the_device(stack: ExitStack) -> None:
             counts_on = True
         return run(outputs, *args, **kwargs)
 
-    replace(stack, torch.autograd, _RUN, run_backward)
+    put(stack, torch.autograd, _RUN, run_backward)
 
 
 class _DeviceThread:

@@ -14,13 +14,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._device import _device_constructors
 
-from .patches import replace
+from .patches import put
 
 CUDA = torch.device("cuda", 0)
 META = torch.device("meta")
-
-_fake_kernels: dict[Any, Any] = {}
-"""The fake mode's own memory of results, which must not meet that of a process without an overlay."""
 
 
 def install(stack: ExitStack) -> None:
@@ -37,8 +34,8 @@ def install_makers(stack: ExitStack) -> None:
     """
     _device_constructors()  # torch lists them once for `set_default_device`, and has to find its own
     for name in ("tensor", "as_tensor", "asarray"):
-        replace(stack, torch, name, _made_on_the_host(getattr(torch, name)))
-    replace(stack, torch.Tensor, "new_tensor", _made_on_the_host(torch.Tensor.new_tensor, like_first=True))
+        put(stack, torch, name, _made_on_the_host(getattr(torch, name)))
+    put(stack, torch.Tensor, "new_tensor", _made_on_the_host(torch.Tensor.new_tensor, like_first=True))
 
 
 def _install_fakes(stack: ExitStack) -> None:
@@ -57,12 +54,17 @@ def _install_fakes(stack: ExitStack) -> None:
     def is_cuda(tensor: FakeTensor) -> bool:
         return tensor.fake_device.type == "cuda"
 
-    replace(stack, torch.Tensor, "_make_subclass", staticmethod(make_subclass))
-    replace(stack, FakeTensor, "_normalize_fake_device", staticmethod(normalized))
-    replace(stack, FakeTensor, "is_cuda", property(is_cuda))
-    replace(stack, FakeTensor, "is_meta", property(lambda tensor: tensor.fake_mode.in_kernel_invocation))
-    replace(stack, FakeTensor, "get_device", lambda tensor: 0 if is_cuda(tensor) else -1)
-    replace(stack, FakeTensorMode, "cache", _fake_kernels)
+    put(stack, torch.Tensor, "_make_subclass", staticmethod(make_subclass))
+    put(stack, FakeTensor, "_normalize_fake_device", staticmethod(normalized))
+    put(stack, FakeTensor, "is_cuda", property(is_cuda))
+    put(stack, FakeTensor, "is_meta", property(lambda tensor: tensor.fake_mode.in_kernel_invocation))
+    put(stack, FakeTensor, "get_device", lambda tensor: 0 if is_cuda(tensor) else -1)
+    # The fake mode's memory of results must not be that of a process without an overlay.
+    put(stack, FakeTensorMode, "_cached_dispatch_impl", _dispatch_anew)
+
+
+def _dispatch_anew(mode: FakeTensorMode, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    return mode._dispatch_impl(func, types, args, kwargs)
 
 
 def _for_cpp(value: Any) -> Any:
@@ -95,18 +97,18 @@ def _install_moves(stack: ExitStack) -> None:
             value = torch.tensor(value, dtype=tensor.dtype, device="cpu")  # as C++ has it for CUDA
         set_item(tensor, index, value)
 
-    replace(stack, FakeTensor, "__setitem__", assign)
-    replace(stack, FakeTensor, "record_stream", lambda tensor, stream: None)
-    replace(stack, torch.Tensor, "to", to)
-    replace(stack, torch.Tensor, "cuda", cuda)
-    replace(stack, torch.Tensor, "pin_memory", lambda tensor, device=None: tensor)
+    put(stack, FakeTensor, "__setitem__", assign)
+    put(stack, FakeTensor, "record_stream", lambda tensor, stream: None)
+    put(stack, torch.Tensor, "to", to)
+    put(stack, torch.Tensor, "cuda", cuda)
+    put(stack, torch.Tensor, "pin_memory", lambda tensor, device=None: tensor)
     group = torch._C._group_tensors_by_device_and_dtype
 
     def grouped(*args: Any, **kwargs: Any) -> Any:
         found = group(*args, **kwargs)
         return {(CUDA if device.type == "meta" else device, dtype): each for (device, dtype), each in found.items()}
 
-    replace(stack, torch._C, "_group_tensors_by_device_and_dtype", grouped)
+    put(stack, torch._C, "_group_tensors_by_device_and_dtype", grouped)
 
 
 def _made_on_the_host(make: Callable[..., torch.Tensor], *, like_first: bool = False) -> Callable[..., torch.Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .patches import Kernels, replace
+from .patches import Kernels, put
 
 aten = torch.ops.aten
 
@@ -23,7 +23,7 @@ def install(kernels: Kernels, stack: ExitStack) -> None:
     kernels.composite(aten._batch_norm_impl_index.default, _batch_norm)
     for operator, kernel in ((aten.softmax.int, aten._softmax), (aten.log_softmax.int, aten._log_softmax)):
         kernels.composite(operator, _softmax_by(kernel))
-    replace(stack, torch._C, "_conv_determine_backend_memory_format", _convolution_format)
+    put(stack, torch._C, "_conv_determine_backend_memory_format", _convolution_format)
 
 
 def _dropout(tensor: torch.Tensor, p: float, train: bool) -> torch.Tensor:

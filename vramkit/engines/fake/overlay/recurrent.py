@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ....gpus import GPU
-from .patches import Kernels, answer_fakes, has_fakes, replace
+from .patches import Kernels, answer_fakes, has_fakes, put
 
 aten = torch.ops.aten
 
@@ -38,11 +38,11 @@ def install(kernels: Kernels, stack: ExitStack, gpu: GPU) -> None:
     kernels.composite(aten.lstm_cell.default, _lstm_cell)
     kernels.composite(aten.gru_cell.default, _gru_cell)
     kernels.autocast(aten._cudnn_rnn.default, _cast_all)
-    replace(stack, torch.backends.cudnn, "is_acceptable", _is_acceptable)
-    replace(stack, torch.backends.cudnn.rnn, "get_cudnn_mode", _MODES.__getitem__)
-    replace(stack, torch, "_use_cudnn_rnn_flatten_weight", lambda: True)
-    replace(stack, torch, "_cudnn_rnn_flatten_weight", _for_fakes(_flatten, torch._cudnn_rnn_flatten_weight))
-    replace(stack, torch._VF, "_pack_padded_sequence", _for_fakes(_pack, torch._VF._pack_padded_sequence))
+    put(stack, torch.backends.cudnn, "is_acceptable", _is_acceptable)
+    put(stack, torch.backends.cudnn.rnn, "get_cudnn_mode", _MODES.__getitem__)
+    put(stack, torch, "_use_cudnn_rnn_flatten_weight", lambda: True)
+    put(stack, torch, "_cudnn_rnn_flatten_weight", _for_fakes(_flatten, torch._cudnn_rnn_flatten_weight))
+    put(stack, torch._VF, "_pack_padded_sequence", _for_fakes(_pack, torch._VF._pack_padded_sequence))
     answer_fakes(stack, aten._cudnn_rnn.default, _forward)
     answer_fakes(stack, aten._cudnn_rnn_backward.default, _backward)
     answer_fakes(stack, aten._thnn_fused_gru_cell.default, _gru_forward)

@@ -14,7 +14,7 @@ import torch
 
 from ....gpus import GPU
 from .devices import CUDA
-from .patches import replace
+from .patches import put
 
 
 class _Idle:
@@ -98,20 +98,22 @@ def install(stack: ExitStack, gpu: GPU) -> None:
     }
     for module, values in ((torch.cuda, answers), (torch.accelerator, accelerator)):
         for name, value in values.items():
-            replace(stack, module, name, lambda *args, _value=value, **kwargs: _value)
-    replace(stack, torch.cuda.memory, "memory_stats", torch.cuda.memory_stats)
-    replace(stack, torch.cuda, "_initialized", True)
-    replace(stack, torch.cuda, "get_rng_state", lambda device="cuda": torch.zeros(16, dtype=torch.uint8, device="cpu"))
-    replace(stack, torch.cuda, "get_rng_state_all", lambda: [torch.cuda.get_rng_state()])
-    replace(stack, torch.cuda, "stream", lambda stream: nullcontext(stream))
-    replace(stack, torch.cuda, "Stream", _Idle)
-    replace(stack, torch.cuda, "Event", _Idle)
+            put(stack, module, name, lambda *args, _value=value, **kwargs: _value)
+    put(stack, torch.cuda.memory, "memory_stats", torch.cuda.memory_stats)
+    put(stack, torch.cuda, "_initialized", True)  # checkpoints ask for it
+    for module in (torch.cuda, torch.cuda.random):
+        put(stack, module, "_lazy_call", lambda call, **kwargs: None)
+    put(stack, torch.cuda, "get_rng_state", lambda device="cuda": torch.zeros(16, dtype=torch.uint8, device="cpu"))
+    put(stack, torch.cuda, "get_rng_state_all", lambda: [torch.cuda.get_rng_state()])
+    put(stack, torch.cuda, "stream", lambda stream: nullcontext(stream))
+    put(stack, torch.cuda, "Stream", _Idle)
+    put(stack, torch.cuda, "Event", _Idle)
     ranges = types.SimpleNamespace(
         rangePushA=lambda message: 0, rangePop=lambda: 0, rangeStartA=lambda message: 0, rangeEnd=lambda number: None,
         markA=lambda message: None,
     )  # fmt: skip
-    replace(stack, torch.cuda.nvtx, "_nvtx", ranges)
-    replace(stack, torch, "Generator", _Generator)
+    put(stack, torch.cuda.nvtx, "_nvtx", ranges)
+    put(stack, torch, "Generator", _Generator)
 
 
 class _AnyGenerator(type(torch._C.Generator)):  # type: ignore[misc] # whose class differs between versions of torch

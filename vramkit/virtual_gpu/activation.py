@@ -13,14 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import gpus
-from ..errors import UsageError
+from ..errors import DeviceError, UsageError
 from ..gpus import GPU
 from ..sizes import parse_size
-from ._handle import AddressOrder, Settings, VirtualGPU
 from .build import ALIASES, LIBRARY, build, find_torch
+from .handle import AddressOrder, Settings, Values, VirtualGPU
+from .values.library import build_values
 
 ENVIRONMENT = "VRAMKIT_VIRTUAL_GPU"
 """The variable by which children get the settings."""
+
+COPY_LIMIT = 1 << 20
+"""Bytes of the largest copy to a device that is made unless another limit is given."""
 
 _active: VirtualGPU | None = None
 
@@ -30,7 +34,8 @@ def activate(
     *,
     count: int = 1,
     address_order: AddressOrder = "falling",
-    copy_limit: int | str = 0,
+    values: Values = "small",
+    copy_limit: int | str | None = None,
     children: bool = False,
 ) -> VirtualGPU:
     """Put a virtual GPU under the torch that is about to be imported.
@@ -56,9 +61,14 @@ def activate(
         count: devices, 1 to 16, all alike. ``CUDA_VISIBLE_DEVICES`` chooses among them.
         address_order: where new segments go. Among blocks of one size torch 2.11 and older prefer the lowest address,
             so there the order can, rarely, change what is reserved; torch 2.14 prefers the oldest segment.
-        copy_limit: bytes; copies to a device up to this size move data. With the default, 0, all device memory reads as
-            zero, and every run reads the same. With more, small tensors keep their values, but a tensor that later
-            takes the same block reads them too, because no kernel ever overwrites them.
+        values: which values are computed on the devices, by the CPU's kernels. "small": those of small tensors, on
+            which sizes and control flow depend (it needs a C++ compiler at the first use, and goes without where there
+            is none).
+            "all": every one, so that programs train for real, at the CPU's speed. "none": kernels write nothing. No
+            allocation differs between them, but where its size depends on values.
+        copy_limit: bytes; copies to a device up to this size move data, larger ones leave what was there. None: 1 MiB,
+            and 0 with ``values="none"``: no kernel would ever overwrite them, and another tensor in that place would
+            read them. With ``values="all"`` every copy is made.
         children: let every process that this one starts have the virtual GPU too, whatever it runs: LD_PRELOAD and
             ``VRAMKIT_VIRTUAL_GPU`` are set in ``os.environ``. Such a child that ends right after a ``backward()`` may
             abort at its exit unless it calls ``activate`` too (see README.md, "The exit").
@@ -71,7 +81,11 @@ def activate(
         DeviceError: it can't be built or doesn't run here; the text says what is missing.
     """
     global _active
-    settings = Settings(gpu=gpus.find(gpu), count=count, address_order=address_order, copy_limit=parse_size(copy_limit))
+    if copy_limit is None:
+        copy_limit = 0 if values == "none" else COPY_LIMIT
+    settings = Settings(
+        gpu=gpus.find(gpu), count=count, address_order=address_order, values=values, copy_limit=parse_size(copy_limit)
+    )
     active = current()
     if active is not None and active.settings != settings:
         raise UsageError(
@@ -90,25 +104,52 @@ def activate(
                 " or start the script with `vramkit run --gpu NAME script.py`",
             )
         folder = build(find_torch())
-        # First in the loader's global scope: torch's references to CUDA functions then find ours, the real libraries
-        # (which torch still loads) come after. The aliases answer to the names that are opened at run time.
-        library, *_ = [ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL) for name in (LIBRARY, *ALIASES)]
-        active = VirtualGPU(library, settings)
+        compute = None if values == "none" else _values_library(values)
+        active = VirtualGPU(_load(folder), settings)
         active.configure(settings)
         # Triton (torch.compile) asks ldconfig where the driver is, unless it is told.
         os.environ.setdefault("TRITON_LIBCUDA_PATH", str(folder))
-        _arm(active)
+        _arm(active, compute)
     if children:
         _bequeath(active.settings, build(find_torch()))
     return active
 
 
+def _load(folder: Path) -> ctypes.CDLL:
+    # First in the loader's global scope: torch's references to CUDA functions then find ours, the real libraries
+    # (which torch still loads) come after. The aliases answer to the names that are opened at run time.
+    try:
+        library, *_ = [ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL) for name in (LIBRARY, *ALIASES)]
+    except OSError as error:
+        raise DeviceError(
+            "The virtual GPU was to be loaded",
+            str(error),
+            "The build is damaged, or lies on a disk from which no program may run",
+            f"Remove {folder}, or set XDG_CACHE_HOME to a folder on another disk",
+        ) from error
+    return library
+
+
 def current() -> VirtualGPU | None:
-    """The virtual GPU of this process, also if a parent process gave it; None if there is none."""
-    if _active is None and ENVIRONMENT in os.environ:
+    """The virtual GPU of this process, also if a parent process gave it; None if there is none.
+
+    Raises:
+        DeviceError: the parent's settings can't be read.
+    """
+    if _active is None and (text := os.environ.get(ENVIRONMENT)) is not None:
         library = ctypes.CDLL(None)
         if hasattr(library, "vgpu_configure"):  # preloaded: the environment reached the loader too
-            _arm(VirtualGPU(library, Settings.from_text(os.environ[ENVIRONMENT])))
+            try:
+                settings = Settings.from_text(text)
+            except (KeyError, ValueError) as error:
+                raise DeviceError(
+                    f"The virtual GPU that {ENVIRONMENT} describes was asked for",
+                    f"the variable is {text[:200]!r}",
+                    "Only what vramkit.virtual_gpu.activate(..., children=True) wrote can be read",
+                    "Unset it, together with LD_PRELOAD",
+                ) from error
+            compute = None if settings.values == "none" else _values_library(settings.values)
+            _arm(VirtualGPU(library, settings), compute)
     return _active
 
 
@@ -122,20 +163,42 @@ def exchange(gpu: GPU) -> None:
     handle.configure(replace(handle.settings, gpu=gpu, count=1))
 
 
+def can_compute_values() -> bool:
+    """Whether values can be computed on a virtual GPU here; compiles what does it, if it is not there."""
+    try:
+        build_values(find_torch())
+    except DeviceError:
+        return False
+    return True
+
+
 def is_active() -> bool:
     """Whether torch runs, or will run, on a virtual GPU in this process."""
     return current() is not None
 
 
-def _arm(handle: VirtualGPU) -> None:
+def _values_library(values: Values) -> Path | None:
+    """What computes values; None: it can't be built here, and nobody asked for it."""
+    try:
+        return build_values(find_torch())
+    except DeviceError:
+        if values == "all":
+            raise
+        return None
+
+
+def _arm(handle: VirtualGPU, compute: Path | None) -> None:
     global _active
     _active = handle
-    atexit.register(_let_autograd_rest)
+    if compute is not None:
+        handle.compute_values(compute)
+    atexit.register(let_autograd_rest)
 
 
 def _describe(settings: Settings) -> str:
     more = f", address_order={settings.address_order!r}" * (settings.address_order != "falling")
-    more += f", copy_limit={settings.copy_limit}" * (settings.copy_limit != 0)
+    more += f", values={settings.values!r}" * (settings.values != "small")
+    more += f", copy_limit={settings.copy_limit}"
     return f"{settings.count} x {settings.gpu.product}{more}"
 
 
@@ -153,7 +216,7 @@ def _bequeath(settings: Settings, folder: Path) -> None:
     os.environ[ENVIRONMENT] = settings.to_text()
 
 
-def _let_autograd_rest(limit: float = 2.0) -> None:
+def let_autograd_rest(limit: float = 2.0) -> None:
     """Wait until torch's autograd threads sleep.
 
     A program that ends within a millisecond of ``backward()`` can catch the device's autograd thread while it drops the

@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, fields
-from typing import Literal
+from pathlib import Path
+from typing import Literal, cast, get_args
 
-from ..errors import UsageError
-from ..gpus import GPU
+from ..errors import UsageError, shown
+from ..gpus import GPU, MAX_MEMORY
 from ..sizes import format_size, parse_size
+from .values.hook import ComputedValues
 
 AddressOrder = Literal["falling", "rising"]
 """Where new device memory goes: below what is there (as drivers mostly do), or above it."""
 
+Values = Literal["none", "small", "all"]
+"""Which values are computed on a virtual device: none, those of small tensors, or all of them."""
+
 MAX_DEVICES = 16
-MAX_MEMORY = 4 << 40
-"""Bytes: the most that one device can have."""
 _ALL_MEMORY = 16 << 40  # the stretch of addresses that all devices share
 
 
@@ -29,26 +32,31 @@ class Settings:
     count: int
     address_order: AddressOrder
     copy_limit: int
+    values: Values
 
     def __post_init__(self) -> None:
         if not isinstance(self.count, int) or not 1 <= self.count <= MAX_DEVICES:
             raise UsageError(
-                f"{self.count!r} virtual GPUs were asked for", instead=f"Give a count of 1 to {MAX_DEVICES}"
+                f"{shown(self.count)} virtual GPUs were asked for", instead=f"Give a count of 1 to {MAX_DEVICES}"
             )
         if self.address_order not in ("falling", "rising"):
             raise UsageError(
                 f"The address order {self.address_order!r} was asked for", instead="Give 'falling' or 'rising'"
             )
-        if self.gpu.memory > self.most_memory:
+        if self.values not in get_args(Values):
+            raise UsageError(
+                f"A virtual GPU with values={self.values!r} was asked for", instead="Give 'none', 'small' or 'all'"
+            )
+        if self.gpu.memory > self.max_memory:
             raise UsageError(
                 f"A virtual GPU with {self.gpu.memory} bytes was asked for",
-                instead=f"The most is {format_size(self.most_memory)}"
+                instead=f"The maximum is {format_size(self.max_memory)}"
                 + f", with {self.count} of them" * (self.count > 1),
             )
 
     @property
-    def most_memory(self) -> int:
-        """Bytes: the most that each of so many devices can have."""
+    def max_memory(self) -> int:
+        """Bytes: the maximum of each of so many devices."""
         return min(MAX_MEMORY, _ALL_MEMORY // self.count)
 
     def to_text(self) -> str:
@@ -58,6 +66,7 @@ class Settings:
             "count": self.count,
             "rising": int(self.address_order == "rising"),
             "copy_limit": self.copy_limit,
+            "values": self.values,
             "major": gpu.capability[0],
             "minor": gpu.capability[1],
             **{field.name: getattr(gpu, field.name) for field in fields(gpu) if field.name != "capability"},
@@ -84,6 +93,7 @@ class Settings:
             count=int(values["count"]),
             address_order="rising" if values["rising"] == "1" else "falling",
             copy_limit=int(values["copy_limit"]),
+            values=cast(Values, values["values"]),
         )
 
 
@@ -93,7 +103,7 @@ class VirtualGPU:
     Devices are numbered as the machine does, whatever ``CUDA_VISIBLE_DEVICES`` says.
     """
 
-    __slots__ = ("_library", "_settings")
+    __slots__ = ("_library", "_settings", "values")
 
     def __init__(self, library: ctypes.CDLL, settings: Settings) -> None:
         library.vgpu_configure.argtypes = [ctypes.c_char_p]
@@ -112,6 +122,15 @@ class VirtualGPU:
         library.vgpu_launches.restype = ctypes.c_ulonglong
         self._library = library
         self._settings = settings
+        self.values: ComputedValues | None = None
+        """What is computed on its devices; None: nothing."""
+
+    def compute_values(self, library: Path) -> None:
+        """Let values be computed, by the library that was built for it, from the first use of CUDA on. Internal."""
+        everything = self._settings.values == "all"
+        self.values = ComputedValues(
+            self._library, library, everything=everything, copy_limit=self._settings.copy_limit
+        )
 
     def configure(self, settings: Settings) -> None:
         """Tell the library what its devices are; it listens until CUDA is first asked for anything. Internal."""
@@ -158,11 +177,11 @@ class VirtualGPU:
         """
         number = self._number(device)
         capacity = 0 if size is None else parse_size(size)
-        most = self.settings.most_memory
-        if size is not None and not 0 < capacity <= most:
+        maximum = self.settings.max_memory
+        if size is not None and not 0 < capacity <= maximum:
             raise UsageError(
                 f"A virtual GPU with {format_size(capacity)} was asked for",
-                instead=f"Give a size of 1 B to {format_size(most)}",
+                instead=f"Give a size of 1 B to {format_size(maximum)}",
             )
         self._library.vgpu_set_memory(number, capacity)
 
@@ -188,7 +207,7 @@ class VirtualGPU:
 
     def _number(self, device: int) -> int:
         if not isinstance(device, int) or not 0 <= device < self.count:
-            raise UsageError(f"Device {device!r} was asked for", f"there are {self.count}, numbered from 0")
+            raise UsageError(f"Device {shown(device)} was asked for", f"there are {self.count}, numbered from 0")
         return device
 
     def __repr__(self) -> str:

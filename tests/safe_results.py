@@ -1,0 +1,40 @@
+"""That a result can be shown, whoever made the file that it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from vramkit import SnapshotError
+from vramkit.tape.memory import MemoryResult
+
+ESCAPES = "\x1b[31mred\x07\n\u202e"
+"""What a terminal acts on."""
+
+
+def assert_can_be_shown(result: MemoryResult) -> None:
+    """The report, every ``repr`` and every table come to an end, and a terminal acts on nothing in them."""
+    report = str(result)
+    assert all(line.isprintable() for line in report.split("\n"))
+    assert len(report) < 100_000
+    for each in result.each_device():
+        for shown in (each, each.tape, each.timeline, each.peak, each.final, *each.steps, *each.out_of_memory):
+            assert repr(shown).isprintable()
+            assert len(repr(shown)) < 20_000
+        for root in each.by_module:
+            assert all(repr(module).isprintable() for module in root.walk())
+        assert json.loads(json.dumps(each.to_records())) == each.to_records()
+
+
+def assert_is_shown_or_refused(open_: Callable[[Path], MemoryResult], path: Path) -> None:
+    """A file opens and can be shown, or ends in a short and printable `SnapshotError`, and in no other exception."""
+    refusal = ""
+    try:
+        result = open_(path)
+    except SnapshotError as error:
+        refusal = str(error)
+    else:
+        assert_can_be_shown(result)
+    assert refusal.isprintable()
+    assert len(refusal) < 1000 + len(str(path))

@@ -1,0 +1,44 @@
+"""Where a verb's result goes as a file. Knows what keeps a file from being written; knows nothing of results."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..results.readable import ReadableResult
+
+
+def check_can_save(what: str, path: str) -> None:
+    """What is wrong with where a result goes is said before it is made: a script can run for hours.
+
+    Args:
+        what: is saved, as the beginning of a sentence.
+        path: where to.
+
+    Raises:
+        UsageError: no file can be written there.
+    """
+    folder = os.path.dirname(path) or os.curdir
+    if not path:
+        raise _cannot_save(what, path, "the name is empty")
+    if not os.path.isdir(folder):
+        raise _cannot_save(what, path, f"there is no folder {folder!r}")
+    if os.path.isdir(path):
+        raise _cannot_save(what, path, "that is a folder")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise _cannot_save(what, path, "permission denied")
+
+
+def save(what: str, result: ReadableResult, path: str) -> None:
+    """Save a result. Raises: UsageError: it can't be written."""
+    try:
+        result.save(path)
+    except OSError as error:
+        raise _cannot_save(what, path, error.strerror or str(error)) from error
+
+
+def _cannot_save(what: str, path: str, why: str) -> UsageError:
+    return UsageError(f"{what} was to be saved as {path!r}", f"it can't be written: {why}")

@@ -1,0 +1,167 @@
+"""What a saved result may hold: everything that a report will read is checked here, when a file is opened.
+
+A table that points outside another would fail later, far from the file that is to blame. Knows the tape's tables and
+the types of JSON; neither the file's format nor any kind of result.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..errors import shown
+from ..tape.events import Action, Category, Module, Phase, Table
+
+MAX_NUMBER = (1 << 62) - 1
+"""Of a number, and of the sum of all sizes: neither then overflows 64 bits, whatever is added up."""
+
+_MAX_TEXT = 10_000  # characters
+_MAX_DEPTH = 200  # modules inside one another: readers walk the tree by recursion
+_MAX_DIMENSIONS = 64
+_DEVICE = re.compile(r"\w{1,64}(:\d{1,9})?", re.ASCII)
+_CODES = {"action": len(Action), "phase": len(Phase), "category": len(Category)}
+_FROM_0 = ("step", "size", "requested", "block", "pool")
+
+
+class DamagedError(Exception):
+    """What is wrong with a file, in words that follow "it can't be read:"."""
+
+
+# -- values of JSON ----------------------------------------------------------------------------------------------------
+
+
+def record(value: object, what: str) -> dict[str, object]:
+    """A dict. This and the functions below raise `DamagedError` where a value is something else.
+
+    Args:
+        value: from a file.
+        what: it is, for the error.
+    """
+    if not isinstance(value, dict):
+        raise _wrong(value, what)
+    return value
+
+
+def items(value: object, what: str, maximum: int | None = None) -> list[object]:
+    """A list, of at most so many items."""
+    if not isinstance(value, list):
+        raise _wrong(value, what)
+    if maximum is not None and len(value) > maximum:
+        raise DamagedError(f"there are {len(value):,} of {what}, and at most {maximum:,} can be")
+    return value
+
+
+def text(value: object, what: str) -> str:
+    """A text that a report can show."""
+    if not isinstance(value, str) or len(value) > _MAX_TEXT:
+        raise _wrong(value, what)
+    return value
+
+
+def texts(value: object, what: str) -> tuple[str, ...]:
+    """Many texts."""
+    return tuple(text(each, what) for each in items(value, what))
+
+
+def integer(value: object, what: str, *, minimum: int = 0, maximum: int = MAX_NUMBER) -> int:
+    """A whole number within bounds."""
+    if type(value) is not int or not minimum <= value <= maximum:
+        raise _wrong(value, what)
+    return value
+
+
+def device_name(value: object) -> str:
+    """A device in torch's words, which results show as it is."""
+    name = text(value, "the device")
+    if not _DEVICE.fullmatch(name):
+        raise _wrong(value, "the device")
+    return name
+
+
+def _wrong(value: object, what: str) -> DamagedError:
+    return DamagedError(f"{what} can't be {shown(value)}")
+
+
+# -- modules and tables ------------------------------------------------------------------------------------------------
+
+
+def modules_of(value: object) -> tuple[Module, ...]:
+    """Modules, each after the one that it is part of, and named after it."""
+    modules: list[Module] = []
+    depths: list[int] = []
+    total = 0
+    for index, each in enumerate(items(value, "the modules")):
+        module = _module(record(each, "a module"), index)
+        depth = 0
+        if module.parent >= 0:
+            depth = depths[module.parent] + 1
+            if not module.name.startswith(f"{modules[module.parent].name}."):
+                raise DamagedError(f"the module {shown(module.name)} is not named after the one that it is part of")
+        total += module.parameters
+        if depth > _MAX_DEPTH:
+            raise DamagedError(f"more than {_MAX_DEPTH} modules are inside one another")
+        if total > MAX_NUMBER:
+            raise DamagedError("the modules' parameters are more than can be")
+        modules.append(module)
+        depths.append(depth)
+    return tuple(modules)
+
+
+def _module(saved: dict[str, object], index: int) -> Module:
+    shape = items(saved.get("output_shape", []), "a module's output shape", _MAX_DIMENSIONS)
+    module = Module(
+        name=text(saved["name"], "a module's name"),
+        kind=text(saved["kind"], "a module's class"),
+        parent=integer(saved.get("parent", -1), "a module's parent", minimum=-1, maximum=index - 1),
+        parameters=integer(saved.get("parameters", 0), "the size of a module's parameters"),
+        calls=integer(saved.get("calls", 0), "the number of a module's calls"),
+        output_shape=tuple(integer(size, "a size of a module's output") for size in shape),
+    )
+    if math.prod(max(size, 1) for size in module.output_shape) > MAX_NUMBER:
+        raise DamagedError("a module's output is larger than can be")
+    return module
+
+
+def check_tables(tables: Mapping[str, Table], modules: int, names: int) -> None:
+    """Raise `DamagedError` where an index, a code or a size can't be, or events and allocations don't belong together.
+
+    Args:
+        tables: ``events``, ``allocations`` and ``segments``, each with its columns.
+        modules: how many modules there are.
+        names: how many names.
+    """
+    events, allocations = tables["events"], tables["allocations"]
+    ends = {"module": modules, "name": names, "allocation": len(allocations), "born": len(events), "died": len(events)}
+    for title, table in tables.items():
+        for column in (table.dtype.names or ()) if len(table) else ():
+            values = table[column]
+            if column in ends and (values.min() < -1 or values.max() >= ends[column]):
+                raise DamagedError(f"the column {title}.{column} points outside its table")
+            if column in _CODES and values.max() >= _CODES[column]:
+                raise DamagedError(f"the column {title}.{column} has an unknown code")
+            if column in _FROM_0 and values.min() < 0:
+                raise DamagedError(f"the column {title}.{column} has a number below 0")
+    if (allocations["requested"] > allocations["block"]).any():
+        raise DamagedError("the column allocations.block has less than was asked for")
+    _check_lives(events, allocations)
+    moves = events["size"][(events["action"] >= Action.SEGMENT_ALLOC) & (events["action"] != Action.OOM)]
+    sizes = (allocations["block"], tables["segments"]["size"], moves)
+    if sum(float(each.sum(dtype=np.float64)) for each in sizes) > MAX_NUMBER:
+        raise DamagedError("its sizes add up to more than can be")
+
+
+def _check_lives(events: Table, allocations: Table) -> None:
+    """Every allocation begins at an event of its own, and ends at a later one or not at all."""
+    for column, action in (("born", Action.ALLOC), ("died", Action.FREE)):
+        rows = np.flatnonzero(allocations[column] >= 0)
+        at = allocations[column][rows]
+        if (events["action"][at] != action).any() or (events["allocation"][at] != rows).any():
+            raise DamagedError(f"the column allocations.{column} points to events of something else")
+    if np.count_nonzero(events["action"] == Action.ALLOC) != np.count_nonzero(allocations["born"] >= 0):
+        raise DamagedError("the column events.allocation lacks the allocation of an event")
+    dead = allocations["died"] >= 0
+    if (allocations["died"] <= allocations["born"])[dead].any():
+        raise DamagedError("the column allocations.died has an end before the beginning")
