@@ -57,6 +57,6 @@ def test_a_text_is_shortened_after_it_was_made_printable() -> None:
 @pytest.mark.parametrize("count", [-(10**5000), 10**5000, "9" * 5000], ids=type)
 def test_a_count_of_thousands_of_digits_is_refused_in_a_short_text(count: object) -> None:
     with pytest.raises(UsageError, match="steps=") as raised:
-        check_count("A test was made", "steps", count, most=10)
+        check_count("A test was made", "steps", count, maximum=10)
 
     assert len(str(raised.value)) < 400

@@ -442,6 +442,43 @@ def test_dropped_events_are_said_and_the_rest_stays_exact() -> None:
     assert profile.peak_allocated == torch.cuda.max_memory_allocated()
 
 
+@pytest.mark.parametrize("when", ["as it begins", "as it ends", "always"])
+def test_what_is_freed_between_a_snapshot_and_a_count_is_not_lost(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Garbage:
+        """A cycle that holds memory, as modules that know their parent do."""
+
+        def __init__(self) -> None:
+            self.me = self
+            self.tensor = torch.zeros(1000, device="cuda")
+
+    snapshot = cuda_source.allocator.snapshot
+    kept = [Garbage() for _ in range(20)]
+    held = [torch.cuda.memory_allocated()]
+    read = 0
+
+    def collected() -> dict[str, object]:
+        nonlocal read
+        taken = snapshot()
+        held.append(torch.cuda.memory_allocated())
+        read += 1
+        if when == "always" or read == {"as it begins": 1, "as it ends": 3}[when]:
+            kept.pop()
+            gc.collect()
+        return taken
+
+    monkeypatch.setattr(cuda_source.allocator, "snapshot", collected)
+    with vramkit.profile(device="cuda") as prof:
+        inside = [torch.zeros(3000, device="cuda") for _ in range(5)]
+        del inside
+        read = 2
+
+    profile = prof.result
+    check_sums(profile)
+    assert profile.notes == ()
+    assert profile.final.allocated == held[-1]
+    assert len(kept) == 20 - {"as it begins": 1, "as it ends": 1, "always": 6}[when]
+
+
 def test_a_history_that_was_on_goes_on_as_it_was() -> None:
     torch.cuda.memory._record_memory_history(context=None, max_entries=10_000)
     try:

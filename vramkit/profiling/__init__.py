@@ -1,1 +1,1 @@
-"""The sources of tapes: the CUDA allocator's history, storage lifetimes under a dispatch mode; and their marks."""
+"""Measuring: the verb ``profile``, its two sources, the marks, and one file for each kind of hook. See README.md."""

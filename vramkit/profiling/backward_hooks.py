@@ -7,7 +7,6 @@ of its own into the graph, which changes what a program allocates and breaks in-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 from ..attribution.recording import ACCUMULATES, CREATES_GRAPH, FOLLOWED, Kind
 from ..torch_internals.autograd import graph_task, saved_targets, sequence_number
+from .handles import drop
 from .lines import Line
 from .marks import Marks
 from .optimizer_hooks import OptimizerHooks
@@ -83,19 +83,19 @@ class BackwardHooks:
                         if hook is not None:
                             line.node_hooks.append(node.register_prehook(hook))
         if not self._marks.is_open:  # the recording has ended meanwhile, and nobody else will
-            _drop(line.node_hooks)
+            drop(line.node_hooks)
 
     def forget_old_nodes(self, line: Line) -> None:
         """Give up hooks on the nodes of forwards that no backward followed, if there are many."""
         if len(line.node_hooks) > _MAX_NODES:
-            _drop(line.node_hooks)
+            drop(line.node_hooks)
             line.marked_nodes.clear()
 
     def drop_node_hooks(self) -> None:
         """Detach every hook from nodes: a graph can outlive its backward, and the recording."""
         for line in self._marks.lines.met():
-            _drop(line.root_hooks)
-            _drop(line.node_hooks)
+            drop(line.root_hooks)
+            drop(line.node_hooks)
 
     def run(self, original: Callable[..., Any], outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
         """Let the engine run a backward.
@@ -141,7 +141,7 @@ class BackwardHooks:
             nodes.clear()
             return original(outputs, *args, **kwargs)
         finally:
-            _drop(line.root_hooks)
+            drop(line.root_hooks)
             marks.lines.end_task(line)
             marks.lay(line, Kind.BACKWARD_END, 0)
             if marks.is_open:
@@ -151,7 +151,7 @@ class BackwardHooks:
             line.is_followed = line.backwards < _FOLLOW_FIRST or line.backwards % _FOLLOW_EVERY == 0
             self._here.skips = bool(self._here.stack) and not line.is_followed
             if not keeps_graph:
-                _drop(line.node_hooks)
+                drop(line.node_hooks)
 
     def _begins(self, line: Line, _grads: object) -> None:
         self._marks.lines.begin_task(line)
@@ -187,9 +187,3 @@ class BackwardHooks:
             targets += [target for target in saved_targets(node) if target.grad_fn is None]
             ready += [following for following, _ in node.next_functions]
         return targets
-
-
-def _drop(handles: list[Any]) -> None:
-    with suppress(IndexError):
-        while handles:
-            handles.pop().remove()  # each is another thread's or this one's to remove, and never both's

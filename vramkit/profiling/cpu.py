@@ -65,9 +65,10 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
         stack.callback(self._alive.clear)  # and with it the callbacks
         stack.enter_context(self)
         self.hooks.install(stack)
-        self._note_deaths(0)
-        self._drop(len(self._events))
-        self._ours = self._dropped  # events that only say what was there
+        with self._lock:
+            self._note_deaths(0)
+            self._drop(len(self._events))
+            self._ours = self._dropped  # events that only say what was there
 
     def stop(self) -> None:
         """Look for the last time, before the stack detaches everything."""
@@ -77,18 +78,19 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
 
     def recordings(self) -> list[Recording]:
         """What was recorded; to be called once the recording has ended."""
-        lost = self._dropped - self._ours
-        if len(self._events) > self._max_events:
-            lost += len(self._events) - self._max_events
-            self._drop(len(self._events) - self._max_events)
+        with self._lock:
+            lost = self._dropped - self._ours
+            if len(self._events) > self._max_events:
+                lost += len(self._events) - self._max_events
+                self._drop(len(self._events) - self._max_events)
+            columns = np.array(self._events, np.int64).reshape(-1, 6)
+            position = np.array(padded(self._positions, len(self.marks.kept) + 1), np.int64) - self._dropped
         notes = []
         if lost:
             notes.append(
-                f"{lost:,} allocations and frees came before the last {len(self._events):,} and were not kept: the "
+                f"{lost:,} allocations and frees came before the last {len(columns):,} and were not kept: the "
                 "profile covers what came after. Raise max_events, or profile fewer steps."
             )
-        position = np.array(padded(self._positions, len(self.marks.kept) + 1), np.int64) - self._dropped
-        columns = np.array(self._events, np.int64).reshape(-1, 6)
         action, storage, size, mark, line, foreign = columns.T
         return [
             Recording(
@@ -139,10 +141,11 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
             with self._lock:
                 marks = len(self.marks.entries)
                 self._note_deaths(marks)
-                self._note(Action.ALLOC, key, size, marks, self.marks.lines.number(), foreign=foreign)
-                ref = _Ref(storage, self._dead.append)
-                ref.key = key
-                self._alive[key] = ref, size
+                if key not in self._alive:  # else another thread has met it meanwhile
+                    self._note(Action.ALLOC, key, size, marks, self.marks.lines.number(), foreign=foreign)
+                    ref = _Ref(storage, self._dead.append)
+                    ref.key = key
+                    self._alive[key] = ref, size
         return key
 
     def _note_deaths(self, marks: int) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from types import FrameType
 
+_looking = threading.RLock()
+
 
 def own_frames() -> list[FrameType]:
     """This thread's frames, the innermost first."""
@@ -36,6 +38,7 @@ def _innermost() -> dict[int, FrameType]:
     # holds (python/cpython#106883).
     stack = ExitStack()
     with stack, stack:  # an interrupt can come before the one's end
+        stack.enter_context(_looking)  # else another thread that looks switches the collector on meanwhile
         if gc.isenabled():
             stack.callback(gc.enable)
         gc.disable()

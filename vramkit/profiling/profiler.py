@@ -145,6 +145,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
                 if owner
                 else "Leave the outer block first, or measure both in one and end the parts with prof.step()",
             )
+        _check_is_there(self._device)
         require("A vramkit.profile was entered", *NEEDS[self._device.type])
         stack = self._stack
         try:
@@ -259,7 +260,7 @@ def _device(device: str | torch.device | None, models: Mapping[str, torch.nn.Mod
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _source(device: torch.device, max_events: int) -> _Source:
+def _check_is_there(device: torch.device) -> None:
     if device.type == "cuda":
         if device.index is not None and torch.cuda.is_available() and device.index >= torch.cuda.device_count():
             raise DeviceError(
@@ -274,6 +275,10 @@ def _source(device: torch.device, max_events: int) -> _Source:
                 instead='Switch the virtual GPU on before importing torch (vramkit.virtual_gpu.activate("a100-40gb"), '
                 'or `vramkit run --gpu a100-40gb script.py`), or pass device="cpu"',
             )
+
+
+def _source(device: torch.device, max_events: int) -> _Source:
+    if device.type == "cuda":
         from .cuda import CudaHistory
 
         return CudaHistory(max_events)

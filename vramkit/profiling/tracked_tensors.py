@@ -16,6 +16,7 @@ import torch
 from ..tape.events import Category
 from ..torch_internals.modules import gradient_hooks_of
 from .frames import locals_of_others
+from .handles import drop
 from .holders import Model, Optimizer
 from .lines import Line
 from .marks import Marks
@@ -90,8 +91,7 @@ class TrackedTensors:
 
     def drop_hooks(self) -> None:
         """Detach every hook from the parameters."""
-        while self._hooks:
-            self._hooks.pop().remove()
+        drop(self._hooks)
 
     def _watch(self, models: Sequence[Model]) -> None:
         with self._running.lock:
