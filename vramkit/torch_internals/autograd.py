@@ -38,11 +38,15 @@ _TARGETS = tuple(
 )
 
 
-def next_number() -> int:
-    """The number that the next node of this thread gets, or the one before."""
+def _make_a_node() -> int:
     with torch.enable_grad(), torch.inference_mode(False):
         # Not on the device that the program may have made its default: that would be an allocation of its own.
         return sequence_number(torch.zeros((), device="cpu", requires_grad=True).neg().grad_fn)
+
+
+next_number: Callable[[], int] = look_up("torch.autograd._get_sequence_nr", "profile", fallback=_make_a_node)
+"""The number that the next node of this thread gets, or the one before. To ask makes no node: of two threads' nodes the
+engine runs those with the higher number first, so that one more in a thread would change a program's order."""
 
 
 def saved_targets(node: Any) -> Iterator[torch.Tensor]:
