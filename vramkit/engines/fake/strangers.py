@@ -40,7 +40,7 @@ class Strangers:
     def __init__(self, *, by_collector: bool) -> None:
         self.refusal: UsageError | None = None
         """What the first one that the program touched was answered with."""
-        self._arrived: frozenset[int] = frozenset()
+        self._known: set[int] = set()  # ids of models and optimizers that arrived, or were made since
         self._own: set[int] = set()  # storages that the run has made on the host
         # Of the user's models and optimizers, and of storages, by id and address: another thread may let go of some,
         # and the run may get their places.
@@ -56,10 +56,11 @@ class Strangers:
             stack: puts back what was there.
             arrived: ids of the program's models and optimizers.
         """
-        self._arrived = arrived
+        self._known |= arrived
         for kind, names in ((torch.nn.Module, _OF_MODULES), (torch.optim.Optimizer, _OF_OPTIMIZERS)):
             for name in names:
                 put(stack, kind, name, self._asking(getattr(kind, name)))
+            put(stack, kind, "__init__", self._noting(kind.__init__))
         begins = register_optimizer_step_pre_hook(by_thread(self._optimizer_begins, _nothing))
         stack.callback(begins.remove)
         convert = getattr(fakes.CONVERT.owner, fakes.CONVERT.name)
@@ -83,18 +84,25 @@ class Strangers:
             self._own.update(key_of(tensor.untyped_storage()) for tensor in _tensors(result))
         return result
 
+    def _noting(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def function(owner: Any, *args: Any, **kwargs: Any) -> None:
+            self._known.add(id(owner))
+            original(owner, *args, **kwargs)
+
+        return function
+
     def _asking(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        arrived = self._arrived
+        known = self._known
 
         def function(owner: Any, *args: Any, **kwargs: Any) -> Any:
-            if id(owner) not in arrived:
+            if id(owner) not in known:
                 self._check_owner(owner)
             return original(owner, *args, **kwargs)
 
         return function
 
     def _optimizer_begins(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        if id(optimizer) not in self._arrived:
+        if id(optimizer) not in self._known:
             self._check_owner(optimizer)
 
     def _check_owner(self, owner: Any) -> None:
