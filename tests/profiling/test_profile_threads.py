@@ -225,7 +225,7 @@ def test_gradients_that_another_thread_trains_are_read_by_no_other(
     profile = prof.result
     own = bytes_of(gradients(mine.model))
     assert profile.final.gradients == stale == own
-    assert profile.timeline.at(0).gradients == own  # those of the step before the block, too
+    assert profile.timeline.breakdown_at(0).gradients == own  # those of the step before the block, too
     assert {label for label in told(profile) if label[1] == "GRADIENT"} != set()
 
 
