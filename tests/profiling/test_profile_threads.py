@@ -316,7 +316,7 @@ def test_a_thread_that_takes_turns_is_told_with_the_others() -> None:
             mine.optimizer.step()
             del loss
 
-    assert {each.phase for each in prof.result.steps} == {
+    assert {each.phase for each in prof.result.phases} == {
         Phase.OUTSIDE, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER
     }  # fmt: skip
     # Between the thread's forward and this one's backward is the loss.
