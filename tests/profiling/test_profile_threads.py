@@ -225,7 +225,7 @@ def test_gradients_that_another_thread_trains_are_read_by_no_other(
     profile = prof.result
     own = bytes_of(gradients(mine.model))
     assert profile.final.gradients == stale == own
-    assert profile.timeline.at(0).gradients == own  # those of the step before the block, too
+    assert profile.timeline.breakdown_at(0).gradients == own  # those of the step before the block, too
     assert {label for label in told(profile) if label[1] == "GRADIENT"} != set()
 
 
@@ -316,7 +316,7 @@ def test_a_thread_that_takes_turns_is_told_with_the_others() -> None:
             mine.optimizer.step()
             del loss
 
-    assert {each.phase for each in prof.result.steps} == {
+    assert {each.phase for each in prof.result.phases} == {
         Phase.OUTSIDE, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER
     }  # fmt: skip
     # Between the thread's forward and this one's backward is the loss.
