@@ -127,12 +127,15 @@ def test_a_device_that_is_not_there_is_refused(gpu: virtual_gpu.VirtualGPU) -> N
         gpu.used(2)
 
 
-def test_device_values_read_as_zero(gpu: virtual_gpu.VirtualGPU) -> None:
+def test_small_values_are_copied_and_computed_and_large_ones_read_as_zero(gpu: virtual_gpu.VirtualGPU) -> None:
     x = torch.tensor([3.0, 4.0]).cuda()
+    large = torch.ones(1 << 20).cuda()
 
-    assert x.tolist() == [0.0, 0.0]
-    assert (x + 1).sum().item() == 0.0
-    assert x.nonzero().shape == (0, 1)
+    assert x.tolist() == [3.0, 4.0]
+    assert (x + 1).sum().item() == 9.0
+    assert x.nonzero().shape == (2, 1)
+    assert large.nbytes > gpu.settings.copy_limit
+    assert (large + 1).sum().item() == 0.0
 
 
 def test_pinned_memory_is_the_hosts(gpu: virtual_gpu.VirtualGPU) -> None:
