@@ -106,6 +106,10 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
 
     An exception passes through, the result is there all the same. ``torch.OutOfMemoryError`` gets the report of what
     held the memory as a note.
+
+    *Known limitations.* Threads that train at the same time are told apart, but steps are counted over all of them; on
+    the CPU only the operators of the thread that entered are recorded. Gradients that two threads write into one model
+    at the same time may come out as "other".
     """
 
     def __init__(
