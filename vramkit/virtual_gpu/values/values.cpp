@@ -116,7 +116,7 @@ Operator look_at(const c10::OperatorHandle &op) {
     if (tag == at::Tag::data_dependent_output || tag == at::Tag::dynamic_output_shape) found.dynamic = true;
     if (tag == at::Tag::nondeterministic_seeded) found.random = true;
   }
-  found.counted = any_of(name, {"aten::nonzero", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive"});
+  found.counted = any_of(name, {"aten::nonzero", "aten::_unique2", "aten::unique_consecutive"});
   found.spread = any_of(name, {"aten::topk", "aten::argmax", "aten::max"});
   const bool is_out = schema.overload_name().find("out") != std::string::npos && found.mutates;
   found.writes_only = is_out || any_of(name, {"aten::copy_", "aten::fill_", "aten::zero_", "aten::normal_", "aten::uniform_",
@@ -361,8 +361,8 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
     done = compute(op, what, host, seed);
     if (done && what.counted) {
       long long number = 0;
-      each_tensor(host.front(), [&](const at::Tensor &each) { number = what.name == "aten::unique_dim" ? -1 : each.dim() ? each.size(0) : each.numel(); });
-      if (number >= 0) answering = true, vgpu_answer(&number, 1);
+      each_tensor(host.front(), [&](const at::Tensor &each) { number = each.dim() ? each.size(0) : each.numel(); });
+      answering = true, vgpu_answer(&number, 1);
     }
     try {
       pass_on(op, keys, stack); /* what it calls inside finds its own values */
