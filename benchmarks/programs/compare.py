@@ -1,0 +1,76 @@
+"""Holds a profile against a census of the program's objects, address by address. Knows no torch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vramkit.results.profile import Profile
+from vramkit.tape.events import Action, Category, Tape
+
+_COUNTED = (Category.PARAMETER, Category.BUFFER, Category.GRADIENT, Category.OPTIMIZER_STATE)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Bytes that one side calls so, and the other otherwise."""
+
+    moment: str
+    counted_as: str
+    labelled_as: str
+    size: int
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        names = f" ({', '.join(self.names)})" if self.names else ""
+        return f"{self.moment}: {self.size:,} B are {self.counted_as}, labelled {self.labelled_as}{names}"
+
+
+def differences(profile: Profile, census: Path) -> tuple[int, list[Difference]]:
+    """How many moments were counted, and where labels are not what the objects say."""
+    moments = json.loads(census.read_text(encoding="utf-8")) if census.exists() else []
+    return len(moments), [each for moment in moments for each in _of_moment(profile.on("cuda:0").tape, moment)]
+
+
+def _of_moment(tape: Tape, moment: dict[str, Any]) -> Iterator[Difference]:
+    event = _event(tape, moment["allocated"], moment["freed"])
+    if event is None:
+        yield Difference(moment["moment"], "?", "not on the tape", moment["bytes"], ())
+        return
+    counted = {
+        int(address): (kind, size) for kind, rows in moment["storages"].items() for address, size in rows.items()
+    }
+    sizes: Counter[tuple[str, str]] = Counter()
+    names: dict[tuple[str, str], list[str]] = {}
+    for row in tape.allocations[tape.alive_at(event)]:
+        label = Category(row["category"])
+        kind, size = counted.pop(int(row["address"]), (None, int(row["requested"])))
+        if kind is None and label not in _COUNTED:
+            continue
+        if kind is None or kind != label.name.lower():
+            key = (kind or "none of them", label.name.lower())
+            sizes[key] += size
+            name = tape.names[row["name"]] if row["name"] >= 0 else "unnamed"
+            names.setdefault(key, []).append(name)
+    for kind, size in counted.values():
+        sizes[kind, "nothing alive"] += size
+    for (kind, label), size in sizes.items():
+        shown = names.get((kind, label), [])
+        yield Difference(moment["moment"], kind, label, size, (*shown[:3], *(["..."] if len(shown) > 3 else [])))
+
+
+def _event(tape: Tape, allocated: int, freed: int) -> int | None:
+    """The last event before which so many blocks were handed out and given back, -1 for the start."""
+    action = tape.events["action"]
+    if not allocated:
+        return -1
+    both = np.cumsum(action == Action.ALLOC) == allocated
+    both &= np.cumsum(action == Action.FREE) == freed
+    places = np.flatnonzero(both)
+    return int(places[-1]) if len(places) else None

@@ -1,0 +1,139 @@
+"""Runs one program under ``vramkit run``, in a process and a folder of its own, and judges what came of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import vramkit
+from vramkit.results.profile import Profile
+
+from . import compare, sources
+from .catalogue import Program
+
+_ROOT = Path(__file__).parents[2]
+_OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "MPLBACKEND": "Agg",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+_KNOWN_NOTE = "measured on a virtual GPU"
+"""How the note begins that every profile of a virtual GPU has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What came of one program."""
+
+    program: Program
+    failure: str = ""
+    """Why there is no profile, or how the program ended; empty: it ended well."""
+    seconds: float = 0.0
+    """Wall time of the process, imports included."""
+    peak_allocated: int = 0
+    peak_reserved: int = 0
+    other: float = 0.0
+    """The category OTHER at the peak, as a part of what was allocated."""
+    differences: tuple[str, ...] = ()
+    """Where labels are not what the program's objects say."""
+    moments: int = 0
+    """At how many moments they were held against each other."""
+    notes: tuple[str, ...] = ()
+    """What the profile says could not be known."""
+
+
+def run(program: Program, *, found: Path, work: Path, gpu: str, limit: float) -> Row:
+    """Run a program.
+
+    Args:
+        program: which.
+        found: the folder of fetched repositories.
+        work: a folder for everything that is written.
+        gpu: as for ``vramkit run``.
+        limit: seconds after which it is stopped.
+    """
+    room = work / program.name.replace("/", "-").replace(" ", "-")
+    files, profile, census = room / "files", room / "profile.npz", room / "census.json"
+    for old in (profile, census):
+        old.unlink(missing_ok=True)
+    try:
+        if not files.exists():
+            _prepare(program, files, found)
+    except (sources.SourceError, ImportError) as error:
+        return Row(program=program, failure=str(error))
+    command = [
+        *(sys.executable, "-m", "vramkit", "run", "--gpu", gpu, "--max-events", "5000000", "--save", str(profile)),
+        *(*program.options, str(Path(__file__).parent / "census.py"), str(census), *program.run),
+    ]
+    begin = time.monotonic()
+    with open(room / "output.txt", "w", encoding="utf-8") as output:
+        try:
+            ended = subprocess.run(
+                command,
+                cwd=files / program.folder,
+                env={**os.environ, **_OFFLINE, **program.environment, **_places(program, room)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=limit,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return Row(program=program, failure=f"stopped after {limit:.0f} s", seconds=limit)
+    return _judge(program, profile, census, code=ended.returncode, seconds=time.monotonic() - begin, room=room)
+
+
+def _prepare(program: Program, files: Path, found: Path) -> None:
+    if program.repository:
+        sources.extract(found, program.repository, program.commit, program.paths, files)
+    files.mkdir(parents=True, exist_ok=True)
+    for make, place in program.standins:
+        make(files / place)
+
+
+def _places(program: Program, room: Path) -> dict[str, str]:
+    temporary = room / "temporary"
+    temporary.mkdir(exist_ok=True)
+    paths = [str(_ROOT)] + [str(room / "files" / program.path)] * bool(program.path)
+    return {
+        "PYTHONPATH": os.pathsep.join((*paths, os.environ.get("PYTHONPATH", ""))).rstrip(os.pathsep),
+        "HF_HOME": str(room / "hub"),
+        "YOLO_CONFIG_DIR": str(room),
+        "TMPDIR": str(temporary),
+    }
+
+
+def _judge(program: Program, saved: Path, census: Path, *, code: int, seconds: float, room: Path) -> Row:
+    failure = f"exit code {code}: {_last_line(room / 'output.txt')}" if code else ""
+    if not saved.exists():
+        return Row(program=program, failure=failure or "no profile was written", seconds=seconds)
+    profile = vramkit.load(saved)
+    assert isinstance(profile, Profile)
+    counted, found = compare.differences(profile, census)
+    return Row(
+        program=program,
+        failure=failure,
+        seconds=seconds,
+        peak_allocated=profile.peak_allocated,
+        peak_reserved=profile.peak_reserved,
+        other=profile.peak.other / max(1, profile.peak.allocated),
+        differences=tuple(str(each) for each in found),
+        moments=counted,
+        notes=tuple(note for note in profile.notes if not note.startswith(_KNOWN_NOTE)),
+    )
+
+
+def _last_line(path: Path) -> str:
+    """The last line of an output that names an error; before vramkit's report."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if _is_error(line)), "")
+
+
+def _is_error(line: str) -> bool:
+    return line.partition(":")[0].endswith(("Error", "Exception", "Interrupt"))
