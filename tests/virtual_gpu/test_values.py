@@ -148,7 +148,7 @@ def test_a_size_that_was_not_computed_is_told_with_operator_and_module() -> None
 
     notes = [note for note in prof.result.notes if "not computed" in note]
     assert len(notes) == 1
-    assert "index in Sequential.0 (1 x)" in notes[0]
+    assert "nonzero in Sequential.0 (1 x)." in notes[0]
     assert "--values all" in notes[0]
 
 
@@ -177,12 +177,37 @@ def test_what_was_not_computed_reads_as_zero_whatever_lay_there_before(
     assert read(torch.empty(size, device="cuda") * 2) == expected
 
 
-def test_a_program_whose_sizes_were_computed_has_no_such_note() -> None:
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda large, x: x[x > 1].unique().tolist(),
+        lambda large, x: large[x > 1],
+        lambda large, x: large.masked_select((x > 1)[:, None]),
+        lambda large, x: bool(large.sum().isnan()),
+        lambda large, x: large.sum().item(),
+    ],
+    ids=["computed", "mask of another", "masked_select", "flag", "number"],
+)
+def test_a_program_whose_sizes_were_computed_has_no_such_note(
+    read: Callable[[torch.Tensor, torch.Tensor], object],
+) -> None:
+    large = torch.empty(len(NUMBERS), 1 << 16, device="cuda")
+
     with vramkit.profile() as prof:
-        x = torch.tensor(NUMBERS, device="cuda")
-        x[x > 1].unique().tolist()
+        read(large, torch.tensor(NUMBERS, device="cuda"))
 
     assert not [note for note in prof.result.notes if "not computed" in note]
+
+
+def test_a_whole_number_that_was_not_computed_is_told_as_one() -> None:
+    large = torch.empty(1 << 20, device="cuda")
+
+    with vramkit.profile() as prof:
+        (large > 0).sum().item()
+
+    (note,) = [note for note in prof.result.notes if "not computed" in note]
+    assert note.startswith("Whole numbers")
+    assert "item() (1 x)" in note
 
 
 def test_a_routers_choices_that_were_not_computed_go_round_evenly() -> None:

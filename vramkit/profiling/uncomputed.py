@@ -1,4 +1,4 @@
-"""Sizes that a program took from values that a virtual device had not computed: in which module, as notes.
+"""Sizes and numbers that a program took from values that a virtual device had not computed: in which module, as notes.
 
 Knows marks and what the virtual GPU was told of such reads; knows no events.
 """
@@ -14,6 +14,8 @@ from ..virtual_gpu import current
 from ..virtual_gpu.values.hook import Read
 from .marks import Marks
 
+_ITEM = "aten::_local_scalar_dense"
+_REMEDY = '; with `--values all` (values="all") everything that torch itself computes is computed.'
 _OUTSIDE = (Kind.ROOT_END, Kind.BACKWARD, Kind.BACKWARD_END, Kind.OPTIMIZER, Kind.OPTIMIZER_END)
 
 
@@ -24,27 +26,40 @@ def reads_so_far() -> Counter[Read]:
 
 
 def notes_of(reads: Counter[Read], marks: Marks, modules: Sequence[Module]) -> list[str]:
-    """One note for all of them, the most frequent first; none where nothing was read.
+    """A note of the sizes, and one of the whole numbers that may become some; none where nothing was read.
 
     Args:
         reads: since the recording began.
         marks: of the recording.
         modules: that they speak of.
     """
-    places: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()
     lines = marks.lines.by_prefix()
     for read, times in reads.items():
         index = _module(read.mark, lines, marks.kept)
         where = f" in {modules[index].name}" if 0 <= index < len(modules) else ""
-        places[read.operator.removeprefix("aten::") + where] += times
-    if not places:
-        return []
+        if read.operator == _ITEM:
+            numbers["item()" + where] += times
+        else:
+            sizes[read.operator.removeprefix("aten::") + where] += times
+    notes = []
+    if sizes:
+        notes.append(
+            f"Sizes came from values that were not computed: {_told(sizes)}. On a card they may be others{_REMEDY}"
+        )
+    if numbers:
+        notes.append(
+            f"Whole numbers that were not computed were read, as 0: {_told(numbers)}. A size that the program makes of "
+            f"them may be another on a card{_REMEDY}"
+        )
+    return notes
+
+
+def _told(places: Counter[str]) -> str:
+    """The most frequent, and how many more there are."""
     told = [f"{place} ({times:,} x)" for place, times in places.most_common(3)]
-    more = f" and {len(places) - 3:,} more" * (len(places) > 3)
-    return [
-        f"Sizes came from values that were not computed: {', '.join(told)}{more}. On a card they may be others; with "
-        '`--values all` (values="all") everything that torch itself computes is computed.'
-    ]
+    return ", ".join(told) + f" and {len(places) - 3:,} more" * (len(places) > 3)
 
 
 def _module(stamp: str, lines: Mapping[str, int], marks: Sequence[Mark]) -> int:

@@ -24,7 +24,7 @@ _Told = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 
 
 class Read(NamedTuple):
-    """A size, or another answer, that a program took from values that were not computed."""
+    """A size, or a whole number, that a program took from values that were not computed."""
 
     operator: str
     """In torch's words, ``"aten::nonzero"``."""
@@ -44,7 +44,7 @@ class ComputedValues:
 
     def __init__(self, runtime: ctypes.CDLL, library: Path, *, everything: bool, copy_limit: int) -> None:
         self.reads: Counter[Read] = Counter()
-        """How often sizes were taken from values that were not computed."""
+        """How often sizes and whole numbers were taken from values that were not computed."""
         self._path = library
         self._library: ctypes.CDLL | None = None
         self._limits = (_NO_LIMIT,) * 3 if everything else (SMALL, SMALL_INTEGERS, copy_limit)

@@ -45,7 +45,8 @@ enum class Kind { pass, compute, copy, read };
 
 struct Operator {
   Kind kind = Kind::pass;
-  bool dynamic = false;  /* the sizes of its results depend on values */
+  bool dynamic = false;  /* its results' sizes, or what it answers, depend on values */
+  bool sizes = false;    /* takes a size from the values of its arguments, without another operator's help */
   bool counted = false;  /* its kernel copies the number of its results to the host */
   bool mutates = false;  /* writes to its arguments */
   bool writes_only = false; /* and reads nothing of what it writes to */
@@ -114,6 +115,7 @@ Operator look_at(const c10::OperatorHandle &op) {
     }
   for (auto tag : op.getTags()) {
     if (tag == at::Tag::data_dependent_output || tag == at::Tag::dynamic_output_shape) found.dynamic = true;
+    if (tag == at::Tag::dynamic_output_shape) found.sizes = !any_of(name, {"aten::index", "aten::masked_select"}); /* nonzero does */
     if (tag == at::Tag::nondeterministic_seeded) found.random = true;
   }
   found.counted = any_of(name, {"aten::nonzero", "aten::_unique2", "aten::unique_consecutive"});
@@ -159,6 +161,8 @@ Place place_of(const at::Tensor &tensor) {
 }
 
 bool is_number(const at::Tensor &tensor) { return tensor.is_floating_point() || tensor.is_complex(); }
+
+bool is_count(const at::Tensor &tensor) { return !is_number(tensor) && tensor.scalar_type() != at::kBool; }
 
 bool is_small(const at::Tensor &tensor) {
   auto limit = is_number(tensor) ? settings.floats : settings.integers;
@@ -347,7 +351,7 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   }
   if (what.kind == Kind::copy && on_host && on_device) fits = static_cast<int64_t>(some->nbytes()) <= settings.copies;
   if (foreign || !(on_device || device.is_cuda())) return pass_on(op, keys, stack);
-  if (!known_inputs && what.dynamic && !answering && (what.kind != Kind::read || !is_number(*some))) tell(what);
+  if (!known_inputs && !answering && (what.sizes || (what.kind == Kind::read && is_count(*some)))) tell(what);
   if (what.kind == Kind::read) {
     const auto zero = zero_of(some->scalar_type());
     pass_on(op, keys, stack);
