@@ -343,6 +343,16 @@ def test_a_checkpointed_block_holds_its_activations_again_during_its_backward() 
     assert texts(story.profile())["checkpoint the 3"] == 2 * 16 * MIB
 
 
+def test_blocks_of_a_model_that_keeps_nothing_for_a_backward_are_not_to_be_checkpointed() -> None:
+    parents = [each.parent + len(MODULES) if each.parent >= 0 else -1 for each in MODULES]
+    copy = [replace(each, name=f"EMA{each.name[3:]}", parent=up) for each, up in zip(MODULES, parents, strict=True)]
+
+    profile = training().profile(modules=(*MODULES, *copy))
+
+    [text] = [each.text for each in advise(profile, moment_of(profile), limit=99) if "checkpoint" in each.text]
+    assert "the 3 blocks Net.blocks.* " in text
+
+
 # -- the text ---------------------------------------------------------------------------------------------------------
 
 

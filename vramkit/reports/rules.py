@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..gpus import all_gpus
-from ..tape.events import Category, Ints, Phase
+from ..tape.events import Category, Ints, Module, Phase
 from .scene import Scene
 from .tree import merged_tree, shown_name
 
@@ -41,9 +41,10 @@ def _checkpoint(scene: Scene) -> Iterator[Advice]:
     tape = scene.result.tape
     if Phase.RECOMPUTE in scene.phases or not scene.trains:
         return
-    block_of, label = _repeated_blocks(scene)
+    activation = scene.category == Category.ACTIVATION
+    block_of, label = _repeated_blocks(tape.modules, tape.allocations["module"][activation])
     owner = np.append(block_of, -1)[tape.allocations["module"]]
-    inside = (scene.category == Category.ACTIVATION) & (owner >= 0)
+    inside = activation & (owner >= 0)
     weights = np.where(inside, scene.block, 0)
     rows = np.flatnonzero(inside)
     # What stays of each block in each step: one tensor of its output's size.
@@ -97,14 +98,23 @@ def _of_the_running(scene: Scene, block_of: Ints, owner: Ints, weights: Ints) ->
     return held
 
 
-def _repeated_blocks(scene: Scene) -> tuple[Ints, str]:
-    """For each module the outermost repeated block that it is part of, -1 for none; and what the blocks are called."""
-    modules = scene.result.tape.modules
+def _repeated_blocks(modules: Sequence[Module], keeping: Ints) -> tuple[Ints, str]:
+    """For each module the outermost repeated block that it is part of, -1 for none; and what the blocks are called.
+
+    Only of blocks of which some module keeps something: those of a model's copy keep nothing.
+    """
+    active = np.zeros(len(modules), np.bool_)
+    active[keeping[keeping >= 0]] = True
+    for index in range(len(modules) - 1, 0, -1):
+        if active[index] and modules[index].parent >= 0:
+            active[modules[index].parent] = True
     block_of = np.full(len(modules), -1, np.int64)
     labels = []
     pending = merged_tree(modules)
     while pending:
         node = pending.pop()
+        if not active[node.members].any():
+            continue
         if len(node.members) > 1 and node.children:
             block_of[node.members] = node.members
             labels.append(node.name)
