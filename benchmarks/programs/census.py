@@ -22,8 +22,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from vramkit.cli.script import Script
 
 _STEPS = frozenset({1, 2, 3, 5, 9, 17, 33})
-KINDS = ("parameter", "buffer", "gradient", "optimizer_state")
-"""What a storage is counted as: the first of these that it is."""
+KINDS = ("parameter", "buffer", "gradient", "optimizer_state", "attribute")
+"""What a storage is counted as: the first of these that it is. An attribute of a module may be anything else, too."""
 
 
 class Census:
@@ -69,12 +69,14 @@ def _storages() -> dict[str, dict[int, int]]:
     optimizers = [each for each in objects if issubclass(type(each), torch.optim.Optimizer)]
     grouped = [each for optimizer in optimizers for group in _groups(optimizer) for each in group]
     parameters = [*(each for module in modules for each in _values(module, "_parameters")), *grouped]
+    parameters += [each for parameter in parameters for each in _inside(getattr(parameter, "__dict__", None))]
     buffers = [each for module in modules for each in _values(module, "_buffers")]
     gradients = [each.grad for each in parameters if isinstance(each, torch.Tensor) and each.is_leaf]
     states = [each for optimizer in optimizers for each in _inside(vars(optimizer).get("state", {}))]
+    attributes = [each for module in modules for each in _inside(list(vars(module).values()))]
     found: dict[str, dict[int, int]] = {}
     seen: set[int] = set()
-    for kind, tensors in zip(KINDS, (parameters, buffers, gradients, states), strict=True):
+    for kind, tensors in zip(KINDS, (parameters, buffers, gradients, states, attributes), strict=True):
         found[kind] = {}
         for tensor in tensors:
             for address, size in _memory(tensor):
@@ -102,9 +104,8 @@ def _inside(value: object) -> Iterator[object]:
     elif isinstance(value, (list, tuple)):
         for each in value:
             yield from _inside(each)
-    elif value is not None and hasattr(value, "__dict__") and not isinstance(value, type):
-        for each in vars(value).values():  # quantised weights keep theirs in an object beside them
-            yield from _inside(each) if isinstance(each, torch.Tensor) else ()
+    elif type(value).__module__.startswith("bitsandbytes.") and not isinstance(value, torch.nn.Module):
+        yield from _inside(vars(value))  # quantised weights keep their scales in an object beside them
 
 
 def _memory(tensor: object) -> Iterator[tuple[int, int]]:

@@ -15,6 +15,8 @@ from vramkit.results.profile import Profile
 from vramkit.tape.events import Action, Category, Tape
 
 _COUNTED = (Category.PARAMETER, Category.BUFFER, Category.GRADIENT, Category.OPTIMIZER_STATE)
+_FREE = tuple(category for category in Category if category not in _COUNTED)
+"""What no object tells of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def _of_moment(tape: Tape, moment: dict[str, Any]) -> Iterator[Difference]:
     for row in tape.allocations[tape.alive_at(event)]:
         label = Category(row["category"])
         kind, size = counted.pop(int(row["address"]), (None, int(row["requested"])))
-        if kind is None and label not in _COUNTED:
+        if (kind is None and label not in _COUNTED) or (kind == "attribute" and label in (*_FREE, Category.BUFFER)):
             continue
         if kind is None or kind != label.name.lower():
             key = (kind or "none of them", label.name.lower())
@@ -59,7 +61,8 @@ def _of_moment(tape: Tape, moment: dict[str, Any]) -> Iterator[Difference]:
             name = tape.names[row["name"]] if row["name"] >= 0 else "unnamed"
             names.setdefault(key, []).append(name)
     for kind, size in counted.values():
-        sizes[kind, "nothing alive"] += size
+        if kind != "attribute":
+            sizes[kind, "nothing alive"] += size
     for (kind, label), size in sizes.items():
         shown = names.get((kind, label), [])
         yield Difference(moment["moment"], kind, label, size, (*shown[:3], *(["..."] if len(shown) > 3 else [])))
