@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmarks.programs import compare
 
 import vramkit
+from benchmarks.programs import compare
 from vramkit import virtual_gpu
 from vramkit.results.profile import Profile
 from vramkit.tape.events import Category
