@@ -89,7 +89,7 @@ _FEW_BATCHES = (
 
 PROGRAMS = (
     _example("mnist", "--epochs", "1"),
-    _example("vae", "--epochs", "1", paths=("vae",)),
+    _example("vae", "--epochs", "1"),
     _example("dcgan", "--dataset", "fake", "--accel", "--dry-run", standins=()),
     _example("gcn", "--epochs", "20", standins=((graphs.archive, "stand_ins"),), path="stand_ins"),
     _example("imagenet", "--dummy", "-b", "64", "-j", "1", standins=(), options=("--steps", "20")),

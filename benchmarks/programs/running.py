@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -62,11 +63,12 @@ def run(program: Program, *, found: Path, work: Path, gpu: str, limit: float) ->
     files, profile, census = room / "files", room / "profile.npz", room / "census.json"
     for old in (profile, census):
         old.unlink(missing_ok=True)
-    try:
-        if not files.exists():
+    if not files.exists():
+        try:
             _prepare(program, files, found)
-    except (sources.SourceError, ImportError) as error:
-        return Row(program=program, failure=str(error))
+        except (sources.SourceError, ImportError) as error:
+            shutil.rmtree(files, ignore_errors=True)
+            return Row(program=program, failure=str(error))
     command = [
         *(sys.executable, "-m", "vramkit", "run", "--gpu", gpu, "--max-events", "5000000", "--save", str(profile)),
         *(*program.options, str(Path(__file__).parent / "census.py"), str(census), *program.run),
@@ -130,7 +132,7 @@ def _judge(program: Program, saved: Path, census: Path, *, code: int, seconds: f
 
 
 def _last_line(path: Path) -> str:
-    """The last line of an output that names an error; before vramkit's report."""
+    """The last line of an output that names an error."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return next((line.strip() for line in reversed(lines) if _is_error(line)), "")
 

@@ -27,7 +27,7 @@ where `SOURCES` holds git clones of their repositories. The last run: {when}; to
 * *Labels*: after some of the optimizer's steps and at the end, every module and optimizer that is alive is asked for
   its parameters, buffers, gradients and states. The profile has to call what lies at their addresses the same, and
   nothing else so. "equal (7)": at all of 7 moments.
-* *Other*: the part of the peak that is in no category.
+* *Other*: the part of the peak that is of the category `OTHER`.
 * *Seconds*: of the whole process, imports included, on two cores without a GPU.
 
 | program | of | allocated at most | reserved at most | other | labels | seconds |
