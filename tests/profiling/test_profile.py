@@ -145,6 +145,23 @@ def test_shared_parameters_count_once() -> None:
     assert prof.result.peak.parameters == prof.result.by_module[0].parameters == 8 * 8 * 4
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.virtual_gpu)])
+def test_gradients_of_tensors_that_are_no_parameters_are_gradients(device: str) -> None:
+    embed, head = nn.Embedding(10, 256, device=device).requires_grad_(False), nn.Linear(256, 256, device=device)
+    hook = embed.register_forward_hook(lambda module, args, output: output.requires_grad_(True))  # as PEFT does it
+    kept = []
+
+    with vramkit.profile(device=device) as prof:
+        x = torch.zeros(64, 256, device=device, requires_grad=True)
+        embedded = embed(torch.zeros(64, dtype=torch.long, device=device))
+        (head(embedded) + head(x)).sum().backward()
+        head.weight.grad = head.bias.grad = None
+        kept += [x.grad, embedded.grad]
+
+    assert prof.result.final.gradients == nbytes(kept) == 2 * 64 * 256 * 4
+    hook.remove()
+
+
 def test_dropped_events_on_the_cpu_are_said_and_the_rest_stays_exact() -> None:
     model, optimizer = small()
     with vramkit.profile(model, optimizer, max_events=100) as prof:

@@ -6,6 +6,7 @@ of its own into the graph, which changes what a program allocates and breaks in-
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from .tracked_tensors import TrackedTensors
 # only the forwards before these backwards are followed, with the backwards; the others' modules are found afterwards,
 # where their events are the same. A prime number: where a step has several backwards, each of them gets its turn.
 _FOLLOW_FIRST, _FOLLOW_EVERY = 2, 23
+_MAX_LEAVES = 1000  # of which most have died with their forwards
 _MAX_NODES = 100_000  # hooked and not seen by a backward: forwards that none follows
 _MAX_LOSS_NODES = 64  # how far a loss may lie from the model's output before its target is taken for "other"
 
@@ -76,7 +78,10 @@ class BackwardHooks:
         for value in values:
             for tensor in (value,) if isinstance(value, torch.Tensor) else tensors_in(value):
                 node = tensor.grad_fn
-                if node is not None:
+                if node is None:
+                    if tensor.requires_grad and not isinstance(tensor, torch.nn.Parameter):
+                        line.leaves[id(tensor)] = weakref.ref(tensor)
+                else:
                     number = sequence_number(node)
                     if number not in line.marked_nodes:
                         line.marked_nodes.add(number)
@@ -87,6 +92,8 @@ class BackwardHooks:
 
     def forget_old_nodes(self, line: Line) -> None:
         """Give up hooks on the nodes of forwards that no backward followed, if there are many."""
+        if len(line.leaves) > _MAX_LEAVES:
+            line.forget_dead_leaves()
         if len(line.node_hooks) > _MAX_NODES:
             drop(line.node_hooks)
             line.marked_nodes.clear()
@@ -146,6 +153,7 @@ class BackwardHooks:
             marks.lay(line, Kind.BACKWARD_END, 0)
             if marks.is_open:
                 self._tensors.look_at_gradients(backward)
+                self._tensors.look_at_leaves(line, backward)
             self._running.end(backward)
             line.backwards += 1
             line.is_followed = line.backwards < _FOLLOW_FIRST or line.backwards % _FOLLOW_EVERY == 0

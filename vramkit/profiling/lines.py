@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from ..torch_internals.autograd import graph_task, next_number
 
 
@@ -30,6 +32,7 @@ class Line:
         "backwards",
         "first_node",
         "is_followed",
+        "leaves",
         "marked_nodes",
         "node_hooks",
         "number",
@@ -59,12 +62,18 @@ class Line:
         """Handles of the hooks on nodes of its forwards."""
         self.root_hooks: list[Any] = []
         """Handles of those on the nodes from which its backward starts."""
+        self.leaves: dict[int, weakref.ref[torch.Tensor]] = {}
+        """Tensors that came to its modules or from them, get gradients, and are no parameters; by their ids."""
         self.at_module: dict[int, Callable[[object], None]] = {}
         """The hook of each module's nodes."""
 
     def is_alive(self) -> bool:
         """Whether its thread still runs."""
         return self._thread() is not None
+
+    def forget_dead_leaves(self) -> None:
+        """Forget those that are gone."""
+        self.leaves = {key: leaf for key, leaf in self.leaves.items() if leaf() is not None}
 
 
 class _Thread:

@@ -23,6 +23,8 @@ from .marks import Marks
 from .running_backwards import RunningBackwards
 from .tensors import parts_of, tensors_in
 
+_NO_PARAMETER = "a tensor that is no parameter"
+
 
 class TrackedTensors:
     """The tensors of every model and optimizer that is known.
@@ -167,6 +169,23 @@ class TrackedTensors:
                             gradients += parts
                             names = [*names, *[name] * len(parts)]
                     self._saw(Category.GRADIENT, gradients, names)
+
+    def look_at_leaves(self, line: Line, ended: object) -> None:
+        """Look at the gradients of leaves that are no parameters: inputs, and outputs that a program cuts off.
+
+        Args:
+            line: the current one.
+            ended: its backward that the engine has just ended.
+        """
+        if any(other is not line and other.trains and other.is_alive() for other in self._marks.lines.met()):
+            return  # which thread changes a tensor that no model holds, nobody can tell
+        with self._running.lock:
+            written = self._running.written(besides=ended)
+            line.forget_dead_leaves()
+            leaves = [each for ref in line.leaves.values() if (each := ref()) is not None and id(each) not in written]
+            gradients = [leaf.grad for leaf in leaves if leaf.is_leaf]
+            if gradients:
+                self._saw(Category.GRADIENT, gradients, [_NO_PARAMETER] * len(gradients))
 
     def look_at_state(self, index: int, *, again: bool = True) -> None:
         """Look at what an optimizer keeps; unless ``again``, only where some of it is new."""
