@@ -52,7 +52,7 @@ class Census:
                 "allocated": statistics["allocation.all.allocated"],
                 "freed": statistics["allocation.all.freed"],
                 "bytes": statistics["allocated_bytes.all.current"],
-                "storages": _storages(),
+                **_storages(),
             }
         )
 
@@ -63,7 +63,8 @@ class Census:
                 json.dump(self._moments, file)
 
 
-def _storages() -> dict[str, dict[int, int]]:
+def _storages() -> dict[str, Any]:
+    """Where the storages of each kind lie, with their sizes; and which of them an optimizer trains."""
     objects = gc.get_objects()
     modules = [each for each in objects if issubclass(type(each), torch.nn.Module)]
     optimizers = [each for each in objects if issubclass(type(each), torch.optim.Optimizer)]
@@ -83,7 +84,7 @@ def _storages() -> dict[str, dict[int, int]]:
                 if address not in seen:
                     seen.add(address)
                     found[kind][address] = size
-    return found
+    return {"storages": found, "trained": [address for each in grouped for address, _ in _memory(each)]}
 
 
 def _values(module: torch.nn.Module, table: str) -> list[object]:

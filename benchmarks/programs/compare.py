@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import numpy as np
 from vramkit.results.profile import Profile
 from vramkit.tape.events import Action, Category, Tape
 
-_COUNTED = (Category.PARAMETER, Category.BUFFER, Category.GRADIENT, Category.OPTIMIZER_STATE)
-_FREE = tuple(category for category in Category if category not in _COUNTED)
+_COUNTED = {"parameter", "buffer", "gradient", "optimizer_state"}
+_UNCOUNTED = {category.name.lower() for category in Category} - _COUNTED
 """What no object tells of."""
 
 
@@ -48,24 +48,31 @@ def _of_moment(tape: Tape, moment: dict[str, Any]) -> Iterator[Difference]:
     counted = {
         int(address): (kind, size) for kind, rows in moment["storages"].items() for address, size in rows.items()
     }
+    trained = set(moment["trained"])
     sizes: Counter[tuple[str, str]] = Counter()
     names: dict[tuple[str, str], list[str]] = {}
     for row in tape.allocations[tape.alive_at(event)]:
-        label = Category(row["category"])
-        kind, size = counted.pop(int(row["address"]), (None, int(row["requested"])))
-        if (kind is None and label not in _COUNTED) or (kind == "attribute" and label in (*_FREE, Category.BUFFER)):
-            continue
-        if kind is None or kind != label.name.lower():
-            key = (kind or "none of them", label.name.lower())
+        address, label = int(row["address"]), Category(row["category"]).name.lower()
+        kind, size = counted.pop(address, ("", int(row["requested"])))
+        if label not in _right_labels(kind, is_trained=address in trained):
+            key = (kind or "none of them", label)
             sizes[key] += size
-            name = tape.names[row["name"]] if row["name"] >= 0 else "unnamed"
-            names.setdefault(key, []).append(name)
+            names.setdefault(key, []).append(tape.names[row["name"]] if row["name"] >= 0 else "unnamed")
     for kind, size in counted.values():
         if kind != "attribute":
             sizes[kind, "nothing alive"] += size
     for (kind, label), size in sizes.items():
         shown = names.get((kind, label), [])
         yield Difference(moment["moment"], kind, label, size, (*shown[:3], *(["..."] if len(shown) > 3 else [])))
+
+
+def _right_labels(kind: str, *, is_trained: bool) -> Container[str]:
+    if not kind:
+        return _UNCOUNTED
+    if kind == "attribute":
+        return {*_UNCOUNTED, "buffer"}
+    # A model that no optimizer trains may be a copy of one: an average of its weights, say.
+    return {kind, "model_copy"} if kind in {"parameter", "buffer"} and not is_trained else {kind}
 
 
 def _event(tape: Tape, allocated: int, freed: int) -> int | None:
