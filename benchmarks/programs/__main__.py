@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--gpu", default="a100-40gb", help="as for vramkit run (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=600, metavar="S", help="seconds for each (default: %(default)s)")
     parser.add_argument("--work", type=Path, help="where they run and what they said is kept (default: nowhere)")
+    parser.add_argument("--keep", action="store_true", help="run only what has not run yet in the folder of --work")
     parser.add_argument("--write", type=Path, metavar="FILE", help="also write the page")
     options = parser.parse_args()
     chosen = [each for each in PROGRAMS if any(part in each.name for part in options.only)]
@@ -37,7 +38,14 @@ def main() -> int:
         work = options.work or Path(nowhere)
         rows = []
         for program in chosen:
-            row = run(program, found=options.sources, work=work.resolve(), gpu=options.gpu, limit=options.limit)
+            row = run(
+                program,
+                found=options.sources,
+                work=work.resolve(),
+                gpu=options.gpu,
+                limit=options.limit,
+                keep=options.keep,
+            )
             rows.append(row)
             _tell(row)
     if options.write:

@@ -130,7 +130,7 @@ PROGRAMS = (
     Program(
         name="Lightning backbone_image_classifier",
         paths=("examples/pytorch/basics",),
-        standins=((images.full_mnist, "data"), (images.full_mnist, "examples/pytorch/Datasets")),
+        standins=((images.full_mnist, "data"), (images.full_mnist, "examples/Datasets")),
         run=("examples/pytorch/basics/backbone_image_classifier.py", *_FEW_BATCHES),
         **_LIGHTNING,  # type: ignore[arg-type]
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -49,7 +50,7 @@ class Row:
     """What the profile says could not be known."""
 
 
-def run(program: Program, *, found: Path, work: Path, gpu: str, limit: float) -> Row:
+def run(program: Program, *, found: Path, work: Path, gpu: str, limit: float, keep: bool) -> Row:
     """Run a program.
 
     Args:
@@ -58,10 +59,13 @@ def run(program: Program, *, found: Path, work: Path, gpu: str, limit: float) ->
         work: a folder for everything that is written.
         gpu: as for ``vramkit run``.
         limit: seconds after which it is stopped.
+        keep: judge what an earlier run left in ``work``, where there is one.
     """
     room = work / program.name.replace("/", "-").replace(" ", "-")
-    files, profile, census = room / "files", room / "profile.npz", room / "census.json"
-    for old in (profile, census):
+    files, profile, census, ended_at = (room / each for each in ("files", "profile.npz", "census.json", "ended.json"))
+    if keep and ended_at.exists():
+        return _judge(program, room)
+    for old in (profile, census, ended_at):
         old.unlink(missing_ok=True)
     if not files.exists():
         try:
@@ -88,7 +92,8 @@ def run(program: Program, *, found: Path, work: Path, gpu: str, limit: float) ->
             )
         except subprocess.TimeoutExpired:
             return Row(program=program, failure=f"stopped after {limit:.0f} s", seconds=limit)
-    return _judge(program, profile, census, code=ended.returncode, seconds=time.monotonic() - begin, room=room)
+    ended_at.write_text(json.dumps({"code": ended.returncode, "seconds": time.monotonic() - begin}), encoding="utf-8")
+    return _judge(program, room)
 
 
 def _prepare(program: Program, files: Path, found: Path) -> None:
@@ -111,13 +116,15 @@ def _places(program: Program, room: Path) -> dict[str, str]:
     }
 
 
-def _judge(program: Program, saved: Path, census: Path, *, code: int, seconds: float, room: Path) -> Row:
+def _judge(program: Program, room: Path) -> Row:
+    ended = json.loads((room / "ended.json").read_text(encoding="utf-8"))
+    code, seconds = ended["code"], ended["seconds"]
     failure = f"exit code {code}: {_last_line(room / 'output.txt')}" if code else ""
-    if not saved.exists():
-        return Row(program=program, failure=failure or "no profile was written", seconds=seconds)
-    profile = vramkit.load(saved)
-    assert isinstance(profile, Profile)
-    counted, found = compare.differences(profile, census)
+    saved = room / "profile.npz"
+    profile = vramkit.load(saved) if saved.exists() else None
+    if not isinstance(profile, Profile) or not len(profile.tape.events):
+        return Row(program=program, failure=failure or "it used no memory of the device", seconds=seconds)
+    counted, found = compare.differences(profile, room / "census.json")
     return Row(
         program=program,
         failure=failure,
