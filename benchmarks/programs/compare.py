@@ -31,7 +31,7 @@ class Difference:
 
     def __str__(self) -> str:
         names = f" ({', '.join(self.names)})" if self.names else ""
-        return f"{self.moment}: {self.size:,} B are {self.counted_as}, labelled {self.labelled_as}{names}"
+        return f"{self.size:,} B are {self.counted_as}, labelled {self.labelled_as}{names}"
 
 
 def differences(profile: Profile, census: Path) -> tuple[int, list[Difference]]:

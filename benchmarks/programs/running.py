@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +133,9 @@ def _judge(program: Program, room: Path) -> Row:
         peak_allocated=profile.peak_allocated,
         peak_reserved=profile.peak_reserved,
         other=profile.peak.other / max(1, profile.peak.allocated),
-        differences=tuple(str(each) for each in found),
+        differences=tuple(
+            f"{text}, at {times} of {counted} moments" for text, times in Counter(map(str, found)).items()
+        ),
         moments=counted,
         notes=tuple(note for note in profile.notes if not note.startswith(_KNOWN_NOTE)),
     )
