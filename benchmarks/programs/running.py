@@ -148,4 +148,4 @@ def _last_line(path: Path) -> str:
 
 
 def _is_error(line: str) -> bool:
-    return line.partition(":")[0].endswith(("Error", "Exception", "Interrupt"))
+    return line.partition(":")[0].endswith(("Error", "Exception", "Interrupt")) or ": error: " in line
