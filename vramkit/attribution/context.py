@@ -129,7 +129,8 @@ class Story:
         """Between which marks each optimizer belongs to every step.
 
         From its first step to its last; and before the first, as long as it takes turns with one that goes on after it.
-        So models that are trained one after another don't wait for each other, and those of a GAN do.
+        So models that are trained one after another don't wait for each other, and those of a GAN do. Where no
+        optimizer has come again, all of them are of one step.
         """
         ended = [
             (number, value)
@@ -138,6 +139,8 @@ class Story:
         ]
         last = {value: number for number, value in ended}
         first = {value: number for number, value in reversed(ended)}
+        if len(first) == len(ended) > 0:
+            return dict.fromkeys(first, (ended[0][0], ended[-1][0]))
         return {
             value: (min(first[other] for other in first if last[other] >= begin), last[value])
             for value, begin in first.items()

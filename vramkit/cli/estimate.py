@@ -8,11 +8,13 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, VramkitError
 from ..sizes import format_size
-from .saving import check_can_save, save
+from .printing import show
+from .saving import STDOUT, check_can_save, save, write_json
 
 if TYPE_CHECKING:
     from ..estimation.result import Estimate
@@ -40,6 +42,7 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("--engine", choices=("virtual", "fake"), help="default: virtual where it can be, else fake")
     parser.add_argument("--max-batch-size", action="store_true", help="also search the largest batch that fits")
     parser.add_argument("--save", metavar="FILE", help="also write the prediction, for `vramkit view` and vramkit.load")
+    parser.add_argument("--json", metavar="FILE", help="also write everything as JSON; -: to stdout, and no text")
     parser.set_defaults(main=main)
 
 
@@ -58,6 +61,8 @@ def main(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     if options.save is not None:
         check_can_save(_SAVED, options.save)
+    if options.json is not None:
+        check_can_save("The JSON", options.json)
     given = _arguments(options.function)
     sizes: list[int] = options.batch_size or []
     named = {
@@ -84,17 +89,28 @@ def _predict(options: argparse.Namespace) -> int:
             instead=f"It returned {', '.join(map(repr, given))}",
         )
     found: Estimate = estimate(**given)
-    print(found.report())
+    tell = _nothing if options.json == STDOUT else show
+    tell(found.report())
     if options.save:
         save(_SAVED, found, options.save)
     fits = found.fits()
+    document: dict[str, object] = {"kind": "estimate", "function": options.function, "result": found.to_dict()}
     if len(sizes) > 1:
         rows = found.batch_sizes(sizes)
-        print(f"\n{table(rows)}")
+        tell(f"\n{table(rows)}")
         fits = all(row.fits for row in rows)
+        document["batch_sizes"] = [asdict(row) for row in rows]
     if options.max_batch_size:
-        print(f"\nThe largest batch that fits {found.gpu.product}: {found.largest_batch_size():,}")
+        largest = found.largest_batch_size()
+        tell(f"\nThe largest batch that fits {found.gpu.product}: {largest:,}")
+        document["largest_batch_size"] = largest
+    if options.json is not None:
+        write_json("The JSON", document, options.json)
     return 0 if fits else 1
+
+
+def _nothing(text: str) -> None:
+    pass
 
 
 def table(rows: tuple[BatchSizeRow, ...]) -> str:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from .._version import __version__
 from ..errors import UsageError
+from .printing import show
 
 if TYPE_CHECKING:
     from ..results.readable import ReadableResult
+
+SCHEMA = 1
+"""Of what verbs write as JSON: docs/json.md. Another number where a name goes or means something else."""
+
+STDOUT = "-"
+"""In the place of a file's name."""
 
 
 def check_can_save(what: str, path: str) -> None:
@@ -21,6 +31,8 @@ def check_can_save(what: str, path: str) -> None:
     Raises:
         UsageError: no file can be written there.
     """
+    if path == STDOUT:
+        return
     folder = os.path.dirname(path) or os.curdir
     if not path:
         raise _cannot_save(what, path, "the name is empty")
@@ -36,6 +48,25 @@ def save(what: str, result: ReadableResult, path: str) -> None:
     """Save a result. Raises: UsageError: it can't be written."""
     try:
         result.save(path)
+    except OSError as error:
+        raise _cannot_save(what, path, error.strerror or str(error)) from error
+
+
+def write_json(what: str, document: Mapping[str, object], path: str) -> None:
+    """Write a verb's answer as JSON, with the number of its schema: a file, or one line on the standard output.
+
+    Raises:
+        UsageError: it can't be written.
+    """
+    from ..results.files import replacing
+
+    whole = {"schema": SCHEMA, "vramkit": __version__, **document}
+    if path == STDOUT:
+        show(json.dumps(whole))
+        return
+    try:
+        with replacing(path) as file:
+            file.write(f"{json.dumps(whole, indent=1)}\n".encode())
     except OSError as error:
         raise _cannot_save(what, path, error.strerror or str(error)) from error
 

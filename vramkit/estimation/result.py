@@ -16,7 +16,7 @@ from ..engines.enough_memory import enough
 from ..errors import UsageError, printable, shown
 from ..gpus import GPU
 from ..programs.sizeless import without_size
-from ..results import archive
+from ..results import archive, document
 from ..results.checks import DamagedError, integer, items, record, text
 from ..results.readable import ReadableResult
 from ..scaling.largest import MAX_PREDICTED_BATCH, Largest
@@ -151,6 +151,17 @@ class Estimate(ReadableResult):
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything but the program to one file; `vramkit.load` opens it."""
         archive.save(self, path, _particulars(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a profile's, and what was predicted for which card."""
+        prediction = {
+            "engine": self.engine,
+            "gpu": asdict(self.gpu),
+            "batch_size": self.batch_size or None,
+            "fits": self.fits(),
+            "failure": None if self.failure is None else document.failure(self.failure),
+        }
+        return {**super().to_dict(), **prediction}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_session": None}

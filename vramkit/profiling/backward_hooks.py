@@ -19,6 +19,7 @@ from .lines import Line
 from .marks import Marks
 from .optimizer_hooks import OptimizerHooks
 from .running_backwards import RunningBackwards, node_of
+from .step_ends import StepEnds
 from .tensors import tensors_in
 from .tracked_tensors import TrackedTensors
 
@@ -38,15 +39,22 @@ class BackwardHooks:
         tensors: whose gradients are looked at.
         optimizers: whose steps may have to be closed.
         running: is told of every backward.
+        ends: as well.
     """
 
     def __init__(
-        self, marks: Marks, tensors: TrackedTensors, optimizers: OptimizerHooks, running: RunningBackwards
+        self,
+        marks: Marks,
+        tensors: TrackedTensors,
+        optimizers: OptimizerHooks,
+        running: RunningBackwards,
+        ends: StepEnds,
     ) -> None:
         self._marks = marks
         self._tensors = tensors
         self._optimizers = optimizers
         self._running = running
+        self._ends = ends
         self._here = marks.lines.here
         self._packs = False  # whether anything was seen that packs saved tensors
 
@@ -120,6 +128,7 @@ class BackwardHooks:
         line.trains = True
         nodes = [node for node in map(node_of, outputs) if node is not None]
         self._optimizers.close_steps()
+        self._ends.pass_begins(self._tensors.has_gradients)
         if not self._packs:
             self._tensors.look_at_inputs(self._targets(line, nodes))
         keeps_graph, creates_graph = bool(args[1]), bool(args[2])
@@ -147,6 +156,7 @@ class BackwardHooks:
             if marks.is_open:
                 self._tensors.look_at_gradients(backward)
             self._running.end(backward)
+            self._ends.backward_ended()
             line.backwards += 1
             line.is_followed = line.backwards < _FOLLOW_FIRST or line.backwards % _FOLLOW_EVERY == 0
             self._here.skips = bool(self._here.stack) and not line.is_followed

@@ -22,6 +22,7 @@ from .marks import Marks
 from .module_hooks import ModuleHooks
 from .optimizer_hooks import OptimizerHooks
 from .running_backwards import RunningBackwards
+from .step_ends import StepEnds
 from .tracked_modules import TrackedModules
 from .tracked_tensors import TrackedTensors
 
@@ -42,10 +43,11 @@ class Hooks:
         self._marks = marks
         self._choose = choose or _always
         running = RunningBackwards(BackwardHooks.run.__code__)
+        self._ends = StepEnds()
         self._tensors = TrackedTensors(marks, locate, running)
-        self._optimizers = OptimizerHooks(marks, self._tensors)
-        self._backwards = BackwardHooks(marks, self._tensors, self._optimizers, running)
-        self._calls = ModuleHooks(marks, self.modules, self._tensors, self._backwards, self._optimizers)
+        self._optimizers = OptimizerHooks(marks, self._tensors, self._ends)
+        self._backwards = BackwardHooks(marks, self._tensors, self._optimizers, running, self._ends)
+        self._calls = ModuleHooks(marks, self.modules, self._tensors, self._backwards, self._optimizers, self._ends)
 
     def add_models(self, models: Mapping[str, torch.nn.Module]) -> None:
         """Make models known before their first forward, so that what they hold is labelled from the start."""
@@ -58,9 +60,14 @@ class Hooks:
         for optimizer in optimizers:
             self._tensors.add_optimizer(optimizer)
 
+    def tell_of_steps(self, tell: Callable[[int], object]) -> None:
+        """Call something at the end of each training step; see `StepEnds`."""
+        self._ends.tell = tell
+
     def step(self) -> None:
         """End a training step."""
         self._marks.lay(self._marks.lines.current(), Kind.STEP, 0)
+        self._ends.said()
 
     def install(self, stack: ExitStack) -> None:
         """Attach every hook, and look at what is there.

@@ -20,6 +20,7 @@ from .backward_hooks import BackwardHooks
 from .frames import frames_of_others, own_frames
 from .marks import Marks
 from .optimizer_hooks import OptimizerHooks
+from .step_ends import StepEnds
 from .tensors import tensors_in
 from .tracked_modules import TrackedModules, first_shape
 from .tracked_tensors import TrackedTensors
@@ -34,6 +35,7 @@ class ModuleHooks:
         tensors: what models are made known to, and what looks at inputs.
         backwards: hooks the nodes that forwards make.
         optimizers: whose steps may have to be closed.
+        ends: is told of every forward.
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class ModuleHooks:
         tensors: TrackedTensors,
         backwards: BackwardHooks,
         optimizers: OptimizerHooks,
+        ends: StepEnds,
     ) -> None:
         self._marks = marks
         self._modules = modules
         self._tensors = tensors
         self._backwards = backwards
         self._optimizers = optimizers
+        self._ends = ends
         self._codes: set[CodeType] = set()  # of the wrapper's functions
         self._wrapped: CodeType | None = None
         self._late: set[int] = set()  # threads that were in a forward when the hooks came, and may still be
@@ -96,6 +100,8 @@ class ModuleHooks:
             if not stack:
                 here.line = line
                 self._optimizers.close_steps()
+                if not in_backward:
+                    self._ends.pass_begins(self._tensors.has_gradients)
                 self._backwards.forget_old_nodes(line)
                 self._tensors.use_model(self._modules.root_of(index), line)
                 self._tensors.look_at_models(again=line.is_followed)

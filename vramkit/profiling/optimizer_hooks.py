@@ -8,6 +8,7 @@ from ..attribution.recording import Kind
 from ..torch_internals.optimizers import is_step
 from .frames import own_frames
 from .marks import Marks
+from .step_ends import StepEnds
 from .tracked_tensors import TrackedTensors
 
 
@@ -17,11 +18,13 @@ class OptimizerHooks:
     Args:
         marks: where marks are laid down.
         tensors: what optimizers are made known to.
+        ends: is told of every step.
     """
 
-    def __init__(self, marks: Marks, tensors: TrackedTensors) -> None:
+    def __init__(self, marks: Marks, tensors: TrackedTensors, ends: StepEnds) -> None:
         self._marks = marks
         self._tensors = tensors
+        self._ends = ends
         self._here = marks.lines.here
 
     def begins(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
@@ -42,6 +45,8 @@ class OptimizerHooks:
             self._here.in_step.remove(index)
             self._marks.lay(line, Kind.OPTIMIZER_END, index)
         self._tensors.look_at_state(index, again=line.is_followed)
+        if self._marks.is_open:
+            self._ends.optimizer_stepped(optimizer)
 
     def close_steps(self) -> None:
         """End this thread's steps that an exception left: torch calls no hook then. A closure's forward is in one."""

@@ -99,6 +99,8 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         max_events: how many events of each device to keep, at most. Of more, the last are kept, and
             ``result.notes`` says how many were dropped. An event takes about 0.2 kB while it is recorded and 1 kB more
             for a moment at the end; what the program was doing takes some 3 kB a step beside that.
+        on_step: called with the number of training steps that have ended, each time that one has: when each optimizer
+            in use has stepped. What it raises goes through the program, out of the optimizer's step.
 
     Raises:
         UsageError: an argument is not what it should be; on entering, a profile is being measured already.
@@ -119,12 +121,14 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         *,
         device: str | torch.device | None = None,
         max_events: int = 500_000,
+        on_step: Callable[[int], object] | None = None,
     ) -> None:
         self._models = models_of("vramkit.profile was called", model, f"Pass an nn.Module, {_FOUND}")
         self._optimizers = optimizers_of(
             "vramkit.profile was called", optimizer, f"Pass a torch.optim.Optimizer, {_FOUND}"
         )
-        self._max_events = check_count("vramkit.profile was called", "max_events", max_events)
+        self._max_events = check_count("vramkit.profile was called", "max_events", max_events, maximum=sys.maxsize)
+        self._on_step = on_step
         self._device = _device(device, self._models)
         self._stack = ExitStack()
         self._source: _Source | None = None
@@ -156,6 +160,8 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
             source = _source(self._device, self._max_events)
             source.hooks.add_models(self._models)
             source.hooks.add_optimizers(self._optimizers.values())
+            if self._on_step is not None:
+                source.hooks.tell_of_steps(self._on_step)
             stack.push(self._settle)  # the last to run
             stack.callback(setattr, _measuring, "active", None)
             stack.callback(setattr, self, "_source", None)

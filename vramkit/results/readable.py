@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import Any
 
 from ..reports.text import report
 from ..tape.memory import MemoryResult
 from .archive import save
+from .document import document, metrics
 
 
 class ReadableResult(MemoryResult):
@@ -23,6 +25,19 @@ class ReadableResult(MemoryResult):
             path: of the file; ``.npz`` is usual. An existing file is replaced.
         """
         save(self, path)
+
+    def metrics(self) -> dict[str, int]:
+        """The figures as one flat dict, for a logger of experiments: bytes, and at its end some counts.
+
+        ::
+
+            wandb.log(profile.metrics())
+        """
+        return metrics(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the single allocations, as JSON can carry it: what ``--json`` of the command line writes."""
+        return document(self)
 
     def __str__(self) -> str:
         return self.report()
