@@ -37,6 +37,14 @@ class StepLimit:
         """Whether that is why the script ended."""
         return self._steps is not None and self.count >= self._steps
 
+    @property
+    def note(self) -> str:
+        """What a profile says then."""
+        return (
+            f"Ended after {self.count} training step{'s' * (self.count != 1)}, as --steps asked: what the script does "
+            "later is not in this."
+        )
+
     def step_ended(self, count: int) -> None:
         """Raise `Ended` where it was the last. Again and again, should the script swallow it."""
         self.count = count

@@ -18,7 +18,7 @@ from ..errors import VramkitError
 from ..sizes import format_size
 from ..virtual_gpu import current
 from .endings import Ended, StepLimit
-from .processes import Entry, Task
+from .processes import Entry, Task, noted
 
 if TYPE_CHECKING:
     from ..profiling.profiler import profile
@@ -84,7 +84,7 @@ class Measurement:
             return None
         measuring.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
         measured_by("")
-        return measuring.result
+        return noted(measuring.result, self._limit.note) if self._limit.is_reached else measuring.result
 
     def _prepare(self) -> None:
         current()  # whose settings came through the environment: values are computed from the first use on

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,6 +172,12 @@ def _command_line(path: Path) -> str:
 
 def _last_part(path: str) -> str:
     return os.path.basename(path) or path
+
+
+def noted(profile: Profile, *notes: str) -> Profile:
+    """A profile, of all its devices, with more notes."""
+    others = tuple(replace(each, notes=(*each.notes, *notes)) for each in profile.others)
+    return replace(profile, notes=(*profile.notes, *notes), others=others)
 
 
 def fullest_first(processes: Sequence[Process]) -> list[Process]:

@@ -31,6 +31,9 @@ _NOTES = {
     "all": "values were computed by the CPU's kernels; times mean nothing.",
 }
 
+_SETTINGS = ("gpu", "count", "values", "copy_limit", "steps", "timeout", "alloc_conf", "max_events")
+"""The options that change what is measured."""
+
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb to the command line."""
@@ -98,7 +101,8 @@ def main(options: argparse.Namespace) -> int:
     _check(options)
     processes.refuse()
     limit, timeout = StepLimit(options.steps), Timeout(options.timeout)
-    report = RunReport(script=script, save_as=options.save, json_as=options.json, is_virtual=options.gpu != "real")
+    settings = {name: getattr(options, name) for name in _SETTINGS}
+    report = RunReport(script=script, save_as=options.save, json_as=options.json, settings=settings)
     task = Task(folder=report.folder, max_events=options.max_events, steps=options.steps)
     if options.alloc_conf is not None:
         os.environ.pop("PYTORCH_ALLOC_CONF", None)

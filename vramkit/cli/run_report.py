@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import VramkitError
 from ..sizes import format_size
 from .printing import tell
-from .processes import Process, found_in, fullest_first, running_in, wait_for
+from .processes import Process, found_in, fullest_first, noted, running_in, wait_for
 from .saving import save, write_json
 
 if TYPE_CHECKING:
@@ -55,13 +55,16 @@ class RunReport:
         script: that is run.
         save_as: where profiles go; None: nowhere.
         json_as: where everything goes as JSON; None: nowhere.
-        is_virtual: whether it runs on a virtual GPU.
+        settings: the options that it runs with.
     """
 
-    def __init__(self, *, script: Script, save_as: str | None, json_as: str | None, is_virtual: bool) -> None:
-        self.is_virtual = is_virtual
+    def __init__(
+        self, *, script: Script, save_as: str | None, json_as: str | None, settings: Mapping[str, object]
+    ) -> None:
+        self.is_virtual = settings["gpu"] != "real"
         self.folder = tempfile.mkdtemp(prefix="vramkit-")
         self._script = script
+        self._settings = settings
         self._save_as = save_as
         self._json_as = json_as
         self._process = os.getpid()
@@ -112,9 +115,10 @@ class RunReport:
         own = Process(pid=self._process, command=self._script.target, profile=outcome.profile)
         measured = fullest_first([own, *found])
         unmeasured = [each for each in found if each.why]
-        notes = [*filter(None, (outcome.note, _ending(outcome))), *map(_lost, unmeasured)]
-        measured = [replace(each, profile=_with_notes(each.profile, notes)) for each in measured if each.profile]
-        text = _text(measured, own, notes, self._script, outcome, is_virtual=self.is_virtual)
+        lost = [_lost(each) for each in unmeasured]
+        notes = [*filter(None, (outcome.note, _ending(outcome))), *lost]
+        measured = [replace(each, profile=noted(each.profile, *notes)) for each in measured if each.profile]
+        text = _text(measured, own, lost, outcome, is_virtual=self.is_virtual)
         if text:
             tell(f"\n{text}")
         if self._save_as is not None:
@@ -138,6 +142,7 @@ class RunReport:
             "kind": "run",
             "script": self._script.target,
             "arguments": list(self._script.arguments),
+            "settings": self._settings,
             "ended": outcome.ended,
             "exit_code": outcome.code,
             "processes": [
@@ -153,35 +158,26 @@ def _result(process: Process) -> dict[str, Any]:
     return {"result": process.profile.to_dict()}
 
 
-def _text(
-    measured: Sequence[Process],
-    own: Process,
-    notes: Sequence[str],
-    script: Script,
-    outcome: Outcome,
-    *,
-    is_virtual: bool,
-) -> str:
+def _text(measured: Sequence[Process], own: Process, lost: Sequence[str], outcome: Outcome, *, is_virtual: bool) -> str:
+    """What is shown: the fullest process's report, and of each other one a line."""
     used = [each for each in measured if each.profile is not None and _used(each.profile)]
     if not used:
+        if lost:
+            return _filled(f"vramkit: {own.command}: nothing was measured. {' '.join(lost)}")
         if outcome.ended == "exception":
             return ""  # what it raised says more than what it didn't use
         kind = "virtual " * is_virtual
-        lost = [note for note in notes if note.startswith("Process ")]
         return _filled(
-            f"vramkit: {script.target}: no process of it used CUDA memory. It ran with {kind}CUDA devices "
+            f"vramkit: {own.command}: no process of it used CUDA memory. It ran with {kind}CUDA devices "
             "(torch.cuda.is_available() is True): does it need an option to use them?"
-            if not lost
-            else f"vramkit: {script.target}: nothing was measured. {' '.join(lost)}"
         )
     first, *others = used
     assert first.profile is not None
-    head = ""
-    if len(used) > 1 or first.pid != own.pid:
-        count = f"{len(used)} processes used CUDA; the fullest is" if len(used) > 1 else "measured was"
-        head = _filled(f"vramkit: {count} {_name(first, own)}.") + "\n"
-    tail = "".join(f"\n{_filled(_line(each, own))}" for each in others)
-    return f"{head}{first.profile.report()}" + f"\n{tail}" * bool(tail)
+    parts = [first.profile.report(), "\n".join(_filled(_line(each, own)) for each in others)]
+    if first.pid != own.pid or others:
+        count = f"{len(used)} processes used CUDA; the fullest is" if others else "what used CUDA is"
+        parts[0] = f"{_filled(f'vramkit: {count} {_name(first, own)}.')}\n{parts[0]}"
+    return "\n\n".join(filter(None, parts))
 
 
 def _line(process: Process, own: Process) -> str:
@@ -194,11 +190,9 @@ def _line(process: Process, own: Process) -> str:
 
 
 def _name(process: Process, own: Process) -> str:
-    return (
-        f"the script's own process ({process.pid})"
-        if process.pid == own.pid
-        else (f"process {process.pid} ({process.command})")
-    )
+    if process.pid == own.pid:
+        return f"the script's own process ({process.pid})"
+    return f"process {process.pid} ({process.command})"
 
 
 def _lost(process: Process) -> str:
@@ -208,15 +202,9 @@ def _lost(process: Process) -> str:
 def _ending(outcome: Outcome) -> str:
     after = f"after {outcome.steps} training step{'s' * (outcome.steps != 1)}"
     return {
-        "steps": f"Ended {after}, as --steps asked: what the script does later is not in this.",
         "timeout": f"Ended by --timeout {after}: what would have come later is not in this.",
         "interrupt": f"Interrupted {after}: what would have come later is not in this.",
     }.get(outcome.ended, "")
-
-
-def _with_notes(profile: Profile, notes: Sequence[str]) -> Profile:
-    others = tuple(replace(each, notes=(*each.notes, *notes)) for each in profile.others)
-    return replace(profile, notes=(*profile.notes, *notes), others=others)
 
 
 def _used(profile: Profile) -> bool:

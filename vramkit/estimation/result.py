@@ -156,7 +156,7 @@ class Estimate(ReadableResult):
         """As a profile's, and what was predicted for which card."""
         prediction = {
             "engine": self.engine,
-            "gpu": asdict(self.gpu),
+            "gpu": {**asdict(self.gpu), "capability": list(self.gpu.capability)},
             "batch_size": self.batch_size or None,
             "fits": self.fits(),
             "failure": None if self.failure is None else document.failure(self.failure),

@@ -14,8 +14,9 @@ from collections.abc import Callable
 import torch
 
 _PATIENCE = 10
-"""So often one optimizer may step before another is taken to be out of use. Wrong for a GAN whose critic takes more
-steps than that for one of the generator's: each of them then counts."""
+"""So often one optimizer may step before another is taken to be out of use: one of an earlier training, or one that
+nobody has any more and Python has not collected. Wrong for a GAN whose critic takes more steps than that for one of the
+generator's: each of them then counts."""
 
 
 class StepEnds:

@@ -80,7 +80,7 @@ def _device(result: MemoryResult) -> dict[str, Any]:
         "steps": [_step(each) for each in result.steps],
         "modules": _modules(result.by_module),
         "largest_tensors": [
-            {**asdict(each), "category": each.category.name, "phase": each.phase.name}
+            {**asdict(each), "category": each.category.name, "phase": each.phase.name, "names": list(each.names)}
             for each in largest_tensors(result, moment)
         ]
         if len(result.tape.allocations)
@@ -112,10 +112,11 @@ def _step(step: StepUsage) -> dict[str, Any]:
 
 def _modules(roots: Sequence[ModuleUsage]) -> list[dict[str, Any]]:
     """Every module, each after the one that it is part of, by which its name begins."""
-    names = [each.name for each in fields(ModuleUsage) if each.name not in ("phases", "children")]
+    names = [each.name for each in fields(ModuleUsage) if each.name not in ("phases", "children", "output_shape")]
     return [
         {
             **{name: getattr(each, name) for name in names},
+            "output_shape": list(each.output_shape),
             "phases": [{**asdict(phase), "phase": phase.phase.name} for phase in each.phases],
         }
         for root in roots
