@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import threading
 from collections.abc import Callable
@@ -149,6 +150,31 @@ def test_a_size_that_was_not_computed_is_told_with_operator_and_module() -> None
     assert len(notes) == 1
     assert "index in Sequential.0 (1 x)" in notes[0]
     assert "--values all" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("read", "expected"),
+    [
+        (lambda x: x[7].item(), 0.0),
+        (lambda x: x.cpu().abs().max().item(), 0.0),
+        (lambda x: x[x > 0].numel(), 0),
+        (lambda x: x.nonzero().shape[0], 0),
+        (lambda x: x.unique().shape[0], 0),
+        (lambda x: bool((x == x).all()), False),
+        (lambda x: x.long()[7].item(), 0),
+    ],
+    ids=["number", "copy", "mask", "nonzero", "unique", "flag", "integer"],
+)
+def test_what_was_not_computed_reads_as_zero_whatever_lay_there_before(
+    read: Callable[[torch.Tensor], object], expected: object
+) -> None:
+    size = 1 << 20
+    left = [torch.empty(count, device="cuda") for count in (size, size, size, size, *[128] * 64)]
+    for each in left:
+        ctypes.memset(each.data_ptr(), 0x66, each.nbytes)
+    del left, each
+
+    assert read(torch.empty(size, device="cuda") * 2) == expected
 
 
 def test_a_program_whose_sizes_were_computed_has_no_such_note() -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard, TypeVar, overload
 import torch
 
 from ..errors import UsageError
+from ..sizes import format_size
 from ..torch_internals import pytree
 
 VALUES_KEPT = 64 << 20
@@ -242,9 +243,19 @@ def unbacked(size: int) -> torch.UntypedStorage:
 
     Args:
         size: bytes.
+
+    Raises:
+        UsageError: no stretch of this process's addresses is that long.
     """
     if size < _BACKED or sys.platform == "win32":
         return torch.zeros(size, dtype=torch.uint8, device="cpu").untyped_storage()
     # Without MAP_NORESERVE Linux refuses what is obviously more than the machine has: a model of 65 billion parameters.
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
+    try:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"One tensor was to have {format_size(size)}",
+            why="So many addresses are not free in this process",
+            instead="No card is that large: ask for a smaller batch",
+        ) from error
     return torch.frombuffer(pages, dtype=torch.uint8).untyped_storage()

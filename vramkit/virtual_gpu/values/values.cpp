@@ -254,6 +254,12 @@ bool compute(const c10::OperatorHandle &op, Operator &known, Stack &host, std::o
   return false;
 }
 
+at::Scalar zero_of(at::ScalarType type) {
+  if (c10::isComplexType(type)) return c10::complex<double>(0);
+  if (c10::isFloatingType(type)) return 0.0;
+  return type == at::kBool ? at::Scalar(false) : at::Scalar(0);
+}
+
 /* Of a result that was not computed: zeros where somebody might look; a router's choices go round. */
 void leave_uncomputed(const Operator &known, const at::Tensor &result, int64_t among) {
   const auto size = static_cast<int64_t>(result.nbytes());
@@ -285,6 +291,13 @@ struct Inside {
   bool holds;
   explicit Inside(bool holds) : holds(holds) { inside++; if (holds) vgpu_hold(1); }
   ~Inside() { inside--; if (holds) vgpu_hold(-1); }
+};
+
+/* As long as this lives, a count that a kernel copies to the host is this one. */
+struct Answer {
+  bool gives;
+  Answer(bool gives, long long number) : gives(gives) { if (gives) answering = true, vgpu_answer(&number, 1); }
+  ~Answer() { if (gives) answering = false, vgpu_answer(nullptr, 0); }
 };
 
 template <class Visit> void each_result(const c10::OperatorHandle &op, Stack *stack, Visit visit) {
@@ -335,12 +348,22 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   if (what.kind == Kind::copy && on_host && on_device) fits = static_cast<int64_t>(some->nbytes()) <= settings.copies;
   if (foreign || !(on_device || device.is_cuda())) return pass_on(op, keys, stack);
   if (!known_inputs && what.dynamic && !answering && (what.kind != Kind::read || !is_number(*some))) tell(what);
-  if (what.kind == Kind::read) return pass_on(op, keys, stack);
+  if (what.kind == Kind::read) {
+    const auto zero = zero_of(some->scalar_type());
+    pass_on(op, keys, stack);
+    if (!known_inputs) stack->back() = zero;
+    return;
+  }
   if (!fits || what.refused || !known_inputs) { /* what would come of leftovers is nobody's: a scaler might skip its step */
     const auto among = choices(what, arguments);
-    pass_on(op, keys, stack);
+    {
+      Answer none(what.counted, 0);
+      pass_on(op, keys, stack);
+    }
     each_result(op, stack, [&](size_t, c10::IValue &result, bool written) {
       each_tensor(result, [&](const at::Tensor &each) {
+        if (!known_inputs && what.kind == Kind::copy && place_of(each) == Place::host && each.is_non_overlapping_and_dense())
+          std::memset(each.data_ptr(), 0, each.nbytes());
         if (place_of(each) != Place::device || !each.numel()) return;
         remember(each, false);
         if (!written) leave_uncomputed(what, each, among);
@@ -359,18 +382,10 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   if (what.dynamic && !what.mutates) { /* how many there are has to be known before the kernel asks */
     host = for_host(what, arguments, generator);
     done = compute(op, what, host, seed);
-    if (done && what.counted) {
-      long long number = 0;
-      each_tensor(host.front(), [&](const at::Tensor &each) { number = each.dim() ? each.size(0) : each.numel(); });
-      answering = true, vgpu_answer(&number, 1);
-    }
-    try {
-      pass_on(op, keys, stack); /* what it calls inside finds its own values */
-    } catch (...) {
-      answering = false, vgpu_answer(nullptr, 0);
-      throw;
-    }
-    answering = false, vgpu_answer(nullptr, 0);
+    long long number = 0;
+    if (done) each_tensor(host.front(), [&](const at::Tensor &each) { number = each.dim() ? each.size(0) : each.numel(); });
+    Answer count(what.counted, number);
+    pass_on(op, keys, stack); /* what it calls inside finds its own values */
   } else {
     const Stack given = arguments.vec();
     {
