@@ -241,7 +241,7 @@ def test_an_error_hides_our_frames_that_it_passed_through_and_no_others(tmp_path
 
 @pytest.mark.virtual_gpu
 def test_an_error_of_ours_keeps_the_frames_that_raised_it_and_says_who_measures(tmp_path: Path) -> None:
-    script = write(tmp_path / "own.py", "import vramkit\nwith vramkit.profile():\n    pass\n")
+    script = write(tmp_path / "own.py", "import vramkit\nwith vramkit.profile():  # before any use of CUDA\n    pass\n")
 
     done = command("run", "--gpu", "t4", str(script))
 

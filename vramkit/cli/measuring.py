@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..results.profile import Profile
 
 _TERMINATED = 128 + signal.SIGTERM
+_WHO = "vramkit run"
 _FIRST = 1000  # of multiprocessing's finalizers: before those that end the process's own children
 
 
@@ -53,6 +54,10 @@ class Measurement:
         """Begin when this process, or a fork of it, begins to use CUDA. torch has to be there."""
         from ..torch_internals.cuda_start import around_start
 
+        if os.getpid() == self._owner:
+            from ..profiling.profiler import measured_by
+
+            measured_by(_WHO)  # a script that measures itself is told who does already
         around_start(self._prepare, self._begin)
 
     @property
@@ -79,6 +84,8 @@ class Measurement:
         """
         from ..profiling.profiler import measured_by
 
+        if self._owner == os.getpid():
+            measured_by("")
         measuring, self._measuring = self._measuring, None
         if measuring is None or not self.has_begun:
             return None
@@ -93,7 +100,9 @@ class Measurement:
         from ..profiling import profiler
 
         self._process = os.getpid()
-        if self._process != self._owner:
+        if self._process == self._owner:
+            profiler.measured_by("")
+        else:
             self._entry = Entry(self._task.folder)
         try:
             measuring = profiler.profile(
@@ -105,7 +114,7 @@ class Measurement:
             if self._entry is not None:
                 self._entry.fail(f"could not be measured: {error}")
             return
-        profiler.measured_by("vramkit run")  # a script that measures itself is told who does already
+        profiler.measured_by(_WHO)
         self._measuring = measuring
         if self._entry is not None:
             self._leave_at_exit()

@@ -71,7 +71,7 @@ class _Measuring:
     process: int = 0
     """Identity of the process; a fork inside the block is not measured, and may measure itself."""
     owner: str = ""
-    """Who measures, where it isn't the user's own block: for an error's text."""
+    """Who measures or is about to, where it isn't the user's own block."""
 
 
 _measuring = _Measuring()
@@ -166,11 +166,11 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
             stack.callback(setattr, _measuring, "active", None)
             stack.callback(setattr, self, "_source", None)
             self._reads = reads_so_far()
+            _measuring.process = os.getpid()
+            _measuring.active = self  # from here on: CUDA may begin now, and with it what waits for that
             source.start(stack)
             stack.push(self._stop)  # the first to run, while everything is still there
             self._source = source
-            _measuring.process = os.getpid()
-            _measuring.active = self
             self._entered = True
             return self
         except BaseException:
@@ -332,13 +332,13 @@ def _beside(error: BaseException | None) -> Iterator[None]:
 
 
 def is_measuring() -> bool:
-    """Whether a profile is measuring in this process; a fork inside its block is not measured."""
-    return _measuring.active is not None and _measuring.process == os.getpid()
+    """Whether a profile measures in this process, or somebody is about to; a fork inside its block is not measured."""
+    return (_measuring.active is not None or bool(_measuring.owner)) and _measuring.process == os.getpid()
 
 
 def measured_by(owner: str) -> None:
-    """Say who measures, for the text of an error; empty: the user's own block."""
-    _measuring.owner = owner
+    """Say who measures this process, or will from its first use of CUDA on: nobody else may. Empty: anybody may."""
+    _measuring.owner, _measuring.process = owner, os.getpid()
 
 
 def _add_note(error: BaseException, note: str) -> None:
