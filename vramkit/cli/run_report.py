@@ -146,16 +146,17 @@ class RunReport:
             "ended": outcome.ended,
             "exit_code": outcome.code,
             "processes": [
-                {"pid": each.pid, "command": each.command, "is_script": each.pid == self._process, **_result(each)}
+                {
+                    "pid": each.pid,
+                    "command": each.command,
+                    "is_script": each.pid == self._process,
+                    "result": each.profile.to_dict(),
+                }
                 for each in measured
+                if each.profile is not None
             ],
             "unmeasured": [{"pid": each.pid, "command": each.command, "why": each.why} for each in unmeasured],
         }
-
-
-def _result(process: Process) -> dict[str, Any]:
-    assert process.profile is not None
-    return {"result": process.profile.to_dict()}
 
 
 def _text(measured: Sequence[Process], own: Process, lost: Sequence[str], outcome: Outcome, *, is_virtual: bool) -> str:
