@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from ..errors import DeviceError, DoesNotFit, UsageError
 from ..gpus.installed import cuda_devices
 from .printing import show
-from .saving import STDOUT, check_can_save, write_json
+from .saving import JSON, PAGE, STDOUT, add_html_option, check_can_save, write_json, write_page
 
 if TYPE_CHECKING:
     from ..demo.training import Shown, Trained
+    from ..results.profile import Profile
     from . import Verbs
 
 
@@ -30,6 +31,7 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("--steps", type=_positive, default=5, metavar="N", help="training steps (default: %(default)s)")
     parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="images (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="also write everything as JSON; -: to stdout, and no text")
+    add_html_option(parser)
     parser.set_defaults(main=main)
 
 
@@ -45,21 +47,28 @@ def main(options: argparse.Namespace) -> int:
     if options.device == "cpu" and options.gpu is not None:
         raise UsageError("vramkit demo was called with --device cpu and --gpu", instead="Leave one of them out")
     if options.json is not None:
-        check_can_save("The JSON", options.json)
+        check_can_save(JSON, options.json)
+    if options.html is not None:
+        check_can_save(PAGE, options.html)
     where, place = _choose(options.device, options.gpu)
     # Only now: the virtual GPU has to be there before torch is.
     import torch
 
     from ..demo import training
 
+    tell = _nothing if options.json == STDOUT else show
+
+    def keep(result: Profile) -> None:
+        if options.html:
+            tell(f"{write_page(result.to_html, options.html)}\n")
+
     try:
-        tell = _nothing if options.json == STDOUT else show
-        shown = training.show(where, place, steps=options.steps, batch_size=options.batch_size, tell=tell)
+        shown = training.show(where, place, steps=options.steps, batch_size=options.batch_size, tell=tell, keep=keep)
     except (torch.OutOfMemoryError, MemoryError) as error:  # outside of what is measured: while these were made
         part = "this many images don't fit" if isinstance(error, MemoryError) else "not even its model fits"
         raise DoesNotFit("The demo was to run on this device", part, str(error)) from error
     if options.json is not None:
-        write_json("The JSON", {"kind": "demo", "place": place, **_document(shown)}, options.json)
+        write_json({"kind": "demo", "place": place, **_document(shown)}, options.json)
     return int(shown.ran_out)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UsageError, VramkitError
 from ..sizes import format_size
 from .printing import show
-from .saving import STDOUT, check_can_save, save, write_json
+from .saving import JSON, PAGE, STDOUT, add_html_option, check_can_save, save, write_json, write_page
 
 if TYPE_CHECKING:
     from ..estimation.result import Estimate
@@ -43,6 +43,7 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("--max-batch-size", action="store_true", help="also search the largest batch that fits")
     parser.add_argument("--save", metavar="FILE", help="also write the prediction, for `vramkit view` and vramkit.load")
     parser.add_argument("--json", metavar="FILE", help="also write everything as JSON; -: to stdout, and no text")
+    add_html_option(parser)
     parser.set_defaults(main=main)
 
 
@@ -62,7 +63,9 @@ def _predict(options: argparse.Namespace) -> int:
     if options.save is not None:
         check_can_save(_SAVED, options.save)
     if options.json is not None:
-        check_can_save("The JSON", options.json)
+        check_can_save(JSON, options.json)
+    if options.html is not None:
+        check_can_save(PAGE, options.html)
     given = _arguments(options.function)
     sizes: list[int] = options.batch_size or []
     named = {
@@ -104,8 +107,11 @@ def _predict(options: argparse.Namespace) -> int:
         largest = found.largest_batch_size()
         tell(f"\nThe largest batch that fits {found.gpu.product}: {largest:,}")
         document["largest_batch_size"] = largest
+    if options.html:
+        curve = sizes if len(sizes) > 1 else None
+        tell(f"\n{write_page(lambda path: found.to_html(path, batch_sizes=curve), options.html)}")
     if options.json is not None:
-        write_json("The JSON", document, options.json)
+        write_json(document, options.json)
     return 0 if fits else 1
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..gpus import all_gpus
 from ..gpus.installed import cuda_devices
 from ..sizes import format_size
-from .saving import STDOUT, check_can_save, write_json
+from .saving import JSON, STDOUT, check_can_save, write_json
 
 if TYPE_CHECKING:
     from . import Verbs
@@ -31,9 +31,9 @@ def add_to(verbs: Verbs) -> None:
 def main(options: argparse.Namespace) -> int:
     """Print both tables."""
     if options.json is not None:
-        check_can_save("The JSON", options.json)
+        check_can_save(JSON, options.json)
         cards, here = [asdict(gpu) for gpu in all_gpus()], [asdict(device) for device in cuda_devices()]
-        write_json("The JSON", {"kind": "gpus", "cards": cards, "devices": here}, options.json)
+        write_json({"kind": "gpus", "cards": cards, "devices": here}, options.json)
         if options.json == STDOUT:
             return 0
     print(_HEAD)

@@ -17,7 +17,7 @@ from .printing import flush
 from .processes import Task
 from .progress import Progress, is_terminal
 from .run_report import Outcome, RunReport
-from .saving import STDOUT, check_can_save
+from .saving import JSON, PAGE, add_html_option, check_can_save
 from .script import NotAProgramError, Script, without_our_frames
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def add_to(verbs: Verbs) -> None:
         "--alloc-conf", metavar="TEXT", help="the script's PYTORCH_CUDA_ALLOC_CONF, such as expandable_segments:True"
     )
     parser.add_argument("--save", metavar="FILE", help="also write the profile, for `vramkit view` and vramkit.load")
+    add_html_option(parser)
     parser.add_argument(
         "--json", metavar="FILE", help="also write everything as JSON; -: to stdout, after the script's"
     )
@@ -102,7 +103,9 @@ def main(options: argparse.Namespace) -> int:
     processes.refuse()
     limit, timeout = StepLimit(options.steps), Timeout(options.timeout)
     settings = {name: getattr(options, name) for name in _SETTINGS}
-    report = RunReport(script=script, save_as=options.save, json_as=options.json, settings=settings)
+    report = RunReport(
+        script=script, save_as=options.save, page_as=options.html, json_as=options.json, settings=settings
+    )
     task = Task(folder=report.folder, max_events=options.max_events, steps=options.steps)
     if options.alloc_conf is not None:
         os.environ.pop("PYTORCH_ALLOC_CONF", None)
@@ -144,11 +147,9 @@ def main(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """What is wrong is said before the script runs."""
-    for what, path in (("The profile", options.save), ("The JSON", options.json)):
+    for what, path in (("The profile", options.save), (PAGE, options.html), (JSON, options.json)):
         if path is not None:
             check_can_save(what, path)
-    if options.save == STDOUT:
-        raise UsageError("--save was given with -", "a profile is no text", instead="Name a file, or use --json -")
     if options.max_events > sys.maxsize:
         raise UsageError("--max-events was given", f"with {options.max_events}", instead=f"At most {sys.maxsize:,}")
     if options.alloc_conf is not None:

@@ -20,7 +20,7 @@ from ..errors import VramkitError
 from ..sizes import format_size
 from .printing import tell
 from .processes import Process, found_in, fullest_first, noted, running_in, wait_for
-from .saving import save, write_json
+from .saving import save, write_json, write_page
 
 if TYPE_CHECKING:
     from ..results.profile import Profile
@@ -54,18 +54,26 @@ class RunReport:
     Args:
         script: that is run.
         save_as: where profiles go; None: nowhere.
+        page_as: where pages go; None: nowhere.
         json_as: where everything goes as JSON; None: nowhere.
         settings: the options that it runs with.
     """
 
     def __init__(
-        self, *, script: Script, save_as: str | None, json_as: str | None, settings: Mapping[str, object]
+        self,
+        *,
+        script: Script,
+        save_as: str | None,
+        page_as: str | None,
+        json_as: str | None,
+        settings: Mapping[str, object],
     ) -> None:
         self.is_virtual = settings["gpu"] != "real"
         self.folder = tempfile.mkdtemp(prefix="vramkit-")
         self._script = script
         self._settings = settings
         self._save_as = save_as
+        self._page_as = page_as
         self._json_as = json_as
         self._process = os.getpid()
         self._outcome: Outcome | None = None
@@ -123,12 +131,16 @@ class RunReport:
             tell(f"\n{text}")
         if self._save_as is not None:
             self._save(self._save_as, measured)
+        if self._page_as is not None:
+            for name, each in zip(_names(self._page_as, len(measured)), measured, strict=True):
+                assert each.profile is not None
+                tell(f"\n{write_page(each.profile.to_html, name)}")
         if self._json_as is not None:
-            write_json("The JSON", self._document(outcome, measured, unmeasured), self._json_as)
+            write_json(self._document(outcome, measured, unmeasured), self._json_as)
 
     def _save(self, path: str, measured: Sequence[Process]) -> None:
-        names = [path, *(_numbered(path, number) for number in range(2, len(measured) + 1))]
-        for name, each in zip(names, measured, strict=False):
+        names = _names(path, len(measured))
+        for name, each in zip(names, measured, strict=True):
             assert each.profile is not None
             save("The profile", each.profile, name)
         if measured:
@@ -212,9 +224,10 @@ def _used(profile: Profile) -> bool:
     return any(len(each.tape.events) or len(each.tape.allocations) for each in profile.each_device())
 
 
-def _numbered(path: str, number: int) -> str:
+def _names(path: str, count: int) -> list[str]:
+    """Names of so many files: the path, and beside it those with numbers from 2 on."""
     file = Path(path)
-    return str(file.with_name(f"{file.stem}-{number}{file.suffix}"))
+    return [path, *(str(file.with_name(f"{file.stem}-{n}{file.suffix}")) for n in range(2, count + 1))][:count]
 
 
 def _filled(text: str) -> str:

@@ -1,4 +1,4 @@
-"""``vramkit view FILE``: a saved result, or a snapshot that torch wrote, as text."""
+"""``vramkit view FILE``: a saved result, or a snapshot that torch wrote, as text or as a web page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import SnapshotError, printable
 from ..results.files import MAX_BYTES
 from .printing import show
-from .saving import STDOUT, check_can_save, write_json
+from .saving import JSON, PAGE, STDOUT, add_html_option, check_can_save, write_json, write_page
 
 if TYPE_CHECKING:
     from ..results.readable import ReadableResult
@@ -19,7 +19,7 @@ def add_to(verbs: Verbs) -> None:
     """Add the verb to the command line."""
     parser = verbs.add_parser(
         "view",
-        help="a saved profile, or torch's own snapshot, as text",
+        help="a saved profile, or torch's own snapshot, as text or as a web page",
         description="Prints the report of a profile that `profile.save(FILE)` or `vramkit run --save FILE` wrote, or "
         "of a snapshot that torch.cuda.memory._dump_snapshot(FILE) wrote. Nothing in the file is run.",
     )
@@ -28,18 +28,24 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument(
         "--max-bytes", metavar="SIZE", default=MAX_BYTES, help="what the file may unpack to (default: %(default)s)"
     )
+    add_html_option(parser)
     parser.set_defaults(main=main)
 
 
 def main(options: argparse.Namespace) -> int:
     """Print the report of a file."""
+    if options.html is not None:
+        check_can_save(PAGE, options.html)
     if options.json is not None:
-        check_can_save("The JSON", options.json)
+        check_can_save(JSON, options.json)
     result = open_result(options.file, options.max_bytes)
+    written = f"\n{write_page(result.to_html, options.html)}" if options.html else ""  # before a reader can leave
     if options.json != STDOUT:
         show(result.report())
+        if written:
+            show(written)
     if options.json is not None:
-        write_json("The JSON", {"kind": "view", "file": options.file, "result": result.to_dict()}, options.json)
+        write_json({"kind": "view", "file": options.file, "result": result.to_dict()}, options.json)
     return 0
 
 

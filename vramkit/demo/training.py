@@ -168,7 +168,15 @@ class Shown(NamedTuple):
         return any(each.ran_out for each in (self.first, *self.with_adam.values(), *self.with_sgd.values()))
 
 
-def show(where: str, place: str, *, steps: int, batch_size: int, tell: Callable[[str], object]) -> Shown:
+def show(
+    where: str,
+    place: str,
+    *,
+    steps: int,
+    batch_size: int,
+    tell: Callable[[str], object],
+    keep: Callable[[Profile], object],
+) -> Shown:
     """Train, and explain everything.
 
     Args:
@@ -177,6 +185,7 @@ def show(where: str, place: str, *, steps: int, batch_size: int, tell: Callable[
         steps: of the training.
         batch_size: images in a batch.
         tell: prints.
+        keep: is called with the profile once it is printed.
     """
     device = "cpu" if where == "cpu" else "cuda"
     digits = load_digits()
@@ -194,6 +203,7 @@ def show(where: str, place: str, *, steps: int, batch_size: int, tell: Callable[
         right = "" if failed else f" Then {accuracy:.0%} of the {len(digits.images):,} images are told rightly."
         tell(f"Loss: {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last.{right}")
     tell(f"\n{result}\n")
+    keep(result)
     if failed:
         return Shown(first, {}, {})
     with_adam = {size: train(digits, device, steps=3, batch_size=size, make=adam) for size in BATCHES}

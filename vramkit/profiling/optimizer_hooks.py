@@ -46,7 +46,7 @@ class OptimizerHooks:
             self._marks.lay(line, Kind.OPTIMIZER_END, index)
         self._tensors.look_at_state(index, again=line.is_followed)
         if self._marks.is_open:
-            self._ends.optimizer_stepped(optimizer)
+            self._ends.optimizer_stepped(optimizer, self._tensors.parameter_ids)
 
     def close_steps(self) -> None:
         """End this thread's steps that an exception left: torch calls no hook then. A closure's forward is in one."""

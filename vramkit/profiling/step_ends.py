@@ -23,8 +23,8 @@ class StepEnds:
     """Tells a listener of each training step that has ended.
 
     That is when each optimizer in use has stepped. In use are those that have stepped, and those that are there at the
-    first step with parameters of their own. Where none steps (``p.data.add_(p.grad, alpha=-lr)``), a step has ended
-    when a pass begins after a backward and without gradients.
+    first step with parameters of their own, of models that have run. Where none steps, as with
+    ``p.data.add_(p.grad, alpha=-lr)``, a step has ended when a pass begins after a backward and without gradients.
     """
 
     def __init__(self) -> None:
@@ -43,12 +43,17 @@ class StepEnds:
             self._is_said, self._count = True, 0
         self._end(1)
 
-    def optimizer_stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer's step has ended."""
+    def optimizer_stepped(self, optimizer: torch.optim.Optimizer, parameters: Callable[[], set[int]]) -> None:
+        """An optimizer's step has ended.
+
+        Args:
+            optimizer: it.
+            parameters: the ids of those that the models have which have run.
+        """
         if self.tell is None or self._is_said:
             return
         if not self._in_use:
-            self._in_use = {id(each): weakref.ref(each) for each in _others_beside(optimizer)}
+            self._in_use = {id(each): weakref.ref(each) for each in _others_beside(optimizer, parameters())}
         self._in_use[id(optimizer)] = weakref.ref(optimizer)
         self._times[id(optimizer)] += 1
         most = max(self._times.values())
@@ -78,15 +83,15 @@ class StepEnds:
             self.tell(self._count)
 
 
-def _others_beside(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
-    """The optimizers that are there, with parameters which no other of them has."""
+def _others_beside(optimizer: torch.optim.Optimizer, parameters: set[int]) -> list[torch.optim.Optimizer]:
+    """The optimizers that are there, with some of these parameters which no other of them has."""
     held = _parameters_of(optimizer)
     others = []
     for each in gc.get_objects():
         # To ask an object itself, as isinstance() does, may run anything. One that wraps another has no groups itself.
         if not issubclass(type(each), torch.optim.Optimizer) or "param_groups" not in vars(each):
             continue
-        own = _parameters_of(each) - held
+        own = parameters & _parameters_of(each) - held
         if own:
             held |= own
             others.append(each)

@@ -58,6 +58,10 @@ class TrackedTensors:
         if self._is_watching:
             self._watch([known])
 
+    def parameter_ids(self) -> set[int]:
+        """The ids of all parameters of the models that are known."""
+        return {id(parameter) for model in self._models for parameter in model.live_parameters()}
+
     def use_model(self, index: int, line: Line) -> None:
         """A line runs a model."""
         for model in self._models:
