@@ -124,9 +124,9 @@ function stretches(device) {
 }
 
 /**
- * What a chart of so many pixels shows between two moments: all of them, or of each pixel's the one with most allocated,
- * so that no peak is too narrow to be seen. Three columns: the place at which each begins, the moment, and what was
- * reserved at most.
+ * What a chart of so many pixels shows between two moments: all of them, or of each pixel's the one with most
+ * allocated, so that no peak is too narrow to be seen. Three columns: the place at which each begins, the moment, and
+ * what was reserved at most.
  */
 function pickMoments(device, first, last, pixels) {
   const { allocated, reserved } = device.series;
