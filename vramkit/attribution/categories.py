@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from ..tape.events import ALLOCATION, EVENT, Action, Category, Ints, Module, Phase, Table, Tape
 from .context import Contexts, Story
+from .kept import Keeping, Seen
 from .recording import Kind, Mark, Recording, Scan
 
 _UNSEEN = 255
@@ -44,8 +45,8 @@ def attribute(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]
         events["time"] = recording.time - recording.time[0]
     events["phase"], events["module"], events["step"] = context.phase, context.module, context.step
     names: dict[str, int] = {}
-    allocations = _pair(recording, events, _positioned(recording, marks, scans), names)
-    _settle(recording, story, context, allocations)
+    allocations, labels = _pair(recording, events, _positioned(recording, marks, scans), names)
+    _settle(recording, story, context, allocations, labels)
     return Tape(
         events=events,
         allocations=allocations,
@@ -72,7 +73,9 @@ def _positioned(recording: Recording, marks: Sequence[Mark], scans: Sequence[Sca
     ]
 
 
-def _pair(recording: Recording, events: Table, scans: Sequence[tuple[int, Scan]], names: dict[str, int]) -> Table:
+def _pair(
+    recording: Recording, events: Table, scans: Sequence[tuple[int, Scan]], names: dict[str, int]
+) -> tuple[Table, _Labels]:
     """Match allocations with their frees, and label what the scans saw."""
     alloc, free, free_completed = Action.ALLOC, Action.FREE, Action.FREE_COMPLETED  # found once, not for each event
     born = np.flatnonzero(recording.action == alloc)
@@ -102,7 +105,7 @@ def _pair(recording: Recording, events: Table, scans: Sequence[tuple[int, Scan]]
     actions, addresses = recording.action.tolist(), recording.address.tolist()
     for i, (action, address) in enumerate(zip(actions, addresses, strict=True)):
         while due <= i and waiting is not None:
-            labels.apply(waiting, alive)
+            labels.apply(waiting, alive, i)
             due, waiting = next(upcoming)
         if action == alloc:
             alive[address] = owner[i] = row
@@ -115,11 +118,11 @@ def _pair(recording: Recording, events: Table, scans: Sequence[tuple[int, Scan]]
         elif action == free_completed:
             owner[i] = pending.pop(address, -1)
     while waiting is not None:
-        labels.apply(waiting, alive)
+        labels.apply(waiting, alive, len(events))
         due, waiting = next(upcoming)
     table["died"] = died
     events["allocation"] = owner
-    return table
+    return table, labels
 
 
 @dataclass
@@ -128,14 +131,15 @@ class _Labels:
 
     table: Table
     names: dict[str, int]
+    seen: Seen = field(default_factory=Seen)
 
     def __post_init__(self) -> None:
         self._category = self.table["category"]
         self._name = self.table["name"]
 
-    def apply(self, scan: Scan, alive: dict[int, int]) -> None:
-        category = int(scan.category)
+    def apply(self, scan: Scan, alive: dict[int, int], event: int) -> None:
         starts: list[int] | None = None
+        category = _UNSEEN if scan.category is None else int(scan.category)
         for i, address in enumerate(scan.addresses):
             row = alive.get(address, -1)
             if row < 0:
@@ -146,10 +150,14 @@ class _Labels:
                 row = self._containing(address, starts, alive)
                 if row < 0:
                     continue
-            if category < self._category[row]:
-                self._category[row] = category
-                if i < len(scan.names):
-                    self._name[row] = self.names.setdefault(scan.names[i], len(self.names))
+            if scan.sizes:
+                self.seen.used.setdefault(row, []).append((event, address, scan.sizes[i]))
+            if category > Category.OTHER:
+                self.seen.held[row] = event
+            names_it = category < self._category[row] or (category > Category.OTHER and self._name[row] < 0)
+            if names_it and i < len(scan.names) and scan.names[i]:
+                self._name[row] = self.names.setdefault(scan.names[i], len(self.names))
+            self._category[row] = min(category, self._category[row])
 
     def _containing(self, address: int, starts: Sequence[int], alive: dict[int, int]) -> int:
         """A tensor may be a view into a larger allocation, such as a flat buffer of gradients."""
@@ -163,7 +171,7 @@ class _Labels:
 # -- what no scan saw --------------------------------------------------------------------------------------------------
 
 
-def _settle(recording: Recording, story: Story, context: Contexts, table: Table) -> None:
+def _settle(recording: Recording, story: Story, context: Contexts, table: Table, labels: _Labels) -> None:
     """Give a category to every allocation that no scan saw, and take back inputs that a model made itself."""
     category, born, died = table["category"], table["born"], table["died"]
     new = born >= 0
@@ -178,6 +186,8 @@ def _settle(recording: Recording, story: Story, context: Contexts, table: Table)
     # A tensor that another model's forward made is no input, even where it is detached.
     category[(category == Category.INPUT) & new & ~foreign & (zone_phase != Phase.OUTSIDE)] = _UNSEEN
     category[(category == _UNSEEN) & foreign] = Category.OTHER
+    keeping = Keeping(recording, story, context, table, zone, labels.seen)
+    keeping.take_back(_UNSEEN)
     unseen = category == _UNSEEN
 
     last = len(recording.action)
@@ -197,6 +207,7 @@ def _settle(recording: Recording, story: Story, context: Contexts, table: Table)
         Category.INPUT
     )
     category[unseen & ~new] = Category.OTHER
+    keeping.settle(tuple(labels.names))
 
 
 def _doubtful(table: Table, candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

@@ -59,11 +59,14 @@ NO_MODULE = -2
 class Scan:
     """Where some tensors lay at one moment."""
 
-    category: Category
+    category: Category | None
+    """What they are; None: the program's variables hold them, and their look does not tell."""
     addresses: list[int]
     """One address a tensor, in the source's own terms; 0 for none."""
     names: Sequence[str]
-    """One name a tensor, in the same order; empty: they have none."""
+    """One name a tensor, in the same order, empty for one without; they all have none where there is none."""
+    sizes: Sequence[int] = ()
+    """Of inputs: bytes of each tensor, which may be a part of what lies there."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ class CudaHistory:
             self.marks = Marks(allocator.set_metadata, stamps=True, name=f"v{next(_recordings)}")
         else:
             self.marks = Marks(lambda _number: self._counts.append(self._count()))
-        self.hooks = Hooks(self.marks, torch.Tensor.data_ptr)
+        self.hooks = Hooks(self.marks, torch.Tensor.data_ptr, locate_held=torch.Tensor.data_ptr)
 
     def start(self, stack: ExitStack) -> None:
         """Begin to record: history first, then the hooks.
@@ -83,9 +83,13 @@ class CudaHistory:
         self._counts = [self._first.counts_after]
         self.hooks.install(stack)
 
-    def stop(self) -> None:
-        """Look for the last time, before the stack detaches everything."""
-        self.hooks.finish()
+    def stop(self, error: BaseException | None = None) -> None:
+        """Look for the last time, before the stack detaches everything.
+
+        Args:
+            error: ended the program.
+        """
+        self.hooks.finish(error)
         self._was_off = not allocator.is_history_on()
         self._last = self._read()
         self._outside = [_outside(device) for device in self._devices]

@@ -24,6 +24,7 @@ from .optimizer_hooks import OptimizerHooks
 from .running_backwards import RunningBackwards
 from .tracked_modules import TrackedModules
 from .tracked_tensors import TrackedTensors
+from .variables import Variables
 
 Choose = Callable[[Callable[..., Any], Callable[..., Any]], Callable[..., Any]]
 
@@ -35,9 +36,18 @@ class Hooks:
         marks: where they are laid down.
         locate: where a tensor's memory lies; see `TrackedTensors`.
         choose: makes one function of a hook and of what runs without it, for a recording that is not of every thread.
+        locate_held: where a tensor's memory lies that only a variable holds, 0 where nothing of it is recorded; None:
+            the program's variables are not looked at.
     """
 
-    def __init__(self, marks: Marks, locate: Callable[[torch.Tensor], int], *, choose: Choose | None = None) -> None:
+    def __init__(
+        self,
+        marks: Marks,
+        locate: Callable[[torch.Tensor], int],
+        *,
+        choose: Choose | None = None,
+        locate_held: Callable[[torch.Tensor], int] | None = None,
+    ) -> None:
         self.modules = TrackedModules()
         self._marks = marks
         self._choose = choose or _always
@@ -45,7 +55,10 @@ class Hooks:
         self._tensors = TrackedTensors(marks, locate, running)
         self._optimizers = OptimizerHooks(marks, self._tensors)
         self._backwards = BackwardHooks(marks, self._tensors, self._optimizers, running)
-        self._calls = ModuleHooks(marks, self.modules, self._tensors, self._backwards, self._optimizers)
+        self._variables = Variables(marks, locate_held, self._tensors.models, self.modules)
+        self._calls = ModuleHooks(
+            marks, self.modules, self._tensors, self._backwards, self._optimizers, self._variables
+        )
 
     def add_models(self, models: Mapping[str, torch.nn.Module]) -> None:
         """Make models known before their first forward, so that what they hold is labelled from the start."""
@@ -69,6 +82,7 @@ class Hooks:
             stack: owns each hook before it is there, and detaches it. Other threads may be anywhere meanwhile.
         """
         self._marks.lines.current()  # this thread's comes first
+        self._variables.begin()
         own(stack, self.modules.forget)
         own(stack, self._backwards.drop_node_hooks)
         own(stack, self._tensors.drop_hooks)
@@ -90,9 +104,18 @@ class Hooks:
         self._tensors.watch()
         self._tensors.look_at_all()
 
-    def finish(self) -> None:
-        """Look once more at what is there; the marks up to here are kept."""
-        self._tensors.look_once_more()
+    def finish(self, error: BaseException | None = None) -> None:
+        """Look once more at what is there; the marks up to here are kept.
+
+        Args:
+            error: ended the program.
+        """
+        models, optimizers = self._variables.unknown(error)
+        for model in models:
+            self._calls.add_model(model, type(model).__name__)
+        self.add_optimizers(optimizers)
+        self._tensors.look_at_all()
+        self._variables.look_at_all(error)
         self._marks.keep()
 
 

@@ -23,6 +23,7 @@ from .optimizer_hooks import OptimizerHooks
 from .tensors import tensors_in
 from .tracked_modules import TrackedModules, first_shape
 from .tracked_tensors import TrackedTensors
+from .variables import Variables
 
 
 class ModuleHooks:
@@ -34,6 +35,7 @@ class ModuleHooks:
         tensors: what models are made known to, and what looks at inputs.
         backwards: hooks the nodes that forwards make.
         optimizers: whose steps may have to be closed.
+        variables: looks at what the program holds beside models and optimizers.
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class ModuleHooks:
         tensors: TrackedTensors,
         backwards: BackwardHooks,
         optimizers: OptimizerHooks,
+        variables: Variables,
     ) -> None:
         self._marks = marks
         self._modules = modules
         self._tensors = tensors
         self._backwards = backwards
         self._optimizers = optimizers
+        self._variables = variables
         self._codes: set[CodeType] = set()  # of the wrapper's functions
         self._wrapped: CodeType | None = None
         self._late: set[int] = set()  # threads that were in a forward when the hooks came, and may still be
@@ -99,7 +103,9 @@ class ModuleHooks:
                 self._backwards.forget_old_nodes(line)
                 self._tensors.use_model(self._modules.root_of(index), line)
                 self._tensors.look_at_models(again=line.is_followed)
-                self._tensors.look_at_inputs(_inputs((args, kwargs)))
+                batch = _inputs((args, kwargs))
+                self._tensors.look_at_inputs(batch)
+                self._variables.look(batch, line.backwards, again=line.is_followed)
             if line.is_followed:
                 # What the parent did before is not this module's: the backward leaves the module there.
                 mark_nodes(line, (*args, *kwargs.values()), hook_of(line, stack[-1] if stack else -1))

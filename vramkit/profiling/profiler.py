@@ -46,7 +46,7 @@ class _Source(Protocol):
     @property
     def hooks(self) -> Hooks: ...
     def start(self, stack: ExitStack) -> None: ...
-    def stop(self) -> None: ...
+    def stop(self, error: BaseException | None = None) -> None: ...
     def recordings(self) -> list[Recording]: ...
 
 
@@ -187,7 +187,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         source = self._source
         if source is not None:
             with _beside(error):
-                source.stop()
+                source.stop(error)
                 self._recorded = source
                 self._reads = reads_so_far() - self._reads
 

@@ -1,4 +1,4 @@
-"""The tensors in a value: in containers, and behind sparse ones. Knows no model and no recording."""
+"""The tensors in a value: in containers, and inside sparse or wrapped ones. Knows no model and no recording."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 import torch
 
 from ..torch_internals.storages import parts_of_sparse
+
+_COMPRESSED = {torch.sparse_csr: "crow col", torch.sparse_bsr: "crow col", torch.sparse_csc: "ccol row"}
+_COMPRESSED[torch.sparse_bsc] = _COMPRESSED[torch.sparse_csc]
 
 
 def tensors_in(value: Any, depth: int = 8) -> Iterator[torch.Tensor]:
@@ -20,10 +23,21 @@ def tensors_in(value: Any, depth: int = 8) -> Iterator[torch.Tensor]:
 
 
 def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The dense tensors of a sparse one; of a dense one itself."""
-    if tensor.layout is torch.strided:
-        return [tensor]
+    """The tensors with memory of their own that one is made of; of a plain one itself.
+
+    Those of a sparse tensor, and of a subclass that wraps others: a shard of a distributed one, the packed values and
+    the scales of a quantised one. A subclass says what it wraps by ``__tensor_flatten__``, as ``torch.compile`` asks.
+    """
+    flatten = getattr(type(tensor), "__tensor_flatten__", None)
     try:
+        if flatten is not None:
+            inner = [getattr(tensor, name) for name in flatten(tensor)[0]]
+            return [part for each in inner if isinstance(each, torch.Tensor) for part in parts_of(each)]
+        if tensor.layout is torch.strided:
+            return [tensor]
+        if tensor.layout in _COMPRESSED:
+            indices = [getattr(tensor, f"{name}_indices")() for name in _COMPRESSED[tensor.layout].split()]
+            return [*indices, tensor.values()]
         return list(reversed(parts_of_sparse(tensor)))
-    except Exception:  # another layout
+    except Exception:  # another layout; a wrapper's own code may raise whatever it likes
         return []

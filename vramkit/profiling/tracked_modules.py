@@ -71,6 +71,11 @@ class TrackedModules:
                 else self._meet(module, f"{self._met[parent].name}.<{type(module).__name__}>", parent, set())
             )
 
+    def output_shapes(self) -> set[tuple[int, ...]]:
+        """The shapes of what whole models return."""
+        with self._lock:
+            return {shape for met, shape in zip(self._met, self.shapes, strict=True) if met.parent < 0 and shape}
+
     def root_of(self, index: int) -> int:
         """The index of the model that a module is part of."""
         while (parent := self._met[index].parent) >= 0:

@@ -42,6 +42,7 @@ class TrackedTensors:
         self._loose: list[Model] = []  # parameters that an optimizer has and no model
         self._optimizers: list[Optimizer] = []
         self._samples: dict[int, list[int]] = {}
+        self._part_names: dict[int, tuple[Sequence[str], list[int], list[str]]] = {}
         self._hooks: list[Any] = []
         self._is_watching = False
         self._lock = threading.RLock()  # threads that bring models and optimizers at the same time
@@ -111,13 +112,11 @@ class TrackedTensors:
     def _look_at_gradient(self, name: str, grad: torch.Tensor) -> None:
         self._saw(Category.GRADIENT, [grad], [name])
 
-    # -- looking ------------------------------------------------------------------------------------------------------
+    def models(self) -> list[Model]:
+        """Every model that is known, and the loose parameters of optimizers."""
+        return [*self._models, *self._loose]
 
-    def look_once_more(self) -> None:
-        """Look at everything for the last time; parameters may have come and gone."""
-        for model in self._mine():
-            model.refresh()
-        self.look_at_all()
+    # -- looking ------------------------------------------------------------------------------------------------------
 
     def look_at_all(self) -> None:
         """Look at every parameter, buffer, gradient and state that is known."""
@@ -129,17 +128,23 @@ class TrackedTensors:
     def look_at_inputs(self, tensors: Sequence[torch.Tensor]) -> None:
         """Look at what a batch brought."""
         if tensors:
-            self._saw(Category.INPUT, tensors, ())
+            parts = [part for tensor in tensors for part in parts_of(tensor)]
+            addresses, sizes = self._locate_all(parts), [part.nbytes for part in parts]
+            self._marks.scan(self._marks.lines.current(), Category.INPUT, addresses, (), sizes)
 
     def look_at_models(self, *, again: bool = True) -> None:
         """Look at parameters and buffers; unless ``again``, only where some have moved."""
         for model in self._mine():
+            if again:
+                model.refresh()
             if not (self._moved(id(model), model.sample()) or again):
                 continue
             if model.parameters:
                 self._saw(Category.PARAMETER, model.live_parameters(), model.parameter_names)
             if model.buffers:
                 self._saw(Category.BUFFER, [ref() for ref in model.buffers], model.buffer_names)
+            if model.carried:
+                self._saw(Category.PARAMETER, [ref() for ref in model.carried], model.carried_names)
 
     def has_gradients(self) -> bool:
         """Whether the first or the last parameter of any model has a gradient; looking at all would cost too much."""
@@ -160,13 +165,7 @@ class TrackedTensors:
             for model in self._readable(ended):
                 gradients = [None if p is None else p.grad for p in model.live_parameters()]
                 if any(gradient is not None for gradient in gradients):
-                    names = model.parameter_names
-                    for name, gradient in zip(model.parameter_names, tuple(gradients), strict=True):
-                        if gradient is not None and gradient.layout is not torch.strided:
-                            parts = parts_of(gradient)
-                            gradients += parts
-                            names = [*names, *[name] * len(parts)]
-                    self._saw(Category.GRADIENT, gradients, names)
+                    self._saw(Category.GRADIENT, gradients, model.parameter_names)
 
     def look_at_state(self, index: int, *, again: bool = True) -> None:
         """Look at what an optimizer keeps; unless ``again``, only where some of it is new."""
@@ -222,7 +221,30 @@ class TrackedTensors:
         return readable
 
     def _saw(self, category: Category, tensors: Sequence[torch.Tensor | None], names: Sequence[str]) -> None:
-        self._marks.scan(self._marks.lines.current(), category, self._locate_all(tensors), names)
+        addresses = self._locate_all(tensors)
+        if 0 in addresses:
+            addresses, names = self._with_parts(addresses, tensors, names)
+        self._marks.scan(self._marks.lines.current(), category, addresses, names)
+
+    def _with_parts(
+        self, addresses: list[int], tensors: Sequence[torch.Tensor | None], names: Sequence[str]
+    ) -> tuple[list[int], Sequence[str]]:
+        """The addresses, and after them those of what sparse and wrapping tensors are made of; a name for each."""
+        owners: list[int] = []
+        parts: list[torch.Tensor | None] = []
+        for index, (address, tensor) in enumerate(zip(addresses, tensors, strict=True)):
+            if tensor is not None and not address:
+                inner = parts_of(tensor)
+                parts += inner
+                owners += [index] * len(inner)
+        if not parts or not names:
+            return addresses + self._locate_all(parts), names
+        known = self._part_names.get(id(names))
+        if known is None or known[0] is not names or known[1] != owners:
+            # The same list again where it says the same: a scan is kept once.
+            padded = [*names, *[""] * (len(addresses) - len(names))]
+            known = self._part_names[id(names)] = names, owners, padded + [padded[index] for index in owners]
+        return addresses + self._locate_all(parts), known[2]
 
     def _moved(self, key: int, sample: Sequence[torch.Tensor | None]) -> bool:
         """Whether the first and the last tensors of many lie elsewhere than when this was asked last.

@@ -136,9 +136,10 @@ def owners(result: MemoryResult) -> Ints:
     # "GPT.blocks.0.up.weight", or "exp_avg of GPT.blocks.0.up.weight"
     named = [index.get(name.rpartition(" of ")[2].rpartition(".")[0], -1) for name in tape.names]
     by_name = np.array([*named, -1], np.int64)[tape.allocations["name"]]  # a name of -1 takes the last item
+    category = tape.allocations["category"]
     made_in = tape.allocations["module"].astype(np.int64)
     return np.where(
-        tape.allocations["category"] == Category.WORKSPACE,
+        category == Category.WORKSPACE,
         -1,
-        np.where(tape.allocations["name"] >= 0, by_name, made_in),
+        np.where((tape.allocations["name"] >= 0) & (category != Category.OUTPUT), by_name, made_in),
     )

@@ -30,8 +30,12 @@ _NAMES = {
     Category.TEMPORARY: "temporaries",
     Category.WORKSPACE: "cuBLAS workspace",
     Category.OTHER: "other",
+    Category.MODEL_COPY: "copies of models",
+    Category.DATASET: "data sets",
+    Category.OUTPUT: "kept outputs",
 }
-_SINGULAR = {**{c: name.removesuffix("s") for c, name in _NAMES.items()}, Category.TEMPORARY: "temporary"}
+_SINGULAR = {c: name.removesuffix("s") for c, name in _NAMES.items()}
+_SINGULAR |= {Category.TEMPORARY: "temporary", Category.MODEL_COPY: "copy of a model"}
 _PHASES = {
     Phase.OUTSIDE: "between the phases",
     Phase.FORWARD: "forward",

@@ -39,6 +39,13 @@ class Category(enum.IntEnum):
     """Held by cuBLAS for its products; no tensor owns it."""
     OTHER = 8
     """Everything else: there before the recording began, or the program's own."""
+    MODEL_COPY = 9
+    """Of a copy of a model or of an optimizer's state that no step trains: averaged weights, a state dict, a teacher of
+    the same shape, a loaded checkpoint."""
+    DATASET = 10
+    """Data of which a step uses a part: a data set that lies on the device."""
+    OUTPUT = 11
+    """What a model returned, or a layer of it, and the program keeps beyond the step: predictions, features."""
 
 
 class Phase(enum.IntEnum):

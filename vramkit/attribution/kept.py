@@ -1,0 +1,154 @@
+"""What a program keeps beside its models: which batches are parts of a data set, which outputs are kept beyond their
+step. Settled from what looks at the program's variables saw; knows no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..tape.events import Category, Ints, Phase, Table
+from .context import Contexts, Story
+from .recording import Kind, Recording
+
+_LATER_STEPS = 2  # the last output is often still a variable's while the next step's forward runs
+_LATER_FORWARDS = 3  # of the same model, without a graph: three inputs that are compared are run before any is used
+_SMALL_PART = 8
+
+
+@dataclass
+class Seen:
+    """What looks saw of allocations, by their rows; events are those before which the look came."""
+
+    held: dict[int, int] = field(default_factory=dict)
+    """Of those that variables held: the event of the last look that saw it."""
+    used: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
+    """Of what models were given: event, address and bytes of each time."""
+
+
+@dataclass
+class Keeping:
+    """Settles the categories of what the program keeps.
+
+    Args:
+        recording: raw events of one device.
+        story: of its marks.
+        context: of its events.
+        table: its allocations.
+        zone: of each allocation, as far as it was born in the recording.
+        seen: what looks saw.
+    """
+
+    recording: Recording
+    story: Story
+    context: Contexts
+    table: Table
+    zone: Ints
+    seen: Seen
+
+    def __post_init__(self) -> None:
+        zones = self.story.zones
+        self._in_graph = np.array([z.phase is not Phase.OUTSIDE or z.is_loss for z in zones])[self.zone]
+        self._in_graph &= self.table["born"] >= 0
+
+    def take_back(self, unseen: int) -> None:
+        """Take back what the look of tensors told of those that a model's pass has made: they only look so."""
+        category = self.table["category"]
+        alike = np.isin(category, (Category.MODEL_COPY, Category.DATASET, Category.OUTPUT)) & self._in_graph
+        of_backward = alike & (self.table["phase"] == Phase.BACKWARD) & (category == Category.MODEL_COPY)
+        category[alike & (self.table["phase"] != Phase.OPTIMIZER)] = unseen
+        category[of_backward] = Category.GRADIENT
+
+    def settle(self, names: Sequence[str]) -> None:
+        """Tell data sets from batches, and kept outputs from activations.
+
+        Args:
+            names: of allocations.
+        """
+        category, name = self.table["category"], self.table["name"]
+        for row in self._data_sets():
+            category[row] = Category.DATASET
+        held = {row: names[name[row]] for row in self.seen.held if name[row] >= 0}
+        outputs = [row for row in held if category[row] == Category.ACTIVATION and self._is_kept(row)]
+        containers = {_container(held[row]) for row in outputs} - {""}
+        for row, label in held.items():
+            if category[row] in (Category.ACTIVATION, Category.TEMPORARY) and _container(label) in containers:
+                outputs.append(row)
+        category[outputs] = Category.OUTPUT
+        self._settle_alike()
+        for row in self.seen.held:  # the variable of an activation says less than the module that made it
+            if category[row] in (Category.ACTIVATION, Category.TEMPORARY, Category.WORKSPACE):
+                name[row] = -1
+
+    def _data_sets(self) -> list[int]:
+        """Inputs that were made outside of every pass, and of which no step uses more than half."""
+        found = []
+        for row, uses in self.seen.used.items():
+            if self.table["category"][row] != Category.INPUT:
+                continue
+            parts: dict[int, dict[int, int]] = {}
+            for event, address, size in uses:
+                parts.setdefault(self._step_at(event), {})[address] = size
+            most = max(sum(each.values()) for each in parts.values())
+            changes = len({frozenset(each) for each in parts.values()}) > 1
+            if most * (2 if changes else _SMALL_PART) <= self.table["requested"][row]:
+                found.append(row)
+        return found
+
+    def _is_kept(self, row: int) -> bool:
+        """Whether variables held what a forward made longer than any pass needs it."""
+        born, seen = int(self.table["born"][row]), self.seen.held[row]
+        if self._step_at(seen) >= int(self.table["step"][row]) + _LATER_STEPS:
+            return True
+        root, position = self.story.zones[self.zone[row]].root, self.recording.position
+        if root < 0:
+            return False
+        later = 0
+        for number, (kind, value, _) in enumerate(self.story.marks, 1):
+            if born < position[number] <= seen:
+                if kind in (Kind.GRAPH, Kind.BACKWARD):
+                    return False
+                later += kind is Kind.ROOT and value == root
+        return later >= _LATER_FORWARDS
+
+    def _step_at(self, event: int) -> int:
+        steps = self.context.step
+        return int(steps[min(event, len(steps) - 1)]) if len(steps) else 0
+
+    def _settle_alike(self) -> None:
+        """Not every step is looked at: what is made outside of the passes is like what other steps make there."""
+        table = self.table
+        keys = self._places()
+        told: dict[tuple[int, ...], int] = {}
+        for row, key in keys.items():
+            if table["category"][row] > Category.OTHER:
+                told.setdefault(key, row)
+        for row, key in keys.items():
+            if table["category"][row] in (Category.INPUT, Category.OTHER) and row not in self.seen.used:
+                like = told.get(key)
+                if like is not None and row not in self.seen.held:
+                    table["category"][row], table["name"][row] = table["category"][like], table["name"][like]
+
+    def _places(self) -> dict[int, tuple[int, ...]]:
+        """Of what was made outside of the passes: after which pass, as which allocation since, and its size."""
+        before: dict[int, tuple[int, int]] = {}
+        last: dict[int, tuple[int, int]] = {}
+        for index, zone in enumerate(self.story.zones):
+            before[index] = last.get(zone.track, (-1, -1))
+            if zone.phase is not Phase.OUTSIDE:
+                last[zone.track] = int(zone.phase), zone.root
+        counts: dict[int, int] = {}
+        places = {}
+        rows = np.flatnonzero((self.table["born"] >= 0) & ~self._in_graph)
+        for row in rows.tolist():
+            zone_index = int(self.zone[row])
+            counts[zone_index] = counts.get(zone_index, 0) + 1
+            places[row] = (*before[zone_index], counts[zone_index], int(self.table["requested"][row]))
+        return places
+
+
+def _container(name: str) -> str:
+    """What holds a tensor beside others: ``"feats"`` of ``"feats[3]"``; empty: nothing does."""
+    return name.rpartition("[")[0] if name.endswith("]") else ""
