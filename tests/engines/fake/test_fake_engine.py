@@ -804,12 +804,12 @@ def test_a_step_of_a_distribution_is_told_not_to_check_its_values() -> None:
         mean = model(batch.to("cuda"))
         Normal(mean, mean.exp()).log_prob(mean).sum().backward()
 
-    model = mlp()
-    with pytest.raises(UsageError, match=r"found invalid values\. .*set_default_validate_args\(False\)"):
-        fake(model, step=step)
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
+    model, before = mlp(), Distribution._validate_args
     try:
+        Distribution.set_default_validate_args(True)
+        with pytest.raises(UsageError, match=r"found invalid values\. .*set_default_validate_args\(False\)"):
+            fake(model, step=step)
+        Distribution.set_default_validate_args(False)
         assert fake(model, step=step).peak_allocated
     finally:
         Distribution.set_default_validate_args(before)
