@@ -154,7 +154,7 @@ def test_an_exception_of_the_program_is_the_one_that_comes_out(monkeypatch: pyte
     def broken(*_: object) -> None:
         raise ZeroDivisionError("vramkit's own")
 
-    monkeypatch.setattr("vramkit.profiling.profiler.attribute", broken)
+    monkeypatch.setattr("vramkit.profiling.profiler.tape_of", broken)
 
     def run() -> None:
         raise KeyError("the program's")
@@ -365,7 +365,8 @@ def test_a_copy_of_the_model_is_no_input() -> None:
     profile = profiled(run, model)
 
     outside = [label[:2] for label in labels(profile) if label[2] is Phase.OUTSIDE]
-    assert outside == [(32 * 32 * 4, Category.OTHER), (32 * 4, Category.OTHER)] + [(2 * 32 * 4, Category.INPUT)] * 3
+    copied = [(32 * 32 * 4, Category.MODEL_COPY), (32 * 4, Category.MODEL_COPY)]
+    assert outside == copied + [(2 * 32 * 4, Category.INPUT)] * 3
 
 
 @pytest.mark.parametrize("device", DEVICES)

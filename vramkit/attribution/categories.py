@@ -153,7 +153,7 @@ class _Labels:
             if scan.sizes:
                 self.seen.used.setdefault(row, []).append((event, address, scan.sizes[i]))
             if category > Category.OTHER:
-                self.seen.held[row] = event
+                self.seen.hold(row, event, scan.names[i])
             names_it = category < self._category[row] or (category > Category.OTHER and self._name[row] < 0)
             if names_it and i < len(scan.names) and scan.names[i]:
                 self._name[row] = self.names.setdefault(scan.names[i], len(self.names))
@@ -207,7 +207,7 @@ def _settle(recording: Recording, story: Story, context: Contexts, table: Table,
         Category.INPUT
     )
     category[unseen & ~new] = Category.OTHER
-    keeping.settle(tuple(labels.names))
+    keeping.settle()
 
 
 def _doubtful(table: Table, candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

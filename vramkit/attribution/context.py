@@ -34,6 +34,8 @@ class Zone:
     """A forward or backward whose modules are known."""
     root: int = -1
     """The outermost module of a forward."""
+    makes_graph: bool = False
+    """A forward that made an autograd graph."""
     after_graph: bool = False
     """Outside every model, after a forward that made an autograd graph."""
     is_loss: bool = False
@@ -64,6 +66,8 @@ class _Reading:
     in_backward: bool = False
     forward_at: int = -1
     """The module that the forward is in."""
+    forward: int = 0
+    """The zone of the last forward that ended."""
     backward_at: int = -1
     boundary: int = 0
     """The last mark at which the zone or the step changed."""
@@ -172,9 +176,10 @@ class Story:
                     at.forward_at = value
                     self.zones[before].is_followed = True
                 case Kind.ROOT_END:
-                    at.forward_at = -1
+                    at.forward_at, at.forward = -1, before
                     self._close(at, number)
                 case Kind.GRAPH:
+                    self.zones[at.forward].makes_graph = True
                     self.zones[before].after_graph = self.zones[before].phase is Phase.OUTSIDE
                 case Kind.BACKWARD:
                     at.in_backward, at.backward_at = True, -1

@@ -16,6 +16,8 @@ from .recording import Kind, Recording
 _LATER_STEPS = 2  # the last output is often still a variable's while the next step's forward runs
 _LATER_FORWARDS = 3  # of the same model, without a graph: three inputs that are compared are run before any is used
 _SMALL_PART = 8
+_LARGE = 1 << 16  # bytes
+_MOST_JOINED = 1000
 
 
 @dataclass
@@ -24,8 +26,16 @@ class Seen:
 
     held: dict[int, int] = field(default_factory=dict)
     """Of those that variables held: the event of the last look that saw it."""
+    containers: dict[int, set[str]] = field(default_factory=dict)
+    """Of those that lay in a list or a dict: its name."""
     used: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
     """Of what models were given: event, address and bytes of each time."""
+
+    def hold(self, row: int, event: int, name: str) -> None:
+        """A variable held an allocation, under a name."""
+        self.held[row] = event
+        if name.endswith("]"):
+            self.containers.setdefault(row, set()).add(name.rpartition("[")[0])
 
 
 @dataclass
@@ -61,22 +71,21 @@ class Keeping:
         category[alike & (self.table["phase"] != Phase.OPTIMIZER)] = unseen
         category[of_backward] = Category.GRADIENT
 
-    def settle(self, names: Sequence[str]) -> None:
-        """Tell data sets from batches, and kept outputs from activations.
-
-        Args:
-            names: of allocations.
-        """
+    def settle(self) -> None:
+        """Tell data sets from batches, and kept outputs from activations."""
         category, name = self.table["category"], self.table["name"]
         for row in self._data_sets():
             category[row] = Category.DATASET
-        held = {row: names[name[row]] for row in self.seen.held if name[row] >= 0}
-        outputs = [row for row in held if category[row] == Category.ACTIVATION and self._is_kept(row)]
-        containers = {_container(held[row]) for row in outputs} - {""}
-        for row, label in held.items():
-            if category[row] in (Category.ACTIVATION, Category.TEMPORARY) and _container(label) in containers:
+        self._settle_graphs()
+        category[self._batches()] = Category.DATASET
+        outputs = [row for row in self.seen.held if category[row] == Category.ACTIVATION and self._is_kept(row)]
+        lists = {name for row in outputs for name in self.seen.containers.get(row, ())}
+        for row, names in self.seen.containers.items():
+            if category[row] in (Category.ACTIVATION, Category.TEMPORARY) and names & lists:
                 outputs.append(row)
         category[outputs] = Category.OUTPUT
+        for row in self._joined():
+            category[row] = Category.OUTPUT
         self._settle_alike()
         for row in self.seen.held:  # the variable of an activation says less than the module that made it
             if category[row] in (Category.ACTIVATION, Category.TEMPORARY, Category.WORKSPACE):
@@ -96,6 +105,70 @@ class Keeping:
             if most * (2 if changes else _SMALL_PART) <= self.table["requested"][row]:
                 found.append(row)
         return found
+
+    def _joined(self) -> list[int]:
+        """What was made outside of the passes, as large as outputs that were there together: ``torch.cat`` of them.
+
+        Assumes that nothing else is just as large as several of them; small ones are left out.
+        """
+        table, found = self.table, list[int]()
+        size, born, died = table["requested"], table["born"], table["died"]
+        phases = np.array([each.phase == Phase.FORWARD and not each.makes_graph for each in self.story.zones])
+        sources = (born >= 0) & phases[self.zone] & (table["category"] == Category.ACTIVATION)
+        sources |= table["category"] == Category.OUTPUT
+        sources &= size >= _LARGE
+        if not sources.any():
+            return found
+        candidates = (born >= 0) & ~self._in_graph & (size >= 2 * _LARGE)
+        candidates &= np.isin(table["category"], (Category.TEMPORARY, Category.INPUT, Category.DATASET, Category.OTHER))
+        candidates[list(self.seen.used)] = False
+        for row in np.flatnonzero(candidates).tolist():
+            alive = sources & (born < born[row]) & ((died < 0) | (died > born[row]))
+            sizes = size[alive].tolist()[-_MOST_JOINED:]
+            wanted = int(size[row])
+            if len(sizes) > 1 and (sum(sizes) == wanted or _is_sum_of_two(wanted, sizes)):
+                found.append(row)
+                sources[row] = True
+        return found
+
+    def _batches(self) -> list[int]:
+        """Inputs that are kept in a container of which no step uses more than half: batches that all lie there."""
+        inside: dict[str, list[int]] = {}
+        for row, names in self.seen.containers.items():
+            if self.table["category"][row] in (Category.INPUT, Category.OTHER):
+                for name in names:
+                    inside.setdefault(name, []).append(row)
+        found: list[int] = []
+        for rows in inside.values():
+            steps: dict[int, int] = {}
+            for row in rows:
+                for step in {self._step_at(event) for event, _, _ in self.seen.used.get(row, ())}:
+                    steps[step] = steps.get(step, 0) + int(self.table["requested"][row])
+            if len(steps) > 1 and 2 * max(steps.values()) <= int(self.table["requested"][rows].sum()):
+                found += rows
+        return found
+
+    def _settle_graphs(self) -> None:
+        """Activations of forwards that no module ran: made outside of the passes, gone in the backward that follows.
+
+        Wrong for what a backward frees that was not made for it, such as a batch that nothing else holds any more.
+        """
+        table, zones = self.table, self.story.zones
+        following: dict[int, int] = {}  # each track's next zone
+        ends = np.full((len(zones), 2), -1, np.int64)
+        position = self.recording.position
+        for index in range(len(zones) - 1, -1, -1):
+            zone = zones[index]
+            after = following.get(zone.track, -1)
+            if zone.phase is Phase.OUTSIDE and after >= 0 and zones[after].phase is Phase.BACKWARD:
+                end = zones[after].end
+                ends[index] = position[zones[after].begin], position[end] if end >= 0 else len(self.context.step)
+            following[zone.track] = index
+        begin, end = ends[self.zone].T
+        died = table["died"]
+        loose = np.isin(table["category"], (Category.INPUT, Category.OTHER)) & (table["born"] >= 0) & ~self._in_graph
+        loose[list(self.seen.used)] = False
+        table["category"][loose & (begin >= 0) & (died >= begin) & (died < end)] = Category.ACTIVATION
 
     def _is_kept(self, row: int) -> bool:
         """Whether variables held what a forward made longer than any pass needs it."""
@@ -140,7 +213,7 @@ class Keeping:
             if zone.phase is not Phase.OUTSIDE:
                 last[zone.track] = int(zone.phase), zone.root
         counts: dict[int, int] = {}
-        places = {}
+        places: dict[int, tuple[int, ...]] = {}
         rows = np.flatnonzero((self.table["born"] >= 0) & ~self._in_graph)
         for row in rows.tolist():
             zone_index = int(self.zone[row])
@@ -149,6 +222,10 @@ class Keeping:
         return places
 
 
-def _container(name: str) -> str:
-    """What holds a tensor beside others: ``"feats"`` of ``"feats[3]"``; empty: nothing does."""
-    return name.rpartition("[")[0] if name.endswith("]") else ""
+def _is_sum_of_two(wanted: int, sizes: Sequence[int]) -> bool:
+    seen: set[int] = set()
+    for size in sizes:
+        if wanted - size in seen:
+            return True
+        seen.add(size)
+    return False

@@ -21,6 +21,7 @@ from .optimizer_hooks import OptimizerHooks
 from .running_backwards import RunningBackwards, node_of
 from .tensors import tensors_in
 from .tracked_tensors import TrackedTensors
+from .variables import Variables
 
 # Marks at every module, and prehooks on its nodes, are most of what a profile costs, and one step is like the next. So
 # only the forwards before these backwards are followed, with the backwards; the others' modules are found afterwards,
@@ -38,15 +39,22 @@ class BackwardHooks:
         tensors: whose gradients are looked at.
         optimizers: whose steps may have to be closed.
         running: is told of every backward.
+        variables: looks at what the program holds beside models and optimizers.
     """
 
     def __init__(
-        self, marks: Marks, tensors: TrackedTensors, optimizers: OptimizerHooks, running: RunningBackwards
+        self,
+        marks: Marks,
+        tensors: TrackedTensors,
+        optimizers: OptimizerHooks,
+        running: RunningBackwards,
+        variables: Variables,
     ) -> None:
         self._marks = marks
         self._tensors = tensors
         self._optimizers = optimizers
         self._running = running
+        self._variables = variables
         self._here = marks.lines.here
         self._packs = False  # whether anything was seen that packs saved tensors
 
@@ -139,12 +147,17 @@ class BackwardHooks:
                 line.root_hooks.append(node.register_prehook(partial(self._begins, line)))
             node = None
             nodes.clear()
-            return original(outputs, *args, **kwargs)
+            results = original(outputs, *args, **kwargs)
+            if results and args[3:] and args[3] and marks.is_open:
+                self._tensors.look_at_results(args[3], results)
+            return results
         finally:
             drop(line.root_hooks)
             marks.lines.end_task(line)
             marks.lay(line, Kind.BACKWARD_END, 0)
             if marks.is_open:
+                if self._variables.look(line.backwards, again=line.is_followed, grown=False):  # no model has run
+                    self._tensors.look_at_models()
                 self._tensors.look_at_gradients(backward)
             self._running.end(backward)
             line.backwards += 1

@@ -37,7 +37,7 @@ class Found(NamedTuple):
 def reached(
     roots: Iterable[tuple[str, Any]], look: Callable[[Found], tuple[bool, _T | None]], limit: int = _MAX_OBJECTS
 ) -> Iterator[Found]:
-    """Every tensor, module and other object that holds any, the shortest name first; each object once.
+    """Every tensor, wherever it is, and once every object that may hold some; the shortest names first.
 
     Args:
         roots: names and values.
@@ -51,12 +51,11 @@ def reached(
         each = pending.popleft()
         value = each.value
         kind = type(value)  # to ask the value itself, as isinstance() does, may run anything
-        if issubclass(kind, _ATOMS) or id(value) in seen:
-            continue
-        seen.add(id(value))
         if issubclass(kind, torch.Tensor):
             yield each
+        if issubclass(kind, (*_ATOMS, torch.Tensor)) or id(value) in seen:
             continue
+        seen.add(id(value))
         limit -= 1
         enters, mark = look(each)
         yield each
@@ -71,7 +70,7 @@ def items_of(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if issubclass(kind, dict):
         items = list(dict.items(value))
         if not _is_data(kind, [item for _, item in items[:_SAMPLE]], len(items)):
-            yield from ((f"{name}[{key!r}]" if type(key) in (str, int) else f"{name}[...]", item) for key, item in items)
+            yield from ((f"{name}[{_shown(key)}]", item) for key, item in items)
     elif issubclass(kind, _SEQUENCES):
         base = next(each for each in _SEQUENCES if issubclass(kind, each))
         values = list(base.__iter__(value))
@@ -84,9 +83,8 @@ def items_of(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value.__func__
     elif issubclass(kind, functools.partial):
         yield from ((name, item) for item in (value.func, value.args, value.keywords))
-    elif issubclass(kind, types.GeneratorType):
-        if value.gi_frame is not None and not value.gi_running:
-            yield from locals_of(value.gi_frame).items()
+    elif issubclass(kind, types.GeneratorType) and value.gi_frame is not None and not value.gi_running:
+        yield from locals_of(value.gi_frame).items()
     if issubclass(kind, torch.nn.Module):
         yield from ((f"{name}.{key}", child) for key, child in list(children_of(value).items()) if child is not None)
     yield from attributes_of(name, value)
@@ -124,6 +122,10 @@ def _of_a_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             continue
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     yield from ((function.__name__, item) for item in defaults)
+
+
+def _shown(key: Any) -> str:
+    return repr(key) if type(key) in (str, int) else "..."
 
 
 def _is_data(kind: type, sample: list[Any], count: int) -> bool:

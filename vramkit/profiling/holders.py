@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from ..torch_internals.modules import children_of
+from ..torch_internals.modules import children_of, eager_name
 from .contents import Found, attributes_of, reached
 from .lines import Line
+from .tensors import shape_of
 
 _MAX_ATTRIBUTES = 1000  # objects that one parameter or module is looked into for
 
@@ -29,16 +30,23 @@ class Model:
         parameters: Sequence[torch.Tensor] = (),
         *,
         added_by: Line,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.index = index
         self.added_by = added_by
         self.lines: set[Line] = set()
         """The lines that have run it."""
         self.is_watched = False
+        self.is_trained = False
+        """Whether a gradient of it was seen, or an optimizer has any of its parameters."""
+        self.shapes: tuple[tuple[int, ...], ...] = ()
+        """Of its parameters, when it was last looked at."""
         self._name = name
         self._model = None if model is None else weakref.ref(model)
         self.parameters = [weakref.ref(parameter) for parameter in parameters]
-        self.parameter_names: Sequence[str] = [f"{name}.{index}" for index in range(len(parameters))]
+        self.parameter_names: Sequence[str] = (
+            [f"{name}.{index}" for index in range(len(parameters))] if names is None else names
+        )
         self.buffers: list[weakref.ref[torch.Tensor]] = []
         self.buffer_names: Sequence[str] = []
         self.carried: list[weakref.ref[torch.Tensor]] = []
@@ -86,9 +94,11 @@ class Model:
 
     def named(self) -> list[tuple[str, torch.Tensor]]:
         """Its parameters and buffers that are there, by their names within the model."""
-        names, refs = (*self.parameter_names, *self.buffer_names), (*self.parameters, *self.buffers)
-        skip = len(self._name) + 1
-        return [(name[skip:], tensor) for name, ref in zip(names, refs) if (tensor := ref()) is not None]
+        pairs = (
+            *zip(self.parameter_names, self.parameters, strict=False),  # another thread may look at the model again
+            *zip(self.buffer_names, self.buffers, strict=False),
+        )
+        return [(name[len(self._name) + 1 :], tensor) for name, ref in pairs if (tensor := ref()) is not None]
 
     def live_parameters(self) -> list[torch.Tensor | None]:
         """The parameters, None for one that is gone."""
@@ -100,10 +110,12 @@ class Model:
         if model is None:
             return
         try:
-            named, held = list(model.named_parameters()), list(model.named_buffers())
+            named = [(eager_name(name), each) for name, each in list(model.named_parameters())]
+            held = [(eager_name(name), each) for name, each in list(model.named_buffers())]
         except RuntimeError:  # another thread changes it: what was known holds
             return
         carried = [each for name, parameter in named for each in _carried_by(f"{self._name}.{name}", parameter)]
+        self.shapes = tuple(shape_of(parameter) for _, parameter in named)
         # Other threads read both at a time.
         self.parameters, self.parameter_names = (
             [weakref.ref(parameter) for _, parameter in named],
@@ -119,7 +131,7 @@ class Model:
         )
 
     def _keep_attributes(self) -> None:
-        """Tensors that its modules keep as plain attributes before anything runs: constants, buffers by another name."""
+        """Tensors that its modules have as attributes before anything runs: constants, buffers but for the name."""
         model = None if self._model is None else self._model()
         if model is None:
             return
@@ -142,9 +154,7 @@ def _carried_by(name: str, parameter: torch.Tensor) -> list[tuple[str, torch.Ten
     return _tensors_under(attributes_of(name, parameter), _is_no_owner) if vars(parameter) else []
 
 
-def _tensors_under(
-    items: Iterable[tuple[str, Any]], enters: Callable[[type], bool]
-) -> list[tuple[str, torch.Tensor]]:
+def _tensors_under(items: Iterable[tuple[str, Any]], enters: Callable[[type], bool]) -> list[tuple[str, torch.Tensor]]:
     def look(found: Found) -> tuple[bool, None]:
         return enters(type(found.value)), None
 

@@ -15,7 +15,7 @@ import torch
 
 from ..attribution.recording import Kind
 from ..torch_internals.autograd import graph_task, is_tracing
-from ..torch_internals.modules import is_replica
+from ..torch_internals.modules import eager, is_replica
 from .backward_hooks import BackwardHooks
 from .frames import frames_of_others, own_frames
 from .marks import Marks
@@ -57,11 +57,17 @@ class ModuleHooks:
         self._wrapped: CodeType | None = None
         self._late: set[int] = set()  # threads that were in a forward when the hooks came, and may still be
 
-    def add_model(self, model: torch.nn.Module, name: str) -> int:
-        """Make a model known, and what it holds; returns the index of its module."""
-        name = self._modules.unique_name(name)
-        index = self._modules.meet(model, name)
-        self._tensors.add_model(index, name, model)
+    def add_model(self, model: torch.nn.Module, name: str = "") -> int:
+        """Make a model known, and what it holds; returns the index of its module.
+
+        Args:
+            model: it.
+            name: that its user has given it; empty: that of its class.
+        """
+        model, given = eager(model), bool(name)
+        name = self._modules.unique_name(name or type(model).__name__)
+        index = self._modules.meet(model, name, given=given)
+        self._tensors.add_model(index, name, model, instead_of=self._modules.adopted)
         return index
 
     def leave_out_late(self) -> None:
@@ -102,10 +108,9 @@ class ModuleHooks:
                 self._optimizers.close_steps()
                 self._backwards.forget_old_nodes(line)
                 self._tensors.use_model(self._modules.root_of(index), line)
-                self._tensors.look_at_models(again=line.is_followed)
-                batch = _inputs((args, kwargs))
-                self._tensors.look_at_inputs(batch)
-                self._variables.look(batch, line.backwards, again=line.is_followed)
+                self._tensors.look_at_inputs(_inputs((args, kwargs)))
+                looked = self._variables.look(line.backwards, again=line.is_followed)
+                self._tensors.look_at_models(again=line.is_followed or looked)
             if line.is_followed:
                 # What the parent did before is not this module's: the backward leaves the module there.
                 mark_nodes(line, (*args, *kwargs.values()), hook_of(line, stack[-1] if stack else -1))
@@ -142,7 +147,14 @@ class ModuleHooks:
         if stack:
             return self._modules.meet_inside(module, stack[-1])
         again = self._modules.meet_again(module)
-        return again if again >= 0 else self.add_model(module, type(module).__name__)
+        return again if again >= 0 else self._meet_model(module)
+
+    def _meet_model(self, module: torch.nn.Module) -> int:
+        inner = eager(module)
+        index = self._modules.index.get(id(inner), -1)
+        if index < 0:
+            index = self.add_model(inner)
+        return index if inner is module else self._modules.meet(module, "")
 
     def _is_left_out(self) -> bool:
         """Whether nobody waits for this thread's marks, or it is still in a forward whose beginning was not seen."""

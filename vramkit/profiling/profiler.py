@@ -16,7 +16,6 @@ import torch
 from typing_extensions import Self
 
 from .._version import __version__
-from ..attribution.categories import attribute
 from ..attribution.recording import Recording
 from ..counts import check_count
 from ..errors import DeviceError, UsageError
@@ -29,6 +28,7 @@ from ..torch_internals.needs import require
 from ..virtual_gpu.values.hook import Read
 from .hooks import Hooks
 from .marks import Marks
+from .settling import tape_of
 from .uncomputed import notes_of, reads_so_far
 
 _FOUND = "a sequence or a dict of them; or none, and what runs is found"
@@ -292,12 +292,12 @@ def _source(device: torch.device, max_events: int) -> _Source:
 
 
 def _result_of(source: _Source, device: torch.device, reads: Counter[Read]) -> Profile:
-    recordings, marks, modules = source.recordings(), source.marks, source.hooks.modules.described()
-    uncomputed = notes_of(reads, marks, modules)
+    recordings, marks, modules = source.recordings(), source.marks, source.hooks.modules
+    uncomputed = notes_of(reads, marks, modules.by_index())
     versions = {"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]}
     profiles = [
         Profile(
-            tape=attribute(recording, marks.kept, marks.scans, modules),
+            tape=tape_of(recording, marks, modules),
             device_name=torch.cuda.get_device_name(recording.device) if device.type == "cuda" else "",
             capacity=recording.capacity,
             outside=recording.outside,

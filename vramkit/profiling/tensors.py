@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,21 @@ from ..torch_internals.storages import parts_of_sparse
 
 _COMPRESSED = {torch.sparse_csr: "crow col", torch.sparse_bsr: "crow col", torch.sparse_csc: "ccol row"}
 _COMPRESSED[torch.sparse_bsc] = _COMPRESSED[torch.sparse_csc]
+
+
+Row = tuple[int, Any]
+"""What the rows of a tensor have in common with those of another: how many elements, and the type if that is one."""
+
+
+def row_of(shape: Sequence[int], dtype: torch.dtype | None) -> Row:
+    """The kind of a tensor's rows. A batch and the data set that it is from have the same."""
+    elements = math.prod(shape[1:])
+    return elements, dtype if elements == 1 else None
+
+
+def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
+    """A tensor's shape; empty for a lazy module's parameter, which has none yet."""
+    return () if torch.nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
 
 
 def tensors_in(value: Any, depth: int = 8) -> Iterator[torch.Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..tape.events import Module
-from ..torch_internals.modules import children_of, parameters_of
+from ..torch_internals.modules import children_of, eager, parameters_of
 from .tensors import parts_of, tensors_in
 
 
@@ -26,6 +26,11 @@ class TrackedModules:
         self.calls: list[int] = []
         self.shapes: list[tuple[int, ...]] = []
         self._met: list[Module] = []
+        self.renamed: dict[str, str] = {}
+        """Names of modules that ran before the model that they are part of, and what they are called since."""
+        self.adopted: set[int] = set()
+        """Modules that were taken for models until the model was met that they are part of."""
+        self._given: set[int] = set()  # models that the user has named
         self._roots: dict[str, int] = {}  # how often a name was asked for
         self._unused: dict[tuple[int, str], list[int]] = {}  # (parent, class) of modules without children that died
         self._refs: dict[int, weakref.ref[torch.nn.Module]] = {}
@@ -35,10 +40,41 @@ class TrackedModules:
         return len(self._met)
 
     def described(self) -> list[Module]:
-        """All of them, with what their calls have shown so far."""
+        """All of them, with what their calls have shown so far; a parent comes before its children.
+
+        The order is that in which they were met, but for those that ran before their model did: see `places`.
+        """
+        with self._lock:
+            found, places = self.by_index(), self.places()
+        ordered = sorted(range(len(found)), key=places.__getitem__)
+        return [
+            replace(each, parent=places[each.parent] if each.parent >= 0 else -1)
+            for each in (found[index] for index in ordered)
+        ]
+
+    def by_index(self) -> list[Module]:
+        """All of them, in the order in which they were met, with what their calls have shown so far."""
         with self._lock:
             counted = zip(self._met, self.calls, self.shapes, strict=True)
             return [replace(module, calls=calls, output_shape=shape) for module, calls, shape in counted]
+
+    def places(self) -> list[int]:
+        """Of each module by its index: its place in `described`."""
+        with self._lock:
+            if not self.renamed:
+                return list(range(len(self._met)))
+            children: dict[int, list[int]] = {}
+            for index, module in enumerate(self._met):
+                children.setdefault(module.parent, []).append(index)
+            pending, ordered = children.get(-1, [])[::-1], []
+            while pending:
+                index = pending.pop()
+                ordered.append(index)
+                pending += children.get(index, [])[::-1]
+            places = [0] * len(ordered)
+            for place, index in enumerate(ordered):
+                places[index] = place
+            return places
 
     def unique_name(self, wanted: str) -> str:
         """A name for a model that no other has: ``"Net"``, ``"Net#2"``."""
@@ -46,10 +82,20 @@ class TrackedModules:
             number = self._roots[wanted] = self._roots.get(wanted, 0) + 1
         return wanted if number == 1 else f"{wanted}#{number}"
 
-    def meet(self, module: torch.nn.Module, name: str) -> int:
-        """Make a model known, with all modules in it; returns its index."""
+    def meet(self, module: torch.nn.Module, name: str, *, given: bool = False) -> int:
+        """Make a model known, with all modules in it; returns its index.
+
+        Args:
+            module: the model.
+            name: its own.
+            given: the program's user has named it so. Else it is only called after its class, until a model that it is
+                part of is met.
+        """
         with self._lock:
-            return self._meet(module, name, -1, set())
+            index = self._meet(module, name, -1, set())
+            if given:
+                self._given.add(index)
+            return index
 
     def meet_again(self, module: torch.nn.Module, parent: int = -1) -> int:
         """Let a module stand for one like it that died, such as a loss that is made anew in each step; -1: none did."""
@@ -88,6 +134,15 @@ class TrackedModules:
         self.index.clear()
 
     def _meet(self, module: torch.nn.Module, name: str, parent: int, counted: set[int]) -> int:
+        wrapper, module = module, eager(module)
+        index = self.index.get(id(module), -1)
+        if index < 0:
+            index = self._meet_eager(module, name, parent, counted)
+        if wrapper is not module:
+            self._watch(wrapper, index)
+        return index
+
+    def _meet_eager(self, module: torch.nn.Module, name: str, parent: int, counted: set[int]) -> int:
         index = len(self._met)
         self._watch(module, index)
         own = 0
@@ -99,9 +154,45 @@ class TrackedModules:
         self.calls.append(0)
         self.shapes.append(())
         for child_name, child in list(children_of(module).items()):
-            if child is not None and id(child) not in self.index:
+            if child is None:
+                continue
+            known = self.index.get(id(child), -1)
+            if known < 0:
                 self._meet(child, f"{name}.{child_name}", index, counted)
+            elif self._met[known].parent < 0 and known != index and known not in self._given:
+                self._adopt(known, f"{name}.{child_name}", index)
         return index
+
+    def _adopt(self, index: int, name: str, parent: int) -> None:
+        """Let a module that was taken for a model be a part of one, with all that is in it."""
+        if self.is_inside(parent, index):
+            return
+        self.adopted.add(index)
+        old = self._met[index].name
+        self._met[index] = replace(self._met[index], parent=parent)
+        for each, module in enumerate(self._met):
+            if each == index or (module.name.startswith(f"{old}.") and self.is_inside(each, index)):
+                new = name + module.name[len(old) :]
+                self.renamed[module.name] = new
+                self._met[each] = replace(module, name=new)
+
+    def name_now(self, name: str) -> str:
+        """The name of a tensor by what the module that has it is called now.
+
+        Args:
+            name: "Block.up.weight", or "exp_avg of Block.up.weight".
+        """
+        head, of, tensor = name.rpartition(" of ")
+        module, dot, last = tensor.rpartition(".")
+        while module in self.renamed:
+            module = self.renamed[module]
+        return head + of + module + dot + last
+
+    def is_inside(self, index: int, other: int) -> bool:
+        """Whether a module is another one, or part of it."""
+        while index >= 0 and index != other:
+            index = self._met[index].parent
+        return index >= 0
 
     def _watch(self, module: torch.nn.Module, index: int) -> None:
         identity = id(module)

@@ -5,9 +5,10 @@ Knows what models and batches look like, and tells by it what a tensor is. The h
 
 from __future__ import annotations
 
-import math
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from types import CodeType, FrameType
 from typing import Any
 
@@ -18,16 +19,15 @@ from .contents import Found, reached
 from .frames import is_the_programs, locals_of, program_frames
 from .holders import Model
 from .marks import Marks
-from .tensors import parts_of
+from .tensors import parts_of, row_of, shape_of
 from .tracked_modules import TrackedModules
+from .tracked_tensors import TrackedTensors
 
 _OF_AN_OPTIMIZER = frozenset({"state", "param_groups"})
-_MAX_ROWS = 64
 _GROWN = 1.01
 _MUCH = 1 << 20
 _MAX_ITEMS = 10_000
 
-Row = tuple[int, torch.dtype | None]
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -37,7 +37,7 @@ class Variables:
     Args:
         marks: gets what each look sees.
         locate: where a tensor's memory lies, 0 where it is none that is recorded; None: nothing is looked at.
-        models: those that are known now.
+        tensors: of the models that are known.
         modules: those that have run.
     """
 
@@ -45,14 +45,14 @@ class Variables:
         self,
         marks: Marks,
         locate: Callable[[torch.Tensor], int] | None,
-        models: Callable[[], Iterable[Model]],
+        tensors: TrackedTensors,
         modules: TrackedModules,
     ) -> None:
         self._marks = marks
         self._locate = locate
-        self._models = models
+        self._tensors = tensors
         self._modules = modules
-        self._rows: dict[Row, int] = {}  # of batches, and how many there are at most in one
+        self._leaves: dict[int, weakref.ref[torch.Tensor]] = {}  # those of the last look that nobody knew
         self._outermost: CodeType | None = None
         self._looked_in = -1
         self._level = 0
@@ -61,24 +61,26 @@ class Variables:
         """Remember which of the program's functions is entered: what its callers hold is no business of its."""
         self._outermost = next((frame.f_code for frame in program_frames(None)), None)
 
-    def look(self, batch: Iterable[torch.Tensor], step: int, *, again: bool) -> None:
-        """Look once in a step; and unless ``again``, only where there is more memory than at any look before.
+    def look(self, step: int, *, again: bool, grown: bool = True) -> bool:
+        """Look once in a step; and else where there is more memory than at any look before.
 
         Args:
-            batch: what a model is given now: the rows of a data set look like its.
             step: any number that is another one in each step.
-            again: whether to look in any case.
+            again: whether to look once in this step in any case.
+            grown: whether to look for more memory.
+
+        Returns:
+            Whether it was looked.
         """
         if self._locate is None:
-            return
-        for tensor in batch:
-            if tensor.ndim and len(self._rows) < _MAX_ROWS:
-                row = _row(tensor.shape, tensor.dtype)
-                self._rows[row] = max(self._rows.get(row, 0), tensor.shape[0])
-        level = torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
-        if level > self._level * _GROWN + _MUCH or (again and step != self._looked_in):
-            self._level, self._looked_in = max(level, self._level), step
+            return False
+        level = torch.cuda.memory_allocated() if grown and torch.cuda.is_available() else 0
+        if level <= self._level * _GROWN + _MUCH and not (again and step != self._looked_in):
+            return False
+        self._level, self._looked_in = max(level, self._level), step
+        with suppress(Exception):  # the program's own classes raise what they like, which must not end it
             self.look_at_all()
+        return True
 
     def look_at_all(self, error: BaseException | None = None) -> None:
         """Look at everything.
@@ -89,24 +91,45 @@ class Variables:
         if self._locate is None:
             return
         seen: dict[Category | None, tuple[list[int], list[str]]] = {}
+        leaves = []
         for category, name, tensor in self._held(error):
+            if tensor.requires_grad and tensor.is_leaf and not isinstance(tensor, torch.nn.Parameter):
+                leaves.append((name, tensor))
             addresses = [address for part in parts_of(tensor) if (address := self._address(part))]
             places, names = seen.setdefault(category, ([], []))
             places += addresses
             names += [name] * len(addresses)
         for category, (places, names) in seen.items():
             self._marks.scan(self._marks.lines.current(), category, places, names)
+        self._find_trained(leaves)
+
+    def _find_trained(self, leaves: Sequence[tuple[str, torch.Tensor]]) -> None:
+        """Take a leaf that is there in one step and the next for a parameter; at once, where no model gets any batch.
+
+        A batch that gets a gradient is made anew in each step.
+        """
+        known = {id(tensor) for model in self._tensors.models() for tensor in model.live_parameters()}
+        new = {id(tensor): (name, tensor) for name, tensor in leaves if id(tensor) not in known}
+        before, self._leaves = self._leaves, {key: weakref.ref(tensor) for key, (_, tensor) in new.items()}
+        trained = [
+            each
+            for key, each in new.items()
+            if not self._tensors.rows or ((ref := before.get(key)) is not None and ref() is each[1])
+        ]
+        if trained:
+            self._tensors.add_loose(trained)
+            self._tensors.look_at_models()
 
     def unknown(self, error: BaseException | None) -> tuple[list[torch.nn.Module], list[torch.optim.Optimizer]]:
         """The models and optimizers that are held, and that have not run; of a model's modules only itself."""
-        copies = _Copies(self._models())
+        copies = _Copies(self._tensors.models())
         modules: list[torch.nn.Module] = []
         optimizers: list[torch.optim.Optimizer] = []
         inside: set[int] = set()
         for _, value, _ in reached(self._roots(error), copies.look) if self._locate else ():
-            if isinstance(value, torch.optim.Optimizer):
+            if _is(value, torch.optim.Optimizer):
                 optimizers.append(value)
-            elif isinstance(value, torch.nn.Module) and id(value) not in self._modules.index:
+            elif _is(value, torch.nn.Module) and id(value) not in self._modules.index:
                 inside |= {id(child) for child in value.modules() if child is not value}
                 if not copies.is_one(value) and not copies.shares(value):
                     modules.append(value)
@@ -116,18 +139,18 @@ class Variables:
 
     def _held(self, error: BaseException | None) -> Iterator[tuple[Category | None, str, torch.Tensor]]:
         """Every tensor that is held: what it is, None if its look does not tell; its name; and itself."""
-        copies = _Copies(self._models())
-        outputs = {_row(shape, None)[0] for shape in self._modules.output_shapes() if len(shape) > 1}
+        copies = _Copies(self._tensors.models())
+        outputs = {row_of(shape, None)[0] for shape in self._modules.output_shapes() if len(shape) > 1}
         for name, value, category in reached(self._roots(error), copies.look):
-            if isinstance(value, torch.Tensor):
-                if category is None and value.ndim and not value.requires_grad:
-                    row = _row(value.shape, value.dtype)
-                    if 0 < 2 * self._rows.get(row, 0) <= value.shape[0]:
+            if _is(value, torch.Tensor):
+                if category is None and shape_of(value) and not value.requires_grad:
+                    row = row_of(value.shape, value.dtype)
+                    if 0 < 2 * self._tensors.rows.get(row, 0) <= value.shape[0]:
                         category = Category.DATASET
                     elif row[0] > 1 and row[0] in outputs:
                         category = Category.OUTPUT
                 yield category, name, value
-            elif isinstance(value, torch.nn.Module) and id(value) not in self._modules.index and copies.is_one(value):
+            elif _is(value, torch.nn.Module) and id(value) not in self._modules.index and copies.is_one(value):
                 for key, tensor in (*value.named_parameters(), *value.named_buffers()):
                     yield Category.MODEL_COPY, f"{name}.{key}", tensor
 
@@ -155,17 +178,19 @@ class _Copies:
     """
 
     def __init__(self, models: Iterable[Model]) -> None:
-        self._shapes: set[Shapes] = set()
+        self._models: set[Shapes] = set()
+        self._shapes: set[Shapes] = set()  # of lists and dicts
         self._named: set[tuple[str, tuple[int, ...]]] = set()
         self._parameters: set[int] = set()
         for model in models:
             named = model.named()
             parameters = [tensor for _, tensor in named if isinstance(tensor, torch.nn.Parameter)]
             trained = [tensor for tensor in parameters if tensor.requires_grad]
+            self._models.add(_shapes(parameters))
             self._shapes |= {_shapes(each) for each in (parameters, trained, [tensor for _, tensor in named])}
-            self._named |= {(name, tuple(tensor.shape)) for name, tensor in named}
+            self._named |= {(name, shape_of(tensor)) for name, tensor in named}
             self._parameters |= {id(tensor) for tensor in parameters}
-        self._shapes.discard(())
+        self._shapes = {shapes for shapes in self._shapes if len(shapes) > 1}  # one alone may be anything
 
     def look(self, found: Found) -> tuple[bool, Category | None]:
         """What `reached` asks."""
@@ -176,34 +201,39 @@ class _Copies:
             return True, None
         if issubclass(kind, torch.utils.data.Dataset):
             return True, Category.DATASET
-        if issubclass(kind, (dict, list, tuple)):
-            items = list(dict.items(value)) if issubclass(kind, dict) else [("", item) for item in value[:_MAX_ITEMS]]
-            tensors = [(key, item) for key, item in items if issubclass(type(item), torch.Tensor)]
-            named = all((key, tuple(tensor.shape)) in self._named for key, tensor in tensors)
-            like_a_model = bool(tensors) and named or len(tensors) > 1 and _shapes(t for _, t in tensors) in self._shapes
-            of_an_optimizer = issubclass(kind, dict) and _OF_AN_OPTIMIZER <= set(map(str, dict.keys(value)))
-            if like_a_model or of_an_optimizer:
-                return True, Category.MODEL_COPY
+        if issubclass(kind, (dict, list, tuple)) and self._is_a_copy(value, kind):
+            return True, Category.MODEL_COPY
         return True, None
+
+    def _is_a_copy(self, value: Any, kind: type) -> bool:
+        """Whether a container has tensors like a model's, by their names or in their order; or is a state dict."""
+        if not issubclass(kind, dict):
+            items = (list if issubclass(kind, list) else tuple).__getitem__(value, slice(_MAX_ITEMS))
+            return _shapes(item for item in items if _is(item, torch.Tensor)) in self._shapes
+        found = list(dict.items(value))
+        if {key for key, _ in found if type(key) is str} >= _OF_AN_OPTIMIZER:
+            return True
+        tensors = [(key, shape_of(item)) for key, item in found if _is(item, torch.Tensor)]
+        # Of each sample, as torch.func.vmap gives them, they have one dimension more.
+        named = all(type(key) is str and self._named & {(key, shape), (key, shape[1:])} for key, shape in tensors)
+        return bool(tensors) and (named or tuple(shape for _, shape in tensors) in self._shapes)
 
     def is_one(self, module: torch.nn.Module) -> bool:
         """Whether a module has parameters of a known model's shapes, and none of its parameters."""
         parameters = list(module.parameters())
-        return bool(parameters) and _shapes(parameters) in self._shapes and not self.shares(module)
+        return bool(parameters) and _shapes(parameters) in self._models and not self.shares(module)
 
     def shares(self, module: torch.nn.Module) -> bool:
         """Whether all parameters of a module are a known model's."""
         return all(id(parameter) in self._parameters for parameter in module.parameters())
 
 
+def _is(value: object, kind: type) -> bool:
+    return issubclass(type(value), kind)  # to ask the value itself, as isinstance() does, may run anything
+
+
 def _shapes(tensors: Iterable[torch.Tensor]) -> Shapes:
-    return tuple(tuple(tensor.shape) for tensor in tensors)
-
-
-def _row(shape: Sequence[int], dtype: torch.dtype | None) -> Row:
-    """How many elements a row has; rows of one element say nothing by that, and are told by their type too."""
-    elements = math.prod(shape[1:])
-    return elements, dtype if elements == 1 else None
+    return tuple(map(shape_of, tensors))
 
 
 def _frames_of(error: BaseException | None) -> list[FrameType]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,8 +134,7 @@ def owners(result: MemoryResult) -> Ints:
     """
     tape = result.tape
     index = {module.name: i for i, module in enumerate(tape.modules)}
-    # "GPT.blocks.0.up.weight", or "exp_avg of GPT.blocks.0.up.weight"
-    named = [index.get(name.rpartition(" of ")[2].rpartition(".")[0], -1) for name in tape.names]
+    named = [_module_of(name, index) for name in tape.names]
     by_name = np.array([*named, -1], np.int64)[tape.allocations["name"]]  # a name of -1 takes the last item
     category = tape.allocations["category"]
     made_in = tape.allocations["module"].astype(np.int64)
@@ -143,3 +143,14 @@ def owners(result: MemoryResult) -> Ints:
         -1,
         np.where((tape.allocations["name"] >= 0) & (category != Category.OUTPUT), by_name, made_in),
     )
+
+
+def _module_of(name: str, index: Mapping[str, int]) -> int:
+    """The module that has a tensor, by its name; -1: none.
+
+    "GPT.blocks.0.up.weight", "exp_avg of GPT.blocks.0.up.weight", "GPT.blocks.0.up.weight.quant_state.absmax"
+    """
+    module = name.rpartition(" of ")[2].rpartition(".")[0]
+    while module and module not in index:
+        module = module.rpartition(".")[0]
+    return index.get(module, -1)

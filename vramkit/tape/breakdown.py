@@ -40,7 +40,7 @@ class Breakdown:
     other: int = 0
     """Bytes of everything else."""
     model_copies: int = 0
-    """Bytes of copies of models and of optimizers' state that no step trains: averaged weights, checkpoints, teachers."""
+    """Bytes of copies of models and of optimizers' state that no step trains: averaged weights, checkpoints."""
     datasets: int = 0
     """Bytes of data that lies on the device, and of which a step uses a part."""
     outputs: int = 0
