@@ -13,8 +13,9 @@ from typing import Any
 
 _looking = threading.RLock()
 
-_LIBRARIES = frozenset({"torch", "vramkit"})
+_LIBRARIES = frozenset({"contextlib", "torch", "vramkit"})
 _TAKES_LOCALS = frozenset({"locals", "vars", "dir", "eval", "exec", "f_locals"})
+_PYTEST = "@py_builtins"  # in functions whose asserts pytest has rewritten: those ask only whether a name is there
 _REFERENCES = 3  # to a dictionary: the frame's, a variable's, an argument's
 
 
@@ -72,7 +73,7 @@ def program_frames(outermost: CodeType | None) -> list[FrameType]:
 
 
 def is_the_programs(frame: FrameType) -> bool:
-    """Whether a frame is neither torch's nor vramkit's."""
+    """Whether a frame is neither torch's nor vramkit's, nor that of a context on its way out."""
     return str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _LIBRARIES
 
 
@@ -84,7 +85,7 @@ def locals_of(frame: FrameType) -> dict[str, Any]:
     """
     if sys.version_info >= (3, 13) or not frame.f_code.co_flags & inspect.CO_OPTIMIZED:
         return dict(frame.f_locals)
-    if _TAKES_LOCALS & {*frame.f_code.co_names, *frame.f_code.co_varnames, *frame.f_code.co_freevars}:
+    if _TAKES_LOCALS.intersection(frame.f_code.co_names) and _PYTEST not in frame.f_code.co_names:
         return {}
     kept = frame.f_locals
     found = dict(kept)

@@ -1,8 +1,9 @@
 """Results in a file: numpy's zip of plain arrays with one JSON text inside. Opening one runs no code.
 
-Format 2. ``meta`` is JSON as UTF-8 bytes: ``{"format": 2, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
+Format 3. ``meta`` is JSON as UTF-8 bytes: ``{"format": 3, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
 the n-th device are the arrays ``n.events``, ``n.allocations`` and ``n.segments``. What a kind of result has besides, is
-in ``particulars``, of which only that kind knows what it means. Format 1 lacks the columns ``pool``.
+in ``particulars``, of which only that kind knows what it means. Format 1 lacks the columns ``pool``,
+format 2 the categories after ``OTHER``.
 
 Knows the whole format, and no kind of result.
 """
@@ -25,7 +26,7 @@ from ..tape.memory import MemoryResult
 from .checks import DamagedError, check_tables, device_name, integer, items, modules_of, record, text, texts
 from .files import TooLargeError, replacing
 
-FORMAT = 2
+FORMAT = 3
 
 _TABLES = {"events": EVENT, "allocations": ALLOCATION, "segments": SEGMENT}
 _MAX_DEVICES = 1024
