@@ -214,32 +214,52 @@ def test_gradients_that_are_being_accumulated_are_never_to_be_cleared(fails: boo
     assert not any("zero_grad" in each.text for each in advise(profile, moment_of(profile), limit=99))
 
 
-def test_tensors_as_large_as_the_loss_suggest_chunks() -> None:
+WIDE_HEAD = (*MODULES[:-1], replace(MODULES[HEAD], output_shape=(4, MIB)))
+
+
+def test_what_the_loss_makes_of_the_last_layers_output_suggests_chunks() -> None:
     story = Story()
-    story.alloc(8 * MIB, Category.ACTIVATION, module=HEAD)
-    story.alloc(8 * MIB, Category.ACTIVATION)
-    story.alloc(8 * MIB, Category.TEMPORARY, Phase.BACKWARD)
-
-    assert texts(story.profile())["compute the last"] == 3 * 7 * MIB
-
-
-@pytest.mark.parametrize(("kept_by_a_block", "advised"), [(False, True), (True, False)])
-def test_a_loss_inside_the_model_is_told_by_the_size_of_the_last_layers_output(
-    kept_by_a_block: bool, advised: bool
-) -> None:
-    modules = (*MODULES[:-1], replace(MODULES[HEAD], output_shape=(4, MIB)))
-    story = Story()
-    if kept_by_a_block:  # equal widths: then the size tells nothing
-        story.alloc(8 * MIB, Category.ACTIVATION, module=3)
+    story.alloc(16 * MIB, Category.ACTIVATION, module=3)  # as wide, and before the last layer
     story.alloc(8 * MIB, Category.ACTIVATION, module=HEAD)
     story.alloc(16 * MIB, Category.ACTIVATION, module=0)
     story.alloc(4, Category.ACTIVATION)
-    story.alloc(16 * MIB, Category.TEMPORARY, Phase.BACKWARD, module=0)
+    story.alloc(16 * MIB, Category.TEMPORARY, Phase.BACKWARD)
 
-    found = texts(story.profile(modules=modules))
+    found = texts(story.profile(modules=WIDE_HEAD))
 
-    assert ("compute the last" in found) == advised
-    assert found.get("compute the last", 35 * MIB) == 35 * MIB, "seven eighths of the three tensors"
+    assert found["compute the last"] == 35 * MIB, "seven eighths of the three tensors"
+
+
+def test_shifted_labels_leave_a_few_rows_out() -> None:
+    modules = (*MODULES[:-1], replace(MODULES[HEAD], output_shape=(4, 256, 4096)))
+    story = Story()
+    story.alloc(16 * MIB, Category.ACTIVATION, module=HEAD)
+    story.alloc(4 * 255 * 4096 * 4, Category.ACTIVATION)
+    story.alloc(MIB, Category.ACTIVATION)
+
+    assert texts(story.profile(modules=modules))["compute the last"] == (16 * MIB + 4 * 255 * 4096 * 4) * 7 // 8
+
+
+def test_tensors_of_the_size_of_the_logits_alone_suggest_no_chunks() -> None:
+    story = Story()
+    for _ in range(3):  # such as a layer that is called again and again
+        story.alloc(16 * MIB, Category.ACTIVATION, module=3)
+        story.alloc(16 * MIB, Category.ACTIVATION)
+    story.alloc(MIB, Category.ACTIVATION, module=HEAD)
+    story.alloc(16 * MIB, Category.TEMPORARY, Phase.BACKWARD, module=HEAD)
+    story.alloc(16 * MIB, Category.TEMPORARY, Phase.BACKWARD)
+
+    modules = (*MODULES[:-1], replace(MODULES[HEAD], output_shape=(4, MIB // 16)))
+    assert "compute the last" not in texts(story.profile(modules=modules))
+
+
+def test_an_idle_copy_of_the_model_counts_for_no_blocks() -> None:
+    copy = tuple(
+        replace(each, name=f"Copy{each.name[3:]}", parent=each.parent + len(MODULES) if each.parent >= 0 else -1)
+        for each in MODULES
+    )
+
+    assert "checkpoint the 3" in texts(training().profile(modules=(*MODULES, *copy)))
 
 
 def test_cached_memory_suggests_expandable_segments_unless_they_are_on() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..gpus import all_gpus
-from ..tape.events import Category, Ints, Phase
+from ..tape.events import Category, Ints, Module, Phase
 from .scene import Scene
 from .tree import merged_tree, shown_name
 
@@ -41,7 +41,7 @@ def _checkpoint(scene: Scene) -> Iterator[Advice]:
     tape = scene.result.tape
     if Phase.RECOMPUTE in scene.phases or not scene.trains:
         return
-    block_of, label = _repeated_blocks(scene)
+    block_of, name_of = _repeated_blocks(scene)
     owner = np.append(block_of, -1)[tape.allocations["module"]]
     inside = (scene.category == Category.ACTIVATION) & (owner >= 0)
     weights = np.where(inside, scene.block, 0)
@@ -56,11 +56,21 @@ def _checkpoint(scene: Scene) -> Iterator[Advice]:
                 weights[outputs[-1]] = 0
                 break
     less = scene.less(weights) - _of_the_running(scene, block_of, owner, weights)
-    count = len({int(each) for each in block_of if each >= 0})
-    yield Advice(
-        saves=scene.saved_over_time(less),
-        text=f"checkpoint the {count} blocks {shown_name(label)} (torch.utils.checkpoint)",
-    )
+    used = {_root_of(tape.modules, block) for block in np.unique(owner[rows]).tolist()}
+    blocks = [block for block in name_of if _root_of(tape.modules, block) in used]  # not those of an idle copy
+    names = sorted({name_of[block] for block in blocks})
+    if names:
+        label = shown_name(names[0] + ", ..." * (len(names) > 1))
+        yield Advice(
+            saves=scene.saved_over_time(less),
+            text=f"checkpoint the {len(blocks)} blocks {label} (torch.utils.checkpoint)",
+        )
+
+
+def _root_of(modules: Sequence[Module], index: int) -> int:
+    while modules[index].parent >= 0:
+        index = modules[index].parent
+    return index
 
 
 def _grouped(rows: Ints, key: Ints) -> list[Ints]:
@@ -97,23 +107,23 @@ def _of_the_running(scene: Scene, block_of: Ints, owner: Ints, weights: Ints) ->
     return held
 
 
-def _repeated_blocks(scene: Scene) -> tuple[Ints, str]:
-    """For each module the outermost repeated block that it is part of, -1 for none; and what the blocks are called."""
+def _repeated_blocks(scene: Scene) -> tuple[Ints, dict[int, str]]:
+    """For each module the outermost repeated block that it is part of, -1 for none; and what each block is called."""
     modules = scene.result.tape.modules
     block_of = np.full(len(modules), -1, np.int64)
-    labels = []
+    name_of: dict[int, str] = {}
     pending = merged_tree(modules)
     while pending:
         node = pending.pop()
         if len(node.members) > 1 and node.children:
             block_of[node.members] = node.members
-            labels.append(node.name)
+            name_of.update(dict.fromkeys(node.members, node.name))
         else:
             pending += node.children
     for index, module in enumerate(modules):  # parents come first
         if block_of[index] < 0 <= module.parent:
             block_of[index] = block_of[module.parent]
-    return block_of, sorted(labels)[0] + (", ..." if len(labels) > 1 else "") if labels else ""
+    return block_of, name_of
 
 
 def _autocast(scene: Scene) -> Iterator[Advice]:
@@ -248,60 +258,59 @@ def _stale_gradients(scene: Scene) -> Iterator[Advice]:
 
 
 def _chunked_loss(scene: Scene) -> Iterator[Advice]:
-    """Large tensors that a loss makes: outside every module; or, where a model computes its own loss, of as many
-    elements as its last layer returns. Assumes that all tensors of that size are the loss's own.
+    """What a loss makes of the last layer's output: the output itself, and tensors of as many rows, or of a few less
+    where labels are shifted. Assumes that the loss is a sum over rows. Wrong where it compares rows with each other.
     """
-    table = scene.result.tape.allocations
-    working = np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY))
-    outside = working & (table["module"] < 0) & np.isin(table["phase"], (Phase.FORWARD, Phase.BACKWARD))
-    outside &= scene.moment.alive
-    largest = int(table["requested"][outside].max(initial=0))
-    last, elements = _last_layer(scene)
-    pair = {2 * elements, 4 * elements}  # under autocast the layer works in half precision, and the loss in float32
-    choices = [pair if largest in pair else {largest}] if largest else []
-    choices += [pair] if elements and _only_around(scene, last, pair, working) else []
-    for sizes in choices:
-        alike = working & np.isin(table["requested"], sorted(sizes))
-        alive = alike & scene.moment.alive
-        if scene.at(alike) * 10 < scene.moment.breakdown.allocated:
-            continue
-        head = "the last layer and " * bool((alive & (table["module"] >= 0)).any())
-        yield Advice(
-            saves=scene.saved(np.where(alike, scene.block * 7 // 8, 0)),
-            text=f"compute {head}the loss in 8 checkpointed chunks, or fused: {int(alive.sum())} tensors as large as "
-            "what the loss works on are alive at once",
-        )
+    last = _last_layer(scene)
+    if last < 0:
         return
+    tape = scene.result.tape
+    shape = tape.modules[last].output_shape
+    requested, elements = tape.allocations["requested"], int(np.prod(shape, dtype=np.int64))
+    of_loss = _after_layer(scene, last) & np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY))
+    alike = np.zeros(len(requested), bool)
+    for size in (2, 4):  # under autocast the layer works in half precision, and the loss in float32
+        row = size * shape[-1]
+        alike |= (requested % row == 0) & (requested <= size * elements) & (requested * 10 >= size * elements * 9)
+    of_loss &= alike
+    if scene.at(of_loss) * 10 >= scene.moment.breakdown.allocated:
+        yield Advice(
+            saves=scene.saved(np.where(of_loss, scene.block * 7 // 8, 0)),
+            text="compute the last layer and the loss in 8 checkpointed chunks, or fused: "
+            f"{int((of_loss & scene.moment.alive).sum())} tensors as large as what the loss works on are alive at once",
+        )
 
 
-def _last_layer(scene: Scene) -> tuple[int, int]:
-    """The layer whose output is the latest of the moment's step, and that output's elements; 0: there is none."""
+def _last_layer(scene: Scene) -> int:
+    """The module without others in it whose output is the latest of the moment's step; -1: none is known."""
     tape = scene.result.tape
     table = tape.allocations
     parents = {module.parent for module in tape.modules}
     leaf = np.array([*(index not in parents for index in range(len(tape.modules))), False])[table["module"]]
-    of_output = scene.of_output
-    output = leaf & (of_output > 0) & (table["requested"] % np.maximum(of_output, 1) == 0)
-    output &= np.isin(table["requested"] // np.maximum(of_output, 1), (2, 4))
-    output &= (scene.category == Category.ACTIVATION) & (table["phase"] == Phase.FORWARD) & scene.moment.alive
-    rows = np.flatnonzero(output & (table["step"] == scene.moment.step))
-    return (int(table["module"][rows[-1]]), int(of_output[rows[-1]])) if len(rows) else (-1, 0)
+    ratio, rest = np.divmod(table["requested"], np.maximum(scene.of_output, 1))
+    output = leaf & (scene.of_output > 0) & (rest == 0) & np.isin(ratio, (2, 4))
+    output &= (table["phase"] == Phase.FORWARD) & (table["step"] == scene.moment.step)
+    rows = np.flatnonzero(output)
+    return int(table["module"][rows[-1]]) if len(rows) else -1
 
 
-def _only_around(scene: Scene, last: int, sizes: set[int], working: npt.NDArray[np.bool_]) -> bool:
-    """Whether at least three tensors of some sizes are alive, none is larger, and only the last layer and what is
-    around it made them: in a network of equal widths every layer's would look alike.
-    """
+def _after_layer(scene: Scene, layer: int) -> npt.NDArray[np.bool_]:
+    """Allocations from each forward of a layer, its output included, to its backward, but for those of other layers."""
     tape = scene.result.tape
-    table = tape.allocations
-    alive = working & scene.moment.alive
-    alike = alive & np.isin(table["requested"], sorted(sizes))
-    around = {-1}
-    while last >= 0:
-        around.add(last)
-        last = tape.modules[last].parent
-    largest = int(table["requested"][alive].max(initial=0))
-    return int(alike.sum()) >= 3 and set(table["module"][alike].tolist()) <= around and largest <= max(sizes)
+    table, events = tape.allocations, tape.events
+    new = np.flatnonzero(table["born"] >= 0)
+    born = table["born"][new]
+    of_layer = (table["module"][new] == layer) & (table["phase"][new] == Phase.FORWARD)
+    at = np.zeros((2, len(events)), np.int64)
+    at[0, born[of_layer]] = born[of_layer] + 1
+    back = np.flatnonzero((events["module"] == layer) & (events["phase"] == Phase.BACKWARD))
+    at[1, back] = back + 1
+    forward, backward = np.maximum.accumulate(at, axis=1)
+    has_parameters = np.array([*(module.parameters > 0 for module in tape.modules), False])
+    has_parameters[layer] = False
+    result = np.zeros(len(table), bool)
+    result[new] = (forward > backward)[born] & ~has_parameters[table["module"][new]]
+    return result
 
 
 def _fragmentation(scene: Scene) -> Iterator[Advice]:
