@@ -209,14 +209,14 @@ def picked(data: torch.Tensor, step: int) -> torch.Tensor:
     return data[torch.arange(step, step + 8, device=data.device)]
 
 
-@pytest.mark.virtual_gpu
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("cut", [slices, picked])
-def test_what_batches_are_cut_from_is_a_data_set(cut: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
-    model, data = network("cuda"), torch.zeros(64, N, device="cuda")
-    labels = torch.zeros(64, dtype=torch.long, device="cuda")
+def test_what_batches_are_cut_from_is_a_data_set(cut: Callable[[torch.Tensor, int], torch.Tensor], device: str) -> None:
+    model, data = network(device), torch.zeros(64, N, device=device)
+    labels = torch.zeros(64, dtype=torch.long, device=device)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
 
-    with vramkit.profile() as prof:
+    with vramkit.profile(device=device) as prof:
         for step in range(3):
             optimizer.zero_grad()
             F.cross_entropy(model(cut(data, step)), cut(labels, step)).backward()

@@ -150,8 +150,8 @@ class _Labels:
                 row = self._containing(address, starts, alive)
                 if row < 0:
                     continue
-            if scan.sizes:
-                self.seen.used.setdefault(row, []).append((event, address, scan.sizes[i]))
+            if scan.parts:
+                self.seen.used.setdefault(row, []).append((event, *scan.parts[i]))
             if category > Category.OTHER:
                 self.seen.hold(row, event, scan.names[i])
             names_it = category < self._category[row] or (category > Category.OTHER and self._name[row] < 0)

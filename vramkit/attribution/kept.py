@@ -29,7 +29,7 @@ class Seen:
     containers: dict[int, set[str]] = field(default_factory=dict)
     """Of those that lay in a list or a dict: its name."""
     used: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
-    """Of what models were given: event, address and bytes of each time."""
+    """Of what models were given: the event, where in the storage it began, and its bytes, for each time."""
 
     def hold(self, row: int, event: int, name: str) -> None:
         """A variable held an allocation, under a name."""
@@ -61,7 +61,10 @@ class Keeping:
     def __post_init__(self) -> None:
         zones = self.story.zones
         self._in_graph = np.array([z.phase is not Phase.OUTSIDE or z.is_loss for z in zones])[self.zone]
-        self._in_graph &= self.table["born"] >= 0
+        new = self.table["born"] >= 0
+        if self.recording.foreign is not None:  # what is only seen for the first time there was made elsewhere
+            new[new] &= ~self.recording.foreign[self.table["born"][new]]
+        self._in_graph &= new
 
     def take_back(self, unseen: int) -> None:
         """Take back what the look of tensors told of those that a model's pass has made: they only look so."""
@@ -98,8 +101,8 @@ class Keeping:
             if self.table["category"][row] != Category.INPUT:
                 continue
             parts: dict[int, dict[int, int]] = {}
-            for event, address, size in uses:
-                parts.setdefault(self._step_at(event), {})[address] = size
+            for event, place, size in uses:
+                parts.setdefault(self._step_at(event), {})[place] = size
             most = max(sum(each.values()) for each in parts.values())
             changes = len({frozenset(each) for each in parts.values()}) > 1
             if most * (2 if changes else _SMALL_PART) <= self.table["requested"][row]:

@@ -65,8 +65,12 @@ class Scan:
     """One address a tensor, in the source's own terms; 0 for none."""
     names: Sequence[str]
     """One name a tensor, in the same order, empty for one without; they all have none where there is none."""
-    sizes: Sequence[int] = ()
-    """Of inputs: bytes of each tensor, which may be a part of what lies there."""
+    parts: Sequence[tuple[int, int]] = ()
+    """Of inputs: at which byte of its storage each tensor begins, and how many bytes it has."""
+
+    def says(self, addresses: list[int], names: Sequence[str], parts: Sequence[tuple[int, int]]) -> bool:
+        """Whether another look of the same category would say the same."""
+        return self.addresses == addresses and self.names is names and self.parts == parts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,12 @@ class CudaHistory:
             self.marks = Marks(allocator.set_metadata, stamps=True, name=f"v{next(_recordings)}")
         else:
             self.marks = Marks(lambda _number: self._counts.append(self._count()))
-        self.hooks = Hooks(self.marks, torch.Tensor.data_ptr, locate_held=torch.Tensor.data_ptr)
+        self.hooks = Hooks(
+            self.marks,
+            torch.Tensor.data_ptr,
+            locate_held=torch.Tensor.data_ptr,
+            allocated=torch.cuda.memory_allocated,
+        )
 
     def start(self, stack: ExitStack) -> None:
         """Begin to record: history first, then the hooks.

@@ -38,6 +38,7 @@ class Hooks:
         choose: makes one function of a hook and of what runs without it, for a recording that is not of every thread.
         locate_held: where a tensor's memory lies that only a variable holds, 0 where nothing of it is recorded; None:
             the program's variables are not looked at.
+        allocated: bytes that are allocated now; a source that can't say so gives none.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Hooks:
         *,
         choose: Choose | None = None,
         locate_held: Callable[[torch.Tensor], int] | None = None,
+        allocated: Callable[[], int] | None = None,
     ) -> None:
         self.modules = TrackedModules()
         self._marks = marks
@@ -54,7 +56,7 @@ class Hooks:
         running = RunningBackwards(BackwardHooks.run.__code__)
         self._tensors = TrackedTensors(marks, locate, running)
         self._optimizers = OptimizerHooks(marks, self._tensors)
-        self._variables = Variables(marks, locate_held, self._tensors, self.modules)
+        self._variables = Variables(marks, locate_held, allocated, self._tensors, self.modules)
         self._backwards = BackwardHooks(marks, self._tensors, self._optimizers, running, self._variables)
         self._calls = ModuleHooks(
             marks, self.modules, self._tensors, self._backwards, self._optimizers, self._variables

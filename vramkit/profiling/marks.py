@@ -54,16 +54,16 @@ class Marks:
         category: Category | None,
         addresses: list[int],
         names: Sequence[str],
-        sizes: Sequence[int] = (),
+        parts: Sequence[tuple[int, int]] = (),
     ) -> None:
         """Lay down what a look at tensors saw; see `Scan`."""
         key = category, id(names)
         with self._lock:
             last = self._last_scan.get(key, -1)
-            if last < 0 or self.scans[last].addresses != addresses or self.scans[last].names is not names:
+            if last < 0 or not self.scans[last].says(addresses, names, parts):
                 # Most tensors stay where they are: thousands of steps must not keep thousands of equal lists.
                 last = self._last_scan[key] = len(self.scans)
-                self.scans.append(Scan(category, addresses, names, sizes))
+                self.scans.append(Scan(category, addresses, names, parts))
         self.lay(line, Kind.SCAN, last)
 
     def keep(self) -> None:

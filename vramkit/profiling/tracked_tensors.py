@@ -162,12 +162,12 @@ class TrackedTensors:
         """Look at what a batch brought."""
         if tensors:
             parts = [part for tensor in tensors for part in parts_of(tensor)]
-            addresses, sizes = self._locate_all(parts), [part.nbytes for part in parts]
+            addresses, places = self._locate_all(parts), list(map(_place_of, parts))
             for part in parts:
                 if part.ndim and len(self.rows) < _MAX_ROWS:
                     row = row_of(part.shape, part.dtype)
                     self.rows[row] = max(self.rows.get(row, 0), part.shape[0])
-            self._marks.scan(self._marks.lines.current(), Category.INPUT, addresses, (), sizes)
+            self._marks.scan(self._marks.lines.current(), Category.INPUT, addresses, (), places)
 
     def look_at_models(self, *, again: bool = True) -> None:
         """Look at parameters and buffers; unless ``again``, only where some have moved."""
@@ -362,6 +362,11 @@ def _locate_or_0(locate: Callable[[torch.Tensor], int], tensor: torch.Tensor | N
         return 0 if tensor is None else locate(tensor)
     except Exception:  # whatever a tensor that has no memory of its own raises must not end the user's training
         return 0
+
+
+def _place_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """At which byte of its storage a tensor begins, and how many it has."""
+    return int(tensor.storage_offset()) * tensor.element_size(), int(tensor.nbytes)
 
 
 def _sample_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor | None]:

@@ -37,6 +37,7 @@ class Variables:
     Args:
         marks: gets what each look sees.
         locate: where a tensor's memory lies, 0 where it is none that is recorded; None: nothing is looked at.
+        allocated: bytes that are allocated now; None: nobody can say.
         tensors: of the models that are known.
         modules: those that have run.
     """
@@ -45,11 +46,13 @@ class Variables:
         self,
         marks: Marks,
         locate: Callable[[torch.Tensor], int] | None,
+        allocated: Callable[[], int] | None,
         tensors: TrackedTensors,
         modules: TrackedModules,
     ) -> None:
         self._marks = marks
         self._locate = locate
+        self._allocated = allocated
         self._tensors = tensors
         self._modules = modules
         self._leaves: dict[int, weakref.ref[torch.Tensor]] = {}  # those of the last look that nobody knew
@@ -74,7 +77,7 @@ class Variables:
         """
         if self._locate is None:
             return False
-        level = torch.cuda.memory_allocated() if grown and torch.cuda.is_available() else 0
+        level = self._allocated() if grown and self._allocated is not None else 0
         if level <= self._level * _GROWN + _MUCH and not (again and step != self._looked_in):
             return False
         self._level, self._looked_in = max(level, self._level), step
