@@ -23,7 +23,7 @@ import vramkit
 from vramkit.__main__ import main
 from vramkit.gpus import find
 from vramkit.tape.breakdown import Breakdown
-from vramkit.tape.events import Phase
+from vramkit.tape.events import Category, Phase
 from vramkit.tape.memory import OutOfMemory
 
 Meta = dict[str, Any]
@@ -137,7 +137,7 @@ def in_column(table: str, column: str, row: int, value: object) -> Callable[[Met
         (lambda meta, arrays: meta.update(format=[[[]]]), "the format can't be a list"),
         (in_column("events", "action", 0, 8), "events.action has an unknown code"),
         (in_column("events", "phase", 0, 5), "events.phase has an unknown code"),
-        (in_column("allocations", "category", 0, 9), "allocations.category has an unknown code"),
+        (in_column("allocations", "category", 0, len(Category)), "allocations.category has an unknown code"),
         (in_column("events", "step", 3, -1), "events.step has a number below 0"),
         (in_column("allocations", "requested", 0, -1), "allocations.requested has a number below 0"),
         (in_column("segments", "size", 0, -1), "segments.size has a number below 0"),

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from .frames import locals_of
 _T = TypeVar("_T")
 
 _ATOMS = (int, float, complex, str, bytes, bytearray, type(None), type, types.ModuleType, types.BuiltinFunctionType)
+_HOLD_NOTHING = (*_ATOMS, torch.Tensor)
 _SEQUENCES = (list, tuple, set, frozenset, deque)
 _LARGE, _SAMPLE = 1000, 8
 _MAX_OBJECTS = 30_000
@@ -53,7 +55,7 @@ def reached(
         kind = type(value)  # to ask the value itself, as isinstance() does, may run anything
         if issubclass(kind, torch.Tensor):
             yield each
-        if issubclass(kind, (*_ATOMS, torch.Tensor)) or id(value) in seen:
+        if issubclass(kind, _HOLD_NOTHING) or id(value) in seen or (kind is types.FunctionType and _is_plain(value)):
             continue
         seen.add(id(value))
         limit -= 1
@@ -68,14 +70,12 @@ def items_of(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """What an object holds itself: a container's items, an instance's attributes, a function's closure."""
     kind = type(value)
     if issubclass(kind, dict):
-        items = list(dict.items(value))
-        if not _is_data(kind, [item for _, item in items[:_SAMPLE]], len(items)):
-            yield from ((f"{name}[{_shown(key)}]", item) for key, item in items)
+        if dict.__len__(value) <= _LARGE or not _is_data(dict.values(value)):
+            yield from ((f"{name}[{_shown(key)}]", item) for key, item in list(dict.items(value)))
     elif issubclass(kind, _SEQUENCES):
         base = next(each for each in _SEQUENCES if issubclass(kind, each))
-        values = list(base.__iter__(value))
-        if not _is_data(kind, values[:_SAMPLE], len(values)):
-            yield from ((f"{name}[{index}]", item) for index, item in enumerate(values))
+        if base.__len__(value) <= _LARGE or not _is_data(base.__iter__(value)):
+            yield from ((f"{name}[{index}]", item) for index, item in enumerate(list(base.__iter__(value))))
     elif issubclass(kind, types.FunctionType):
         yield from _of_a_function(value)
     elif issubclass(kind, types.MethodType):
@@ -103,7 +103,12 @@ def attributes_of(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             # What torch keeps in every module is not the program's, but for hooks, which hold what they close over.
             if type(key) is str and not (of_module and key in _OF_A_MODULE and not ("hook" in key and item)):
                 yield f"{name}.{key}", item
-    for base in kind.__mro__:
+    if getattr(kind, "__slots__", ()):
+        yield from _slots_of(name, value)
+
+
+def _slots_of(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    for base in type(value).__mro__:
         slots = vars(base).get("__slots__", ())
         for key in (slots,) if isinstance(slots, str) else tuple(slots):
             member = vars(base).get(key)
@@ -128,6 +133,10 @@ def _shown(key: Any) -> str:
     return repr(key) if type(key) in (str, int) else "..."
 
 
-def _is_data(kind: type, sample: list[Any], count: int) -> bool:
-    """Whether a container is a large one of numbers or texts, such as a vocabulary: nothing is in it."""
-    return count > _LARGE and all(issubclass(type(each), _ATOMS) for each in sample)
+def _is_plain(function: types.FunctionType) -> bool:
+    return function.__closure__ is None and not (function.__defaults__ or function.__kwdefaults__ or function.__dict__)
+
+
+def _is_data(values: Iterable[Any]) -> bool:
+    """Whether a large container is one of numbers or texts, such as a vocabulary, by the first ones."""
+    return all(issubclass(type(each), _ATOMS) for each in itertools.islice(values, _SAMPLE))

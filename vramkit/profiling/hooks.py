@@ -112,14 +112,17 @@ class Hooks:
         Args:
             error: ended the program.
         """
-        with suppress(Exception):  # the program's own classes raise what they like
-            models, optimizers = self._variables.unknown(error)
-            for model in models:
-                self._calls.add_model(model)
-            self.add_optimizers(optimizers)
         self._tensors.look_at_all()
-        with suppress(Exception):
-            self._variables.look_at_all(error)
+        with suppress(Exception):  # the program's own classes raise what they like
+            found = self._variables.walk(error)
+            models, optimizers = self._variables.unknown(found)
+            self.add_optimizers(optimizers)
+            if models:
+                for model in models:
+                    self._calls.add_model(model)
+                self._tensors.look_at_all()
+                found = self._variables.walk(error)
+            self._variables.look_at(found)
         self._tensors.tell_copies()
         self._marks.keep()
 

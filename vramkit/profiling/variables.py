@@ -82,20 +82,22 @@ class Variables:
             return False
         self._level, self._looked_in = max(level, self._level), step
         with suppress(Exception):  # the program's own classes raise what they like, which must not end it
-            self.look_at_all()
+            self.look_at(self.walk())
         return True
 
-    def look_at_all(self, error: BaseException | None = None) -> None:
-        """Look at everything.
+    def walk(self, error: BaseException | None = None) -> list[Found]:
+        """Everything that the variables hold.
 
         Args:
             error: was raised: what the functions held that it has left is still there.
         """
-        if self._locate is None:
-            return
+        return list(reached(self._roots(error), _Copies(self._tensors.models()).look)) if self._locate else []
+
+    def look_at(self, found: Sequence[Found]) -> None:
+        """Look at what was found."""
         seen: dict[Category | None, tuple[list[int], list[str]]] = {}
         leaves = []
-        for category, name, tensor in self._held(error):
+        for category, name, tensor in self._tensors_among(found):
             if tensor.requires_grad and tensor.is_leaf and not isinstance(tensor, torch.nn.Parameter):
                 leaves.append((name, tensor))
             addresses = [address for part in parts_of(tensor) if (address := self._address(part))]
@@ -123,28 +125,25 @@ class Variables:
             self._tensors.add_loose(trained)
             self._tensors.look_at_models()
 
-    def unknown(self, error: BaseException | None) -> tuple[list[torch.nn.Module], list[torch.optim.Optimizer]]:
-        """The models and optimizers that are held, and that have not run; of a model's modules only itself."""
+    def unknown(self, found: Sequence[Found]) -> tuple[list[torch.nn.Module], list[torch.optim.Optimizer]]:
+        """The models and optimizers among what was found that have not run; of a model's modules only itself."""
         copies = _Copies(self._tensors.models())
+        optimizers = [each.value for each in found if _is(each.value, torch.optim.Optimizer)]
         modules: list[torch.nn.Module] = []
-        optimizers: list[torch.optim.Optimizer] = []
         inside: set[int] = set()
-        for _, value, _ in reached(self._roots(error), copies.look) if self._locate else ():
-            if _is(value, torch.optim.Optimizer):
-                optimizers.append(value)
-            elif _is(value, torch.nn.Module) and id(value) not in self._modules.index:
+        for _, value, _ in found:
+            if _is(value, torch.nn.Module) and id(value) not in self._modules.index:
                 inside |= {id(child) for child in value.modules() if child is not value}
                 if not copies.is_one(value) and not copies.shares(value):
                     modules.append(value)
-        return [
-            each for each in modules if id(each) not in inside and any(map(self._address, each.parameters()))
-        ], optimizers
+        outermost = [each for each in modules if id(each) not in inside]
+        return [each for each in outermost if any(map(self._address, each.parameters()))], optimizers
 
-    def _held(self, error: BaseException | None) -> Iterator[tuple[Category | None, str, torch.Tensor]]:
-        """Every tensor that is held: what it is, None if its look does not tell; its name; and itself."""
+    def _tensors_among(self, found: Sequence[Found]) -> Iterator[tuple[Category | None, str, torch.Tensor]]:
+        """Every tensor that was found: what it is, None if its look does not tell; its name; and itself."""
         copies = _Copies(self._tensors.models())
         outputs = {row_of(shape, None)[0] for shape in self._modules.output_shapes() if len(shape) > 1}
-        for name, value, category in reached(self._roots(error), copies.look):
+        for name, value, category in found:
             if _is(value, torch.Tensor):
                 if category is None and shape_of(value) and not value.requires_grad:
                     row = row_of(value.shape, value.dtype)
