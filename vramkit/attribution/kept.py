@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -116,8 +117,8 @@ class Keeping:
         """
         table, found = self.table, list[int]()
         size, born, died = table["requested"], table["born"], table["died"]
-        phases = np.array([each.phase == Phase.FORWARD and not each.makes_graph for each in self.story.zones])
-        sources = (born >= 0) & phases[self.zone] & (table["category"] == Category.ACTIVATION)
+        without_graph = np.array([each.root >= 0 and not each.makes_graph for each in self.story.zones])
+        sources = (born >= 0) & without_graph[self.zone] & (table["category"] == Category.ACTIVATION)
         sources |= table["category"] == Category.OUTPUT
         sources &= size >= _LARGE
         if not sources.any():
@@ -178,16 +179,27 @@ class Keeping:
         born, seen = int(self.table["born"][row]), self.seen.held[row]
         if self._step_at(seen) >= int(self.table["step"][row]) + _LATER_STEPS:
             return True
-        root, position = self.story.zones[self.zone[row]].root, self.recording.position
-        if root < 0:
+        begins = self._begins.get(self.story.zones[self.zone[row]].root)
+        if begins is None:
             return False
-        later = 0
+        later, graphs = (np.searchsorted(each, [born, seen], side="right") for each in (begins, self._graphs))
+        return bool(graphs[0] == graphs[1] and later[1] - later[0] >= _LATER_FORWARDS)
+
+    @cached_property
+    def _begins(self) -> dict[int, Ints]:
+        """Of each model: the events before which its forwards begin."""
+        begins: dict[int, list[int]] = {}
         for number, (kind, value, _) in enumerate(self.story.marks, 1):
-            if born < position[number] <= seen:
-                if kind in (Kind.GRAPH, Kind.BACKWARD):
-                    return False
-                later += kind is Kind.ROOT and value == root
-        return later >= _LATER_FORWARDS
+            if kind is Kind.ROOT:
+                begins.setdefault(value, []).append(int(self.recording.position[number]))
+        return {root: np.array(positions, np.int64) for root, positions in begins.items()}
+
+    @cached_property
+    def _graphs(self) -> Ints:
+        """The events before which a forward has made a graph, or a backward begins."""
+        marks = enumerate(self.story.marks, 1)
+        numbers = [number for number, (kind, _, _) in marks if kind in (Kind.GRAPH, Kind.BACKWARD)]
+        return self.recording.position[np.array(numbers, np.int64)]
 
     def _step_at(self, event: int) -> int:
         steps = self.context.step
