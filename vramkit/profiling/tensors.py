@@ -10,8 +10,14 @@ import torch
 
 from ..torch_internals.storages import parts_of_sparse
 
-_COMPRESSED = {torch.sparse_csr: "crow col", torch.sparse_bsr: "crow col", torch.sparse_csc: "ccol row"}
-_COMPRESSED[torch.sparse_bsc] = _COMPRESSED[torch.sparse_csc]
+_BY_ROWS = torch.Tensor.crow_indices, torch.Tensor.col_indices, torch.Tensor.values
+_BY_COLUMNS = torch.Tensor.ccol_indices, torch.Tensor.row_indices, torch.Tensor.values
+_COMPRESSED = {
+    torch.sparse_csr: _BY_ROWS,
+    torch.sparse_bsr: _BY_ROWS,
+    torch.sparse_csc: _BY_COLUMNS,
+    torch.sparse_bsc: _BY_COLUMNS,
+}
 
 
 Row = tuple[int, Any]
@@ -52,8 +58,7 @@ def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
         if tensor.layout is torch.strided:
             return [tensor]
         if tensor.layout in _COMPRESSED:
-            indices = [getattr(tensor, f"{name}_indices")() for name in _COMPRESSED[tensor.layout].split()]
-            return [*indices, tensor.values()]
+            return [part(tensor) for part in _COMPRESSED[tensor.layout]]
         return list(reversed(parts_of_sparse(tensor)))
     except Exception:  # another layout; a wrapper's own code may raise whatever it likes
         return []
