@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vramkit import SnapshotError
+from vramkit.reports.html.page import page
 from vramkit.tape.memory import MemoryResult
 
 ESCAPES = "\x1b[31mred\x07\n\u202e"
@@ -14,10 +15,11 @@ ESCAPES = "\x1b[31mred\x07\n\u202e"
 
 
 def assert_can_be_shown(result: MemoryResult) -> None:
-    """The report, every ``repr`` and every table come to an end, and a terminal acts on nothing in them."""
+    """The reports, every ``repr`` and every table come to an end, and a terminal acts on nothing in them."""
     report = str(result)
     assert all(line.isprintable() for line in report.split("\n"))
     assert len(report) < 100_000
+    assert page(result, report).endswith("</html>\n")
     for each in result.each_device():
         for shown in (each, each.tape, each.timeline, each.peak, each.final, *each.steps, *each.out_of_memory):
             assert repr(shown).isprintable()

@@ -123,3 +123,32 @@ def training(*, recompute: bool = False, bytes_per_number: int = 4) -> Story:
     story.free(story.alloc(15 * MIB, Category.TEMPORARY, Phase.OPTIMIZER), Phase.OPTIMIZER)
     story.free(batch, Phase.OUTSIDE)
     return story
+
+
+def churning(count: int) -> Profile:
+    """So many allocations of random sizes, categories and places, each of which lives a while; a free for each."""
+    random = np.random.default_rng(0)
+    ends = np.arange(count) + random.integers(0, 1000, count) + 0.5
+    order = np.argsort(np.concatenate([np.arange(count), ends]), kind="stable")
+    row, is_free = order % count, order >= count
+    events = np.zeros(2 * count, EVENT)
+    events["action"] = np.where(is_free, Action.FREE, Action.ALLOC)
+    events["allocation"] = row
+    events["phase"] = np.arange(2 * count) // 1000 % 4
+    events["step"] = np.arange(2 * count) // 4000
+    events["module"] = random.integers(-1, len(MODULES), 2 * count)
+    allocations = np.zeros(count, ALLOCATION)
+    allocations["requested"] = random.integers(1, 1 << 24, count)
+    allocations["block"] = -(-allocations["requested"] // 512) * 512
+    allocations["category"] = random.integers(len(Category), size=count)
+    allocations["born"][row[~is_free]] = np.flatnonzero(~is_free)
+    allocations["died"][row[is_free]] = np.flatnonzero(is_free)
+    allocations["module"] = random.integers(-1, len(MODULES), count)
+    allocations["name"] = random.integers(-1, 500, count)
+    allocations["address"] = 512 * random.integers(0, 80 * GIB // 512, count)
+    segments = np.zeros(80, SEGMENT)
+    segments["address"] = GIB * np.arange(80)
+    segments["size"] = GIB
+    names = tuple(f"Net.blocks.{i % 3}.up.weight{i}" for i in range(500))
+    tape = Tape(events=events, allocations=allocations, segments=segments, modules=MODULES, names=names)
+    return Profile(tape=tape, capacity=80 * GIB)

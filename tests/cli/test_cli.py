@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from shown_pages import header_of
 from told_profiles import MIB, training
 
 import vramkit
@@ -101,6 +102,16 @@ def test_view_prints_the_report_of_a_saved_profile(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out == f"{profile.report()}\n"
 
 
+def test_view_also_writes_a_web_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = training().profile(device_name="A Card")
+    profile.save(tmp_path / "step.npz")
+    path = tmp_path / "step.html"
+
+    assert main(["view", str(tmp_path / "step.npz"), "--html", str(path)]) == 0
+    assert capsys.readouterr().out.endswith(f"\n\nvramkit: the report is in {path}; open it in a browser\n")
+    assert header_of(path)["devices"][0]["peak_allocated"] == profile.peak_allocated
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -113,6 +124,9 @@ def test_view_prints_the_report_of_a_saved_profile(tmp_path: Path, capsys: pytes
         (["run", "--gpu", "24g", __file__], ["'24g'", "Write '24 GiB' if that is meant"]),
         (["run", "--gpu", "real", "--count", "2", __file__], ["--count", "--gpu real"]),
         (["run", "--gpu", "t4", "--save", "", __file__], ["the name is empty"]),
+        (["run", "--gpu", "t4", "--html", "no/x.html", __file__], ["'no/x.html'", "there is no folder 'no'"]),
+        (["demo", "--html", "no/x.html"], ["'no/x.html'", "there is no folder 'no'"]),
+        (["view", __file__, "--html", "no/x.html"], ["'no/x.html'", "there is no folder 'no'"]),
         (["run", "--gpu", "t4", "--max-events", "9" * 30, __file__], ["--max-events was given with 999", "At most"]),
         (["demo", "--device", "cpu", "--gpu", "t4"], ["--device cpu and --gpu"]),
         (["demo", "--gpu", "t44"], ["'t44'"]),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shown_pages import header_of
 
 from vramkit import virtual_gpu
 from vramkit.cli import demo
@@ -73,20 +75,23 @@ def test_measured_and_textbook_agree_but_for_what_is_said(device: str, batch: in
 
 
 @pytest.mark.parametrize("where", ["cpu", pytest.param("virtual", marks=pytest.mark.virtual_gpu)])
-def test_the_demo_explains_itself_on_two_screens(where: str) -> None:
+def test_the_demo_explains_itself_on_two_screens(where: str, tmp_path: Path) -> None:
     device = ["--device", "cpu"] if where == "cpu" else ["--gpu", "rtx4090"]
+    options = ["--steps", "20", "--batch-size", "32", "--html", "demo.html", *device]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "vramkit", "demo", "--steps", "20", "--batch-size", "32", *device],
+        [sys.executable, "-W", "error", "-m", "vramkit", "demo", *options],
         capture_output=True,
         text=True,
+        cwd=tmp_path,
     )
 
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert len(lines) <= 90
+    assert len(lines) <= 92
     assert max(map(len, lines)) <= 110
     assert "20 steps of 32 images" in " ".join(lines)
+    assert header_of(tmp_path / "demo.html")["devices"][0]["steps"] == 20
     first, last, right = re.search(
         r"Loss: (\S+) at the first step, (\S+) at the last. Then (\d+)%", done.stdout
     ).groups()

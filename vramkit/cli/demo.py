@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from ..errors import DeviceError, DoesNotFit, UsageError
 from ..gpus.installed import cuda_devices
+from .saving import PAGE, add_html_option, check_can_save, write_page
 
 if TYPE_CHECKING:
+    from ..results.profile import Profile
     from . import Verbs
 
 
@@ -24,6 +26,7 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("--gpu", metavar="NAME|SIZE|real", help="a virtual GPU of this kind (see `vramkit gpus`)")
     parser.add_argument("--steps", type=_positive, default=5, metavar="N", help="training steps (default: %(default)s)")
     parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="images (default: %(default)s)")
+    add_html_option(parser)
     parser.set_defaults(main=main)
 
 
@@ -38,14 +41,20 @@ def main(options: argparse.Namespace) -> int:
     """Choose a device, train, and print. Returns the exit code."""
     if options.device == "cpu" and options.gpu is not None:
         raise UsageError("vramkit demo was called with --device cpu and --gpu", instead="Leave one of them out")
+    if options.html is not None:
+        check_can_save(PAGE, options.html)
     where, place = _choose(options.device, options.gpu)
     # Only now: the virtual GPU has to be there before torch is.
     import torch
 
     from ..demo.training import show
 
+    def keep(result: Profile) -> None:
+        if options.html:
+            print(f"{write_page(result.to_html, options.html)}\n", flush=True)
+
     try:
-        return show(where, place, steps=options.steps, batch_size=options.batch_size)
+        return show(where, place, steps=options.steps, batch_size=options.batch_size, keep=keep)
     except (torch.OutOfMemoryError, MemoryError) as error:  # outside of what is measured: while these were made
         part = "this many images don't fit" if isinstance(error, MemoryError) else "not even its model fits"
         raise DoesNotFit("The demo was to run on this device", part, str(error)) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, VramkitError
 from ..sizes import format_size
-from .saving import check_can_save, save
+from .saving import PAGE, add_html_option, check_can_save, save, write_page
 
 if TYPE_CHECKING:
     from ..estimation.result import Estimate
@@ -40,6 +40,7 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("--engine", choices=("virtual", "fake"), help="default: virtual where it can be, else fake")
     parser.add_argument("--max-batch-size", action="store_true", help="also search the largest batch that fits")
     parser.add_argument("--save", metavar="FILE", help="also write the prediction, for `vramkit view` and vramkit.load")
+    add_html_option(parser)
     parser.set_defaults(main=main)
 
 
@@ -58,6 +59,8 @@ def main(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     if options.save is not None:
         check_can_save(_SAVED, options.save)
+    if options.html is not None:
+        check_can_save(PAGE, options.html)
     given = _arguments(options.function)
     sizes: list[int] = options.batch_size or []
     named = {
@@ -94,6 +97,9 @@ def _predict(options: argparse.Namespace) -> int:
         fits = all(row.fits for row in rows)
     if options.max_batch_size:
         print(f"\nThe largest batch that fits {found.gpu.product}: {found.largest_batch_size():,}")
+    if options.html:
+        curve = sizes if len(sizes) > 1 else None
+        print(f"\n{write_page(lambda path: found.to_html(path, batch_sizes=curve), options.html)}")
     return 0 if fits else 1
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..virtual_gpu import activate, current
-from .saving import check_can_save, save
+from .saving import PAGE, add_html_option, check_can_save, save, write_page
 from .script import NotAProgramError, Script, without_our_frames
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def add_to(verbs: Verbs) -> None:
         "--copy-limit", metavar="SIZE", help="the largest copy to a virtual GPU that is made (default: 1 MiB)"
     )
     parser.add_argument("--save", metavar="FILE", help="also write the profile, for `vramkit view` and vramkit.load")
+    add_html_option(parser)
     parser.add_argument(
         "--max-events", type=int, default=500_000, metavar="N", help="keep the last N events (default: %(default)s)"
     )
@@ -72,6 +73,8 @@ def main(options: argparse.Namespace) -> int:
     script = _script(options)
     if options.save is not None:
         check_can_save(_SAVED, options.save)
+    if options.html is not None:
+        check_can_save(PAGE, options.html)
     if options.max_events > sys.maxsize:
         raise UsageError("--max-events was given", f"with {options.max_events}", instead=f"At most {sys.maxsize:,}")
     virtual = options.gpu != "real"
@@ -105,6 +108,8 @@ def main(options: argparse.Namespace) -> int:
     if options.save:
         save(_SAVED, result, options.save)
         _tell(f"\nvramkit: the profile is in {options.save}; see it again with: vramkit view {options.save}")
+    if options.html:
+        _tell(f"\n{write_page(result.to_html, options.html)}")
     if isinstance(error, SystemExit):
         raise error  # Python itself knows best what its code means
     return code

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 
 if TYPE_CHECKING:
     from ..results.readable import ReadableResult
+
+PAGE = "The report"
 
 
 def check_can_save(what: str, path: str) -> None:
@@ -34,8 +38,34 @@ def check_can_save(what: str, path: str) -> None:
 
 def save(what: str, result: ReadableResult, path: str) -> None:
     """Save a result. Raises: UsageError: it can't be written."""
+    _write(what, result.save, path)
+
+
+def add_html_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--html`` to a verb. `check_can_save` it as `PAGE` before the verb begins."""
+    parser.add_argument("--html", metavar="FILE", help="also write the report as one web page, which works offline")
+
+
+def write_page(write: Callable[[str], object], path: str) -> str:
+    """Write a result's page.
+
+    Args:
+        write: the result's ``to_html``.
+        path: where to.
+
+    Returns:
+        A sentence that says where it is.
+
+    Raises:
+        UsageError: it can't be written.
+    """
+    _write(PAGE, write, path)
+    return f"vramkit: the report is in {path}; open it in a browser"
+
+
+def _write(what: str, write: Callable[[str], object], path: str) -> None:
     try:
-        result.save(path)
+        write(path)
     except OSError as error:
         raise _cannot_save(what, path, error.strerror or str(error)) from error
 

@@ -1,4 +1,4 @@
-"""``vramkit view FILE``: a saved result, or a snapshot that torch wrote, as text."""
+"""``vramkit view FILE``: a saved result, or a snapshot that torch wrote, as text or as a web page."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..errors import SnapshotError, printable
+from .saving import PAGE, add_html_option, check_can_save, write_page
 
 if TYPE_CHECKING:
     from ..results.readable import ReadableResult
@@ -16,17 +17,24 @@ def add_to(verbs: Verbs) -> None:
     """Add the verb to the command line."""
     parser = verbs.add_parser(
         "view",
-        help="a saved profile, or torch's own snapshot, as text",
+        help="a saved profile, or torch's own snapshot, as text or as a web page",
         description="Prints the report of a profile that `profile.save(FILE)` or `vramkit run --save FILE` wrote, or "
         "of a snapshot that torch.cuda.memory._dump_snapshot(FILE) wrote. Nothing in the file is run.",
     )
     parser.add_argument("file", metavar="FILE")
+    add_html_option(parser)
     parser.set_defaults(main=main)
 
 
 def main(options: argparse.Namespace) -> int:
     """Print the report of a file."""
-    print(open_result(options.file).report())
+    if options.html is not None:
+        check_can_save(PAGE, options.html)
+    result = open_result(options.file)
+    written = f"\n{write_page(result.to_html, options.html)}" if options.html else ""  # before a reader can leave
+    print(result.report())
+    if written:
+        print(written)
     return 0
 
 

@@ -152,7 +152,9 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=1e-2)
 
 
-def show(where: str, place: str, *, steps: int, batch_size: int) -> int:
+def show(
+    where: str, place: str, *, steps: int, batch_size: int, keep: Callable[[Profile], object] | None = None
+) -> int:
     """Train, and print everything. Returns the exit code: 1 if it ran out of memory.
 
     Args:
@@ -160,6 +162,7 @@ def show(where: str, place: str, *, steps: int, batch_size: int) -> int:
         place: a sentence that says where it runs.
         steps: of the training.
         batch_size: images in a batch.
+        keep: is called with the profile once it is printed.
     """
     device = "cpu" if where == "cpu" else "cuda"
     digits = load_digits()
@@ -176,6 +179,8 @@ def show(where: str, place: str, *, steps: int, batch_size: int) -> int:
         right = "" if failed else f" Then {accuracy:.0%} of the {len(digits.images):,} images are told rightly."
         print(f"Loss: {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last.{right}")
     print(f"\n{result}\n", flush=True)
+    if keep:
+        keep(result)
     if failed:
         return 1
     with_adam = {size: train(digits, device, steps=3, batch_size=size, make=adam) for size in BATCHES}

@@ -13,18 +13,21 @@ from .. import gpus
 from ..counts import check_count
 from ..engines import EngineName, Run, Session
 from ..engines.enough_memory import enough
-from ..errors import UsageError, printable, shown
+from ..errors import UsageError, VramkitError, printable, shown
 from ..gpus import GPU
 from ..programs.sizeless import without_size
+from ..reports.html.prediction import Prediction
 from ..results import archive
 from ..results.checks import DamagedError, integer, items, record, text
-from ..results.readable import ReadableResult
+from ..results.readable import ReadableResult, write_page
 from ..scaling.largest import MAX_PREDICTED_BATCH, Largest
 from ..scaling.rows import BatchSizeRow, Rows
 from ..sizes import format_size
 from ..tape.breakdown import Breakdown
 from ..tape.events import Phase
 from ..tape.memory import MemoryResult, OutOfMemory
+
+_TIMES_A_QUARTER = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -151,6 +154,50 @@ class Estimate(ReadableResult):
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything but the program to one file; `vramkit.load` opens it."""
         archive.save(self, path, _particulars(self))
+
+    def to_html(self, path: str | PathLike[str], *, batch_sizes: Iterable[int] | None = None) -> None:
+        """Write everything as one web page, as a profile's, with what other batch sizes need beside the known cards.
+
+        ::
+
+            estimate.to_html("report.html", batch_sizes=[64, 256, 1024])
+
+        Args:
+            path: of the file; ``.html`` is usual. An existing file is replaced.
+            batch_sizes: which other sizes, as for ``batch_sizes``: some of them are run. None: powers of two times this
+                estimate's, from a quarter to eight times, as far as the program can be run again. Empty: none.
+
+        Raises:
+            UsageError, DoesNotFit: as for ``batch_sizes``, of sizes that were given.
+            OSError: the file can't be written.
+        """
+        curve, why = self._curve(batch_sizes)
+        prediction = Prediction(
+            engine=self.engine,
+            gpu=self.gpu,
+            batch_size=self.batch_size,
+            verdict=self._verdict(),
+            fits=self.failure is None,
+            curve=curve,
+            why_no_curve=why,
+        )
+        write_page(self, path, self.report(), prediction)
+
+    def _curve(self, asked: Iterable[int] | None) -> tuple[tuple[BatchSizeRow, ...], str]:
+        """What rising batch sizes need; or why nobody knows."""
+        if asked is None and not self.batch_size:
+            return (), ""
+        around = (self.batch_size * times // 4 for times in _TIMES_A_QUARTER)
+        sizes = [min(max(size, 1), MAX_PREDICTED_BATCH) for size in around] if asked is None else [*asked]
+        if not sizes:
+            return (), ""
+        try:
+            rows = self.batch_sizes(sizes)
+        except VramkitError as error:
+            if asked is not None:
+                raise
+            return (), f"What other batch sizes need is not known. {error}"
+        return tuple(sorted({row.batch_size: row for row in rows}.values(), key=lambda row: row.batch_size)), ""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_session": None}

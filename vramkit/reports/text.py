@@ -8,41 +8,18 @@ from collections.abc import Iterator
 
 from ..errors import printable
 from ..sizes import format_size
-from ..tape.events import Action, Category, Phase
+from ..tape.events import Category, Phase
 from ..tape.memory import MemoryResult
 from .advice import advise
 from .layout import WIDTH, counted, cut, note, sections, wrapped
 from .modules import ModuleRow, module_rows
 from .moment import Moment, Tensors, largest_tensors, moment_of
+from .sentences import CATEGORY_NAMES, PHASE_NAMES, failure, place, recovered, step_count, when
 from .tree import shown_name
 
-_NAME = 60
-"""Characters of a module's name in a sentence, at most."""
-
 _BAR = 26
-_NAMES = {
-    Category.PARAMETER: "parameters",
-    Category.BUFFER: "buffers",
-    Category.GRADIENT: "gradients",
-    Category.OPTIMIZER_STATE: "optimizer state",
-    Category.INPUT: "inputs",
-    Category.ACTIVATION: "activations",
-    Category.TEMPORARY: "temporaries",
-    Category.WORKSPACE: "cuBLAS workspace",
-    Category.OTHER: "other",
-    Category.MODEL_COPY: "copies of models",
-    Category.DATASET: "data sets",
-    Category.OUTPUT: "kept outputs",
-}
-_SINGULAR = {c: name.removesuffix("s") for c, name in _NAMES.items()}
+_SINGULAR = {category: name.removesuffix("s") for category, name in CATEGORY_NAMES.items()}
 _SINGULAR |= {Category.TEMPORARY: "temporary", Category.MODEL_COPY: "copy of a model"}
-_PHASES = {
-    Phase.OUTSIDE: "between the phases",
-    Phase.FORWARD: "forward",
-    Phase.BACKWARD: "backward",
-    Phase.OPTIMIZER: "optimizer step",
-    Phase.RECOMPUTE: "recomputation",
-}
 
 
 def report(result: MemoryResult) -> str:
@@ -61,7 +38,8 @@ def report(result: MemoryResult) -> str:
         parts.append([f"Nothing was allocated on {shown.device} meanwhile."])
     else:
         moment = moment_of(shown)
-        parts[0] += _failure(shown, moment) if moment.failed else _recovered(shown, moment)
+        happened = failure(shown, moment) if moment.failed else recovered(shown, moment)
+        parts[0] += wrapped(happened, "OUT OF MEMORY: " * bool(moment.failed))
         parts += [
             list(_bridge(shown, moment)),
             list(_modules(module_rows(shown, moment))),
@@ -78,56 +56,10 @@ def _title(result: MemoryResult) -> str:
     known = [result.device] * bool(result.device_name) + [format_size(result.capacity)] * bool(result.capacity)
     name = (result.device_name or result.device) + (f" ({', '.join(known)})" if known else "")
     what = "storages of tensors on the CPU" if on_cpu else f"memory of {name}"
-    steps = _step_count(result)
+    steps = step_count(result)
     over = f" over {counted(steps, 'step')}" if steps else ""
     version = f", torch {result.versions['torch']}" if "torch" in result.versions else ""
     return cut(f"vramkit: {what}{over}{version}")
-
-
-def _step_count(result: MemoryResult) -> int:
-    events = result.tape.events
-    return int(events["step"].max()) + 1 if len(events) else 0
-
-
-def _failure(result: MemoryResult, moment: Moment) -> list[str]:
-    failed, held = moment.failed, moment.breakdown
-    assert failed is not None
-    failures = len(result.out_of_memory)
-    several = f" {counted(failures, 'allocation')} failed; this is the last." * (failures > 1)
-    free = f" {format_size(max(0, result.capacity - held.used))} of {format_size(result.capacity)} were free, and"
-    return wrapped(
-        f"{format_size(failed.requested)} ({failed.requested:,} B) were asked for {_when(result, moment)}."
-        f"{free if result.capacity else ''} the allocator held {format_size(held.cached)} more that it could not use "
-        f"for this.{several}",
-        "OUT OF MEMORY: ",
-    )
-
-
-def _recovered(result: MemoryResult, moment: Moment) -> list[str]:
-    if not moment.recovered:
-        return []
-    last, many = moment.recovered[-1], len(moment.recovered)
-    events = result.tape.events[last.event + 1 :]
-    again = int(((events["action"] == Action.ALLOC) & (events["phase"] != Phase.OUTSIDE)).argmax())
-    since = int(result.tape.allocated[last.event + 1 :][again:].max())
-    step = int(result.tape.events["step"][last.event])
-    head = f"{counted(many, 'allocation')} failed, the last" if many > 1 else "An allocation failed,"
-    return wrapped(
-        f"{head} of {format_size(last.requested)} {_place(last.phase, last.module)} (step {step + 1}), and the program "
-        f"went on: with at most {format_size(since)} allocated since.",
-        "",
-    )
-
-
-def _when(result: MemoryResult, moment: Moment) -> str:
-    if moment.event < 0:
-        return "before the first event"
-    return f"{_place(moment.phase, moment.module)}, step {moment.step + 1} of {_step_count(result)}"
-
-
-def _place(phase: Phase, module: str = "") -> str:
-    place = _PHASES[phase] if phase is Phase.OUTSIDE else f"in the {_PHASES[phase]}"
-    return place + (f" of {shown_name(module, _NAME)}" if module else "")
 
 
 # -- the bridge --------------------------------------------------------------------------------------------------------
@@ -139,13 +71,13 @@ def _bridge(result: MemoryResult, moment: Moment) -> Iterator[str]:
     if moment.failed:
         yield "What held the memory then:"
     else:
-        yield from wrapped(f"Most memory was allocated {_when(result, moment)}:", "")
+        yield from wrapped(f"Most memory was allocated {when(result, moment)}:", "")
     ever = result.timeline.by_category.max(axis=0)
     for category in sorted((c for c in Category if ever[c]), key=lambda c: -held.of(c)):
         size = held.of(category)
         share = size / held.allocated if held.allocated else 0.0
         bar = "#" * round(min(share, 1.0) * _BAR)
-        yield f"{_line('', _NAMES[category], size)} {share:7.1%}  {bar}".rstrip()
+        yield f"{_line('', CATEGORY_NAMES[category], size)} {share:7.1%}  {bar}".rstrip()
     if on_cpu:
         if held.slack:
             yield _line("+", "rounding", held.slack)
@@ -165,7 +97,7 @@ def _bridge(result: MemoryResult, moment: Moment) -> Iterator[str]:
     if highest:
         step, phase = _reserved_peak(result)
         yield from wrapped(
-            f"Reserved memory was highest {_place(phase)}, step {step + 1}: {format_size(result.peak_reserved)} "
+            f"Reserved memory was highest {place(phase)}, step {step + 1}: {format_size(result.peak_reserved)} "
             f"({result.peak_reserved:,} B), torch.cuda.max_memory_reserved().",
             "    ",
         )
@@ -223,7 +155,7 @@ def _tensors(groups: list[Tensors]) -> Iterator[str]:
             yield f"{head}made outside of forward, backward and optimizer step"
             continue
         if not each.named:
-            head += f"made in the {_PHASES[each.phase]}" + " of " * bool(each.names)
+            head += f"made in the {PHASE_NAMES[each.phase]}" + " of " * bool(each.names)
             head += ", in no module" * (not each.names and each.phase is not Phase.OPTIMIZER)
         yield head + _listed(each.names, WIDTH - len(head))
 

@@ -1,0 +1,119 @@
+// Words and elements. Whatever a name holds, it becomes text: nothing here or elsewhere writes HTML.
+"use strict";
+
+const UNITS = ["KiB", "MiB", "GiB", "TiB"];
+
+/** Text of a number of bytes, as vramkit's text report has it: "1.50 GiB". */
+function sizeText(bytes) {
+  const sign = bytes < 0 ? "-" : "";
+  let value = Math.abs(bytes);
+  if (value < 1024) return `${sign}${value} B`;
+  let unit = -1;
+  do {
+    value /= 1024;
+    unit += 1;
+  } while (value >= 1023.95 && unit < UNITS.length - 1);
+  return `${sign}${value.toFixed(value < 9.995 ? 2 : 1)} ${UNITS[unit]}`;
+}
+
+function countText(number) {
+  return Math.round(number).toLocaleString("en-US");
+}
+
+function bytesText(bytes) {
+  return `${countText(bytes)} B`;
+}
+
+function shareText(part, whole) {
+  return whole > 0 ? `${((100 * part) / whole).toFixed(1)}%` : "";
+}
+
+/** "in the backward of Net.head, step 2 of 3" */
+function whenText(report, device, moment) {
+  if (device.moments.row[moment] === 0) return "before the first event";
+  const phase = device.moments.phase[moment];
+  const module = device.moments.module[moment];
+  const words = phase === 0 ? report.phases[0] : `in the ${report.phases[phase]}`;
+  const inside = module >= 0 ? ` of ${device.modules.name[module]}` : "";
+  return `${words}${inside}, step ${device.moments.step[moment] + 1} of ${device.steps}`;
+}
+
+/** An element. Attributes that begin with "on" listen; children are elements or texts, and null is left out. */
+function element(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name === "style") for (const [key, each] of Object.entries(value)) node.style.setProperty(key, each);
+    else if (value !== null && value !== false) node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+function fill(node, ...children) {
+  node.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
+}
+
+function swatch(key) {
+  return element("span", { class: `swatch ${key}`, "aria-hidden": "true" });
+}
+
+/** What a part of the sum is called, and its class of colour. */
+function partsOf(report) {
+  return [
+    ...report.categories.map((name, index) => ({ name, key: `category-${index}` })),
+    { name: "rounding and unsplit slack", key: "slack" },
+    { name: "cached: held, not allocated", key: "cached" },
+    { name: "CUDA context, others", key: "outside" },
+  ];
+}
+
+function colour(key) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${key}`).trim();
+}
+
+/** Diagonal lines, for what is free. */
+function hatch(context, ink, ground, ratio) {
+  const side = Math.round(7 * ratio);
+  const tile = document.createElement("canvas");
+  tile.width = tile.height = side;
+  const pen = tile.getContext("2d");
+  pen.fillStyle = ground;
+  pen.fillRect(0, 0, side, side);
+  pen.strokeStyle = ink;
+  pen.lineWidth = 1.4 * ratio;
+  for (const shift of [-side, 0, side]) {
+    pen.beginPath();
+    pen.moveTo(shift - 1, side + 1);
+    pen.lineTo(shift + side + 1, -1);
+    pen.stroke();
+  }
+  return context.createPattern(tile, "repeat");
+}
+
+/** The one box that follows the pointer. */
+const tip = {
+  show(x, y, ...children) {
+    const box = document.getElementById("tip");
+    fill(box, ...children);
+    box.hidden = false;
+    const { width, height } = box.getBoundingClientRect();
+    const left = x + 16 + width > innerWidth ? x - 16 - width : x + 16;
+    box.style.left = `${Math.max(4, Math.min(left, innerWidth - width - 4))}px`;
+    box.style.top = `${Math.max(4, Math.min(y + 14, innerHeight - height - 4))}px`;
+  },
+  hide() {
+    document.getElementById("tip").hidden = true;
+  },
+};
+
+/** A line of a tip: a colour, a name, a size. */
+function tipRow(key, name, bytes) {
+  return element(
+    "div",
+    { class: "tip-row" },
+    key ? swatch(key) : null,
+    element("span", { class: "tip-name" }, name),
+    element("span", { class: "number" }, sizeText(bytes)),
+  );
+}

@@ -1,0 +1,87 @@
+"""The words that all reports share: names of categories and phases, and sentences about a moment and a failure.
+
+Knows results and moments; wraps and lays out nothing.
+"""
+
+from __future__ import annotations
+
+from ..sizes import format_size
+from ..tape.events import Action, Category, Phase
+from ..tape.memory import MemoryResult
+from .layout import counted
+from .moment import Moment
+from .tree import shown_name
+
+_NAME = 60
+"""Characters of a module's name in a sentence, at most."""
+
+CATEGORY_NAMES = {
+    Category.PARAMETER: "parameters",
+    Category.BUFFER: "buffers",
+    Category.GRADIENT: "gradients",
+    Category.OPTIMIZER_STATE: "optimizer state",
+    Category.INPUT: "inputs",
+    Category.ACTIVATION: "activations",
+    Category.TEMPORARY: "temporaries",
+    Category.WORKSPACE: "cuBLAS workspace",
+    Category.OTHER: "other",
+    Category.MODEL_COPY: "copies of models",
+    Category.DATASET: "data sets",
+    Category.OUTPUT: "kept outputs",
+}
+PHASE_NAMES = {
+    Phase.OUTSIDE: "between the phases",
+    Phase.FORWARD: "forward",
+    Phase.BACKWARD: "backward",
+    Phase.OPTIMIZER: "optimizer step",
+    Phase.RECOMPUTE: "recomputation",
+}
+
+
+def step_count(result: MemoryResult) -> int:
+    """Training steps of a result."""
+    events = result.tape.events
+    return int(events["step"].max()) + 1 if len(events) else 0
+
+
+def place(phase: Phase, module: str = "") -> str:
+    """``"in the backward of Net.head"``."""
+    words = PHASE_NAMES[phase] if phase is Phase.OUTSIDE else f"in the {PHASE_NAMES[phase]}"
+    return words + (f" of {shown_name(module, _NAME)}" if module else "")
+
+
+def when(result: MemoryResult, moment: Moment) -> str:
+    """``"in the backward of Net.head, step 2 of 3"``."""
+    if moment.event < 0:
+        return "before the first event"
+    return f"{place(moment.phase, moment.module)}, step {moment.step + 1} of {step_count(result)}"
+
+
+def failure(result: MemoryResult, moment: Moment) -> str:
+    """What was asked for when memory ran out, and what there was. The moment must be a failure's."""
+    failed, held = moment.failed, moment.breakdown
+    assert failed is not None
+    failures = len(result.out_of_memory)
+    several = f" {counted(failures, 'allocation')} failed; this is the last." * (failures > 1)
+    free = f"{format_size(max(0, result.capacity - held.used))} of {format_size(result.capacity)} were free, and the"
+    return (
+        f"{format_size(failed.requested)} ({failed.requested:,} B) were asked for {when(result, moment)}."
+        f" {free if result.capacity else 'The'} allocator held {format_size(held.cached)} more that it could not use "
+        f"for this.{several}"
+    )
+
+
+def recovered(result: MemoryResult, moment: Moment) -> str:
+    """What is to be said of allocations that failed, after which the program went on; empty: there are none."""
+    if not moment.recovered:
+        return ""
+    last, many = moment.recovered[-1], len(moment.recovered)
+    events = result.tape.events[last.event + 1 :]
+    again = int(((events["action"] == Action.ALLOC) & (events["phase"] != Phase.OUTSIDE)).argmax())
+    since = int(result.tape.allocated[last.event + 1 :][again:].max())
+    step = int(result.tape.events["step"][last.event])
+    head = f"{counted(many, 'allocation')} failed, the last" if many > 1 else "An allocation failed,"
+    return (
+        f"{head} of {format_size(last.requested)} {place(last.phase, last.module)} (step {step + 1}), and the program "
+        f"went on: with at most {format_size(since)} allocated since."
+    )
