@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..tape.events import ALLOCATION, EVENT, Action, Category, Ints, Module, Phase, Table, Tape
+from ..tape.usage import models_of
 from .context import Contexts, Story
 from .kept import Keeping, Seen
 from .recording import Kind, Mark, Recording, Scan
@@ -34,7 +35,7 @@ def attribute(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]
     Returns:
         The tape; at each of its events the categories sum to what was allocated.
     """
-    story = Story(marks)
+    story = Story(marks, models_of(modules))
     context = story.contexts(recording)
     events = np.zeros(len(recording.action), EVENT)
     for name in ("action", "address", "size", "stream"):
@@ -53,6 +54,7 @@ def attribute(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]
         segments=recording.segments,
         modules=tuple(modules),
         names=tuple(names),
+        evaluations=story.evaluations(),
         device=recording.device,
         alloc_conf=recording.alloc_conf,
     )
@@ -193,12 +195,14 @@ def _settle(recording: Recording, story: Story, context: Contexts, table: Table,
     last = len(recording.action)
     ends = np.array([recording.position[each.end] if each.end >= 0 else last for each in story.zones], np.int64)
     outlives = (died < 0) | (died >= ends[zone])
+    outlives &= ~(new & np.array([each.keeps_nothing for each in story.zones])[zone])
     workspace = unseen & np.isin(table["requested"], sorted(recording.workspace_sizes))
     category[workspace & ~_doubtful(table, workspace & new)] = Category.WORKSPACE
     unseen = category == _UNSEEN
 
     creates_graph = np.array([each.creates_graph for each in story.zones])[zone]
-    for_backward = np.isin(zone_phase, (Phase.FORWARD, Phase.RECOMPUTE)) | is_loss | creates_graph
+    in_forward = np.isin(zone_phase, (Phase.FORWARD, Phase.RECOMPUTE, Phase.EVALUATION))
+    for_backward = in_forward | is_loss | creates_graph
     category[unseen & new] = Category.TEMPORARY
     category[unseen & new & outlives & for_backward] = Category.ACTIVATION
     loose = unseen & new & outlives & ~for_backward
@@ -241,7 +245,7 @@ def _of_a_batch(
     following: dict[int, int] = {}  # that of the track's next zone
     for index in range(len(story.zones) - 1, -1, -1):
         each = story.zones[index]
-        if each.phase is Phase.FORWARD:
+        if each.phase in (Phase.FORWARD, Phase.EVALUATION):
             next_forward[index] = recording.position[each.begin]
         elif each.phase is Phase.OUTSIDE:
             next_forward[index] = following.get(each.track, -1)

@@ -23,6 +23,7 @@ from ..errors import DeviceError
 from ..snapshots.trace import columns_of, conf_text_of, follow_trace, recording_of
 from ..tape.events import TORCH_ACTIONS, Action, Ints
 from ..torch_internals import allocator
+from ..virtual_gpu import current
 from .hooks import Hooks
 from .marks import Marks, padded
 
@@ -66,6 +67,7 @@ class CudaHistory:
             torch.Tensor.data_ptr,
             locate_held=torch.Tensor.data_ptr,
             allocated=_allocated,
+            follows_all=current() is not None,
         )
 
     def start(self, stack: ExitStack) -> None:

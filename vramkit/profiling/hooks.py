@@ -18,6 +18,7 @@ from ..attribution.recording import Kind
 from ..torch_internals.autograd import RUN_BACKWARD
 from ..torch_internals.modules import restore_in_dynamo
 from .backward_hooks import BackwardHooks
+from .following import Following
 from .marks import Marks
 from .module_hooks import ModuleHooks
 from .optimizer_hooks import OptimizerHooks
@@ -39,6 +40,7 @@ class Hooks:
         locate_held: where a tensor's memory lies that only a variable holds, 0 where nothing of it is recorded; None:
             the program's variables are not looked at.
         allocated: bytes that are allocated now; a source that can't say so gives none.
+        follows_all: every forward is followed module by module, where time means nothing.
     """
 
     def __init__(
@@ -49,17 +51,19 @@ class Hooks:
         choose: Choose | None = None,
         locate_held: Callable[[torch.Tensor], int] | None = None,
         allocated: Callable[[], int] | None = None,
+        follows_all: bool = False,
     ) -> None:
         self.modules = TrackedModules()
         self._marks = marks
         self._choose = choose or _always
         running = RunningBackwards(BackwardHooks.run.__code__)
         self._tensors = TrackedTensors(marks, locate, running)
-        self._optimizers = OptimizerHooks(marks, self._tensors)
+        following = Following(all_of_them=follows_all)
+        self._optimizers = OptimizerHooks(marks, self._tensors, following)
         self._variables = Variables(marks, locate_held, allocated, self._tensors, self.modules)
-        self._backwards = BackwardHooks(marks, self._tensors, self._optimizers, running, self._variables)
+        self._backwards = BackwardHooks(marks, self._tensors, self._optimizers, running, following, self._variables)
         self._calls = ModuleHooks(
-            marks, self.modules, self._tensors, self._backwards, self._optimizers, self._variables
+            marks, self.modules, self._tensors, self._backwards, self._optimizers, self._variables, following
         )
 
     def add_models(self, models: Mapping[str, torch.nn.Module]) -> None:
@@ -125,6 +129,10 @@ class Hooks:
             self._variables.look_at(found)
         self._tensors.tell_copies()
         self._marks.keep()
+
+    def alive(self) -> tuple[list[torch.nn.Module], list[torch.optim.Optimizer]]:
+        """The models and optimizers that are known and still there."""
+        return self._tensors.alive()
 
 
 def own(stack: ExitStack, undo: Callable[..., object], *args: Any) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from ..attribution.recording import Kind
 from ..torch_internals.optimizers import is_step
+from .following import Following
 from .frames import own_frames
 from .marks import Marks
 from .tracked_tensors import TrackedTensors
@@ -17,11 +18,13 @@ class OptimizerHooks:
     Args:
         marks: where marks are laid down.
         tensors: what optimizers are made known to.
+        following: is told of every step.
     """
 
-    def __init__(self, marks: Marks, tensors: TrackedTensors) -> None:
+    def __init__(self, marks: Marks, tensors: TrackedTensors, following: Following) -> None:
         self._marks = marks
         self._tensors = tensors
+        self._following = following
         self._here = marks.lines.here
 
     def begins(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
@@ -32,6 +35,7 @@ class OptimizerHooks:
         index = self._tensors.add_optimizer(optimizer)
         self._tensors.use_optimizer(index, line)
         self._here.in_step.append(index)
+        self._following.note(line, index)
         self._marks.lay(line, Kind.OPTIMIZER, index)
 
     def ended(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
@@ -41,7 +45,7 @@ class OptimizerHooks:
         if index in self._here.in_step:  # else it began before the recording did
             self._here.in_step.remove(index)
             self._marks.lay(line, Kind.OPTIMIZER_END, index)
-        self._tensors.look_at_state(index, again=line.is_followed)
+        self._tensors.look_at_state(index, again=line.is_looked_at)
 
     def close_steps(self) -> None:
         """End this thread's steps that an exception left: torch calls no hook then. A closure's forward is in one."""

@@ -12,7 +12,7 @@ from ..tape.events import Tape
 from .marks import Marks
 from .tracked_modules import TrackedModules
 
-_OF_MODULES = frozenset({Kind.ROOT, Kind.ROOT_END, Kind.IN, Kind.GRAPH, Kind.BACKWARD_AT})
+_OF_MODULES = frozenset({Kind.ROOT, Kind.ROOT_END, Kind.IN, Kind.GRAPH, Kind.LEFT, Kind.BACKWARD_AT})
 
 
 def tape_of(recording: Recording, marks: Marks, modules: TrackedModules) -> Tape:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,8 @@ class TrackedModules:
         """Modules that were taken for models until the model was met that they are part of."""
         self._given: set[int] = set()  # models that the user has named
         self._roots: dict[str, int] = {}  # how often a name was asked for
-        self._unused: dict[tuple[int, str], list[int]] = {}  # (parent, class) of modules without children that died
+        self._unused: dict[str, list[int]] = {}  # of each class: modules that died and may be made anew, oldest first
+        self._gone: set[int] = set()  # models that died: what was in them is not made anew
         self._refs: dict[int, weakref.ref[torch.nn.Module]] = {}
         self._lock = threading.RLock()  # threads that meet modules at the same time take an index each
 
@@ -97,25 +99,30 @@ class TrackedModules:
                 self._given.add(index)
             return index
 
-    def meet_again(self, module: torch.nn.Module, parent: int = -1) -> int:
-        """Let a module stand for one like it that died, such as a loss that is made anew in each step; -1: none did."""
+    def meet_again(self, module: torch.nn.Module) -> int:
+        """Let a model stand for one like it that died, such as a loss that is made anew in each step; -1: none did."""
+        if children_of(module):
+            return -1
         with self._lock:
-            unused = self._unused.get((parent, type(module).__name__))
-            if not unused or children_of(module):
-                return -1
-            index = unused.pop()
-            self._watch(module, index)
-        return index
+            return self._take_over(module, lambda index: self._met[index].parent < 0)
 
     def meet_inside(self, module: torch.nn.Module, parent: int) -> int:
         """Make a module known that a forward has just made; returns its index."""
         with self._lock:
-            again = self.meet_again(module, parent)
-            return (
-                again
-                if again >= 0
-                else self._meet(module, f"{self._met[parent].name}.<{type(module).__name__}>", parent, set())
-            )
+            return self._meet(module, f"{self._met[parent].name}.<{type(module).__name__}>", parent, set())
+
+    def meet_somewhere(self, module: torch.nn.Module, model: int) -> int:
+        """Let a module stand for one like it that died, anywhere in a model; -1: none did.
+
+        Of several the one that died first, so that those which each block makes take turns as the blocks do.
+
+        Args:
+            module: made in a forward of which nobody knows which module it has reached.
+            model: index of a module of the model.
+        """
+        with self._lock:
+            root = self.root_of(model)
+            return self._take_over(module, lambda index: self.root_of(index) == root)
 
     def output_shapes(self) -> set[tuple[int, ...]]:
         """The shapes of what whole models return."""
@@ -143,6 +150,24 @@ class TrackedModules:
         return index
 
     def _meet_eager(self, module: torch.nn.Module, name: str, parent: int, counted: set[int]) -> int:
+        index = -1
+        if parent >= 0:  # a whole model that is made anew is another one
+            index = self._take_over(
+                module, lambda dead: (self._met[dead].parent, self._met[dead].name) == (parent, name)
+            )
+        if index < 0:
+            index = self._add(module, name, parent, counted)
+        for child_name, child in list(children_of(module).items()):
+            if child is None:
+                continue
+            known = self.index.get(id(child), -1)
+            if known < 0:
+                self._meet(child, f"{name}.{child_name}", index, counted)
+            elif self._met[known].parent < 0 and known != index and known not in self._given:
+                self._adopt(known, f"{name}.{child_name}", index)
+        return index
+
+    def _add(self, module: torch.nn.Module, name: str, parent: int, counted: set[int]) -> int:
         index = len(self._met)
         self._watch(module, index)
         own = 0
@@ -153,14 +178,15 @@ class TrackedModules:
         self._met.append(Module(name=name, kind=type(module).__name__, parent=parent, parameters=own))
         self.calls.append(0)
         self.shapes.append(())
-        for child_name, child in list(children_of(module).items()):
-            if child is None:
-                continue
-            known = self.index.get(id(child), -1)
-            if known < 0:
-                self._meet(child, f"{name}.{child_name}", index, counted)
-            elif self._met[known].parent < 0 and known != index and known not in self._given:
-                self._adopt(known, f"{name}.{child_name}", index)
+        return index
+
+    def _take_over(self, module: torch.nn.Module, is_fit: Callable[[int], bool]) -> int:
+        """Give a module the index of the first fitting one of its class that died; -1: there is none."""
+        unused = self._unused.get(type(module).__name__, [])
+        index = next(filter(is_fit, unused), -1)
+        if index >= 0:
+            unused.remove(index)
+            self._watch(module, index)
         return index
 
     def _adopt(self, index: int, name: str, parent: int) -> None:
@@ -202,10 +228,13 @@ class TrackedModules:
             if self.index.pop(identity, None) is None:
                 return
             self._refs.pop(identity, None)
-            if not has_children:
-                met = self._met[index]
-                self._unused.setdefault((met.parent, met.kind), []).append(index)
+            root = self.root_of(index)
+            if root == index:
+                self._gone.add(index)
+            if not has_children if root == index else root not in self._gone:
+                self._unused.setdefault(self._met[index].kind, []).append(index)
 
+        self._gone.discard(index)
         self.index[identity] = index
         self._refs[identity] = weakref.ref(module, died)
 

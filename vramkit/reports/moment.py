@@ -54,6 +54,40 @@ def moment_of(result: MemoryResult) -> Moment:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """Where a part of a program reached its most."""
+
+    event: int
+    """Index of the event after which it was."""
+    allocated: int
+    """``memory_allocated()`` then, in bytes."""
+    phase: Phase
+    module: str
+    """Name of the module that was running; empty: none."""
+
+
+def peaks_of(result: MemoryResult) -> tuple[Peak | None, Peak | None]:
+    """Where training and where evaluation reached most; None: there was none of it."""
+    phase = result.tape.events["phase"]
+    evaluates = phase == Phase.EVALUATION
+    return _peak(result.tape, ~evaluates & (phase != Phase.OUTSIDE)), _peak(result.tape, evaluates)
+
+
+def _peak(tape: Tape, chosen: npt.NDArray[np.bool_]) -> Peak | None:
+    if not chosen.any():
+        return None
+    event = int(np.where(chosen, tape.allocated, -1).argmax())
+    row = tape.events[event]
+    module = int(row["module"])
+    return Peak(
+        event=event,
+        allocated=int(tape.allocated[event]),
+        phase=Phase(int(row["phase"])),
+        module=tape.modules[module].name if module >= 0 else "",
+    )
+
+
 def _went_on(tape: Tape, event: int) -> bool:
     """Whether a model or an optimizer ran after an event: an exception on its way out only frees."""
     later = tape.events[event + 1 :]
