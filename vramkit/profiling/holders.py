@@ -57,6 +57,10 @@ class Model:
         self._keep_attributes()
         self.refresh()
 
+    def model(self) -> torch.nn.Module | None:
+        """The model, if it is one and still there."""
+        return None if self._model is None else self._model()
+
     def is_alive(self) -> bool:
         """Whether the model is still there; loose parameters count as there."""
         return self._model is None or self._model() is not None

@@ -30,6 +30,7 @@ from .hooks import Hooks
 from .marks import Marks
 from .settling import tape_of
 from .uncomputed import notes_of, reads_so_far
+from .whole import Whole, whole_of
 
 _FOUND = "a sequence or a dict of them; or none, and what runs is found"
 
@@ -132,6 +133,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         self._result: Profile | None = None
         self._entered = False
         self._reads: Counter[Read] = Counter()
+        self._whole: Whole | None = None
 
     def __enter__(self) -> Self:
         if self._entered:
@@ -190,6 +192,8 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
                 source.stop(error)
                 self._recorded = source
                 self._reads = reads_so_far() - self._reads
+                failed = is_out_of_memory(error)
+                self._whole = whole_of(*source.hooks.alive(), source.marks.kept, failed=failed)
 
     def _settle(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -198,7 +202,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         if source is not None:
             self._models, self._optimizers = {}, {}  # a result must not keep the program's objects alive
             with _beside(error):
-                self._result = _result_of(source, self._device, self._reads)
+                self._result = _result_of(source, self._device, self._reads, self._whole)
                 if error is not None and is_out_of_memory(error):
                     _add_note(error, self._result.report())
 
@@ -291,7 +295,7 @@ def _source(device: torch.device, max_events: int) -> _Source:
     return StorageLifetimes(max_events)
 
 
-def _result_of(source: _Source, device: torch.device, reads: Counter[Read]) -> Profile:
+def _result_of(source: _Source, device: torch.device, reads: Counter[Read], whole: Whole | None) -> Profile:
     recordings, marks, modules = source.recordings(), source.marks, source.hooks.modules
     uncomputed = notes_of(reads, marks, modules.by_index())
     versions = {"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]}
@@ -311,6 +315,8 @@ def _result_of(source: _Source, device: torch.device, reads: Counter[Read]) -> P
         return Profile(tape=empty, versions=versions, notes=("Nothing used the device inside the block.",))
     profiles.sort(key=lambda each: (each.device != str(device), -each.peak_reserved))
     first, *others = profiles
+    if whole is not None:
+        first = replace(first, notes=(*first.notes, whole.note(first.capacity)))
     return replace(first, others=tuple(others))
 
 

@@ -149,6 +149,12 @@ class TrackedTensors:
         """Every model that is known, and the loose parameters of optimizers."""
         return [*self._models, *self._loose]
 
+    def alive(self) -> tuple[list[torch.nn.Module], list[torch.optim.Optimizer]]:
+        """The models and optimizers that are known and still there."""
+        models = [model for each in self._models if (model := each.model()) is not None]
+        optimizers = [optimizer for each in self._optimizers if (optimizer := each.optimizer()) is not None]
+        return models, optimizers
+
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def look_at_all(self) -> None:
