@@ -28,15 +28,28 @@ def names_in(module: ModuleType) -> ChainMap[str, Any]:
     package = module.__name__ if hasattr(module, "__path__") else module.__name__.rpartition(".")[0]
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(node, ast.ImportFrom):
-            origin = importlib.import_module(
+            origin = imported(
                 importlib.util.resolve_name("." * node.level + (node.module or ""), package)
                 if node.level
                 else node.module
             )
+            if origin is None:
+                for_checkers |= {alias.asname or alias.name: object for alias in node.names}
+                continue
             for alias in node.names:
                 if hasattr(origin, alias.name):
                     for_checkers[alias.asname or alias.name] = getattr(origin, alias.name)
     return ChainMap(vars(module), for_checkers)
+
+
+def imported(name: str) -> ModuleType | None:
+    """A module; None: it is of a package that only an extra brings, and is not there."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        if name.startswith("vramkit"):
+            raise
+        return None
 
 
 def resolved(annotation: object, module: str) -> object:

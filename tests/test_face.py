@@ -124,7 +124,7 @@ def test_that_test_can_fail() -> None:
 
 def test_every_argument_of_a_verb_has_a_type() -> None:
     tree = {each: ast.parse(each.read_text()) for each in (ROOT / "vramkit").rglob("*.py")}
-    verbs = ("profile", "estimate", "auto_batch_size", "fixed", "load", "open_snapshot")
+    verbs = ("profile", "estimate", "auto_batch_size", "fixed", "load", "open_snapshot", "compare")
     functions = [
         (node.name, argument.arg, argument.annotation)
         for each in tree.values()
@@ -197,6 +197,9 @@ assert_type(vramkit.closed_form.parameters(model) + vramkit.closed_form.optimize
 assert_type(vramkit.gpus.find("t4"), vramkit.GPU)
 assert_type(vramkit.virtual_gpu.is_active(), bool)
 assert_type(vramkit.load("file.npz"), "vramkit.Profile | vramkit.Estimate")
+compared = vramkit.compare(predicted, result)
+assert_type(compared.tensors[0].difference + compared.peak_reserved.before, int)
+assert_type(compared.exceeds("2%"), bool)
 """
 BAD = """
 import vramkit

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from .batch_size.result import BatchSizeResult as BatchSizeResult
     from .batch_size.trial import Accumulation as Accumulation
     from .batch_size.trial import Trial as Trial
+    from .comparison.result import Comparison as Comparison
+    from .comparison.result import compare as compare
+    from .comparison.rows import Difference as Difference
+    from .comparison.rows import ModuleDifference as ModuleDifference
+    from .comparison.rows import StepDifference as StepDifference
+    from .comparison.rows import TensorDifference as TensorDifference
     from .engines import EngineName as EngineName
     from .errors import DeviceError as DeviceError
     from .errors import DoesNotFit as DoesNotFit
@@ -86,6 +92,13 @@ _HOMES = {
     "BatchSizeResult": "batch_size.result",
     "Accumulation": "batch_size.trial",
     "Trial": "batch_size.trial",
+    # compared
+    "compare": "comparison.result",
+    "Comparison": "comparison.result",
+    "Difference": "comparison.rows",
+    "ModuleDifference": "comparison.rows",
+    "StepDifference": "comparison.rows",
+    "TensorDifference": "comparison.rows",
     # what the verbs are given
     "Models": "programs.objects",
     "OptimizerOrFactory": "programs.objects",

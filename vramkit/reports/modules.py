@@ -7,8 +7,10 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol, TypeVar
 
 import numpy as np
+from typing_extensions import Self
 
 from ..tape.events import Category, Ints, Module
 from ..tape.memory import MemoryResult
@@ -24,6 +26,14 @@ _COLUMNS = {
     Category.ACTIVATION: 2,
 }
 """Every other category goes to the last column, 3."""
+
+PARTS = ("parameters", "kept", "activations", "rest")
+"""What the columns are called, as in `ModuleRow`."""
+
+
+def part_of_category() -> Ints:
+    """The column of each category; shape ``(categories,)``."""
+    return np.array([_COLUMNS.get(category, 3) for category in Category])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +81,11 @@ def module_rows(result: MemoryResult, moment: Moment, limit: int = 6) -> list[Mo
         Largest first; last, with an empty name, what belongs to no module and what the limit left out.
     """
     tape = result.tape
-    sums = np.zeros((len(tape.modules) + 1, 4), np.int64)  # the last row: no module
-    column = np.array([_COLUMNS.get(category, 3) for category in Category])
+    sums = np.zeros((len(tape.modules) + 1, len(PARTS)), np.int64)  # the last row: no module
     table = tape.allocations[moment.alive]
-    np.add.at(sums, (owners(result)[moment.alive], column[table["category"]]), table["requested"])
+    np.add.at(sums, (owners(result)[moment.alive], part_of_category()[table["category"]]), table["requested"])
     roots = [_add_up(root, sums) for root in merged_tree(tape.modules)]
-    rows = _opened(roots, limit)
+    rows = opened(roots, limit)
     rows.sort(key=lambda row: -row.size)
     rest = sums[-1] + sum((row.total for row in rows[limit:]), np.zeros(4, np.int64))
     shown = [_row(held, tape.modules) for held in rows[:limit]]
@@ -106,8 +115,31 @@ class _Held:
         return self.children + own
 
 
-def _opened(roots: Sequence[_Held], limit: int) -> list[_Held]:
-    """The roots, the largest opened again and again while the largest rows still cover nine tenths of all."""
+class Openable(Protocol):
+    """A row that can be replaced by rows for what is inside it."""
+
+    @property
+    def size(self) -> int:
+        """How much it matters: as much as the rows inside it together."""
+
+    @property
+    def children(self) -> Sequence[Self]:
+        """The modules inside it; none: it can't be opened."""
+
+    def opened(self) -> list[Self]:
+        """The rows that replace it."""
+
+
+_Row = TypeVar("_Row", bound=Openable)
+
+
+def opened(roots: Sequence[_Row], limit: int) -> list[_Row]:
+    """The roots, the largest opened again and again while the largest rows still cover nine tenths of all.
+
+    Args:
+        roots: those of size 0 are left out.
+        limit: how many rows are shown. More are returned, which together are what was opened.
+    """
     enough = sum(root.size for root in roots) * 0.9
     rows = dict(enumerate(root for root in roots if root.size))
     sizes = sorted(row.size for row in rows.values())

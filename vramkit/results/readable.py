@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import TYPE_CHECKING
 
+from ..exports.frame import frame
+from ..exports.memory_viz import write_memory_viz
+from ..exports.notebook import fragment
+from ..exports.perfetto import write_perfetto
+from ..exports.plot import image, plot
 from ..reports.html.page import page
 from ..reports.html.prediction import Prediction
 from ..reports.text import report
 from ..tape.memory import MemoryResult
 from .archive import save
 from .files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 
 class ReadableResult(MemoryResult):
@@ -44,6 +54,77 @@ class ReadableResult(MemoryResult):
             OSError: it can't be written.
         """
         write_page(self, path, self.report())
+
+    def to_perfetto(self, path: str | PathLike[str]) -> None:
+        """Write a trace that https://ui.perfetto.dev and chrome://tracing open.
+
+        It has counters in bytes (each category, allocated, reserved) and slices for steps, phases and modules. Its time
+        is the recording's; where that has none, the number of the event: ``otherData`` in the file says which. Of more
+        than 100,000 moments those stay that are some counter's highest of their neighbours.
+
+        Args:
+            path: of the file; ``.json`` is usual. An existing file is replaced.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        with replacing(path) as file:
+            write_perfetto(self, file)
+
+    def to_memory_viz(self, path: str | PathLike[str]) -> None:
+        """Write a snapshot as torch's own, which https://pytorch.org/memory_viz and ``torch.cuda._memory_viz`` open.
+
+        Each allocation has its category, and as the text beside it its name or module, and the phase that made it; the
+        modules that it belongs to stand where a snapshot has a stack.
+
+        Args:
+            path: of the file; ``.pickle`` is usual. An existing file is replaced.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        with replacing(path) as file:
+            write_memory_viz(self, file)
+
+    def to_frame(self) -> DataFrame:
+        """Every allocation of this device as a row of a pandas table, in order of birth.
+
+        ::
+
+            table = profile.to_frame()
+            table.groupby("category", observed=True)["requested"].max()
+
+        Columns: ``category``, ``phase``, ``module``, ``name``, ``step`` (from 0), ``requested`` and ``block`` in bytes,
+        ``born`` and ``died`` as events (born -1: before the first), ``allocated_at`` and ``freed_at`` in microseconds,
+        ``stream``. What is not known, or was alive at the end, is missing (NA).
+
+        Raises:
+            UsageError: pandas is not installed; ``vramkit[pandas]`` brings it.
+        """
+        return frame(self)
+
+    def plot(self, path: str | PathLike[str] | None = None) -> Figure:
+        """A figure of matplotlib: memory over time by category, the reserved line, and the sum at the peak.
+
+        Each device has a row. The figure belongs to no window; ``savefig`` writes it.
+
+        Args:
+            path: a file to write it to as well; its ending says the kind, ``.png`` or ``.svg``.
+
+        Raises:
+            UsageError: matplotlib is not installed (``vramkit[plot]`` brings it), or writes no such files.
+            OSError: the file can't be written.
+        """
+        figure = plot(self)
+        if path is not None:
+            content = image(figure, path)
+            with replacing(path) as file:
+                file.write(content)
+        return figure
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a static picture, the sum at the peak, and the report; no scripts."""
+        return fragment(self, self.report())
 
     def __str__(self) -> str:
         return self.report()

@@ -15,6 +15,7 @@ from ..results.files import MAX_BYTES, TooLargeError
 from ..results.profile import Profile
 from ..sizes import parse_size
 from ..tape.events import TORCH_ACTIONS, Category, Tape
+from ..tape.source_lines import SourceLine
 from .checks import ImpossibleError, check
 from .trace import columns_of, conf_text_of, follow_trace, recording_of
 from .unpickling import load_snapshot, too_large
@@ -134,6 +135,5 @@ def _line(frame: object) -> str:
     parts = file.replace("\\", "/").split("/")
     if "torch" in parts:
         return ""
-    number = line if isinstance(line, int) else "?"
-    function = name[:_MAX_NAME] if isinstance(name, str) else "?"
-    return f"{parts[-1]}:{number} {function}"
+    number = line if isinstance(line, int) else 0
+    return str(SourceLine(file=parts[-1], number=number, function=name[:_MAX_NAME] if isinstance(name, str) else "?"))

@@ -17,9 +17,9 @@ from vramkit.allocator import CachingAllocator
 from vramkit.reports.advice import advise
 from vramkit.reports.html import payload as payload_module
 from vramkit.reports.html.columns import Columns, column, unpacked
-from vramkit.reports.html.moments import shown_moments
 from vramkit.reports.html.segments import segment_lives
 from vramkit.reports.moment import moment_of
+from vramkit.reports.moments import shown_moments
 from vramkit.results.profile import Profile
 from vramkit.tape.events import ALLOCATION, EVENT, Action, Category, Phase, Tape
 from vramkit.tape.memory import MemoryResult

@@ -18,10 +18,10 @@ from ...tape.events import Category, Ints, Phase, Tape
 from ...tape.memory import MemoryResult
 from ..advice import advise
 from ..moment import moment_of, owners
+from ..moments import boundaries, failures, flushes, shown_moments
 from ..sentences import CATEGORY_NAMES, PHASE_NAMES, failure, recovered, step_count
 from ..tree import shown_name
 from .columns import ColumnPlace, Columns
-from .moments import boundaries, failures, flushes, shown_moments
 from .prediction import Prediction
 from .segments import segment_lives
 

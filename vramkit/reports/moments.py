@@ -1,11 +1,11 @@
-"""Which moments of a recording a page shows: all of them, or so many that no peak is lost. Knows tapes, and no page."""
+"""Which moments of a recording a picture shows: all, or so many that no peak is lost. Knows tapes, and no picture."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ...tape.events import Action, Ints
-from ...tape.memory import MemoryResult
+from ..tape.events import Action, Ints
+from ..tape.memory import MemoryResult
 
 
 def shown_moments(result: MemoryResult, limit: int, always: Ints) -> Ints:

@@ -1,0 +1,105 @@
+"""Two results side by side: what is alive at each one's peak, with owners and names that mean the same in both.
+
+Knows tapes and how they are matched; draws no conclusions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..reports.moment import owners
+from ..reports.tree import shown_name, starred_names
+from ..tape.events import Ints, Module, Phase, Table
+from ..tape.memory import MemoryResult
+from .matching import label_of, match_lines, match_modules
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One of two results at its peak."""
+
+    result: MemoryResult
+    place: Ints
+    """Of each of its modules the place in ``Pair.modules``."""
+
+    @cached_property
+    def alive(self) -> Table:
+        """The allocations that are alive at the peak."""
+        return self.result.tape.allocations[self._rows]
+
+    @cached_property
+    def owner(self) -> Ints:
+        """Of each of these the module that it belongs to, by its place in ``Pair.modules``; -1: none."""
+        return np.append(self.place, -1)[owners(self.result)[self._rows]]
+
+    @cached_property
+    def recomputed(self) -> Ints:
+        """Places of the modules that a checkpoint ran again."""
+        events = self.result.tape.events
+        at = events["module"][(events["phase"] == Phase.RECOMPUTE) & (events["module"] >= 0)]
+        return np.unique(self.place[at])
+
+    @cached_property
+    def shapes(self) -> dict[int, tuple[int, ...]]:
+        """Of each module that was called the shape that it returned."""
+        places = self.place.tolist()
+        modules = zip(places, self.result.tape.modules, strict=True)
+        return {place: module.output_shape for place, module in modules if module.output_shape}
+
+    @property
+    def peak_phase(self) -> Phase:
+        """Where the program was at the peak."""
+        tape = self.result.tape
+        return Phase(int(tape.events["phase"][tape.peak_event])) if tape.peak_event >= 0 else Phase.OUTSIDE
+
+    @property
+    def peak_step(self) -> int:
+        """The training step of the peak, from 0."""
+        tape = self.result.tape
+        return int(tape.events["step"][tape.peak_event]) if tape.peak_event >= 0 else 0
+
+    @cached_property
+    def _rows(self) -> Ints:
+        tape = self.result.tape
+        return np.flatnonzero(tape.alive_at(tape.peak_event))
+
+
+class Pair:
+    """Two results of one device.
+
+    Args:
+        before: the earlier one.
+        after: the later one.
+    """
+
+    def __init__(self, before: MemoryResult, after: MemoryResult) -> None:
+        matched = match_modules(before.tape, after.tape)
+        self.modules: tuple[Module, ...] = matched.modules
+        """Of both, parents first."""
+        self.before = Side(before, matched.before)
+        self.after = Side(after, matched.after)
+        self._lines = match_lines(before.tape.names, after.tape.names)
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Before and after."""
+        return self.before, self.after
+
+    @cached_property
+    def starred(self) -> list[str]:
+        """Names of the modules, with ``*`` for the numbers of equal blocks; at last that of none."""
+        return [*map(shown_name, starred_names(self.modules)), ""]
+
+    def names(self, side: Side) -> list[str]:
+        """What each name of a side's tape is called in both."""
+        tape = side.result.tape
+        index = {module.name: i for i, module in enumerate(tape.modules)}
+        found = []
+        for name in tape.names:
+            module = index.get(name.rpartition(" of ")[2].rpartition(".")[0], -1)
+            place = int(side.place[module]) if module >= 0 else -1
+            found.append(self._lines.get(name) or label_of(name, self.starred, place))
+        return found

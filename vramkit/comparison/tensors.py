@@ -1,0 +1,85 @@
+"""Which allocations came, went, or have another size. Knows pairs; formats nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from ..tape.events import Category, Phase
+from ..tape.source_lines import source_line
+from .pair import Pair, Side
+from .rows import Difference, TensorDifference
+
+_Origin = tuple[str, bool, int, int]  # name, whether it is their own, category, phase: 0 where it says nothing
+
+
+def changed_tensors(pair: Pair) -> list[TensorDifference]:
+    """Allocations at one peak that are not at the other, those of one origin together; the largest change first.
+
+    Of one origin and one size, as many as both peaks have are left out. If what is left is of as many sizes before as
+    after, and as many of each, it is the same tensors with other sizes.
+    """
+    sides = [_sizes(pair, side) for side in pair.sides]
+    rows = []
+    for origin in dict.fromkeys([*sides[0], *sides[1]]):
+        before, after = (Counter(side.get(origin, {})) for side in sides)
+        left, right = sorted((before - after).items()), sorted((after - before).items())
+        if [count for _, count in left] == [count for _, count in right]:
+            rows += [_row(origin, one, other) for one, other in zip(left, right, strict=True)]
+        else:
+            rows += [_row(origin, each, (0, 0)) for each in left] + [_row(origin, (0, 0), each) for each in right]
+    return sorted(rows, key=lambda row: -abs(row.difference))
+
+
+def changed_lines(pair: Pair) -> list[Difference]:
+    """Lines of source whose allocations hold more or less at the peak; the largest change first."""
+    sums: list[Counter[str]] = [Counter(), Counter()]
+    for total, side in zip(sums, pair.sides, strict=True):
+        labels = pair.names(side)
+        is_line = np.array([source_line(name) is not None for name in side.result.tape.names] + [False], np.bool_)
+        rows = np.flatnonzero(is_line[side.alive["name"]])
+        table = side.alive[rows]
+        for name, size in zip(table["name"].tolist(), table["requested"].tolist(), strict=True):
+            total[labels[name]] += size
+    found = [Difference(name=name, before=sums[0][name], after=sums[1][name]) for name in sums[0] | sums[1]]
+    return sorted((each for each in found if each.difference), key=lambda each: -abs(each.difference))
+
+
+def _sizes(pair: Pair, side: Side) -> dict[_Origin, dict[int, int]]:
+    """Of each origin how many allocations of each size there are."""
+    labels = pair.names(side)
+    table = side.alive
+    # Whoever comes first makes a library's workspace: where that was says nothing.
+    made_there = (table["name"] < 0) & (table["category"] != Category.WORKSPACE)
+    keys = np.stack(
+        [
+            table["name"].astype(np.int64),
+            np.where(table["name"] < 0, side.owner, -1),
+            table["category"].astype(np.int64),
+            np.where(made_there, table["phase"], 0),
+            table["requested"],
+        ],
+        axis=1,
+    )
+    unique, counts = np.unique(keys, axis=0, return_counts=True)
+    found: dict[_Origin, dict[int, int]] = {}
+    for (name, owner, category, phase, size), count in zip(unique.tolist(), counts.tolist(), strict=True):
+        label = labels[name] if name >= 0 else pair.starred[owner]
+        sizes = found.setdefault((label, name >= 0, category, phase), {})
+        sizes[size] = sizes.get(size, 0) + count
+    return found
+
+
+def _row(origin: _Origin, before: tuple[int, int], after: tuple[int, int]) -> TensorDifference:
+    name, named, category, phase = origin
+    return TensorDifference(
+        name=name,
+        named=named,
+        category=Category(category),
+        phase=Phase(phase),
+        count_before=before[1],
+        size_before=before[0],
+        count_after=after[1],
+        size_after=after[0],
+    )

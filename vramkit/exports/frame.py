@@ -1,0 +1,51 @@
+"""A result's allocations as a table of pandas. Knows which columns there are: those of ``MemoryResult.to_records``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..tape.events import Category, Ints, Phase
+from ..tape.memory import MemoryResult
+from . import optional
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def frame(result: MemoryResult) -> DataFrame:
+    """A row for each allocation, in order of birth; see `ReadableResult.to_frame`."""
+    pandas = optional.load("A result was to become a table of pandas", "pandas", "pandas")
+    tape = result.tape
+    table, time = tape.allocations, tape.events["time"]
+
+    def coded(column: str, names: list[str]) -> Any:
+        return pandas.Categorical.from_codes(table[column].astype(np.int64), categories=names)
+
+    def named(column: str, names: list[str]) -> Any:
+        return np.array([*names, None], object)[table[column]]  # -1 takes the last
+
+    def known(values: Ints, at: Ints) -> Any:
+        """Whole numbers, and NA where the event is -1."""
+        return pandas.arrays.IntegerArray(np.where(at >= 0, values, 0), at < 0)
+
+    def when(at: Ints) -> Any:
+        return known(np.append(time, 0)[at], at)
+
+    return pandas.DataFrame(
+        {
+            "category": coded("category", [each.name for each in Category]),
+            "phase": coded("phase", [each.name for each in Phase]),
+            "module": named("module", [module.name for module in tape.modules]),
+            "name": named("name", list(tape.names)),
+            "step": table["step"].astype(np.int64),
+            "requested": table["requested"],
+            "block": table["block"],
+            "born": table["born"],
+            "died": known(table["died"], table["died"]),
+            "allocated_at": when(table["born"]),
+            "freed_at": when(table["died"]),
+            "stream": table["stream"],
+        }
+    )
