@@ -16,7 +16,6 @@ import torch
 from typing_extensions import Self
 
 from .._version import __version__
-from ..attribution.categories import attribute
 from ..attribution.recording import Recording
 from ..counts import check_count
 from ..errors import DeviceError, UsageError
@@ -29,7 +28,9 @@ from ..torch_internals.needs import require
 from ..virtual_gpu.values.hook import Read
 from .hooks import Hooks
 from .marks import Marks
+from .settling import tape_of
 from .uncomputed import notes_of, reads_so_far
+from .whole import Whole, whole_of
 
 _FOUND = "a sequence or a dict of them; or none, and what runs is found"
 
@@ -46,7 +47,7 @@ class _Source(Protocol):
     @property
     def hooks(self) -> Hooks: ...
     def start(self, stack: ExitStack) -> None: ...
-    def stop(self) -> None: ...
+    def stop(self, error: BaseException | None = None) -> None: ...
     def recordings(self) -> list[Recording]: ...
 
 
@@ -136,6 +137,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         self._result: Profile | None = None
         self._entered = False
         self._reads: Counter[Read] = Counter()
+        self._whole: Whole | None = None
 
     def __enter__(self) -> Self:
         if self._entered:
@@ -193,9 +195,11 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         source = self._source
         if source is not None:
             with _beside(error):
-                source.stop()
+                source.stop(error)
                 self._recorded = source
                 self._reads = reads_so_far() - self._reads
+                failed = is_out_of_memory(error)
+                self._whole = whole_of(*source.hooks.alive(), source.marks.kept, failed=failed)
 
     def _settle(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -204,7 +208,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         if source is not None:
             self._models, self._optimizers = {}, {}  # a result must not keep the program's objects alive
             with _beside(error):
-                self._result = _result_of(source, self._device, self._reads)
+                self._result = _result_of(source, self._device, self._reads, self._whole)
                 if error is not None and is_out_of_memory(error):
                     _add_note(error, self._result.report())
 
@@ -297,13 +301,13 @@ def _source(device: torch.device, max_events: int) -> _Source:
     return StorageLifetimes(max_events)
 
 
-def _result_of(source: _Source, device: torch.device, reads: Counter[Read]) -> Profile:
-    recordings, marks, modules = source.recordings(), source.marks, source.hooks.modules.described()
-    uncomputed = notes_of(reads, marks, modules)
+def _result_of(source: _Source, device: torch.device, reads: Counter[Read], whole: Whole | None) -> Profile:
+    recordings, marks, modules = source.recordings(), source.marks, source.hooks.modules
+    uncomputed = notes_of(reads, marks, modules.by_index())
     versions = {"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]}
     profiles = [
         Profile(
-            tape=attribute(recording, marks.kept, marks.scans, modules),
+            tape=tape_of(recording, marks, modules),
             device_name=torch.cuda.get_device_name(recording.device) if device.type == "cuda" else "",
             capacity=recording.capacity,
             outside=recording.outside,
@@ -317,6 +321,8 @@ def _result_of(source: _Source, device: torch.device, reads: Counter[Read]) -> P
         return Profile(tape=empty, versions=versions, notes=("Nothing used the device inside the block.",))
     profiles.sort(key=lambda each: (each.device != str(device), -each.peak_reserved))
     first, *others = profiles
+    if whole is not None:
+        first = replace(first, notes=(*first.notes, whole.note(first.capacity)))
     return replace(first, others=tuple(others))
 
 
