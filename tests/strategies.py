@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from random_stacks import BEGINS, LAYERS, LOSSES, OPTIMIZERS, Layer, StackProgram
 
-from vramkit.tape.events import ALLOCATION, EVENT, Action, Category, Module, Phase, Tape
+from vramkit.tape.events import ALLOCATION, EVENT, Action, Category, Evaluation, Module, Phase, Tape
 
 
 @st.composite
@@ -53,7 +53,10 @@ def tapes(draw: st.DrawFn, max_allocations: int = 40) -> Tape:
                     action, draw(st.sampled_from(Phase)), draw(st.integers(-1, 2)), steps[event], row, requested,
                     512 * 100 * i, 0, event, pool,
                 )  # fmt: skip
-    return Tape(events=events, allocations=allocations, modules=modules, names=("w", "b"), device="cpu")
+    evaluations = draw(st.sampled_from([(), (Evaluation(module=0, forwards=3, with_graph=2),)]))
+    return Tape(
+        events=events, allocations=allocations, modules=modules, names=("w", "b"), evaluations=evaluations, device="cpu"
+    )
 
 
 @st.composite

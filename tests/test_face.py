@@ -152,6 +152,7 @@ result: vramkit.Profile = prof.result
 assert_type(result.peak.of("ACTIVATION") + result.timeline.breakdown_at(-1).of(vramkit.Category.INPUT), int)
 assert_type(result.steps[0].phases, "tuple[vramkit.PhaseUsage, ...]")
 assert_type(result.tape.modules, "tuple[vramkit.Module, ...]")
+assert_type(result.tape.evaluations, "tuple[vramkit.Evaluation, ...]")
 assert_type(profile(), vramkit.profile)
 
 predicted = vramkit.estimate([model], torch.zeros(8, 4), optimizer=torch.optim.AdamW, engine="fake")

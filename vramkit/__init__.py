@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from .tape.breakdown import Breakdown as Breakdown
     from .tape.events import Action as Action
     from .tape.events import Category as Category
+    from .tape.events import Evaluation as Evaluation
     from .tape.events import Module as Module
     from .tape.events import Phase as Phase
     from .tape.events import Tape as Tape
@@ -116,6 +117,7 @@ _HOMES = {
     "StepUsage": "tape.usage",
     "Action": "tape.events",
     "Category": "tape.events",
+    "Evaluation": "tape.events",
     "Module": "tape.events",
     "Phase": "tape.events",
     "Tape": "tape.events",

@@ -76,5 +76,5 @@ def _too_large(asked: str, limit: int) -> SnapshotError:
         asked,
         f"it unpacks to more than {format_size(limit)}",
         "A file can claim any size, so there is a limit",
-        "If you know whose it is, give load a larger max_bytes, such as '16 GiB'",
+        "If you know whose it is, give a larger max_bytes (--max-bytes), such as '16 GiB'",
     )

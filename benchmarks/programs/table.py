@@ -46,7 +46,7 @@ def page(rows: Sequence[Row], *, gpu: str, when: str) -> str:
 def _line(row: Row) -> str:
     if not row.peak_allocated:
         return f"| {row.program.name} | {_origin(row)} | {row.failure} | | | | {row.seconds:.0f} |"
-    labels = f"{len(row.differences)} differences" if row.differences else f"equal ({row.moments})"
+    labels = "see below" if row.differences or row.failure else f"equal ({row.moments})"
     sizes = f"{format_size(row.peak_allocated)} | {format_size(row.peak_reserved)}"
     return f"| {row.program.name} | {_origin(row)} | {sizes} | {row.other:.2%} | {labels} | {row.seconds:.0f} |"
 

@@ -80,6 +80,16 @@ def test_the_largest_batch_runs_in_a_fresh_process_and_the_next_does_not(name):
 
 
 @pytest.mark.virtual_gpu
+def test_states_that_cudnn_makes_once_and_keeps_lead_no_search_out_of_memory():
+    # They stay in this process, so that a fresh one may fit some rows more.
+    _, most, _, failures, verified = run_on("t4", FIND.format(name="lstm dropout"))
+
+    assert failures == 0
+    assert verified
+    assert run_on("t4", TRUTH.format(name="lstm dropout", size=most))[0]
+
+
+@pytest.mark.virtual_gpu
 def test_both_answers_were_run_and_keep_within_their_limits(small):
     found = find(mlp().to("cuda"), max_batch_size=None)
 

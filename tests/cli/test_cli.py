@@ -6,32 +6,16 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
+from commands import command, write
 from shown_pages import header_of
 from told_profiles import MIB, training
 
 import vramkit
 from vramkit.__main__ import main
 from vramkit.gpus import CATALOGUE, installed
-
-Done = subprocess.CompletedProcess[str]
-
-
-def command(*arguments: str, folder: Path | None = None) -> Done:
-    """``vramkit`` in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "vramkit", *arguments], capture_output=True, text=True, cwd=folder
-    )
-
-
-def write(path: Path, code: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(textwrap.dedent(code))
-    return path
-
 
 # -- without a script -------------------------------------------------------------------------------------------------
 
@@ -124,6 +108,9 @@ def test_view_also_writes_a_web_page(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["run", "--gpu", "24g", __file__], ["'24g'", "Write '24 GiB' if that is meant"]),
         (["run", "--gpu", "real", "--count", "2", __file__], ["--count", "--gpu real"]),
         (["run", "--gpu", "t4", "--save", "", __file__], ["the name is empty"]),
+        (["run", "--gpu", "t4", "--json", "/nowhere/x.json", __file__], ["The JSON", "there is no folder"]),
+        (["run", "--gpu", "t4", "--alloc-conf", "expandable:1", __file__], ["'expandable'", "expandable_segments"]),
+        (["view", __file__, "--max-bytes", "many"], ["many"]),
         (["run", "--gpu", "t4", "--html", "no/x.html", __file__], ["'no/x.html'", "there is no folder 'no'"]),
         (["demo", "--html", "no/x.html"], ["'no/x.html'", "there is no folder 'no'"]),
         (["view", __file__, "--html", "no/x.html"], ["'no/x.html'", "there is no folder 'no'"]),
@@ -147,7 +134,16 @@ def test_wrong_use_is_one_message_and_status_2(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["fly"], ["run", "x.py"], ["run", "--gpu", "t4", "--fast", "x.py"], ["demo", "--steps", "0"], ["view"]],
+    [
+        [],
+        ["fly"],
+        ["run", "x.py"],
+        ["run", "--gpu", "t4", "--steps", "0", "x.py"],
+        ["run", "--gpu", "t4", "--timeout", "-1", "x.py"],
+        ["run", "--gpu", "t4", "--fast", "x.py"],
+        ["demo", "--steps", "0"],
+        ["view"],
+    ],
 )
 def test_what_the_parser_refuses_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -259,7 +255,7 @@ def test_an_error_hides_our_frames_that_it_passed_through_and_no_others(tmp_path
 
 @pytest.mark.virtual_gpu
 def test_an_error_of_ours_keeps_the_frames_that_raised_it_and_says_who_measures(tmp_path: Path) -> None:
-    script = write(tmp_path / "own.py", "import vramkit\nwith vramkit.profile():\n    pass\n")
+    script = write(tmp_path / "own.py", "import vramkit\nwith vramkit.profile():  # before any use of CUDA\n    pass\n")
 
     done = command("run", "--gpu", "t4", str(script))
 
@@ -329,9 +325,7 @@ def test_a_module_runs_with_its_package(tmp_path: Path) -> None:
 
     assert done.stdout == "3 __main__ package __main__.py ['-m', '--save'] True\n"
     assert done.returncode == 0
-    assert "package: this process used no CUDA memory; processes that it starts are not measured" in " ".join(
-        done.stderr.split()
-    )
+    assert "package: no process of it used CUDA memory" in " ".join(done.stderr.split())
 
 
 @pytest.mark.virtual_gpu

@@ -147,14 +147,14 @@ def test_odd_arguments_of_a_forward_are_left_alone() -> None:
     profile = profiled(lambda: model(torch.zeros(3), circular, batch=Touchy(a=torch.zeros(5))))
 
     assert [label[0] for label in labels(profile) if label[1] is Category.INPUT] == [12, 20, 8]
-    assert labels(profile)[-1] == (12, Category.ACTIVATION, Phase.FORWARD, "Takes")
+    assert labels(profile)[-1] == (12, Category.ACTIVATION, Phase.EVALUATION, "Takes"), "nothing in it has gradients"
 
 
 def test_an_exception_of_the_program_is_the_one_that_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("vramkit's own")
 
-    monkeypatch.setattr("vramkit.profiling.profiler.attribute", broken)
+    monkeypatch.setattr("vramkit.profiling.profiler.tape_of", broken)
 
     def run() -> None:
         raise KeyError("the program's")
@@ -250,11 +250,11 @@ def test_a_model_can_be_traced_inside_and_the_result_saved(tmp_path: Path) -> No
     loaded = vramkit.load(tmp_path / "traced.npz")
 
     made = 2 * 4 * 4
-    runs = [label for label in labels(profile) if label[2] is Phase.FORWARD]
+    runs = [label for label in labels(profile) if label[2] is not Phase.OUTSIDE and label[3]]
     assert runs == [
         # torch.jit.trace runs the model once more by itself, to compare; then what it made is run.
-        (made, Category.TEMPORARY, Phase.FORWARD, "Sequential.0"),
-        (made, Category.ACTIVATION, Phase.FORWARD, "Sequential.1"),
+        (made, Category.TEMPORARY, Phase.EVALUATION, "Sequential.0"),
+        (made, Category.ACTIVATION, Phase.EVALUATION, "Sequential.1"),
         (made, Category.TEMPORARY, Phase.FORWARD, "TopLevelTracedModule"),
         (made, Category.ACTIVATION, Phase.FORWARD, "TopLevelTracedModule"),
     ]
@@ -365,7 +365,8 @@ def test_a_copy_of_the_model_is_no_input() -> None:
     profile = profiled(run, model)
 
     outside = [label[:2] for label in labels(profile) if label[2] is Phase.OUTSIDE]
-    assert outside == [(32 * 32 * 4, Category.OTHER), (32 * 4, Category.OTHER)] + [(2 * 32 * 4, Category.INPUT)] * 3
+    copied = [(32 * 32 * 4, Category.MODEL_COPY), (32 * 4, Category.MODEL_COPY)]
+    assert outside == copied + [(2 * 32 * 4, Category.INPUT)] * 3
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib.recfunctions import repack_fields
 from strategies import tapes
+from told_profiles import training
 
 import vramkit
 from vramkit.results.profile import Profile
@@ -52,13 +53,17 @@ def test_peaks_are_the_highest_moments(tape: Tape) -> None:
 @given(tapes())
 def test_a_step_is_what_its_phases_are_together(tape: Tape) -> None:
     profile = Profile(tape=tape)
+    phase = tape.events["phase"]
+    trains = bool((~np.isin(phase, (Phase.OUTSIDE, Phase.EVALUATION))).any())
+    in_steps = phase != Phase.EVALUATION if trains else np.ones(len(phase), bool)
 
-    assert [step.step for step in profile.steps] == sorted({*tape.events["step"].tolist()})
+    assert [step.step for step in profile.steps] == sorted({*tape.events["step"][in_steps].tolist()})
     in_order = sorted(profile.phases, key=lambda each: each.step)
-    assert [each for step in profile.steps for each in step.phases] == in_order
+    evaluation = [each for each in in_order if trains and each.phase is Phase.EVALUATION]
+    assert [each for step in profile.steps for each in step.phases] == [x for x in in_order if x not in evaluation]
     assert len({(each.step, each.phase) for each in profile.phases}) == len(profile.phases)
     for step in profile.steps:
-        its = tape.events["step"] == step.step
+        its = (tape.events["step"] == step.step) & in_steps
         assert step.events == its.sum()
         assert step.peak_allocated == tape.allocated[its].max()
         assert step.peak_reserved == tape.reserved[its].max()
@@ -76,7 +81,7 @@ def test_a_category_goes_by_itself_its_code_its_name_and_its_field(tape: Tape, c
         assert (result.timeline.of(name) == result.timeline.by_category[:, category]).all()
 
 
-@pytest.mark.parametrize("given_", ["weights", "", 9, -1, True, 2.5, None, Phase.FORWARD, ["ACTIVATION"]])
+@pytest.mark.parametrize("given_", ["weights", "", len(Category), -1, True, 2.5, None, Phase.FORWARD, ["ACTIVATION"]])
 def test_what_is_no_category_is_refused_with_the_names_of_all(given_: object) -> None:
     result = Profile(tape=Tape(events=np.zeros(0, EVENT), allocations=np.zeros(0, ALLOCATION)))
 
@@ -139,7 +144,8 @@ def test_what_was_saved_is_what_is_loaded(tmp_path_factory: pytest.TempPathFacto
     for before, after in zip(profile.each_device(), loaded.each_device(), strict=True):
         for table in ("events", "allocations", "segments"):
             assert (getattr(before.tape, table) == getattr(after.tape, table)).all()
-        assert (before.tape.modules, before.tape.names) == (after.tape.modules, after.tape.names)
+        for column in ("modules", "names", "evaluations"):
+            assert getattr(before.tape, column) == getattr(after.tape, column)
         for name in ("device", "device_name", "capacity", "outside", "versions", "notes", "peak", "steps", "by_module"):
             assert getattr(before, name) == getattr(after, name)
 
@@ -181,8 +187,30 @@ def test_a_file_from_a_newer_version_says_which(saved: Path) -> None:
     meta = np.frombuffer(json.dumps({"format": 99}).encode(), np.uint8)
     rewrite(saved, meta=as_npy(meta))
 
-    with pytest.raises(vramkit.SnapshotError, match=r"format 99.*reads formats 1 to 2"):
+    with pytest.raises(vramkit.SnapshotError, match=r"format 99.*reads formats 1 to 3"):
         vramkit.load(saved)
+
+
+def as_saved_before(path: Path, number: int, **tables: bytes) -> None:
+    """Make a saved file one of an older format."""
+    with np.load(path) as archive:
+        meta = json.loads(bytes(archive["meta"]).decode())
+    for device in meta["devices"]:
+        del device["evaluations"]  # came with format 3
+    rewrite(path, meta=as_npy(np.frombuffer(json.dumps(meta | {"format": number}).encode(), np.uint8)), **tables)
+
+
+def test_a_file_from_before_evaluation_was_a_phase_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "profile.npz"
+    tape = training().tape()
+    Profile(tape=tape).save(path)
+    as_saved_before(path, 2)
+
+    opened = vramkit.load(path).tape
+
+    assert (opened.events == tape.events).all()
+    assert (opened.allocations == tape.allocations).all()
+    assert opened.evaluations == ()
 
 
 @given(tapes())
@@ -191,11 +219,9 @@ def test_a_file_from_before_private_pools_were_known_is_read(
 ) -> None:
     path = tmp_path_factory.mktemp("saved") / "profile.npz"
     Profile(tape=tape).save(path)
-    with np.load(path) as archive:
-        meta = json.loads(bytes(archive["meta"]).decode())
     narrow = {name: without_pools(getattr(tape, name)) for name in ("events", "allocations", "segments")}
     tables = {f"0_{name}": as_npy(table) for name, table in narrow.items()}
-    rewrite(path, meta=as_npy(np.frombuffer(json.dumps(meta | {"format": 1}).encode(), np.uint8)), **tables)
+    as_saved_before(path, 1, **tables)
 
     opened = vramkit.load(path).tape
 

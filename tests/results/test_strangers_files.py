@@ -23,7 +23,7 @@ import vramkit
 from vramkit.__main__ import main
 from vramkit.gpus import find
 from vramkit.tape.breakdown import Breakdown
-from vramkit.tape.events import Phase
+from vramkit.tape.events import Category, Phase
 from vramkit.tape.memory import OutOfMemory
 
 Meta = dict[str, Any]
@@ -130,14 +130,17 @@ def in_column(table: str, column: str, row: int, value: object) -> Callable[[Met
         (in_module(0, output_shape=[1 << 40, 1 << 40]), "a module's output is larger than can be"),
         (in_module(0, output_shape=[-1]), "a size of a module's output can't be -1"),
         (in_module(0, output_shape=[1] * 65), "there are 65 of a module's output shape"),
+        (in_device(evaluations=5), "the evaluations can't be 5"),
+        (in_device(evaluations=[{"module": 99, "forwards": 1, "with_graph": 0}]), "an evaluation's model can't be 99"),
+        (in_device(evaluations=[{"module": 0, "forwards": 1, "with_graph": 2}]), "number of its graphs can't be 2"),
         (lambda meta, arrays: meta.update(devices=[]), "it has no devices"),
         (lambda meta, arrays: meta.update(devices=[5]), "a device can't be 5"),
         (lambda meta, arrays: meta.update(devices=[{}] * 2000), "there are 2,000 of the devices"),
         (lambda meta, arrays: meta.update(kind=None), "the kind of result can't be None"),
         (lambda meta, arrays: meta.update(format=[[[]]]), "the format can't be a list"),
         (in_column("events", "action", 0, 8), "events.action has an unknown code"),
-        (in_column("events", "phase", 0, 5), "events.phase has an unknown code"),
-        (in_column("allocations", "category", 0, 9), "allocations.category has an unknown code"),
+        (in_column("events", "phase", 0, len(Phase)), "events.phase has an unknown code"),
+        (in_column("allocations", "category", 0, len(Category)), "allocations.category has an unknown code"),
         (in_column("events", "step", 3, -1), "events.step has a number below 0"),
         (in_column("allocations", "requested", 0, -1), "allocations.requested has a number below 0"),
         (in_column("segments", "size", 0, -1), "segments.size has a number below 0"),

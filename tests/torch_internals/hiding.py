@@ -115,6 +115,26 @@ def _batch_size() -> int:
     return int(found)
 
 
+def _run() -> int:
+    from argparse import ArgumentParser
+    from contextlib import redirect_stdout
+    from io import StringIO
+    from tempfile import TemporaryDirectory
+
+    from vramkit.cli import run
+
+    parser = ArgumentParser()
+    run.add_to(parser.add_subparsers())
+    with TemporaryDirectory() as folder, redirect_stdout(StringIO()) as told:
+        script = os.path.join(folder, "train.py")
+        with open(script, "w") as file:
+            file.write(f"import os, torch\nos.environ[{RAN!r}] = '1'\nkept = torch.ones(1000, device='cuda')\n")
+        options = parser.parse_args(["run", "--gpu", "a100-40gb", "--json", "-", script])
+        options.main(options)
+    [process] = json.loads(told.getvalue())["processes"]
+    return int(process["result"]["devices"][0]["peak_allocated"])
+
+
 def _closed_forms() -> int:
     import torch
 
@@ -131,6 +151,7 @@ _VERBS: dict[str, Any] = {
     "estimate on the virtual GPU": lambda: _estimate("virtual"),
     "auto_batch_size": _batch_size,
     "closed forms": _closed_forms,
+    "run": _run,
 }
 
 

@@ -29,6 +29,7 @@ VERBS: dict[tuple[str, str], frozenset[Need]] = {
 if virtual_gpu.is_active():
     VERBS |= {
         ("profile on CUDA", CARD): frozenset({"profile", "profile on CUDA"}),
+        ("run", CARD): frozenset({"run", "profile", "profile on CUDA"}),
         ("estimate on fakes", CARD): _FAKES,
         ("estimate on the virtual GPU", CARD): frozenset({"programs", "profile", "profile on CUDA", "virtual engine"}),
         ("auto_batch_size", CARD): frozenset({"programs", "profile", "profile on CUDA", "batch size on CUDA"}),

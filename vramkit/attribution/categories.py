@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from ..tape.events import ALLOCATION, EVENT, Action, Category, Ints, Module, Phase, Table, Tape
+from ..tape.usage import models_of
 from .context import Contexts, Story
+from .kept import Keeping, Seen
 from .recording import Kind, Mark, Recording, Scan
 
 _UNSEEN = 255
@@ -33,7 +35,7 @@ def attribute(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]
     Returns:
         The tape; at each of its events the categories sum to what was allocated.
     """
-    story = Story(marks)
+    story = Story(marks, models_of(modules))
     context = story.contexts(recording)
     events = np.zeros(len(recording.action), EVENT)
     for name in ("action", "address", "size", "stream"):
@@ -44,14 +46,15 @@ def attribute(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]
         events["time"] = recording.time - recording.time[0]
     events["phase"], events["module"], events["step"] = context.phase, context.module, context.step
     names: dict[str, int] = {}
-    allocations = _pair(recording, events, _positioned(recording, marks, scans), names)
-    _settle(recording, story, context, allocations)
+    allocations, labels = _pair(recording, events, _positioned(recording, marks, scans), names)
+    _settle(recording, story, context, allocations, labels)
     return Tape(
         events=events,
         allocations=allocations,
         segments=recording.segments,
         modules=tuple(modules),
         names=tuple(names),
+        evaluations=story.evaluations(),
         device=recording.device,
         alloc_conf=recording.alloc_conf,
     )
@@ -72,7 +75,9 @@ def _positioned(recording: Recording, marks: Sequence[Mark], scans: Sequence[Sca
     ]
 
 
-def _pair(recording: Recording, events: Table, scans: Sequence[tuple[int, Scan]], names: dict[str, int]) -> Table:
+def _pair(
+    recording: Recording, events: Table, scans: Sequence[tuple[int, Scan]], names: dict[str, int]
+) -> tuple[Table, _Labels]:
     """Match allocations with their frees, and label what the scans saw."""
     alloc, free, free_completed = Action.ALLOC, Action.FREE, Action.FREE_COMPLETED  # found once, not for each event
     born = np.flatnonzero(recording.action == alloc)
@@ -102,7 +107,7 @@ def _pair(recording: Recording, events: Table, scans: Sequence[tuple[int, Scan]]
     actions, addresses = recording.action.tolist(), recording.address.tolist()
     for i, (action, address) in enumerate(zip(actions, addresses, strict=True)):
         while due <= i and waiting is not None:
-            labels.apply(waiting, alive)
+            labels.apply(waiting, alive, i)
             due, waiting = next(upcoming)
         if action == alloc:
             alive[address] = owner[i] = row
@@ -115,11 +120,11 @@ def _pair(recording: Recording, events: Table, scans: Sequence[tuple[int, Scan]]
         elif action == free_completed:
             owner[i] = pending.pop(address, -1)
     while waiting is not None:
-        labels.apply(waiting, alive)
+        labels.apply(waiting, alive, len(events))
         due, waiting = next(upcoming)
     table["died"] = died
     events["allocation"] = owner
-    return table
+    return table, labels
 
 
 @dataclass
@@ -128,14 +133,15 @@ class _Labels:
 
     table: Table
     names: dict[str, int]
+    seen: Seen = field(default_factory=Seen)
 
     def __post_init__(self) -> None:
         self._category = self.table["category"]
         self._name = self.table["name"]
 
-    def apply(self, scan: Scan, alive: dict[int, int]) -> None:
-        category = int(scan.category)
+    def apply(self, scan: Scan, alive: dict[int, int], event: int) -> None:
         starts: list[int] | None = None
+        category = _UNSEEN if scan.category is None else int(scan.category)
         for i, address in enumerate(scan.addresses):
             row = alive.get(address, -1)
             if row < 0:
@@ -146,10 +152,14 @@ class _Labels:
                 row = self._containing(address, starts, alive)
                 if row < 0:
                     continue
-            if category < self._category[row]:
-                self._category[row] = category
-                if i < len(scan.names):
-                    self._name[row] = self.names.setdefault(scan.names[i], len(self.names))
+            if scan.parts:
+                self.seen.used.setdefault(row, []).append((event, *scan.parts[i]))
+            if category > Category.OTHER:
+                self.seen.hold(row, event, scan.names[i])
+            names_it = category < self._category[row] or (category > Category.OTHER and self._name[row] < 0)
+            if names_it and i < len(scan.names) and scan.names[i]:
+                self._name[row] = self.names.setdefault(scan.names[i], len(self.names))
+            self._category[row] = min(category, self._category[row])
 
     def _containing(self, address: int, starts: Sequence[int], alive: dict[int, int]) -> int:
         """A tensor may be a view into a larger allocation, such as a flat buffer of gradients."""
@@ -163,7 +173,7 @@ class _Labels:
 # -- what no scan saw --------------------------------------------------------------------------------------------------
 
 
-def _settle(recording: Recording, story: Story, context: Contexts, table: Table) -> None:
+def _settle(recording: Recording, story: Story, context: Contexts, table: Table, labels: _Labels) -> None:
     """Give a category to every allocation that no scan saw, and take back inputs that a model made itself."""
     category, born, died = table["category"], table["born"], table["died"]
     new = born >= 0
@@ -178,17 +188,21 @@ def _settle(recording: Recording, story: Story, context: Contexts, table: Table)
     # A tensor that another model's forward made is no input, even where it is detached.
     category[(category == Category.INPUT) & new & ~foreign & (zone_phase != Phase.OUTSIDE)] = _UNSEEN
     category[(category == _UNSEEN) & foreign] = Category.OTHER
+    keeping = Keeping(recording, story, context, table, zone, labels.seen)
+    keeping.take_back(_UNSEEN)
     unseen = category == _UNSEEN
 
     last = len(recording.action)
     ends = np.array([recording.position[each.end] if each.end >= 0 else last for each in story.zones], np.int64)
     outlives = (died < 0) | (died >= ends[zone])
+    outlives &= ~(new & np.array([each.keeps_nothing for each in story.zones])[zone])
     workspace = unseen & np.isin(table["requested"], sorted(recording.workspace_sizes))
     category[workspace & ~_doubtful(table, workspace & new)] = Category.WORKSPACE
     unseen = category == _UNSEEN
 
     creates_graph = np.array([each.creates_graph for each in story.zones])[zone]
-    for_backward = np.isin(zone_phase, (Phase.FORWARD, Phase.RECOMPUTE)) | is_loss | creates_graph
+    in_forward = np.isin(zone_phase, (Phase.FORWARD, Phase.RECOMPUTE, Phase.EVALUATION))
+    for_backward = in_forward | is_loss | creates_graph
     category[unseen & new] = Category.TEMPORARY
     category[unseen & new & outlives & for_backward] = Category.ACTIVATION
     loose = unseen & new & outlives & ~for_backward
@@ -197,6 +211,7 @@ def _settle(recording: Recording, story: Story, context: Contexts, table: Table)
         Category.INPUT
     )
     category[unseen & ~new] = Category.OTHER
+    keeping.settle()
 
 
 def _doubtful(table: Table, candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -230,7 +245,7 @@ def _of_a_batch(
     following: dict[int, int] = {}  # that of the track's next zone
     for index in range(len(story.zones) - 1, -1, -1):
         each = story.zones[index]
-        if each.phase is Phase.FORWARD:
+        if each.phase in (Phase.FORWARD, Phase.EVALUATION):
             next_forward[index] = recording.position[each.begin]
         elif each.phase is Phase.OUTSIDE:
             next_forward[index] = following.get(each.track, -1)

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ..tape.events import Action, Phase
-from .recording import ACCUMULATES, CREATES_GRAPH, FOLLOWED, NO_MODULE, Kind, Mark, Recording
+from ..tape.events import Action, Evaluation, Phase
+from .recording import CREATES_GRAPH, FOLLOWED, NO_MODULE, Kind, Mark, Recording
+from .steps import Steps
 from .tracks import tracks_of
 
 
@@ -34,10 +35,16 @@ class Zone:
     """A forward or backward whose modules are known."""
     root: int = -1
     """The outermost module of a forward."""
+    keeps_nothing: bool = False
+    """A forward without gradients that an exception left: what it made, only the exception holds."""
+    makes_graph: bool = False
+    """A forward that made an autograd graph."""
     after_graph: bool = False
     """Outside every model, after a forward that made an autograd graph."""
+    part_of: Phase = Phase.OUTSIDE
+    """Outside every model, the phase that this belongs to all the same."""
     is_loss: bool = False
-    """Outside every model, but between a forward and the backward of what it made."""
+    """Outside every model, but part of a graph: between a forward and the backward of what it made, say."""
 
 
 @dataclass
@@ -64,6 +71,8 @@ class _Reading:
     in_backward: bool = False
     forward_at: int = -1
     """The module that the forward is in."""
+    forward: int = 0
+    """The zone of the last forward that ended."""
     backward_at: int = -1
     boundary: int = 0
     """The last mark at which the zone or the step changed."""
@@ -75,9 +84,11 @@ class Story:
 
     Args:
         marks: in the order in which they were made.
+        model_of: index of the model that a module is part of, for each module; a module beyond it is one of its own.
     """
 
     marks: Sequence[Mark]
+    model_of: Sequence[int] = ()
     zones: list[Zone] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -85,8 +96,9 @@ class Story:
         self.phase = np.zeros(count, np.uint8)
         self.module = np.full(count, -1, np.int32)
         self.zone = np.zeros(count, np.int32)
-        self.step = self._steps()
         self._track_of = tracks_of(self.marks)  # by line
+        steps = Steps(self.marks, self._track_of, self.model_of)
+        self.step, self.evaluation, self.forwards = steps.step, steps.evaluation, steps.forwards
         self._tracks = max(self._track_of.values(), default=0) + 1
         # Of each track: the last mark up to each mark, and the last up to there at which the zone or the step changed.
         self._last = np.zeros((self._tracks, count), np.int64)
@@ -94,110 +106,53 @@ class Story:
         self._read()
         self._find_losses()
 
-    def _steps(self) -> npt.NDArray[np.int32]:
-        """Index of the training step that each mark belongs to."""
-        kinds = {kind for kind, _, _ in self.marks}
-        steps = np.zeros(len(self.marks) + 1, np.int32)
-        step, busy = 0, 0
-        seen: set[int] = set()
-        expected = self._optimizer_periods()
-        unstepped = self._ends_of_accumulation()
-        first_root = next((value for kind, value, _ in self.marks if kind is Kind.ROOT), -1)
-        for number, (kind, value, _) in enumerate(self.marks, 1):
-            if kind in (Kind.ROOT, Kind.BACKWARD, Kind.OPTIMIZER):
-                busy = step
-            if Kind.STEP in kinds:
-                ends = kind is Kind.STEP
-            elif expected:
-                seen |= {value} if kind is Kind.OPTIMIZER_END else set()
-                ends = (
-                    kind is Kind.OPTIMIZER_END
-                    and value >= 0
-                    and all(each in seen for each, (begin, end) in expected.items() if begin <= number <= end)
-                )
-            elif Kind.BACKWARD in kinds:
-                ends = number in unstepped
-            else:
-                ends = kind is Kind.ROOT_END and value == first_root
-            if ends:
-                step += 1
-                seen = set()
-            steps[number] = step
-        return np.minimum(steps, busy)  # what comes after the last step is its end, not another step
-
-    def _optimizer_periods(self) -> dict[int, tuple[int, int]]:
-        """Between which marks each optimizer belongs to every step.
-
-        From its first step to its last; and before the first, as long as it takes turns with one that goes on after it.
-        So models that are trained one after another don't wait for each other, and those of a GAN do.
-        """
-        ended = [
-            (number, value)
-            for number, (kind, value, _) in enumerate(self.marks, 1)
-            if kind is Kind.OPTIMIZER_END and value >= 0
-        ]
-        last = {value: number for number, value in ended}
-        first = {value: number for number, value in reversed(ended)}
-        return {
-            value: (min(first[other] for other in first if last[other] >= begin), last[value])
-            for value, begin in first.items()
-        }
-
-    def _ends_of_accumulation(self) -> set[int]:
-        """Ends of backwards whose gradients are gone before the next: steps, where no optimizer ever steps."""
-        ends: set[int] = set()
-        last = -1
-        for number, (kind, value, _) in enumerate(self.marks, 1):
-            if kind is Kind.BACKWARD and last >= 0 and not value & ACCUMULATES:
-                ends.add(last)
-            elif kind is Kind.BACKWARD_END:
-                last = number
-        return ends
-
     def _read(self) -> None:
         readings = []
         for track in range(self._tracks):
             readings.append(_Reading(track, [len(self.zones)]))
             self.zones.append(Zone(Phase.OUTSIDE, 0, track))
-        left = []  # zones of steps that raised: nobody knows when the program left them
+        raised = []  # zones of steps that raised: nobody knows when the program left them
+        left = {each.number for each in self.forwards if each.was_left and not each.has_grad}
         for number, (kind, value, line) in enumerate(self.marks, 1):
             at = readings[self._track_of[line]]
             before = at.open_zones[-1]
             match kind:
                 case Kind.ROOT:
                     at.forward_at = value
-                    self._open(at, Phase.RECOMPUTE if at.in_backward else Phase.FORWARD, number)
+                    self._open(at, self._phase_of_forward(at, number), number)
                     self.zones[-1].root = value
+                    self.zones[-1].keeps_nothing = number in left
                 case Kind.IN:
                     at.forward_at = value
                     self.zones[before].is_followed = True
                 case Kind.ROOT_END:
-                    at.forward_at = -1
+                    at.forward_at, at.forward = -1, before
                     self._close(at, number)
                 case Kind.GRAPH:
+                    self.zones[at.forward].makes_graph = True
                     self.zones[before].after_graph = self.zones[before].phase is Phase.OUTSIDE
                 case Kind.BACKWARD:
                     at.in_backward, at.backward_at = True, -1
                     self._open(at, Phase.BACKWARD, number)
                     self.zones[-1].creates_graph = bool(value & CREATES_GRAPH)
-                    self.zones[-1].is_followed = bool(value & FOLLOWED)
                 case Kind.BACKWARD_AT:
                     at.backward_at = value
                 case Kind.BACKWARD_END:
                     at.in_backward = False
+                    self.zones[before].is_followed = bool(value & FOLLOWED)
                     self._close(at, number)
                 case Kind.OPTIMIZER:
                     self._open(at, Phase.OPTIMIZER, number)
                 case Kind.OPTIMIZER_END:
                     if value < 0:
-                        left.append(before)
+                        raised.append(before)
                     self._close(at, number)
             zone = at.open_zones[-1]
             if zone != before or self.step[number] != self.step[number - 1]:
                 at.boundary = number
             phase = self.zones[zone].phase
             self.phase[number] = phase
-            if phase in (Phase.FORWARD, Phase.RECOMPUTE):
+            if phase in (Phase.FORWARD, Phase.EVALUATION, Phase.RECOMPUTE):
                 self.module[number] = at.forward_at
             elif phase is Phase.BACKWARD:
                 self.module[number] = at.backward_at
@@ -205,9 +160,14 @@ class Story:
             self._last[at.track, number], self._boundary[at.track, number] = number, at.boundary
         for each in (self._last, self._boundary):
             np.maximum.accumulate(each, axis=1, out=each)
-        for zone in left:
+        for zone in raised:
             self.zones[zone].phase = Phase.OUTSIDE
             self.phase[self.zone == zone] = Phase.OUTSIDE
+
+    def _phase_of_forward(self, at: _Reading, number: int) -> Phase:
+        if at.in_backward:
+            return Phase.RECOMPUTE
+        return Phase.EVALUATION if number in self.evaluation else Phase.FORWARD
 
     def _open(self, at: _Reading, phase: Phase, number: int) -> None:
         if self.zones[at.open_zones[-1]].phase is Phase.OUTSIDE:
@@ -222,23 +182,41 @@ class Story:
             self.zones.append(Zone(Phase.OUTSIDE, number, at.track))
 
     def _find_losses(self) -> None:
-        """What runs between a forward that made a graph and the next backward belongs to the forward."""
+        """What runs between a forward that made a graph and the next backward belongs to the forward.
+
+        So does what runs after a forward of evaluation, up to the next forward: its loss, and what is computed of it.
+        """
         for track in range(self._tracks):
             waiting: list[Zone] = []
+            last = Phase.OUTSIDE  # of the zones that are in a phase
             for zone in self.zones:
                 if zone.track != track:
                     continue
                 if zone.phase is Phase.OUTSIDE:
-                    if waiting or zone.after_graph:
+                    if last is Phase.EVALUATION:
+                        zone.part_of, zone.is_loss = last, zone.after_graph
+                    elif waiting or zone.after_graph:
                         waiting.append(zone)
-                elif zone.phase is Phase.BACKWARD:
+                    continue
+                if zone.phase is Phase.BACKWARD:
                     for each in waiting:
-                        each.is_loss = True
+                        each.part_of, each.is_loss = Phase.FORWARD, True
+                if zone.phase in (Phase.BACKWARD, Phase.OPTIMIZER):
                     waiting = []
-                elif zone.phase is Phase.OPTIMIZER:
-                    waiting = []
-        loss = np.array([zone.is_loss for zone in self.zones])
-        self.phase[loss[self.zone] & (self.phase == Phase.OUTSIDE)] = Phase.FORWARD
+                last = zone.phase
+        part_of = np.array([zone.part_of for zone in self.zones], np.uint8)[self.zone]
+        outside = self.phase == Phase.OUTSIDE
+        self.phase[outside] = part_of[outside]
+
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """What was evaluated, one for each model."""
+        found: dict[int, list[bool]] = {}
+        for each in self.evaluation.values():
+            model = self.model_of[each.module] if each.module < len(self.model_of) else each.module
+            found.setdefault(model, []).append(each.made_graph or (each.has_grad and each.was_left))
+        return tuple(
+            Evaluation(module=model, forwards=len(graphs), with_graph=sum(graphs)) for model, graphs in found.items()
+        )
 
     def contexts(self, recording: Recording) -> Contexts:
         """What was going on at each event."""
@@ -281,9 +259,9 @@ class Story:
         # Segments come and go as the cache has it, and workspaces only in a thread's first backward.
         of_blocks = recording.action <= Action.FREE_COMPLETED
         of_blocks &= ~np.isin(recording.size, sorted(recording.workspace_sizes))
-        for each_phase in (Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE):
+        for each_phase in (Phase.FORWARD, Phase.EVALUATION, Phase.BACKWARD, Phase.RECOMPUTE):
             of_phase = of_blocks & (phase == each_phase)
-            if each_phase is Phase.FORWARD:
+            if each_phase in (Phase.FORWARD, Phase.EVALUATION):
                 of_phase &= module >= 0  # a loss belongs to no module
             chosen = np.flatnonzero(of_phase)
             order = chosen[np.argsort(zone[chosen], kind="stable")]

@@ -25,9 +25,9 @@ class Kind(enum.IntEnum):
     GRAPH = 3
     """The outermost forward that has just ended made an autograd graph; value: the module."""
     BACKWARD = 4
-    """``backward()`` begins; value: the sum of ``CREATES_GRAPH``, ``FOLLOWED`` and ``ACCUMULATES``, where they hold."""
+    """``backward()`` begins; value: the sum of ``CREATES_GRAPH`` and ``ACCUMULATES``, where they hold."""
     BACKWARD_END = 5
-    """``backward()`` has ended."""
+    """``backward()`` has ended; value: ``FOLLOWED`` if its modules are known, else 0."""
     BACKWARD_AT = 6
     """The backward reaches what a module's forward did; value: the module, or -1 for what lies between modules."""
     OPTIMIZER = 7
@@ -38,6 +38,11 @@ class Kind(enum.IntEnum):
     """The user says that a training step has ended."""
     SCAN = 10
     """Tensors were looked at; value: index into ``Marks.scans``."""
+    MODE = 11
+    """How the outermost forward that has just begun runs; value: the sum of ``NO_GRAD`` and ``EVALUATES``, where they
+    hold. Without it: with gradients, in training mode."""
+    LEFT = 12
+    """The outermost forward that has just ended was left by an exception; value: the module."""
 
 
 # One mark: its kind, its value, and the line of the program that it belongs to. A line is what one thread does, and the
@@ -47,10 +52,14 @@ Mark = tuple[Kind, int, int]
 
 CREATES_GRAPH = 1
 """This backward builds a graph itself (``create_graph=True``)."""
-FOLLOWED = 2
-"""This backward is followed module by module."""
-ACCUMULATES = 4
+ACCUMULATES = 2
 """Gradients of an earlier backward are still there when this one begins."""
+FOLLOWED = 1
+"""All forwards that this backward went through were followed module by module."""
+NO_GRAD = 1
+"""Gradients are off."""
+EVALUATES = 2
+"""The module is in evaluation mode (``eval()``)."""
 NO_MODULE = -2
 """In ``Recording.at_module``: the source noted no module, the marks decide."""
 
@@ -59,11 +68,18 @@ NO_MODULE = -2
 class Scan:
     """Where some tensors lay at one moment."""
 
-    category: Category
+    category: Category | None
+    """What they are; None: the program's variables hold them, and their look does not tell."""
     addresses: list[int]
     """One address a tensor, in the source's own terms; 0 for none."""
     names: Sequence[str]
-    """One name a tensor, in the same order; empty: they have none."""
+    """One name a tensor, in the same order, empty for one without; they all have none where there is none."""
+    parts: Sequence[tuple[int, int]] = ()
+    """Of inputs: at which byte of its storage each tensor begins, and how many bytes it has."""
+
+    def says(self, addresses: list[int], names: Sequence[str], parts: Sequence[tuple[int, int]]) -> bool:
+        """Whether another look of the same category would say the same."""
+        return self.addresses == addresses and self.names is names and self.parts == parts
 
 
 @dataclass(frozen=True, kw_only=True)

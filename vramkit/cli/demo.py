@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceError, DoesNotFit, UsageError
 from ..gpus.installed import cuda_devices
-from .saving import PAGE, add_html_option, check_can_save, write_page
+from .printing import show
+from .saving import JSON, PAGE, STDOUT, add_html_option, check_can_save, write_json, write_page
 
 if TYPE_CHECKING:
+    from ..demo.training import Shown, Trained
     from ..results.profile import Profile
     from . import Verbs
 
@@ -26,6 +30,7 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("--gpu", metavar="NAME|SIZE|real", help="a virtual GPU of this kind (see `vramkit gpus`)")
     parser.add_argument("--steps", type=_positive, default=5, metavar="N", help="training steps (default: %(default)s)")
     parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="images (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="also write everything as JSON; -: to stdout, and no text")
     add_html_option(parser)
     parser.set_defaults(main=main)
 
@@ -41,23 +46,48 @@ def main(options: argparse.Namespace) -> int:
     """Choose a device, train, and print. Returns the exit code."""
     if options.device == "cpu" and options.gpu is not None:
         raise UsageError("vramkit demo was called with --device cpu and --gpu", instead="Leave one of them out")
+    if options.json is not None:
+        check_can_save(JSON, options.json)
     if options.html is not None:
         check_can_save(PAGE, options.html)
     where, place = _choose(options.device, options.gpu)
     # Only now: the virtual GPU has to be there before torch is.
     import torch
 
-    from ..demo.training import show
+    from ..demo import training
+
+    tell = _nothing if options.json == STDOUT else show
 
     def keep(result: Profile) -> None:
         if options.html:
-            print(f"{write_page(result.to_html, options.html)}\n", flush=True)
+            tell(f"{write_page(result.to_html, options.html)}\n")
 
     try:
-        return show(where, place, steps=options.steps, batch_size=options.batch_size, keep=keep)
+        shown = training.show(where, place, steps=options.steps, batch_size=options.batch_size, tell=tell, keep=keep)
     except (torch.OutOfMemoryError, MemoryError) as error:  # outside of what is measured: while these were made
         part = "this many images don't fit" if isinstance(error, MemoryError) else "not even its model fits"
         raise DoesNotFit("The demo was to run on this device", part, str(error)) from error
+    if options.json is not None:
+        write_json({"kind": "demo", "place": place, **_document(shown)}, options.json)
+    return int(shown.ran_out)
+
+
+def _document(shown: Shown) -> dict[str, object]:
+    def rows(trained: Mapping[int, Trained]) -> list[dict[str, int]]:
+        return [{"batch_size": size, **each.profile.metrics()} for size, each in trained.items()]
+
+    return {
+        "losses": [loss if math.isfinite(loss) else None for loss in shown.first.losses],
+        "accuracy": shown.first.accuracy,
+        "ran_out": shown.ran_out,
+        "result": shown.first.profile.to_dict(),
+        "with_adam": rows(shown.with_adam),
+        "with_sgd": rows(shown.with_sgd),
+    }
+
+
+def _nothing(text: str) -> None:
+    pass
 
 
 def _choose(device: str | None, gpu: str | None) -> tuple[str, str]:

@@ -8,11 +8,13 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, VramkitError
 from ..sizes import format_size
-from .saving import PAGE, add_html_option, check_can_save, save, write_page
+from .printing import show
+from .saving import JSON, PAGE, STDOUT, add_html_option, check_can_save, save, write_json, write_page
 
 if TYPE_CHECKING:
     from ..estimation.result import Estimate
@@ -40,6 +42,7 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("--engine", choices=("virtual", "fake"), help="default: virtual where it can be, else fake")
     parser.add_argument("--max-batch-size", action="store_true", help="also search the largest batch that fits")
     parser.add_argument("--save", metavar="FILE", help="also write the prediction, for `vramkit view` and vramkit.load")
+    parser.add_argument("--json", metavar="FILE", help="also write everything as JSON; -: to stdout, and no text")
     add_html_option(parser)
     parser.set_defaults(main=main)
 
@@ -59,6 +62,8 @@ def main(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     if options.save is not None:
         check_can_save(_SAVED, options.save)
+    if options.json is not None:
+        check_can_save(JSON, options.json)
     if options.html is not None:
         check_can_save(PAGE, options.html)
     given = _arguments(options.function)
@@ -87,20 +92,31 @@ def _predict(options: argparse.Namespace) -> int:
             instead=f"It returned {', '.join(map(repr, given))}",
         )
     found: Estimate = estimate(**given)
-    print(found.report())
+    tell = _nothing if options.json == STDOUT else show
+    tell(found.report())
     if options.save:
         save(_SAVED, found, options.save)
     fits = found.fits()
+    document: dict[str, object] = {"kind": "estimate", "function": options.function, "result": found.to_dict()}
     if len(sizes) > 1:
         rows = found.batch_sizes(sizes)
-        print(f"\n{table(rows)}")
+        tell(f"\n{table(rows)}")
         fits = all(row.fits for row in rows)
+        document["batch_sizes"] = [asdict(row) for row in rows]
     if options.max_batch_size:
-        print(f"\nThe largest batch that fits {found.gpu.product}: {found.largest_batch_size():,}")
+        largest = found.largest_batch_size()
+        tell(f"\nThe largest batch that fits {found.gpu.product}: {largest:,}")
+        document["largest_batch_size"] = largest
     if options.html:
         curve = sizes if len(sizes) > 1 else None
-        print(f"\n{write_page(lambda path: found.to_html(path, batch_sizes=curve), options.html)}")
+        tell(f"\n{write_page(lambda path: found.to_html(path, batch_sizes=curve), options.html)}")
+    if options.json is not None:
+        write_json(document, options.json)
     return 0 if fits else 1
+
+
+def _nothing(text: str) -> None:
+    pass
 
 
 def table(rows: tuple[BatchSizeRow, ...]) -> str:

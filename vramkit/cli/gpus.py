@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ..gpus import all_gpus
 from ..gpus.installed import cuda_devices
 from ..sizes import format_size
+from .saving import JSON, STDOUT, check_can_save, write_json
 
 if TYPE_CHECKING:
     from . import Verbs
@@ -22,11 +24,18 @@ def add_to(verbs: Verbs) -> None:
         help="the GPUs that are known by name, and this machine's",
         description="Prints the catalogue (what `--gpu NAME` takes), and the CUDA devices of this machine.",
     )
+    parser.add_argument("--json", metavar="FILE", help="also write both as JSON; -: to stdout, and no text")
     parser.set_defaults(main=main)
 
 
 def main(options: argparse.Namespace) -> int:
     """Print both tables."""
+    if options.json is not None:
+        check_can_save(JSON, options.json)
+        cards, here = [asdict(gpu) for gpu in all_gpus()], [asdict(device) for device in cuda_devices()]
+        write_json({"kind": "gpus", "cards": cards, "devices": here}, options.json)
+        if options.json == STDOUT:
+            return 0
     print(_HEAD)
     for gpu in all_gpus():
         print(_row(gpu.name, gpu.product, gpu.memory, gpu.capability, gpu.multiprocessors))

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
-import textwrap
-from collections.abc import Callable
-from dataclasses import replace
-from types import TracebackType
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from ..errors import DeviceError, UsageError
+from ..gpus.installed import cuda_devices
 from ..virtual_gpu import activate, current
-from .saving import PAGE, add_html_option, check_can_save, save, write_page
+from . import processes
+from .endings import INTERRUPTED, StepLimit, Timeout, was_interrupted
+from .printing import flush
+from .processes import Task
+from .progress import Progress, is_terminal
+from .run_report import Outcome, RunReport
+from .saving import JSON, PAGE, add_html_option, check_can_save
 from .script import NotAProgramError, Script, without_our_frames
 
 if TYPE_CHECKING:
-    from ..profiling.profiler import profile
     from ..results.profile import Profile
     from . import Verbs
+    from .measuring import Measurement
 
-_SAVED = "The profile"
 _NOTES = {
     "none": "losses, results and times mean nothing.",
     "small": "values were computed of small tensors only, so losses and results mean nothing, and nor do times.",
     "all": "values were computed by the CPU's kernels; times mean nothing.",
 }
+
+_SETTINGS = ("gpu", "count", "values", "copy_limit", "steps", "timeout", "alloc_conf", "max_events")
+"""The options that change what is measured."""
 
 
 def add_to(verbs: Verbs) -> None:
@@ -38,9 +43,10 @@ def add_to(verbs: Verbs) -> None:
         usage="vramkit run --gpu NAME|SIZE|real [options] SCRIPT [arguments ...]\n"
         "       vramkit run --gpu NAME|SIZE|real [options] -m MODULE [arguments ...]",
         description="Runs an unmodified script and prints where its GPU memory went, to stderr, so that the script's "
-        "own output stays as it is. Models and optimizers are found by themselves.",
-        epilog="Exit code: the script's own; 1 if it ran out of memory or raised; 2 for wrong use. A script that ends "
-        "by os._exit() or by a signal leaves no report.",
+        "own output stays as it is. Models and optimizers are found by themselves, and so are the processes that the "
+        "script starts: the fullest one's report is printed.",
+        epilog="Exit code: the script's own; 0 after --steps; 1 if it ran out of memory or raised; 2 for wrong use; "
+        "124 after --timeout; 130 after Ctrl-C. A script that ends by os._exit() or by a signal leaves no report.",
     )
     parser.add_argument(
         "--gpu",
@@ -58,8 +64,16 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument(
         "--copy-limit", metavar="SIZE", help="the largest copy to a virtual GPU that is made (default: 1 MiB)"
     )
+    parser.add_argument("--steps", type=_at_least_1, metavar="N", help="end the script after N training steps")
+    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="end the script after so long a time")
+    parser.add_argument(
+        "--alloc-conf", metavar="TEXT", help="the script's PYTORCH_CUDA_ALLOC_CONF, such as expandable_segments:True"
+    )
     parser.add_argument("--save", metavar="FILE", help="also write the profile, for `vramkit view` and vramkit.load")
     add_html_option(parser)
+    parser.add_argument(
+        "--json", metavar="FILE", help="also write everything as JSON; -: to stdout, after the script's"
+    )
     parser.add_argument(
         "--max-events", type=int, default=500_000, metavar="N", help="keep the last N events (default: %(default)s)"
     )
@@ -68,18 +82,35 @@ def add_to(verbs: Verbs) -> None:
     parser.set_defaults(main=main)
 
 
+def _at_least_1(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is no time")
+    return number
+
+
 def main(options: argparse.Namespace) -> int:
     """Run the script, then report. Returns the exit code."""
     script = _script(options)
-    if options.save is not None:
-        check_can_save(_SAVED, options.save)
-    if options.html is not None:
-        check_can_save(PAGE, options.html)
-    if options.max_events > sys.maxsize:
-        raise UsageError("--max-events was given", f"with {options.max_events}", instead=f"At most {sys.maxsize:,}")
-    virtual = options.gpu != "real"
-    if virtual:
-        # Processes that the script starts (a rank for each GPU, say) have it too; only this one is measured.
+    _check(options)
+    processes.refuse()
+    limit, timeout = StepLimit(options.steps), Timeout(options.timeout)
+    settings = {name: getattr(options, name) for name in _SETTINGS}
+    report = RunReport(
+        script=script, save_as=options.save, page_as=options.html, json_as=options.json, settings=settings
+    )
+    task = Task(folder=report.folder, max_events=options.max_events, steps=options.steps)
+    if options.alloc_conf is not None:
+        os.environ.pop("PYTORCH_ALLOC_CONF", None)
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = options.alloc_conf
+    if report.is_virtual:
         activate(
             options.gpu,
             count=1 if options.count is None else options.count,
@@ -87,39 +118,91 @@ def main(options: argparse.Namespace) -> int:
             copy_limit=options.copy_limit,
             children=True,
         )
-    else:
-        _check_is_real(options)
-    from ..profiling import profiler
-
-    error, result = _measure(script, profiler.profile(device="cuda", max_events=options.max_events))
-    if result is None:  # a forked child of the script came out here; the report is its parent's
+    measurement = _measurement(task, limit)
+    task.bequeath()
+    error = _run(script, measurement, timeout, report)
+    if report.is_of_a_fork:  # of the script, which came out here; the report is its parent's
         if error is not None:
             raise error
         return 0
+    result = measurement.end(error)
     if isinstance(error, NotAProgramError):
         raise error
-    _flush()
+    if measurement.error is not None:
+        raise measurement.error
     code = _ended(error, result)
-    if virtual:
-        result = _with_note(result, _values_note(options))
-    summary = _summary(result, script, virtual=virtual, crashed=code != 0)
-    if summary:
-        _tell(f"\n{summary}")
-    if options.save:
-        save(_SAVED, result, options.save)
-        _tell(f"\nvramkit: the profile is in {options.save}; see it again with: vramkit view {options.save}")
-    if options.html:
-        _tell(f"\n{write_page(result.to_html, options.html)}")
+    report.add(
+        Outcome(
+            profile=result,
+            code=code,
+            ended=_why(error, limit, timeout),
+            steps=limit.count,
+            note=_values_note(options) if report.is_virtual else "",
+        )
+    )
     if isinstance(error, SystemExit):
         raise error  # Python itself knows best what its code means
     return code
 
 
-def _check_is_real(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> None:
+    """What is wrong is said before the script runs."""
+    for what, path in (("The profile", options.save), (PAGE, options.html), (JSON, options.json)):
+        if path is not None:
+            check_can_save(what, path)
+    if options.max_events > sys.maxsize:
+        raise UsageError("--max-events was given", f"with {options.max_events}", instead=f"At most {sys.maxsize:,}")
+    if options.alloc_conf is not None:
+        from ..allocator import AllocatorConf
+
+        AllocatorConf.parse(options.alloc_conf)
+    if options.gpu != "real":
+        return
     given = {"--count": options.count, "--values": options.values, "--copy-limit": options.copy_limit}
     for option, value in given.items():
         if value is not None:
             raise UsageError(f"{option} was given with --gpu real", "it is about virtual GPUs", instead="Leave it out")
+    if not cuda_devices():
+        raise DeviceError(
+            "A script was to be run on this machine's GPU",
+            "the driver lists none, or there is no driver",
+            instead="Name a virtual one: --gpu a100-40gb",
+        )
+
+
+def _measurement(task: Task, limit: StepLimit) -> Measurement:
+    from ..profiling.profiler import NEEDS
+    from ..torch_internals.needs import require
+    from .measuring import Measurement
+
+    require("vramkit run was called", "run", *NEEDS["cuda"])
+    measurement = Measurement(task, limit, owner=os.getpid())
+    measurement.arm()
+    return measurement
+
+
+def _run(script: Script, measurement: Measurement, timeout: Timeout, report: RunReport) -> BaseException | None:
+    """Run a script; return what it raised."""
+    try:
+        with ExitStack() as stack:
+            if is_terminal(sys.stderr):
+                stack.enter_context(Progress(sys.stderr, measurement.line).running())
+            stack.enter_context(timeout.running(report.end_processes))
+            script.run()
+    except BaseException as error:
+        return error
+    return None
+
+
+def _why(error: BaseException | None, limit: StepLimit, timeout: Timeout) -> str:
+    """What ended the script."""
+    if timeout.is_over:
+        return "timeout"
+    if was_interrupted(error):
+        return "interrupt"
+    if limit.is_reached:
+        return "steps"
+    return "end" if error is None or isinstance(error, SystemExit) else "exception"
 
 
 def _values_note(options: argparse.Namespace) -> str:
@@ -141,81 +224,18 @@ def _script(options: argparse.Namespace) -> Script:
     return Script(target=script[0], arguments=tuple(script[1:]))
 
 
-def _measure(script: Script, measuring: profile) -> tuple[BaseException | None, Profile | None]:
-    """Run a script; return what it raised, and what was measured: None in a child that it forked."""
-    from ..profiling.profiler import measured_by
-
-    process = os.getpid()
-    raised: BaseException | None = None
-    measuring.__enter__()
-    measured_by("vramkit run")  # a script that measures itself is told who does already
-    try:
-        script.run()
-    except BaseException as error:
-        raised = error
-    if os.getpid() != process:
-        return raised, None
-    trace: TracebackType | None = raised.__traceback__ if raised else None
-    measuring.__exit__(type(raised) if raised else None, raised, trace)
-    measured_by("")
-    return raised, measuring.result
-
-
-def _ended(error: BaseException | None, result: Profile) -> int:
+def _ended(error: BaseException | None, result: Profile | None) -> int:
     """Show what a script raised as Python would. Returns the exit code."""
-    if error is None or isinstance(error, SystemExit):
+    if error is None:
         return 0
-    _flush()
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    flush()
     # The report that profile attached comes below, once.
-    notes = [note for note in getattr(error, "__notes__", []) if note != result.report()]
+    text = None if result is None else result.report()
+    notes = [note for note in getattr(error, "__notes__", []) if note != text]
     if hasattr(error, "__notes__"):
         error.__notes__ = notes
     without_our_frames(error)
     sys.excepthook(type(error), error, error.__traceback__)
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
-
-
-def _summary(result: Profile, script: Script, *, virtual: bool, crashed: bool) -> str:
-    used = [each for each in result.each_device() if len(each.tape.events) or len(each.tape.allocations)]
-    if used:
-        return result.report()
-    if crashed:
-        return ""  # what it raised says more than what it didn't use
-    kind = "virtual " * virtual
-    return textwrap.fill(
-        f"vramkit: {script.target}: this process used no CUDA memory; processes that it starts are not measured. It "
-        f"ran with {kind}CUDA devices (torch.cuda.is_available() is True): does it need an option to use them?",
-        width=100,
-        break_on_hyphens=False,
-    )
-
-
-def _with_note(result: Profile, note: str) -> Profile:
-    others = tuple(replace(each, notes=(*each.notes, note)) for each in result.others)
-    return replace(result, notes=(*result.notes, note), others=others)
-
-
-def _tell(text: str) -> None:
-    """Write to the standard error stream, after whatever the script wrote."""
-    _flush()
-    _survive(lambda: print(text, file=sys.stderr, flush=True))
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            _survive(stream.flush)
-
-
-def _survive(write: Callable[[], object]) -> None:
-    """Write, even if the reader of a pipe has had enough (``| head``): the exit code is still the script's."""
-    try:
-        write()
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # a stream that has no descriptor was not the pipe
-                stream.flush()
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1

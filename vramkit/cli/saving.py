@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from .._version import __version__
 from ..errors import UsageError
+from .printing import show
 
 if TYPE_CHECKING:
     from ..results.readable import ReadableResult
+
+SCHEMA = 1
+"""Of what verbs write as JSON: docs/json.md. Another number where a name goes or means something else."""
+
+JSON = "The JSON"
+
+STDOUT = "-"
+"""In the place of a file's name."""
 
 PAGE = "The report"
 
@@ -25,6 +36,8 @@ def check_can_save(what: str, path: str) -> None:
     Raises:
         UsageError: no file can be written there.
     """
+    if path == STDOUT and what == JSON:
+        return
     folder = os.path.dirname(path) or os.curdir
     if not path:
         raise _cannot_save(what, path, "the name is empty")
@@ -68,6 +81,25 @@ def _write(what: str, write: Callable[[str], object], path: str) -> None:
         write(path)
     except OSError as error:
         raise _cannot_save(what, path, error.strerror or str(error)) from error
+
+
+def write_json(document: Mapping[str, object], path: str) -> None:
+    """Write a verb's answer as JSON, with the number of its schema: a file, or one line on the standard output.
+
+    Raises:
+        UsageError: it can't be written.
+    """
+    from ..results.files import replacing
+
+    whole = {"schema": SCHEMA, "vramkit": __version__, **document}
+    if path == STDOUT:
+        show(json.dumps(whole))
+        return
+    try:
+        with replacing(path) as file:
+            file.write(f"{json.dumps(whole, indent=1)}\n".encode())
+    except OSError as error:
+        raise _cannot_save(JSON, path, error.strerror or str(error)) from error
 
 
 def _cannot_save(what: str, path: str, why: str) -> UsageError:

@@ -152,16 +152,39 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=1e-2)
 
 
+class Shown(NamedTuple):
+    """What the demo came to."""
+
+    first: Trained
+    """The training that is explained."""
+    with_adam: dict[int, Trained]
+    """Those that the textbook is held against, by batch size; empty: the first ran out of memory."""
+    with_sgd: dict[int, Trained]
+    """The same with plain SGD."""
+
+    @property
+    def ran_out(self) -> bool:
+        """Whether any training ended for want of memory."""
+        return any(each.ran_out for each in (self.first, *self.with_adam.values(), *self.with_sgd.values()))
+
+
 def show(
-    where: str, place: str, *, steps: int, batch_size: int, keep: Callable[[Profile], object] | None = None
-) -> int:
-    """Train, and print everything. Returns the exit code: 1 if it ran out of memory.
+    where: str,
+    place: str,
+    *,
+    steps: int,
+    batch_size: int,
+    tell: Callable[[str], object],
+    keep: Callable[[Profile], object],
+) -> Shown:
+    """Train, and explain everything.
 
     Args:
         where: "cuda", "virtual" (CUDA without values) or "cpu".
         place: a sentence that says where it runs.
         steps: of the training.
         batch_size: images in a batch.
+        tell: prints.
         keep: is called with the profile once it is printed.
     """
     device = "cpu" if where == "cpu" else "cuda"
@@ -171,25 +194,28 @@ def show(
         f"{batch_size} images.",
         place,
     ):
-        print(textwrap.fill(line, _WIDTH))
-    result, losses, failed, accuracy = train(digits, device, steps=steps, batch_size=batch_size, make=adam)
+        tell(textwrap.fill(line, _WIDTH))
+    first = train(digits, device, steps=steps, batch_size=batch_size, make=adam)
+    result, losses, failed, accuracy = first
     if where == "virtual":
-        print("So there is no loss and no accuracy to show.")
+        tell("So there is no loss and no accuracy to show.")
     elif losses:
         right = "" if failed else f" Then {accuracy:.0%} of the {len(digits.images):,} images are told rightly."
-        print(f"Loss: {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last.{right}")
-    print(f"\n{result}\n", flush=True)
-    if keep:
-        keep(result)
+        tell(f"Loss: {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last.{right}")
+    tell(f"\n{result}\n")
+    keep(result)
     if failed:
-        return 1
+        return Shown(first, {}, {})
     with_adam = {size: train(digits, device, steps=3, batch_size=size, make=adam) for size in BATCHES}
     with_sgd = {size: train(digits, device, steps=3, batch_size=size, make=sgd) for size in BATCHES}
-    if any(each.ran_out for each in (*with_adam.values(), *with_sgd.values())):
-        print("The textbook's batches do not all fit on this device, so there is no table.")
-        return 1
-    print(table({n: each.profile for n, each in with_adam.items()}, {n: each.profile for n, each in with_sgd.items()}))
-    return 0
+    shown = Shown(first, with_adam, with_sgd)
+    if shown.ran_out:
+        tell("The textbook's batches do not all fit on this device, so there is no table.")
+    else:
+        tell(
+            table({n: each.profile for n, each in with_adam.items()}, {n: each.profile for n, each in with_sgd.items()})
+        )
+    return shown
 
 
 def table(with_adam: dict[int, Profile], with_sgd: dict[int, Profile]) -> str:

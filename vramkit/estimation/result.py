@@ -17,7 +17,7 @@ from ..errors import UsageError, VramkitError, printable, shown
 from ..gpus import GPU
 from ..programs.sizeless import without_size
 from ..reports.html.prediction import Prediction
-from ..results import archive
+from ..results import archive, document
 from ..results.checks import DamagedError, integer, items, record, text
 from ..results.readable import ReadableResult, write_page
 from ..scaling.largest import MAX_PREDICTED_BATCH, Largest
@@ -154,6 +154,17 @@ class Estimate(ReadableResult):
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything but the program to one file; `vramkit.load` opens it."""
         archive.save(self, path, _particulars(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a profile's, and what was predicted for which card."""
+        prediction = {
+            "engine": self.engine,
+            "gpu": {**asdict(self.gpu), "capability": list(self.gpu.capability)},
+            "batch_size": self.batch_size or None,
+            "fits": self.fits(),
+            "failure": None if self.failure is None else document.failure(self.failure),
+        }
+        return {**super().to_dict(), **prediction}
 
     def to_html(self, path: str | PathLike[str], *, batch_sizes: Iterable[int] | None = None) -> None:
         """Write everything as one web page, as a profile's, with what other batch sizes need beside the known cards.

@@ -22,6 +22,9 @@ COLORS = {
     Category.TEMPORARY: "#ea9414",
     Category.WORKSPACE: "#a74aa0",
     Category.OTHER: "#8f959c",
+    Category.MODEL_COPY: "#6f4d5b",
+    Category.DATASET: "#85c373",
+    Category.OUTPUT: "#72211e",
 }
 """Of each category, as in the web page; people who see few colours can tell them apart."""
 

@@ -15,20 +15,20 @@ import torch
 
 from ..attribution.recording import ACCUMULATES, CREATES_GRAPH, FOLLOWED, Kind
 from ..torch_internals.autograd import graph_task, saved_targets, sequence_number
+from .following import Following
 from .handles import drop
 from .lines import Line
 from .marks import Marks
 from .optimizer_hooks import OptimizerHooks
 from .running_backwards import RunningBackwards, node_of
+from .step_ends import StepEnds
 from .tensors import tensors_in
 from .tracked_tensors import TrackedTensors
+from .variables import Variables
 
-# Marks at every module, and prehooks on its nodes, are most of what a profile costs, and one step is like the next. So
-# only the forwards before these backwards are followed, with the backwards; the others' modules are found afterwards,
-# where their events are the same. A prime number: where a step has several backwards, each of them gets its turn.
-_FOLLOW_FIRST, _FOLLOW_EVERY = 2, 23
 _MAX_LEAVES = 1000  # of which most have died with their forwards
-_MAX_NODES = 100_000  # hooked and not seen by a backward: forwards that none follows
+_MAX_NODES = 100_000  # hooked and alive: forwards that no backward follows
+_MANY_NODES = 10_000  # hooked, of which most have died with their graphs
 _MAX_LOSS_NODES = 64  # how far a loss may lie from the model's output before its target is taken for "other"
 
 
@@ -40,16 +40,28 @@ class BackwardHooks:
         tensors: whose gradients are looked at.
         optimizers: whose steps may have to be closed.
         running: is told of every backward.
+        ends: as well.
+        following: is told of every backward.
+        variables: looks at what the program holds beside models and optimizers.
     """
 
     def __init__(
-        self, marks: Marks, tensors: TrackedTensors, optimizers: OptimizerHooks, running: RunningBackwards
+        self,
+        marks: Marks,
+        tensors: TrackedTensors,
+        optimizers: OptimizerHooks,
+        running: RunningBackwards,
+        ends: StepEnds,
+        following: Following,
+        variables: Variables,
     ) -> None:
         self._marks = marks
         self._tensors = tensors
         self._optimizers = optimizers
         self._running = running
-        self._here = marks.lines.here
+        self._ends = ends
+        self._following = following
+        self._variables = variables
         self._packs = False  # whether anything was seen that packs saved tensors
 
     def wrap_engine(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,7 +85,14 @@ class BackwardHooks:
             hook = line.at_module[index] = self._make_hook(line, index)
         return hook
 
-    def mark_nodes(self, line: Line, values: Iterable[Any], hook: Callable[[object], None] | None) -> None:
+    def hook_of_missed(self, line: Line, index: int) -> Callable[[object], None]:
+        """The prehook of the nodes at the end of a forward that is not followed: it is all its outermost module's."""
+        hook = line.at_missed.get(index)
+        if hook is None:
+            hook = line.at_missed[index] = partial(self._miss, line, self.hook_of(line, index))
+        return hook
+
+    def mark_nodes(self, line: Line, values: Iterable[Any], hook: Callable[[object], None]) -> None:
         """Remember the nodes that made these values; unless they were known, let ``hook`` run when a backward comes."""
         for value in values:
             for tensor in (value,) if isinstance(value, torch.Tensor) else tensors_in(value):
@@ -85,17 +104,23 @@ class BackwardHooks:
                     number = sequence_number(node)
                     if number not in line.marked_nodes:
                         line.marked_nodes.add(number)
-                        if hook is not None:
-                            line.node_hooks.append(node.register_prehook(hook))
+                        line.node_hooks.append(node.register_prehook(hook))
         if not self._marks.is_open:  # the recording has ended meanwhile, and nobody else will
             drop(line.node_hooks)
 
     def forget_old_nodes(self, line: Line) -> None:
-        """Give up hooks on the nodes of forwards that no backward followed, if there are many."""
+        """Forget the nodes that are gone, if there are many, and those of forwards that no backward followed.
+
+        Not after each backward: a GAN's generator runs before the discriminator's backward, and waits for its own.
+        """
+        if len(line.node_hooks) > line.many_nodes:
+            line.node_hooks[:] = [each for each in line.node_hooks if each.hooks_dict_ref() is not None]
+            line.many_nodes = _MANY_NODES + 2 * len(line.node_hooks)
         if len(line.leaves) > _MAX_LEAVES:
             line.forget_dead_leaves()
         if len(line.node_hooks) > _MAX_NODES:
             drop(line.node_hooks)
+        if len(line.marked_nodes) > _MAX_NODES:
             line.marked_nodes.clear()
 
     def drop_node_hooks(self) -> None:
@@ -127,43 +152,48 @@ class BackwardHooks:
         line.trains = True
         nodes = [node for node in map(node_of, outputs) if node is not None]
         self._optimizers.close_steps()
+        self._ends.pass_begins(self._tensors.has_gradients)
         if not self._packs:
             self._tensors.look_at_inputs(self._targets(line, nodes))
-        keeps_graph, creates_graph = bool(args[1]), bool(args[2])
+        creates_graph = bool(args[2])
         try:
             with self._running.lock:
                 accumulates = self._tensors.has_gradients()
                 self._running.begin(backward, outputs)
-            marks.lay(
-                line,
-                Kind.BACKWARD,
-                CREATES_GRAPH * creates_graph + FOLLOWED * line.is_followed + ACCUMULATES * accumulates,
-            )
-            line.marked_nodes.clear()  # numbers are a thread's own, and checkpoints recompute in another thread
+            marks.lay(line, Kind.BACKWARD, CREATES_GRAPH * creates_graph + ACCUMULATES * accumulates)
+            line.misses = False
             line.backward_at = -1
             # The autograd threads have marks of their own: the first node to run says there that this one began.
             for node in nodes:
                 line.root_hooks.append(node.register_prehook(partial(self._begins, line)))
             node = None
             nodes.clear()
-            return original(outputs, *args, **kwargs)
+            results = original(outputs, *args, **kwargs)
+            if results and args[3:] and args[3] and marks.is_open:
+                self._tensors.look_at_results(args[3], results)
+            return results
         finally:
             drop(line.root_hooks)
             marks.lines.end_task(line)
-            marks.lay(line, Kind.BACKWARD_END, 0)
+            marks.lay(line, Kind.BACKWARD_END, FOLLOWED * (not line.misses))
             if marks.is_open:
+                if self._variables.look(line.backwards, again=line.is_looked_at, grown=False):  # no model has run
+                    self._tensors.look_at_models()
                 self._tensors.look_at_gradients(backward)
                 self._tensors.look_at_leaves(line, backward)
             self._running.end(backward)
+            self._ends.backward_ended()
             line.backwards += 1
-            line.is_followed = line.backwards < _FOLLOW_FIRST or line.backwards % _FOLLOW_EVERY == 0
-            self._here.skips = bool(self._here.stack) and not line.is_followed
-            if not keeps_graph:
-                drop(line.node_hooks)
+            self._following.note(line, Kind.BACKWARD)
 
     def _begins(self, line: Line, _grads: object) -> None:
         self._marks.lines.begin_task(line)
         self._marks.lay(line, Kind.BACKWARD_AT, -1)
+
+    @staticmethod
+    def _miss(line: Line, hook: Callable[[object], None], grads: object) -> None:
+        line.misses = True
+        hook(grads)
 
     def _make_hook(self, line: Line, index: int) -> Callable[[object], None]:
         marks = self._marks

@@ -43,7 +43,7 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
     def __init__(self, max_events: int, device: str = "cpu") -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch's
         self.marks = Marks(self._place)
-        self.hooks = Hooks(self.marks, self._locate)
+        self.hooks = Hooks(self.marks, self._locate, locate_held=self._locate_known)
         self._device = device
         self._max_events = max_events
         # Of each: action, storage, bytes, mark, line, and whether it was there before.
@@ -70,9 +70,13 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
             self._drop(len(self._events))
             self._ours = self._dropped  # events that only say what was there
 
-    def stop(self) -> None:
-        """Look for the last time, before the stack detaches everything."""
-        self.hooks.finish()
+    def stop(self, error: BaseException | None = None) -> None:
+        """Look for the last time, before the stack detaches everything.
+
+        Args:
+            error: ended the program.
+        """
+        self.hooks.finish(error)
         with self._lock:
             self._note_deaths(len(self.marks.entries))
 
@@ -179,3 +183,8 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
 
     def _locate(self, tensor: torch.Tensor) -> int:
         return self._meet(tensor, foreign=True) if tensor.device.type == self._device else 0
+
+    def _locate_known(self, tensor: torch.Tensor) -> int:
+        """As `_locate`; 0 for what no operator and no model has shown: it is none of what is recorded."""
+        key = key_of(tensor.untyped_storage())
+        return key if key in self._alive else 0

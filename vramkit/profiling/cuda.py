@@ -23,6 +23,7 @@ from ..errors import DeviceError
 from ..snapshots.trace import columns_of, conf_text_of, follow_trace, recording_of
 from ..tape.events import TORCH_ACTIONS, Action, Ints
 from ..torch_internals import allocator
+from ..virtual_gpu import current
 from .hooks import Hooks
 from .marks import Marks, padded
 
@@ -61,7 +62,13 @@ class CudaHistory:
             self.marks = Marks(allocator.set_metadata, stamps=True, name=f"v{next(_recordings)}")
         else:
             self.marks = Marks(lambda _number: self._counts.append(self._count()))
-        self.hooks = Hooks(self.marks, torch.Tensor.data_ptr)
+        self.hooks = Hooks(
+            self.marks,
+            torch.Tensor.data_ptr,
+            locate_held=torch.Tensor.data_ptr,
+            allocated=_allocated,
+            follows_all=current() is not None,
+        )
 
     def start(self, stack: ExitStack) -> None:
         """Begin to record: history first, then the hooks.
@@ -83,9 +90,13 @@ class CudaHistory:
         self._counts = [self._first.counts_after]
         self.hooks.install(stack)
 
-    def stop(self) -> None:
-        """Look for the last time, before the stack detaches everything."""
-        self.hooks.finish()
+    def stop(self, error: BaseException | None = None) -> None:
+        """Look for the last time, before the stack detaches everything.
+
+        Args:
+            error: ended the program.
+        """
+        self.hooks.finish(error)
         self._was_off = not allocator.is_history_on()
         self._last = self._read()
         self._outside = [_outside(device) for device in self._devices]
@@ -250,6 +261,11 @@ def _stamps(entries: Sequence[dict[str, Any]], lines: Mapping[str, int]) -> tupl
             if module:
                 at_module[i] = int(module)
     return mark, line, at_module
+
+
+def _allocated() -> int:
+    """``memory_allocated()`` of this thread's device; torch's own function makes 60 more figures of it on the way."""
+    return int(torch.cuda.memory_stats_as_nested_dict()["allocated_bytes"]["all"]["current"])
 
 
 def _outside(device: int) -> tuple[int, int]:

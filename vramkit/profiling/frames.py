@@ -8,9 +8,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from types import FrameType
+from types import CodeType, FrameType
+from typing import Any
 
 _looking = threading.RLock()
+
+_LIBRARIES = frozenset({"contextlib", "torch", "vramkit"})
+_TAKES_LOCALS = frozenset({"locals", "vars", "dir", "eval", "exec", "f_locals"})
+_PYTEST = "@py_builtins"  # in functions whose asserts pytest has rewritten: those ask only whether a name is there
+_REFERENCES = 3  # to a dictionary: the frame's, a variable's, an argument's
 
 
 def own_frames() -> list[FrameType]:
@@ -49,3 +55,40 @@ def _up_from(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
+
+
+def program_frames(outermost: CodeType | None) -> list[FrameType]:
+    """This thread's frames but those of torch and of vramkit, the innermost first.
+
+    Args:
+        outermost: the code of the frame to end with, if it is among them.
+    """
+    found = []
+    for frame in own_frames():
+        if is_the_programs(frame):
+            found.append(frame)
+        if frame.f_code is outermost:
+            break
+    return found
+
+
+def is_the_programs(frame: FrameType) -> bool:
+    """Whether a frame is neither torch's nor vramkit's, nor that of a context on its way out."""
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _LIBRARIES
+
+
+def locals_of(frame: FrameType) -> dict[str, Any]:
+    """The variables of a frame of this thread, or of one that is not running.
+
+    Before Python 3.13 a function's frame keeps the dictionary that it is asked for, and with it everything that was in
+    it: a tensor would outlive its variable. So it is emptied again, unless the function itself may hold it.
+    """
+    if sys.version_info >= (3, 13) or not frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+        return dict(frame.f_locals)
+    if _TAKES_LOCALS.intersection(frame.f_code.co_names) and _PYTEST not in frame.f_code.co_names:
+        return {}
+    kept = frame.f_locals
+    found = dict(kept)
+    if sys.getrefcount(kept) <= _REFERENCES:  # else a debugger or a tracer holds it
+        kept.clear()
+    return found

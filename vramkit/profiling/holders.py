@@ -6,12 +6,17 @@ What the program drops must die as it would have. Knows ``nn.Module`` and ``torc
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 
-from ..torch_internals.modules import children_of
+from ..torch_internals.modules import children_of, eager_name
+from .contents import Found, attributes_of, reached
 from .lines import Line
+from .tensors import shape_of
+
+_MAX_ATTRIBUTES = 1000  # objects that one parameter or module is looked into for
 
 
 class Model:
@@ -25,19 +30,36 @@ class Model:
         parameters: Sequence[torch.Tensor] = (),
         *,
         added_by: Line,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.index = index
         self.added_by = added_by
         self.lines: set[Line] = set()
         """The lines that have run it."""
         self.is_watched = False
+        self.is_trained = False
+        """Whether a gradient of it was seen, or an optimizer has any of its parameters."""
+        self.shapes: tuple[tuple[int, ...], ...] = ()
+        """Of its parameters, when it was last looked at."""
         self._name = name
         self._model = None if model is None else weakref.ref(model)
         self.parameters = [weakref.ref(parameter) for parameter in parameters]
-        self.parameter_names: Sequence[str] = [f"{name}.{index}" for index in range(len(parameters))]
+        self.parameter_names: Sequence[str] = (
+            [f"{name}.{index}" for index in range(len(parameters))] if names is None else names
+        )
         self.buffers: list[weakref.ref[torch.Tensor]] = []
         self.buffer_names: Sequence[str] = []
+        self.carried: list[weakref.ref[torch.Tensor]] = []
+        """Tensors that its parameters have as attributes."""
+        self.carried_names: Sequence[str] = []
+        self._kept: list[weakref.ref[torch.Tensor]] = []
+        self._kept_names: list[str] = []
+        self._keep_attributes()
         self.refresh()
+
+    def model(self) -> torch.nn.Module | None:
+        """The model, if it is one and still there."""
+        return None if self._model is None else self._model()
 
     def is_alive(self) -> bool:
         """Whether the model is still there; loose parameters count as there."""
@@ -74,6 +96,14 @@ class Model:
         refs = (*self.parameters[:1], *self.parameters[-1:], *self.buffers[:1], *self.buffers[-1:])
         return [ref() for ref in refs]
 
+    def named(self) -> list[tuple[str, torch.Tensor]]:
+        """Its parameters and buffers that are there, by their names within the model."""
+        pairs = (
+            *zip(self.parameter_names, self.parameters, strict=False),  # another thread may look at the model again
+            *zip(self.buffer_names, self.buffers, strict=False),
+        )
+        return [(name[len(self._name) + 1 :], tensor) for name, ref in pairs if (tensor := ref()) is not None]
+
     def live_parameters(self) -> list[torch.Tensor | None]:
         """The parameters, None for one that is gone."""
         return [ref() for ref in self.parameters]
@@ -84,18 +114,64 @@ class Model:
         if model is None:
             return
         try:
-            named, held = list(model.named_parameters()), list(model.named_buffers())
+            named = [(eager_name(name), each) for name, each in list(model.named_parameters())]
+            held = [(eager_name(name), each) for name, each in list(model.named_buffers())]
         except RuntimeError:  # another thread changes it: what was known holds
             return
+        carried = [each for name, parameter in named for each in _carried_by(f"{self._name}.{name}", parameter)]
+        self.shapes = tuple(shape_of(parameter) for _, parameter in named)
         # Other threads read both at a time.
         self.parameters, self.parameter_names = (
             [weakref.ref(parameter) for _, parameter in named],
-            [f"{self._name}.{name}" for name, _ in named],
+            _again(self.parameter_names, [f"{self._name}.{name}" for name, _ in named]),
+        )
+        self.carried, self.carried_names = (
+            [weakref.ref(tensor) for _, tensor in carried],
+            _again(self.carried_names, [name for name, _ in carried]),
         )
         self.buffers, self.buffer_names = (
-            [weakref.ref(buffer) for _, buffer in held],
-            [f"{self._name}.{name}" for name, _ in held],
+            [weakref.ref(buffer) for _, buffer in held] + self._kept,
+            _again(self.buffer_names, [*(f"{self._name}.{name}" for name, _ in held), *self._kept_names]),
         )
+
+    def _keep_attributes(self) -> None:
+        """Tensors that its modules have as attributes before anything runs: constants, buffers but for the name."""
+        model = None if self._model is None else self._model()
+        if model is None:
+            return
+        held = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        for name, module in model.named_modules():
+            prefix = f"{self._name}.{name}".removesuffix(".")
+            for each in _tensors_under(attributes_of(prefix, module), _is_container):
+                if id(each[1]) not in held:
+                    self._kept.append(weakref.ref(each[1]))
+                    self._kept_names.append(each[0])
+
+
+def _again(old: Sequence[str], new: list[str]) -> Sequence[str]:
+    """The old names, if they are the same: a scan that says what the last one said is kept once."""
+    return old if old == new else new
+
+
+def _carried_by(name: str, parameter: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    """Tensors that a parameter has as attributes, directly or inside an object, such as a quantised weight's scales."""
+    return _tensors_under(attributes_of(name, parameter), _is_no_owner) if vars(parameter) else []
+
+
+def _tensors_under(items: Iterable[tuple[str, Any]], enters: Callable[[type], bool]) -> list[tuple[str, torch.Tensor]]:
+    def look(found: Found) -> tuple[bool, None]:
+        return enters(type(found.value)), None
+
+    found = reached(items, look, _MAX_ATTRIBUTES)
+    return [(each.name, each.value) for each in found if isinstance(each.value, torch.Tensor)]
+
+
+def _is_no_owner(kind: type) -> bool:
+    return not issubclass(kind, (torch.nn.Module, torch.optim.Optimizer))
+
+
+def _is_container(kind: type) -> bool:
+    return issubclass(kind, (list, tuple, dict))
 
 
 def _modules_of(model: torch.nn.Module) -> Iterator[torch.nn.Module]:

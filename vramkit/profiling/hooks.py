@@ -8,7 +8,7 @@ is 0.35; a prehook on one autograd node 1.3 µs to register and 1.3 µs to run. 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -18,12 +18,15 @@ from ..attribution.recording import Kind
 from ..torch_internals.autograd import RUN_BACKWARD
 from ..torch_internals.modules import restore_in_dynamo
 from .backward_hooks import BackwardHooks
+from .following import Following
 from .marks import Marks
 from .module_hooks import ModuleHooks
 from .optimizer_hooks import OptimizerHooks
 from .running_backwards import RunningBackwards
+from .step_ends import StepEnds
 from .tracked_modules import TrackedModules
 from .tracked_tensors import TrackedTensors
+from .variables import Variables
 
 Choose = Callable[[Callable[..., Any], Callable[..., Any]], Callable[..., Any]]
 
@@ -35,32 +38,64 @@ class Hooks:
         marks: where they are laid down.
         locate: where a tensor's memory lies; see `TrackedTensors`.
         choose: makes one function of a hook and of what runs without it, for a recording that is not of every thread.
+        locate_held: where a tensor's memory lies that only a variable holds, 0 where nothing of it is recorded; None:
+            the program's variables are not looked at.
+        allocated: bytes that are allocated now; a source that can't say so gives none.
+        follows_all: every forward is followed module by module, where time means nothing.
     """
 
-    def __init__(self, marks: Marks, locate: Callable[[torch.Tensor], int], *, choose: Choose | None = None) -> None:
+    def __init__(
+        self,
+        marks: Marks,
+        locate: Callable[[torch.Tensor], int],
+        *,
+        choose: Choose | None = None,
+        locate_held: Callable[[torch.Tensor], int] | None = None,
+        allocated: Callable[[], int] | None = None,
+        follows_all: bool = False,
+    ) -> None:
         self.modules = TrackedModules()
         self._marks = marks
         self._choose = choose or _always
         running = RunningBackwards(BackwardHooks.run.__code__)
+        self._ends = StepEnds()
         self._tensors = TrackedTensors(marks, locate, running)
-        self._optimizers = OptimizerHooks(marks, self._tensors)
-        self._backwards = BackwardHooks(marks, self._tensors, self._optimizers, running)
-        self._calls = ModuleHooks(marks, self.modules, self._tensors, self._backwards, self._optimizers)
+        following = Following(all_of_them=follows_all)
+        self._optimizers = OptimizerHooks(marks, self._tensors, self._ends, following)
+        self._variables = Variables(marks, locate_held, allocated, self._tensors, self.modules)
+        self._backwards = BackwardHooks(
+            marks, self._tensors, self._optimizers, running, self._ends, following, self._variables
+        )
+        self._calls = ModuleHooks(
+            marks,
+            self.modules,
+            self._tensors,
+            self._backwards,
+            self._optimizers,
+            self._ends,
+            self._variables,
+            following,
+        )
 
     def add_models(self, models: Mapping[str, torch.nn.Module]) -> None:
         """Make models known before their first forward, so that what they hold is labelled from the start."""
         for name, model in models.items():
             if id(model) not in self.modules.index:
-                self._calls.add_model(model, name)
+                self._calls.add_model(model, "" if name.partition("#")[0] == type(model).__name__ else name)
 
     def add_optimizers(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         """Make optimizers known before their first step."""
         for optimizer in optimizers:
             self._tensors.add_optimizer(optimizer)
 
+    def tell_of_steps(self, tell: Callable[[int], object]) -> None:
+        """Call something at the end of each training step; see `StepEnds`."""
+        self._ends.tell = tell
+
     def step(self) -> None:
         """End a training step."""
         self._marks.lay(self._marks.lines.current(), Kind.STEP, 0)
+        self._ends.said()
 
     def install(self, stack: ExitStack) -> None:
         """Attach every hook, and look at what is there.
@@ -69,6 +104,7 @@ class Hooks:
             stack: owns each hook before it is there, and detaches it. Other threads may be anywhere meanwhile.
         """
         self._marks.lines.current()  # this thread's comes first
+        self._variables.begin()
         own(stack, self.modules.forget)
         own(stack, self._backwards.drop_node_hooks)
         own(stack, self._tensors.drop_hooks)
@@ -90,10 +126,29 @@ class Hooks:
         self._tensors.watch()
         self._tensors.look_at_all()
 
-    def finish(self) -> None:
-        """Look once more at what is there; the marks up to here are kept."""
-        self._tensors.look_once_more()
+    def finish(self, error: BaseException | None = None) -> None:
+        """Look once more at what is there; the marks up to here are kept.
+
+        Args:
+            error: ended the program.
+        """
+        self._tensors.look_at_all()
+        with suppress(Exception):  # the program's own classes raise what they like
+            found = self._variables.walk(error)
+            models, optimizers = self._variables.unknown(found)
+            self.add_optimizers(optimizers)
+            if models:
+                for model in models:
+                    self._calls.add_model(model)
+                self._tensors.look_at_all()
+                found = self._variables.walk(error)
+            self._variables.look_at(found)
+        self._tensors.tell_copies()
         self._marks.keep()
+
+    def alive(self) -> tuple[list[torch.nn.Module], list[torch.optim.Optimizer]]:
+        """The models and optimizers that are known and still there."""
+        return self._tensors.alive()
 
 
 def own(stack: ExitStack, undo: Callable[..., object], *args: Any) -> None:

@@ -27,16 +27,22 @@ class Line:
 
     __slots__ = (
         "_thread",
+        "at_missed",
         "at_module",
         "backward_at",
         "backwards",
         "first_node",
+        "forwards",
         "is_followed",
+        "is_looked_at",
         "leaves",
+        "many_nodes",
         "marked_nodes",
+        "misses",
         "node_hooks",
         "number",
         "prefix",
+        "recent",
         "root_hooks",
         "task",
         "trains",
@@ -49,7 +55,15 @@ class Line:
         self.trains = False
         """Whether it ran a backward or an optimizer's step."""
         self.is_followed = True
-        """Whether forwards, and the backward of what runs now, are followed module by module."""
+        """Whether its forward is followed module by module; a backward is where all that it goes through was."""
+        self.is_looked_at = True
+        """Whether all tensors of models and optimizers are looked at, or only whether some have moved."""
+        self.forwards: dict[object, int] = {}
+        """How many outermost forwards of each kind it ran."""
+        self.recent: tuple[object, ...] = ()
+        """What it did last: forwards, backwards and optimizers' steps."""
+        self.misses = False
+        """Whether its backward went through a forward that was not followed."""
         self.backwards = 0
         self.backward_at = -1
         """The module that its backward has reached."""
@@ -58,6 +72,9 @@ class Line:
         self.first_node = next_number()
         """Nodes of its graphs with lower numbers were made before."""
         self.marked_nodes: set[int] = set()
+        """Numbers of nodes that have a hook."""
+        self.many_nodes = 0
+        """With more hooks than so many it is looked which of them are on nodes that are gone."""
         self.node_hooks: list[Any] = []
         """Handles of the hooks on nodes of its forwards."""
         self.root_hooks: list[Any] = []
@@ -66,6 +83,8 @@ class Line:
         """Tensors that came to its modules or from them, get gradients, and are no parameters; by their ids."""
         self.at_module: dict[int, Callable[[object], None]] = {}
         """The hook of each module's nodes."""
+        self.at_missed: dict[int, Callable[[object], None]] = {}
+        """The same, for the ends of forwards that are not followed."""
 
     def is_alive(self) -> bool:
         """Whether its thread still runs."""

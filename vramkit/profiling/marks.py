@@ -39,7 +39,7 @@ class Marks:
         """The marks up to `keep`."""
         self.is_open = True
         """Whether anybody waits for more of them."""
-        self._last_scan: dict[tuple[Category, int], int] = {}
+        self._last_scan: dict[tuple[Category | None, int], int] = {}
         self._lock = threading.Lock()
 
     def lay(self, line: Line, kind: Kind, value: int) -> None:
@@ -48,15 +48,22 @@ class Marks:
         self.entries.append((kind, value, line.number))
         self.place(f"{line.prefix}{len(self.entries)}")
 
-    def scan(self, line: Line, category: Category, addresses: list[int], names: Sequence[str]) -> None:
-        """Lay down what a look at tensors saw."""
+    def scan(
+        self,
+        line: Line,
+        category: Category | None,
+        addresses: list[int],
+        names: Sequence[str],
+        parts: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        """Lay down what a look at tensors saw; see `Scan`."""
         key = category, id(names)
         with self._lock:
             last = self._last_scan.get(key, -1)
-            if last < 0 or self.scans[last].addresses != addresses:
+            if last < 0 or not self.scans[last].says(addresses, names, parts):
                 # Most tensors stay where they are: thousands of steps must not keep thousands of equal lists.
                 last = self._last_scan[key] = len(self.scans)
-                self.scans.append(Scan(category, addresses, names))
+                self.scans.append(Scan(category, addresses, names, parts))
         self.lay(line, Kind.SCAN, last)
 
     def keep(self) -> None:

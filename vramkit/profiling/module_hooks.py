@@ -13,16 +13,20 @@ from typing import Any
 
 import torch
 
-from ..attribution.recording import Kind
+from ..attribution.recording import EVALUATES, NO_GRAD, Kind
 from ..torch_internals.autograd import graph_task, is_tracing
-from ..torch_internals.modules import is_replica
+from ..torch_internals.modules import eager, is_replica
 from .backward_hooks import BackwardHooks
+from .following import Following
 from .frames import frames_of_others, own_frames
+from .lines import Line
 from .marks import Marks
 from .optimizer_hooks import OptimizerHooks
+from .step_ends import StepEnds
 from .tensors import tensors_in
 from .tracked_modules import TrackedModules, first_shape
 from .tracked_tensors import TrackedTensors
+from .variables import Variables
 
 
 class ModuleHooks:
@@ -34,6 +38,9 @@ class ModuleHooks:
         tensors: what models are made known to, and what looks at inputs.
         backwards: hooks the nodes that forwards make.
         optimizers: whose steps may have to be closed.
+        ends: is told of every forward.
+        variables: looks at what the program holds beside models and optimizers.
+        following: says which forwards are followed.
     """
 
     def __init__(
@@ -43,21 +50,33 @@ class ModuleHooks:
         tensors: TrackedTensors,
         backwards: BackwardHooks,
         optimizers: OptimizerHooks,
+        ends: StepEnds,
+        variables: Variables,
+        following: Following,
     ) -> None:
         self._marks = marks
         self._modules = modules
         self._tensors = tensors
         self._backwards = backwards
         self._optimizers = optimizers
+        self._ends = ends
+        self._variables = variables
+        self._following = following
         self._codes: set[CodeType] = set()  # of the wrapper's functions
         self._wrapped: CodeType | None = None
         self._late: set[int] = set()  # threads that were in a forward when the hooks came, and may still be
 
-    def add_model(self, model: torch.nn.Module, name: str) -> int:
-        """Make a model known, and what it holds; returns the index of its module."""
-        name = self._modules.unique_name(name)
-        index = self._modules.meet(model, name)
-        self._tensors.add_model(index, name, model)
+    def add_model(self, model: torch.nn.Module, name: str = "") -> int:
+        """Make a model known, and what it holds; returns the index of its module.
+
+        Args:
+            model: it.
+            name: that its user has given it; empty: that of its class.
+        """
+        model, given = eager(model), bool(name)
+        name = self._modules.unique_name(name or type(model).__name__)
+        index = self._modules.meet(model, name, given=given)
+        self._tensors.add_model(index, name, model, instead_of=self._modules.adopted)
         return index
 
     def leave_out_late(self) -> None:
@@ -69,7 +88,8 @@ class ModuleHooks:
         marks, lines, here = self._marks, self._marks.lines, self._marks.lines.here
         known, calls, shapes = self._modules.index, self._modules.calls, self._modules.shapes
         entries, place = marks.entries, marks.place
-        hook_of, mark_nodes = self._backwards.hook_of, self._backwards.mark_nodes
+        hook_of, hook_of_missed = self._backwards.hook_of, self._backwards.hook_of_missed
+        mark_nodes = self._backwards.mark_nodes
         is_compiling = torch.compiler.is_compiling
         root, root_end, inside = Kind.ROOT, Kind.ROOT_END, Kind.IN
 
@@ -78,9 +98,11 @@ class ModuleHooks:
                 return original(module, *args, **kwargs)
             if here.skips:
                 index = known.get(id(module), -1)
+                if index < 0:  # it was made in this forward, in a module that nobody knows
+                    index = self._modules.meet_somewhere(module, here.stack[0])
                 if index >= 0:
                     calls[index] += 1
-                    return original(module, *args, **kwargs)
+                return original(module, *args, **kwargs)
             return outermost_or_followed(module, args, kwargs)
 
         def outermost_or_followed(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -91,25 +113,36 @@ class ModuleHooks:
                 return original(module, *args, **kwargs)
             in_backward = not stack and graph_task() >= 0  # a recomputation
             line = here.line if stack and here.line is not None else lines.current()
+            mode = 0
             if index < 0:
                 index = self._meet(module, stack)
             if not stack:
                 here.line = line
                 self._optimizers.close_steps()
+                if not in_backward:
+                    self._ends.pass_begins(self._tensors.has_gradients)
                 self._backwards.forget_old_nodes(line)
                 self._tensors.use_model(self._modules.root_of(index), line)
-                self._tensors.look_at_models(again=line.is_followed)
+                mode = 0 if in_backward else self._begin(module, index, line)  # a recomputation is as its forward was
                 self._tensors.look_at_inputs(_inputs((args, kwargs)))
-            if line.is_followed:
-                # What the parent did before is not this module's: the backward leaves the module there.
-                mark_nodes(line, (*args, *kwargs.values()), hook_of(line, stack[-1] if stack else -1))
+                looked = self._variables.look(line.backwards, again=line.is_looked_at)
+                self._tensors.look_at_models(again=line.is_looked_at or looked)
+            marked = line.marked_nodes
+            if in_backward:  # in another thread, which numbers its nodes by itself
+                line.marked_nodes = set()
+            # What the parent did before is not this module's: the backward leaves the module there.
+            mark_nodes(line, (*args, *kwargs.values()), hook_of(line, stack[-1] if stack else -1))
             number, prefix = line.number, line.prefix
             entries.append((inside if stack else root, index, number))
             stack.append(index)
             place(f"{prefix}{len(entries)}")
+            has_ended = False
             try:
                 here.skips = not line.is_followed
+                if mode:
+                    marks.lay(line, Kind.MODE, mode)
                 output = original(module, *args, **kwargs)
+                has_ended = True
             finally:
                 stack.pop()
                 entries.append((inside, stack[-1], number) if stack else (root_end, index, number))
@@ -117,13 +150,16 @@ class ModuleHooks:
                 calls[index] += 1
                 if not stack:
                     here.skips = False
+                    if not has_ended:
+                        line.marked_nodes = marked
+                        marks.lay(line, Kind.LEFT, index)
                     if in_backward:  # which goes on where it was
                         marks.lay(line, Kind.BACKWARD_AT, line.backward_at)
             if not shapes[index]:
                 shapes[index] = first_shape(output)
-            if line.is_followed or not stack:
-                mark_nodes(line, (output,), hook_of(line, index) if line.is_followed else None)
-            if not stack and any(tensor.requires_grad for tensor in tensors_in(output)):
+            mark_nodes(line, (output,), (hook_of if line.is_followed else hook_of_missed)(line, index))
+            line.marked_nodes = marked
+            if not stack and _has_graph(output):
                 marks.lay(line, Kind.GRAPH, index)
             return output
 
@@ -131,12 +167,27 @@ class ModuleHooks:
         self._codes = {call.__code__, outermost_or_followed.__code__}
         return call
 
+    def _begin(self, module: torch.nn.Module, index: int, line: Line) -> int:
+        """Begin an outermost forward; returns the value of its mark `Kind.MODE`, 0: it needs none."""
+        has_grad, is_training = torch.is_grad_enabled(), bool(getattr(module, "training", True))
+        self._following.begin_forward(
+            line, index, has_grad=has_grad, is_training=is_training, marks=len(self._marks.entries)
+        )
+        return NO_GRAD * (not has_grad) + EVALUATES * (not is_training)
+
     def _meet(self, module: torch.nn.Module, stack: Sequence[int]) -> int:
         """Make a module known at its first call: a model of its own, or one that a forward has just made."""
         if stack:
             return self._modules.meet_inside(module, stack[-1])
         again = self._modules.meet_again(module)
-        return again if again >= 0 else self.add_model(module, type(module).__name__)
+        return again if again >= 0 else self._meet_model(module)
+
+    def _meet_model(self, module: torch.nn.Module) -> int:
+        inner = eager(module)
+        index = self._modules.index.get(id(inner), -1)
+        if index < 0:
+            index = self.add_model(inner)
+        return index if inner is module else self._modules.meet(module, "")
 
     def _is_left_out(self) -> bool:
         """Whether nobody waits for this thread's marks, or it is still in a forward whose beginning was not seen."""
@@ -153,6 +204,12 @@ class ModuleHooks:
     def _is_unseen(self, frame: FrameType) -> bool:
         """Whether a frame is that of a module's call that the wrapper did not make."""
         return frame.f_code is self._wrapped and (frame.f_back is None or frame.f_back.f_code not in self._codes)
+
+
+def _has_graph(output: Any) -> bool:
+    """Whether a model's output is part of an autograd graph; of an object that nobody looks into, whether it may be."""
+    tensors = list(tensors_in(output))
+    return any(tensor.requires_grad for tensor in tensors) or (not tensors and torch.is_grad_enabled())
 
 
 def _inputs(values: Any) -> list[torch.Tensor]:

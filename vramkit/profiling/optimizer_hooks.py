@@ -6,8 +6,10 @@ import torch
 
 from ..attribution.recording import Kind
 from ..torch_internals.optimizers import is_step
+from .following import Following
 from .frames import own_frames
 from .marks import Marks
+from .step_ends import StepEnds
 from .tracked_tensors import TrackedTensors
 
 
@@ -17,11 +19,15 @@ class OptimizerHooks:
     Args:
         marks: where marks are laid down.
         tensors: what optimizers are made known to.
+        ends: is told of every step.
+        following: as well.
     """
 
-    def __init__(self, marks: Marks, tensors: TrackedTensors) -> None:
+    def __init__(self, marks: Marks, tensors: TrackedTensors, ends: StepEnds, following: Following) -> None:
         self._marks = marks
         self._tensors = tensors
+        self._ends = ends
+        self._following = following
         self._here = marks.lines.here
 
     def begins(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
@@ -32,6 +38,7 @@ class OptimizerHooks:
         index = self._tensors.add_optimizer(optimizer)
         self._tensors.use_optimizer(index, line)
         self._here.in_step.append(index)
+        self._following.note(line, index)
         self._marks.lay(line, Kind.OPTIMIZER, index)
 
     def ended(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
@@ -41,7 +48,9 @@ class OptimizerHooks:
         if index in self._here.in_step:  # else it began before the recording did
             self._here.in_step.remove(index)
             self._marks.lay(line, Kind.OPTIMIZER_END, index)
-        self._tensors.look_at_state(index, again=line.is_followed)
+        self._tensors.look_at_state(index, again=line.is_looked_at)
+        if self._marks.is_open:
+            self._ends.optimizer_stepped(optimizer, self._tensors.parameter_ids)
 
     def close_steps(self) -> None:
         """End this thread's steps that an exception left: torch calls no hook then. A closure's forward is in one."""

@@ -16,7 +16,6 @@ import torch
 from typing_extensions import Self
 
 from .._version import __version__
-from ..attribution.categories import attribute
 from ..attribution.recording import Recording
 from ..counts import check_count
 from ..errors import DeviceError, UsageError
@@ -29,7 +28,9 @@ from ..torch_internals.needs import require
 from ..virtual_gpu.values.hook import Read
 from .hooks import Hooks
 from .marks import Marks
+from .settling import tape_of
 from .uncomputed import notes_of, reads_so_far
+from .whole import Whole, whole_of
 
 _FOUND = "a sequence or a dict of them; or none, and what runs is found"
 
@@ -46,7 +47,7 @@ class _Source(Protocol):
     @property
     def hooks(self) -> Hooks: ...
     def start(self, stack: ExitStack) -> None: ...
-    def stop(self) -> None: ...
+    def stop(self, error: BaseException | None = None) -> None: ...
     def recordings(self) -> list[Recording]: ...
 
 
@@ -71,7 +72,7 @@ class _Measuring:
     process: int = 0
     """Identity of the process; a fork inside the block is not measured, and may measure itself."""
     owner: str = ""
-    """Who measures, where it isn't the user's own block: for an error's text."""
+    """Who measures or is about to, where it isn't the user's own block."""
 
 
 _measuring = _Measuring()
@@ -99,6 +100,8 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         max_events: how many events of each device to keep, at most. Of more, the last are kept, and
             ``result.notes`` says how many were dropped. An event takes about 0.2 kB while it is recorded and 1 kB more
             for a moment at the end; what the program was doing takes some 3 kB a step beside that.
+        on_step: called with the number of training steps that have ended, each time that one has: when each optimizer
+            in use has stepped. What it raises goes through the program, out of the optimizer's step.
 
     Raises:
         UsageError: an argument is not what it should be; on entering, a profile is being measured already.
@@ -119,12 +122,14 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         *,
         device: str | torch.device | None = None,
         max_events: int = 500_000,
+        on_step: Callable[[int], object] | None = None,
     ) -> None:
         self._models = models_of("vramkit.profile was called", model, f"Pass an nn.Module, {_FOUND}")
         self._optimizers = optimizers_of(
             "vramkit.profile was called", optimizer, f"Pass a torch.optim.Optimizer, {_FOUND}"
         )
-        self._max_events = check_count("vramkit.profile was called", "max_events", max_events)
+        self._max_events = check_count("vramkit.profile was called", "max_events", max_events, maximum=sys.maxsize)
+        self._on_step = on_step
         self._device = _device(device, self._models)
         self._stack = ExitStack()
         self._source: _Source | None = None
@@ -132,6 +137,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         self._result: Profile | None = None
         self._entered = False
         self._reads: Counter[Read] = Counter()
+        self._whole: Whole | None = None
 
     def __enter__(self) -> Self:
         if self._entered:
@@ -156,15 +162,17 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
             source = _source(self._device, self._max_events)
             source.hooks.add_models(self._models)
             source.hooks.add_optimizers(self._optimizers.values())
+            if self._on_step is not None:
+                source.hooks.tell_of_steps(self._on_step)
             stack.push(self._settle)  # the last to run
             stack.callback(setattr, _measuring, "active", None)
             stack.callback(setattr, self, "_source", None)
             self._reads = reads_so_far()
+            _measuring.process = os.getpid()
+            _measuring.active = self  # from here on: CUDA may begin now, and with it what waits for that
             source.start(stack)
             stack.push(self._stop)  # the first to run, while everything is still there
             self._source = source
-            _measuring.process = os.getpid()
-            _measuring.active = self
             self._entered = True
             return self
         except BaseException:
@@ -187,9 +195,11 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         source = self._source
         if source is not None:
             with _beside(error):
-                source.stop()
+                source.stop(error)
                 self._recorded = source
                 self._reads = reads_so_far() - self._reads
+                failed = is_out_of_memory(error)
+                self._whole = whole_of(*source.hooks.alive(), source.marks.kept, failed=failed)
 
     def _settle(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -198,7 +208,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         if source is not None:
             self._models, self._optimizers = {}, {}  # a result must not keep the program's objects alive
             with _beside(error):
-                self._result = _result_of(source, self._device, self._reads)
+                self._result = _result_of(source, self._device, self._reads, self._whole)
                 if error is not None and is_out_of_memory(error):
                     _add_note(error, self._result.report())
 
@@ -291,13 +301,13 @@ def _source(device: torch.device, max_events: int) -> _Source:
     return StorageLifetimes(max_events)
 
 
-def _result_of(source: _Source, device: torch.device, reads: Counter[Read]) -> Profile:
-    recordings, marks, modules = source.recordings(), source.marks, source.hooks.modules.described()
-    uncomputed = notes_of(reads, marks, modules)
+def _result_of(source: _Source, device: torch.device, reads: Counter[Read], whole: Whole | None) -> Profile:
+    recordings, marks, modules = source.recordings(), source.marks, source.hooks.modules
+    uncomputed = notes_of(reads, marks, modules.by_index())
     versions = {"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]}
     profiles = [
         Profile(
-            tape=attribute(recording, marks.kept, marks.scans, modules),
+            tape=tape_of(recording, marks, modules),
             device_name=torch.cuda.get_device_name(recording.device) if device.type == "cuda" else "",
             capacity=recording.capacity,
             outside=recording.outside,
@@ -311,6 +321,8 @@ def _result_of(source: _Source, device: torch.device, reads: Counter[Read]) -> P
         return Profile(tape=empty, versions=versions, notes=("Nothing used the device inside the block.",))
     profiles.sort(key=lambda each: (each.device != str(device), -each.peak_reserved))
     first, *others = profiles
+    if whole is not None:
+        first = replace(first, notes=(*first.notes, whole.note(first.capacity)))
     return replace(first, others=tuple(others))
 
 
@@ -326,13 +338,13 @@ def _beside(error: BaseException | None) -> Iterator[None]:
 
 
 def is_measuring() -> bool:
-    """Whether a profile is measuring in this process; a fork inside its block is not measured."""
-    return _measuring.active is not None and _measuring.process == os.getpid()
+    """Whether a profile measures in this process, or somebody is about to; a fork inside its block is not measured."""
+    return (_measuring.active is not None or bool(_measuring.owner)) and _measuring.process == os.getpid()
 
 
 def measured_by(owner: str) -> None:
-    """Say who measures, for the text of an error; empty: the user's own block."""
-    _measuring.owner = owner
+    """Say who measures this process, or will from its first use of CUDA on: nobody else may. Empty: anybody may."""
+    _measuring.owner, _measuring.process = owner, os.getpid()
 
 
 def _add_note(error: BaseException, note: str) -> None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..tape.events import Module
-from ..torch_internals.modules import children_of, parameters_of
+from ..torch_internals.modules import children_of, eager, parameters_of
 from .tensors import parts_of, tensors_in
 
 
@@ -26,8 +27,14 @@ class TrackedModules:
         self.calls: list[int] = []
         self.shapes: list[tuple[int, ...]] = []
         self._met: list[Module] = []
+        self.renamed: dict[str, str] = {}
+        """Names of modules that ran before the model that they are part of, and what they are called since."""
+        self.adopted: set[int] = set()
+        """Modules that were taken for models until the model was met that they are part of."""
+        self._given: set[int] = set()  # models that the user has named
         self._roots: dict[str, int] = {}  # how often a name was asked for
-        self._unused: dict[tuple[int, str], list[int]] = {}  # (parent, class) of modules without children that died
+        self._unused: dict[str, list[int]] = {}  # of each class: modules that died and may be made anew, oldest first
+        self._gone: set[int] = set()  # models that died: what was in them is not made anew
         self._refs: dict[int, weakref.ref[torch.nn.Module]] = {}
         self._lock = threading.RLock()  # threads that meet modules at the same time take an index each
 
@@ -35,10 +42,41 @@ class TrackedModules:
         return len(self._met)
 
     def described(self) -> list[Module]:
-        """All of them, with what their calls have shown so far."""
+        """All of them, with what their calls have shown so far; a parent comes before its children.
+
+        The order is that in which they were met, but for those that ran before their model did: see `places`.
+        """
+        with self._lock:
+            found, places = self.by_index(), self.places()
+        ordered = sorted(range(len(found)), key=places.__getitem__)
+        return [
+            replace(each, parent=places[each.parent] if each.parent >= 0 else -1)
+            for each in (found[index] for index in ordered)
+        ]
+
+    def by_index(self) -> list[Module]:
+        """All of them, in the order in which they were met, with what their calls have shown so far."""
         with self._lock:
             counted = zip(self._met, self.calls, self.shapes, strict=True)
             return [replace(module, calls=calls, output_shape=shape) for module, calls, shape in counted]
+
+    def places(self) -> list[int]:
+        """Of each module by its index: its place in `described`."""
+        with self._lock:
+            if not self.renamed:
+                return list(range(len(self._met)))
+            children: dict[int, list[int]] = {}
+            for index, module in enumerate(self._met):
+                children.setdefault(module.parent, []).append(index)
+            pending, ordered = children.get(-1, [])[::-1], []
+            while pending:
+                index = pending.pop()
+                ordered.append(index)
+                pending += children.get(index, [])[::-1]
+            places = [0] * len(ordered)
+            for place, index in enumerate(ordered):
+                places[index] = place
+            return places
 
     def unique_name(self, wanted: str) -> str:
         """A name for a model that no other has: ``"Net"``, ``"Net#2"``."""
@@ -46,30 +84,50 @@ class TrackedModules:
             number = self._roots[wanted] = self._roots.get(wanted, 0) + 1
         return wanted if number == 1 else f"{wanted}#{number}"
 
-    def meet(self, module: torch.nn.Module, name: str) -> int:
-        """Make a model known, with all modules in it; returns its index."""
-        with self._lock:
-            return self._meet(module, name, -1, set())
+    def meet(self, module: torch.nn.Module, name: str, *, given: bool = False) -> int:
+        """Make a model known, with all modules in it; returns its index.
 
-    def meet_again(self, module: torch.nn.Module, parent: int = -1) -> int:
-        """Let a module stand for one like it that died, such as a loss that is made anew in each step; -1: none did."""
+        Args:
+            module: the model.
+            name: its own.
+            given: the program's user has named it so. Else it is only called after its class, until a model that it is
+                part of is met.
+        """
         with self._lock:
-            unused = self._unused.get((parent, type(module).__name__))
-            if not unused or children_of(module):
-                return -1
-            index = unused.pop()
-            self._watch(module, index)
-        return index
+            index = self._meet(module, name, -1, set())
+            if given:
+                self._given.add(index)
+            return index
+
+    def meet_again(self, module: torch.nn.Module) -> int:
+        """Let a model stand for one like it that died, such as a loss that is made anew in each step; -1: none did."""
+        if children_of(module):
+            return -1
+        with self._lock:
+            return self._take_over(module, lambda index: self._met[index].parent < 0)
 
     def meet_inside(self, module: torch.nn.Module, parent: int) -> int:
         """Make a module known that a forward has just made; returns its index."""
         with self._lock:
-            again = self.meet_again(module, parent)
-            return (
-                again
-                if again >= 0
-                else self._meet(module, f"{self._met[parent].name}.<{type(module).__name__}>", parent, set())
-            )
+            return self._meet(module, f"{self._met[parent].name}.<{type(module).__name__}>", parent, set())
+
+    def meet_somewhere(self, module: torch.nn.Module, model: int) -> int:
+        """Let a module stand for one like it that died, anywhere in a model; -1: none did.
+
+        Of several the one that died first, so that those which each block makes take turns as the blocks do.
+
+        Args:
+            module: made in a forward of which nobody knows which module it has reached.
+            model: index of a module of the model.
+        """
+        with self._lock:
+            root = self.root_of(model)
+            return self._take_over(module, lambda index: self.root_of(index) == root)
+
+    def output_shapes(self) -> set[tuple[int, ...]]:
+        """The shapes of what whole models return."""
+        with self._lock:
+            return {shape for met, shape in zip(self._met, self.shapes, strict=True) if met.parent < 0 and shape}
 
     def root_of(self, index: int) -> int:
         """The index of the model that a module is part of."""
@@ -83,6 +141,33 @@ class TrackedModules:
         self.index.clear()
 
     def _meet(self, module: torch.nn.Module, name: str, parent: int, counted: set[int]) -> int:
+        wrapper, module = module, eager(module)
+        index = self.index.get(id(module), -1)
+        if index < 0:
+            index = self._meet_eager(module, name, parent, counted)
+        if wrapper is not module:
+            self._watch(wrapper, index)
+        return index
+
+    def _meet_eager(self, module: torch.nn.Module, name: str, parent: int, counted: set[int]) -> int:
+        index = -1
+        if parent >= 0:  # a whole model that is made anew is another one
+            index = self._take_over(
+                module, lambda dead: (self._met[dead].parent, self._met[dead].name) == (parent, name)
+            )
+        if index < 0:
+            index = self._add(module, name, parent, counted)
+        for child_name, child in list(children_of(module).items()):
+            if child is None:
+                continue
+            known = self.index.get(id(child), -1)
+            if known < 0:
+                self._meet(child, f"{name}.{child_name}", index, counted)
+            elif self._met[known].parent < 0 and known != index and known not in self._given:
+                self._adopt(known, f"{name}.{child_name}", index)
+        return index
+
+    def _add(self, module: torch.nn.Module, name: str, parent: int, counted: set[int]) -> int:
         index = len(self._met)
         self._watch(module, index)
         own = 0
@@ -93,10 +178,47 @@ class TrackedModules:
         self._met.append(Module(name=name, kind=type(module).__name__, parent=parent, parameters=own))
         self.calls.append(0)
         self.shapes.append(())
-        for child_name, child in list(children_of(module).items()):
-            if child is not None and id(child) not in self.index:
-                self._meet(child, f"{name}.{child_name}", index, counted)
         return index
+
+    def _take_over(self, module: torch.nn.Module, is_fit: Callable[[int], bool]) -> int:
+        """Give a module the index of the first fitting one of its class that died; -1: there is none."""
+        unused = self._unused.get(type(module).__name__, [])
+        index = next(filter(is_fit, unused), -1)
+        if index >= 0:
+            unused.remove(index)
+            self._watch(module, index)
+        return index
+
+    def _adopt(self, index: int, name: str, parent: int) -> None:
+        """Let a module that was taken for a model be a part of one, with all that is in it."""
+        if self.is_inside(parent, index):
+            return
+        self.adopted.add(index)
+        old = self._met[index].name
+        self._met[index] = replace(self._met[index], parent=parent)
+        for each, module in enumerate(self._met):
+            if each == index or (module.name.startswith(f"{old}.") and self.is_inside(each, index)):
+                new = name + module.name[len(old) :]
+                self.renamed[module.name] = new
+                self._met[each] = replace(module, name=new)
+
+    def name_now(self, name: str) -> str:
+        """The name of a tensor by what the module that has it is called now.
+
+        Args:
+            name: "Block.up.weight", or "exp_avg of Block.up.weight".
+        """
+        head, of, tensor = name.rpartition(" of ")
+        module, dot, last = tensor.rpartition(".")
+        while module in self.renamed:
+            module = self.renamed[module]
+        return head + of + module + dot + last
+
+    def is_inside(self, index: int, other: int) -> bool:
+        """Whether a module is another one, or part of it."""
+        while index >= 0 and index != other:
+            index = self._met[index].parent
+        return index >= 0
 
     def _watch(self, module: torch.nn.Module, index: int) -> None:
         identity = id(module)
@@ -106,10 +228,13 @@ class TrackedModules:
             if self.index.pop(identity, None) is None:
                 return
             self._refs.pop(identity, None)
-            if not has_children:
-                met = self._met[index]
-                self._unused.setdefault((met.parent, met.kind), []).append(index)
+            root = self.root_of(index)
+            if root == index:
+                self._gone.add(index)
+            if not has_children if root == index else root not in self._gone:
+                self._unused.setdefault(self._met[index].kind, []).append(index)
 
+        self._gone.discard(index)
         self.index[identity] = index
         self._refs[identity] = weakref.ref(module, died)
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,10 @@ from .holders import Model, Optimizer
 from .lines import Line
 from .marks import Marks
 from .running_backwards import RunningBackwards
-from .tensors import parts_of, tensors_in
+from .tensors import Row, parts_of, row_of, tensors_in
+
+_MAX_ROWS = 64
+_MAX_MODELS = 1000
 
 _NO_PARAMETER = "a tensor that is no parameter"
 
@@ -41,24 +45,44 @@ class TrackedTensors:
         self._locate = locate
         self._running = running
         self._models: list[Model] = []
+        self._met: list[Model] = []  # those that are gone, too
         self._loose: list[Model] = []  # parameters that an optimizer has and no model
         self._optimizers: list[Optimizer] = []
+        self.rows: dict[Row, int] = {}
+        """Of the batches that were seen: how many rows there were at most of each kind."""
         self._samples: dict[int, list[int]] = {}
+        self._result_names: dict[tuple[str, ...], list[str]] = {}
+        self._part_names: dict[int, tuple[Sequence[str], list[int], list[str]]] = {}
         self._hooks: list[Any] = []
         self._is_watching = False
         self._lock = threading.RLock()  # threads that bring models and optimizers at the same time
 
     # -- what is known ------------------------------------------------------------------------------------------------
 
-    def add_model(self, index: int, name: str, model: torch.nn.Module) -> None:
-        """Make a model known, by the index that it has among the modules."""
+    def add_model(self, index: int, name: str, model: torch.nn.Module, *, instead_of: Collection[int] = ()) -> None:
+        """Make a model known, by the index that it has among the modules.
+
+        Args:
+            index: of its module.
+            name: that its tensors' names begin with.
+            model: it.
+            instead_of: indices of what turned out to be parts of models.
+        """
         known = Model(index, name, model, added_by=self._marks.lines.current())
         with self._lock:
-            models = [each for each in self._models if each.is_alive()]
+            models = [each for each in self._models if each.is_alive() and each.index not in instead_of]
             # A loss or an activation holds nothing, and programs make them anew in every step.
-            self._models = [*models, known] if known.parameters or known.buffers else models
+            if known.parameters or known.buffers:
+                models.append(known)
+                if len(self._met) < _MAX_MODELS:
+                    self._met.append(known)
+            self._models = models
         if self._is_watching:
             self._watch([known])
+
+    def parameter_ids(self) -> set[int]:
+        """The ids of all parameters of the models that are known."""
+        return {id(parameter) for model in self._models for parameter in model.live_parameters()}
 
     def use_model(self, index: int, line: Line) -> None:
         """A line runs a model."""
@@ -78,7 +102,21 @@ class TrackedTensors:
             if parameters:
                 self._loose.append(loose)
             self._optimizers.append(Optimizer(weakref.ref(optimizer), loose))
-            return len(self._optimizers) - 1
+            index = len(self._optimizers) - 1
+            trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            for model in self._models:
+                model.is_trained |= model.is_among(trained)
+        if self._is_watching and parameters:  # its first gradients are there
+            self.look_at_models()
+            self.look_at_gradients()
+        return index
+
+    def add_loose(self, named: Sequence[tuple[str, torch.Tensor]]) -> None:
+        """Make tensors known that the program trains, and that neither a model nor an optimizer has."""
+        parameters = [tensor for _, tensor in named]
+        loose = Model(-1, "", None, parameters, added_by=self._marks.lines.current(), names=[name for name, _ in named])
+        with self._lock:
+            self._loose.append(loose)
 
     def use_optimizer(self, index: int, line: Line) -> None:
         """A line runs a step of an optimizer."""
@@ -113,13 +151,17 @@ class TrackedTensors:
     def _look_at_gradient(self, name: str, grad: torch.Tensor) -> None:
         self._saw(Category.GRADIENT, [grad], [name])
 
-    # -- looking ------------------------------------------------------------------------------------------------------
+    def models(self) -> list[Model]:
+        """Every model that is known, and the loose parameters of optimizers."""
+        return [*self._models, *self._loose]
 
-    def look_once_more(self) -> None:
-        """Look at everything for the last time; parameters may have come and gone."""
-        for model in self._mine():
-            model.refresh()
-        self.look_at_all()
+    def alive(self) -> tuple[list[torch.nn.Module], list[torch.optim.Optimizer]]:
+        """The models and optimizers that are known and still there."""
+        models = [model for each in self._models if (model := each.model()) is not None]
+        optimizers = [optimizer for each in self._optimizers if (optimizer := each.optimizer()) is not None]
+        return models, optimizers
+
+    # -- looking ------------------------------------------------------------------------------------------------------
 
     def look_at_all(self) -> None:
         """Look at every parameter, buffer, gradient and state that is known."""
@@ -131,17 +173,27 @@ class TrackedTensors:
     def look_at_inputs(self, tensors: Sequence[torch.Tensor]) -> None:
         """Look at what a batch brought."""
         if tensors:
-            self._saw(Category.INPUT, tensors, ())
+            parts = [part for tensor in tensors for part in parts_of(tensor)]
+            addresses, places = self._locate_all(parts), list(map(_place_of, parts))
+            for part in parts:
+                if part.ndim and len(self.rows) < _MAX_ROWS:
+                    row = row_of(part.shape, part.dtype)
+                    self.rows[row] = max(self.rows.get(row, 0), part.shape[0])
+            self._marks.scan(self._marks.lines.current(), Category.INPUT, addresses, (), places)
 
     def look_at_models(self, *, again: bool = True) -> None:
         """Look at parameters and buffers; unless ``again``, only where some have moved."""
         for model in self._mine():
+            if again:
+                model.refresh()
             if not (self._moved(id(model), model.sample()) or again):
                 continue
             if model.parameters:
                 self._saw(Category.PARAMETER, model.live_parameters(), model.parameter_names)
             if model.buffers:
                 self._saw(Category.BUFFER, [ref() for ref in model.buffers], model.buffer_names)
+            if model.carried:
+                self._saw(Category.PARAMETER, [ref() for ref in model.carried], model.carried_names)
 
     def has_gradients(self) -> bool:
         """Whether the first or the last parameter of any model has a gradient; looking at all would cost too much."""
@@ -162,13 +214,33 @@ class TrackedTensors:
             for model in self._readable(ended):
                 gradients = [None if p is None else p.grad for p in model.live_parameters()]
                 if any(gradient is not None for gradient in gradients):
-                    names = model.parameter_names
-                    for name, gradient in zip(model.parameter_names, tuple(gradients), strict=True):
-                        if gradient is not None and gradient.layout is not torch.strided:
-                            parts = parts_of(gradient)
-                            gradients += parts
-                            names = [*names, *[name] * len(parts)]
-                    self._saw(Category.GRADIENT, gradients, names)
+                    model.is_trained = True
+                    self._saw(Category.GRADIENT, gradients, model.parameter_names)
+
+    def look_at_results(self, inputs: Sequence[Any], gradients: Sequence[Any]) -> None:
+        """Look at what ``torch.autograd.grad`` returns: gradients, as far as it was asked for those of parameters."""
+        names = self._parameter_names()
+        found = [
+            (names[id(tensor)], gradient)
+            for tensor, gradient in zip(inputs, gradients, strict=False)
+            if id(tensor) in names and isinstance(gradient, torch.Tensor)
+        ]
+        if found:
+            key = tuple(name for name, _ in found)
+            self._saw(Category.GRADIENT, [each for _, each in found], self._result_names.setdefault(key, list(key)))
+
+    def tell_copies(self) -> None:
+        """Take models that were never trained, and are like one that was, for copies of it."""
+        shapes = {model.shapes for model in self._met if model.is_trained}
+        copies = {
+            id(names): model
+            for model in self._met
+            if not model.is_trained and model.shapes in shapes
+            for names in (model.parameter_names, model.buffer_names)
+        }
+        for index, scan in enumerate(self._marks.scans):
+            if id(scan.names) in copies:
+                self._marks.scans[index] = replace(scan, category=Category.MODEL_COPY)
 
     def look_at_leaves(self, line: Line, ended: object) -> None:
         """Look at the gradients of leaves that are no parameters: inputs, and outputs that a program cuts off.
@@ -241,7 +313,30 @@ class TrackedTensors:
         return readable
 
     def _saw(self, category: Category, tensors: Sequence[torch.Tensor | None], names: Sequence[str]) -> None:
-        self._marks.scan(self._marks.lines.current(), category, self._locate_all(tensors), names)
+        addresses = self._locate_all(tensors)
+        if 0 in addresses:
+            addresses, names = self._with_parts(addresses, tensors, names)
+        self._marks.scan(self._marks.lines.current(), category, addresses, names)
+
+    def _with_parts(
+        self, addresses: list[int], tensors: Sequence[torch.Tensor | None], names: Sequence[str]
+    ) -> tuple[list[int], Sequence[str]]:
+        """The addresses, and after them those of what sparse and wrapping tensors are made of; a name for each."""
+        owners: list[int] = []
+        parts: list[torch.Tensor | None] = []
+        for index, (address, tensor) in enumerate(zip(addresses, tensors, strict=True)):
+            if tensor is not None and not address:
+                inner = parts_of(tensor)
+                parts += inner
+                owners += [index] * len(inner)
+        if not parts or not names:
+            return addresses + self._locate_all(parts), names
+        known = self._part_names.get(id(names))
+        if known is None or known[0] is not names or known[1] != owners:
+            # The same list again where it says the same: a scan is kept once.
+            padded = [*names, *[""] * (len(addresses) - len(names))]
+            known = self._part_names[id(names)] = names, owners, padded + [padded[index] for index in owners]
+        return addresses + self._locate_all(parts), known[2]
 
     def _moved(self, key: int, sample: Sequence[torch.Tensor | None]) -> bool:
         """Whether the first and the last tensors of many lie elsewhere than when this was asked last.
@@ -261,12 +356,15 @@ class TrackedTensors:
         except Exception:  # a wrapper (fake, sparse, distributed), a lazy parameter, or None: not all have memory
             return [_locate_or_0(self._locate, tensor) for tensor in tensors]
 
-    def _names_of(self, items: Sequence[tuple[object, Any]]) -> list[str]:
-        named = {
+    def _parameter_names(self) -> dict[int, str]:
+        return {
             id(ref()): name
             for model in (*self._models, *self._loose)
             for ref, name in zip(model.parameters, model.parameter_names, strict=True)
         }
+
+    def _names_of(self, items: Sequence[tuple[object, Any]]) -> list[str]:
+        named = self._parameter_names()
         return [
             f"{key} of {named.get(id(parameter), 'a parameter')}"
             for parameter, state in items
@@ -293,6 +391,11 @@ def _locate_or_0(locate: Callable[[torch.Tensor], int], tensor: torch.Tensor | N
         return 0 if tensor is None else locate(tensor)
     except Exception:  # whatever a tensor that has no memory of its own raises must not end the user's training
         return 0
+
+
+def _place_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """At which byte of its storage a tensor begins, and how many it has."""
+    return int(tensor.storage_offset()) * tensor.element_size(), int(tensor.nbytes)
 
 
 def _sample_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor | None]:

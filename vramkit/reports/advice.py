@@ -9,6 +9,7 @@ temporaries) the tape can't show. Only what is said of reserved memory is a boun
 from __future__ import annotations
 
 from ..tape.memory import MemoryResult
+from .evaluation_rules import EVALUATION_RULES
 from .moment import Moment
 from .rules import RULES, Advice
 from .scene import Scene
@@ -26,7 +27,7 @@ def advise(result: MemoryResult, moment: Moment, limit: int = 4) -> list[Advice]
         limit: how many, at most.
     """
     scene = Scene(result, moment)
-    found = [advice for rule in RULES for advice in rule(scene)]
+    found = [advice for rule in (*RULES, *EVALUATION_RULES) for advice in rule(scene)]
     minimum = max(1, moment.breakdown.allocated // _WORTH)
     found = [each for each in found if each.saves >= minimum]
     return sorted(found, key=lambda each: (each.of_reserved, -each.saves))[:limit]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,40 @@ def moment_of(result: MemoryResult) -> Moment:
         module=tape.modules[module].name if module >= 0 else "",
         failed=failed,
         recovered=() if failed else failures,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """Where a part of a program reached its most."""
+
+    event: int
+    """Index of the event after which it was."""
+    allocated: int
+    """``memory_allocated()`` then, in bytes."""
+    phase: Phase
+    module: str
+    """Name of the module that was running; empty: none."""
+
+
+def peaks_of(result: MemoryResult) -> tuple[Peak | None, Peak | None]:
+    """Where training and where evaluation reached most; None: there was none of it."""
+    phase = result.tape.events["phase"]
+    evaluates = phase == Phase.EVALUATION
+    return _peak(result.tape, ~evaluates & (phase != Phase.OUTSIDE)), _peak(result.tape, evaluates)
+
+
+def _peak(tape: Tape, chosen: npt.NDArray[np.bool_]) -> Peak | None:
+    if not chosen.any():
+        return None
+    event = int(np.where(chosen, tape.allocated, -1).argmax())
+    row = tape.events[event]
+    module = int(row["module"])
+    return Peak(
+        event=event,
+        allocated=int(tape.allocated[event]),
+        phase=Phase(int(row["phase"])),
+        module=tape.modules[module].name if module >= 0 else "",
     )
 
 
@@ -133,12 +168,23 @@ def owners(result: MemoryResult) -> Ints:
     """
     tape = result.tape
     index = {module.name: i for i, module in enumerate(tape.modules)}
-    # "GPT.blocks.0.up.weight", or "exp_avg of GPT.blocks.0.up.weight"
-    named = [index.get(name.rpartition(" of ")[2].rpartition(".")[0], -1) for name in tape.names]
+    named = [_module_of(name, index) for name in tape.names]
     by_name = np.array([*named, -1], np.int64)[tape.allocations["name"]]  # a name of -1 takes the last item
+    category = tape.allocations["category"]
     made_in = tape.allocations["module"].astype(np.int64)
     return np.where(
-        tape.allocations["category"] == Category.WORKSPACE,
+        category == Category.WORKSPACE,
         -1,
-        np.where(tape.allocations["name"] >= 0, by_name, made_in),
+        np.where((tape.allocations["name"] >= 0) & (category != Category.OUTPUT), by_name, made_in),
     )
+
+
+def _module_of(name: str, index: Mapping[str, int]) -> int:
+    """The module that has a tensor, by its name; -1: none.
+
+    "GPT.blocks.0.up.weight", "exp_avg of GPT.blocks.0.up.weight", "GPT.blocks.0.up.weight.quant_state.absmax"
+    """
+    module = name.rpartition(" of ")[2].rpartition(".")[0]
+    while module and module not in index:
+        module = module.rpartition(".")[0]
+    return index.get(module, -1)

@@ -32,6 +32,8 @@ class Advice:
     """What to change, and why it saves, in a sentence."""
     of_reserved: bool = False
     """The bytes are of reserved memory, not of allocated memory."""
+    is_computed: bool = True
+    """Whether the bytes are what the change would save; else only what is at stake, and nothing to tell."""
 
 
 def _checkpoint(scene: Scene) -> Iterator[Advice]:
@@ -39,7 +41,7 @@ def _checkpoint(scene: Scene) -> Iterator[Advice]:
     one block at a time, beside its temporaries. Wrong where a block's output is not what the next one takes.
     """
     tape = scene.result.tape
-    if Phase.RECOMPUTE in scene.phases or not scene.trains:
+    if Phase.RECOMPUTE in scene.phases or not scene.trains or scene.evaluates:
         return
     block_of, name_of = _repeated_blocks(scene)
     owner = np.append(block_of, -1)[tape.allocations["module"]]
@@ -125,7 +127,7 @@ def _autocast(scene: Scene) -> Iterator[Advice]:
     """
     tape = scene.result.tape
     activation = scene.category == Category.ACTIVATION
-    if not scene.on_gpu or not _mostly_float32(scene, activation):
+    if not scene.on_gpu or not _mostly_float32(scene, activation) or (scene.evaluates and scene.trains):
         return
     copies = scene.at(scene.category == Category.PARAMETER) // 2  # autocast keeps a copy of each weight that it cast
     lacks_bfloat16 = _lacks_bfloat16(scene.result.device_name)
@@ -158,7 +160,7 @@ def _smaller_batch(scene: Scene) -> Iterator[Advice]:
     """Assumes that activations, inputs, and temporaries of forward and backward are in proportion to the batch, but for
     those of a parameter's size: its gradient's parts, and its copy under autocast. Wrong for a library's scratch.
     """
-    if not scene.trains and not scene.piles_up:
+    if scene.evaluates or not (scene.trains or scene.piles_up):
         return
     table = scene.result.tape.allocations
     category, requested = scene.category, table["requested"]

@@ -38,6 +38,11 @@ class Scene:
         return {Phase(int(phase)) for phase in np.unique(self.result.tape.events["phase"])}
 
     @cached_property
+    def evaluates(self) -> bool:
+        """Whether the moment is in evaluation."""
+        return self.moment.phase is Phase.EVALUATION
+
+    @cached_property
     def keeps_a_graph(self) -> bool:
         """Whether activations of several modules are alive: outputs alone belong to one or two."""
         kept = (self.category == Category.ACTIVATION) & self.moment.alive

@@ -5,11 +5,13 @@ Knows results and moments; wraps and lays out nothing.
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..sizes import format_size
 from ..tape.events import Action, Category, Phase
 from ..tape.memory import MemoryResult
 from .layout import counted
-from .moment import Moment
+from .moment import Moment, peaks_of
 from .tree import shown_name
 
 _NAME = 60
@@ -25,6 +27,9 @@ CATEGORY_NAMES = {
     Category.TEMPORARY: "temporaries",
     Category.WORKSPACE: "cuBLAS workspace",
     Category.OTHER: "other",
+    Category.MODEL_COPY: "copies of models",
+    Category.DATASET: "data sets",
+    Category.OUTPUT: "kept outputs",
 }
 PHASE_NAMES = {
     Phase.OUTSIDE: "between the phases",
@@ -32,13 +37,35 @@ PHASE_NAMES = {
     Phase.BACKWARD: "backward",
     Phase.OPTIMIZER: "optimizer step",
     Phase.RECOMPUTE: "recomputation",
+    Phase.EVALUATION: "evaluation",
 }
 
 
 def step_count(result: MemoryResult) -> int:
-    """Training steps of a result."""
+    """Steps of a result, one that came to no end included; 0: nothing ran."""
     events = result.tape.events
-    return int(events["step"].max()) + 1 if len(events) else 0
+    return int(events["step"].max()) + 1 if (events["phase"] != Phase.OUTSIDE).any() else 0
+
+
+def steps_of(result: MemoryResult) -> str:
+    """``"2 steps"``; where nothing trains, ``"2 steps of evaluation"``. Empty: nothing ran."""
+    count = step_count(result)
+    return counted(count, "step") + " of evaluation" * (not result.tape.trains) if count else ""
+
+
+def step_at(result: MemoryResult, event: int) -> str:
+    """``"step 2"``; in a program that trains, of evaluation: ``"after step 2"``. Empty: nothing ran.
+
+    Args:
+        result: of which the event is.
+        event: its index.
+    """
+    phase = result.tape.events["phase"]
+    training = ~np.isin(phase, (Phase.OUTSIDE, Phase.EVALUATION))
+    if phase[event] != Phase.EVALUATION or not training.any():
+        return f"step {int(result.tape.events['step'][event]) + 1}" if step_count(result) else ""
+    before = np.flatnonzero(training[:event])
+    return f"after step {int(result.tape.events['step'][before[-1]]) + 1}" if len(before) else "before step 1"
 
 
 def place(phase: Phase, module: str = "") -> str:
@@ -51,7 +78,19 @@ def when(result: MemoryResult, moment: Moment) -> str:
     """``"in the backward of Net.head, step 2 of 3"``."""
     if moment.event < 0:
         return "before the first event"
-    return f"{place(moment.phase, moment.module)}, step {moment.step + 1} of {step_count(result)}"
+    step = step_at(result, moment.event)
+    return place(moment.phase, moment.module) + (f", {step} of {step_count(result)}" if step else "")
+
+
+def both_peaks(result: MemoryResult) -> str:
+    """Where training and where evaluation reached most; empty: there are not both."""
+    told = [
+        f"{name} reached at most {format_size(each.allocated)} ({place(each.phase, each.module)}, "
+        f"{step_at(result, each.event)})"
+        for name, each in zip(("Training", "evaluation"), peaks_of(result), strict=True)
+        if each is not None
+    ]
+    return f"{', '.join(told)}." if len(told) == 2 else ""
 
 
 def failure(result: MemoryResult, moment: Moment) -> str:
@@ -76,9 +115,9 @@ def recovered(result: MemoryResult, moment: Moment) -> str:
     events = result.tape.events[last.event + 1 :]
     again = int(((events["action"] == Action.ALLOC) & (events["phase"] != Phase.OUTSIDE)).argmax())
     since = int(result.tape.allocated[last.event + 1 :][again:].max())
-    step = int(result.tape.events["step"][last.event])
     head = f"{counted(many, 'allocation')} failed, the last" if many > 1 else "An allocation failed,"
+    where = f"{place(last.phase, last.module)} ({step_at(result, last.event)})"
     return (
-        f"{head} of {format_size(last.requested)} {place(last.phase, last.module)} (step {step + 1}), and the program "
-        f"went on: with at most {format_size(since)} allocated since."
+        f"{head} of {format_size(last.requested)} {where}, and "
+        f"the program went on: with at most {format_size(since)} allocated since."
     )

@@ -5,20 +5,33 @@ come from ``moment``, ``modules`` and ``advice``.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..errors import printable
 from ..sizes import format_size
 from ..tape.events import Category, Phase
 from ..tape.memory import MemoryResult
 from .advice import advise
-from .layout import WIDTH, counted, cut, note, sections, wrapped
+from .layout import WIDTH, cut, note, sections, wrapped
 from .modules import ModuleRow, module_rows
 from .moment import Moment, Tensors, largest_tensors, moment_of
-from .sentences import CATEGORY_NAMES, PHASE_NAMES, failure, place, recovered, step_count, when
+from .sentences import (
+    CATEGORY_NAMES,
+    PHASE_NAMES,
+    both_peaks,
+    failure,
+    place,
+    recovered,
+    step_at,
+    step_count,
+    steps_of,
+    when,
+)
 from .tree import shown_name
 
 _BAR = 26
-_SINGULAR = {**{c: name.removesuffix("s") for c, name in CATEGORY_NAMES.items()}, Category.TEMPORARY: "temporary"}
+_SINGULAR = {category: name.removesuffix("s") for category, name in CATEGORY_NAMES.items()}
+_SINGULAR |= {Category.TEMPORARY: "temporary", Category.MODEL_COPY: "copy of a model"}
 
 
 def report(result: MemoryResult) -> str:
@@ -41,7 +54,8 @@ def report(result: MemoryResult) -> str:
         parts[0] += wrapped(happened, "OUT OF MEMORY: " * bool(moment.failed))
         parts += [
             list(_bridge(shown, moment)),
-            list(_modules(module_rows(shown, moment))),
+            wrapped(both_peaks(shown), ""),
+            list(_modules(module_rows(shown, moment), knows_shapes=moment.phase is not Phase.EVALUATION)),
             list(_tensors(largest_tensors(shown, moment))),
             list(_advice(shown, moment)),
         ]
@@ -55,10 +69,9 @@ def _title(result: MemoryResult) -> str:
     known = [result.device] * bool(result.device_name) + [format_size(result.capacity)] * bool(result.capacity)
     name = (result.device_name or result.device) + (f" ({', '.join(known)})" if known else "")
     what = "storages of tensors on the CPU" if on_cpu else f"memory of {name}"
-    steps = step_count(result)
-    over = f" over {counted(steps, 'step')}" if steps else ""
     version = f", torch {result.versions['torch']}" if "torch" in result.versions else ""
-    return cut(f"vramkit: {what}{over}{version}")
+    steps = steps_of(result)
+    return cut(f"vramkit: {what}{f' over {steps}' if steps else ''}{version}")
 
 
 # -- the bridge --------------------------------------------------------------------------------------------------------
@@ -94,9 +107,11 @@ def _bridge(result: MemoryResult, moment: Moment) -> Iterator[str]:
         part = f", {held.used / result.capacity:.1%}" if result.capacity else ""
         yield _line("=", "used on the device", held.used) + f"  what nvidia-smi shows{part}"
     if highest:
-        step, phase = _reserved_peak(result)
+        event = int(result.tape.reserved.argmax()) if len(result.tape.events) else -1
+        phase = Phase(int(result.tape.events["phase"][event])) if event >= 0 else Phase.OUTSIDE
+        step = f", {step_at(result, event)}" if event >= 0 and step_count(result) else ""
         yield from wrapped(
-            f"Reserved memory was highest {place(phase)}, step {step + 1}: {format_size(result.peak_reserved)} "
+            f"Reserved memory was highest {place(phase)}{step}: {format_size(result.peak_reserved)} "
             f"({result.peak_reserved:,} B), torch.cuda.max_memory_reserved().",
             "    ",
         )
@@ -106,18 +121,11 @@ def _line(sign: str, name: str, size: int) -> str:
     return f"  {sign:1} {name:<28}{format_size(size):>12}{size:>18,} B"
 
 
-def _reserved_peak(result: MemoryResult) -> tuple[int, Phase]:
-    events = result.tape.events
-    if not len(events):
-        return 0, Phase.OUTSIDE
-    row = events[int(result.tape.reserved.argmax())]
-    return int(row["step"]), Phase(int(row["phase"]))
-
-
 # -- modules and tensors -----------------------------------------------------------------------------------------------
 
 
-def _modules(rows: list[ModuleRow]) -> Iterator[str]:
+def _modules(rows: list[ModuleRow], *, knows_shapes: bool) -> Iterator[str]:
+    """The table of the modules. Shapes are those of first calls, and evaluation may have others than training."""
     if not any(row.name for row in rows):
         return
     yield "Modules that hold most of it (each row is the sum of the four parts that follow):"
@@ -125,7 +133,7 @@ def _modules(rows: list[ModuleRow]) -> Iterator[str]:
     for row in rows:
         parts = f"{format_size(row.holds):>12}{_cell(row.parameters, 11)}{_cell(row.kept, 12)}"
         parts += f"{_cell(row.activations, 12)}{_cell(row.rest, 12)}{row.calls or '':>6}  "
-        yield parts + _module_label(row, WIDTH - len(parts))
+        yield parts + _module_label(row if knows_shapes else replace(row, output_shape=()), WIDTH - len(parts))
 
 
 def _cell(size: int, width: int) -> str:
@@ -181,7 +189,7 @@ def _advice(result: MemoryResult, moment: Moment) -> Iterator[str]:
         return
     yield "What would help most (each alone):"
     for each in found:
-        size = f"{'up to' if each.of_reserved else 'about'} {format_size(each.saves)}"
+        size = f"{'up to' if each.of_reserved else 'about'} {format_size(each.saves)}" if each.is_computed else ""
         yield from wrapped(each.text + " [of reserved]" * each.of_reserved, f"{size:>18}  ")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from string import digits
@@ -11,6 +10,7 @@ from ..errors import printable
 from ..tape.events import Module
 
 _CONTAINERS = {"ModuleDict", "ModuleList", "Sequential"}
+_CUT = "..."
 
 
 @dataclass
@@ -97,12 +97,14 @@ def shown_name(name: str, width: int = 0) -> str:
 
     Args:
         name: qualified.
-        width: characters that there are; of a longer name the middle is left out, as the end tells most. 0: enough.
+        width: characters that there are; of a longer name the middle is left out: the model stays, and as much of the
+            end as has room, which tells most. 0: enough.
     """
-    name = re.sub(r"\bOptimizedModule(#\d+)?\._orig_mod\.", "", printable(name)).replace("._orig_mod", "")
+    name = printable(name).replace("._orig_mod", "")
     if not 0 < width < len(name):
         return name
-    head = width // 3 if width >= 40 else 0  # of a name's beginning, a few letters say nothing
-    tail = name[len(name) - max(0, width - 3 - head) :]
+    model = name.find(".", name.rfind(" of ") + 1)
+    head = min(model if model >= 0 else width, max(width * 2 // 3 - len(_CUT), 0))
+    tail = name[len(name) - max(0, width - len(_CUT) - head) :]
     _, dot, whole = tail.partition(".")  # rather a part less than half of one
-    return f"{name[:head]}...{whole if dot and len(whole) * 2 > len(tail) else tail}"
+    return f"{name[:head]}{_CUT}{whole if dot and len(whole) * 2 > len(tail) else tail}"

@@ -1,8 +1,9 @@
 """Results in a file: numpy's zip of plain arrays with one JSON text inside. Opening one runs no code.
 
-Format 2. ``meta`` is JSON as UTF-8 bytes: ``{"format": 2, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
+Format 3. ``meta`` is JSON as UTF-8 bytes: ``{"format": 3, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
 the n-th device are the arrays ``n.events``, ``n.allocations`` and ``n.segments``. What a kind of result has besides, is
-in ``particulars``, of which only that kind knows what it means. Format 1 lacks the columns ``pool``.
+in ``particulars``, of which only that kind knows what it means. Format 1 lacks the columns ``pool``; format 2 the
+categories after ``OTHER``, the phase ``EVALUATION``, and what was evaluated.
 
 Knows the whole format, and no kind of result.
 """
@@ -22,10 +23,21 @@ from numpy.lib import format as npy
 
 from ..tape.events import ALLOCATION, EVENT, SEGMENT, Table, Tape
 from ..tape.memory import MemoryResult
-from .checks import DamagedError, check_tables, device_name, integer, items, modules_of, record, text, texts
+from .checks import (
+    DamagedError,
+    check_tables,
+    device_name,
+    evaluations_of,
+    integer,
+    items,
+    modules_of,
+    record,
+    text,
+    texts,
+)
 from .files import TooLargeError, replacing
 
-FORMAT = 2
+FORMAT = 3
 
 _TABLES = {"events": EVENT, "allocations": ALLOCATION, "segments": SEGMENT}
 _MAX_DEVICES = 1024
@@ -81,6 +93,7 @@ def save(result: MemoryResult, path: str | PathLike[str], particulars: Mapping[s
                 "alloc_conf": one.tape.alloc_conf,
                 "modules": [asdict(module) for module in one.tape.modules],
                 "names": list(one.tape.names),
+                "evaluations": [asdict(each) for each in one.tape.evaluations],
             }
         )
     meta = {"format": FORMAT, "kind": type(result).__name__, "devices": devices, "particulars": particulars}
@@ -137,6 +150,7 @@ class _Reader:
             **tables,
             modules=modules,
             names=names,
+            evaluations=evaluations_of(saved.get("evaluations", []), len(modules)),
             device=device_name(saved["device"]),
             alloc_conf=text(saved["alloc_conf"], "the allocator's settings"),
         )

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..errors import shown
-from ..tape.events import Action, Category, Module, Phase, Table
+from ..tape.events import Action, Category, Evaluation, Module, Phase, Table
 
 MAX_NUMBER = (1 << 62) - 1
 """Of a number, and of the sum of all sizes: neither then overflows 64 bits, whatever is added up."""
@@ -123,6 +123,27 @@ def _module(saved: dict[str, object], index: int) -> Module:
     if math.prod(max(size, 1) for size in module.output_shape) > MAX_NUMBER:
         raise DamagedError("a module's output is larger than can be")
     return module
+
+
+def evaluations_of(value: object, modules: int) -> tuple[Evaluation, ...]:
+    """What was evaluated.
+
+    Args:
+        value: from a file.
+        modules: how many there are.
+    """
+    found = []
+    for each in items(value, "the evaluations", modules):
+        saved = record(each, "an evaluation")
+        forwards = integer(saved["forwards"], "the number of an evaluation's forwards")
+        found.append(
+            Evaluation(
+                module=integer(saved["module"], "an evaluation's model", maximum=modules - 1),
+                forwards=forwards,
+                with_graph=integer(saved["with_graph"], "the number of its graphs", maximum=forwards),
+            )
+        )
+    return tuple(found)
 
 
 def check_tables(tables: Mapping[str, Table], modules: int, names: int) -> None:

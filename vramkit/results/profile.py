@@ -24,9 +24,10 @@ class Profile(ReadableResult):
 
     Known limitations: memory that a kernel takes and gives back inside one operator is TEMPORARY, whichever library
     asked for it; only cuBLAS's lasting workspace is told apart. Memory that torch's allocator does not hand out (NCCL,
-    other libraries, the CUDA context) is in ``outside``, as one figure. Module by module only some steps are followed
-    (the first two, then every 23rd); the others get the modules of one with the same sequence of allocations and frees,
-    or, where none has it, the outermost module alone.
+    other libraries, the CUDA context) is in ``outside``, as one figure. On a virtual GPU every forward is
+    followed module by module, with its backward; else, of each kind (model, gradients, mode, and what came before),
+    three in a row of every 67. The others get the modules of one with the same sequence of allocations and frees, or,
+    where none has it, the outermost module alone.
     """
 
     others: tuple[Profile, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..exports.frame import frame
 from ..exports.memory_viz import write_memory_viz
@@ -15,6 +15,7 @@ from ..reports.html.prediction import Prediction
 from ..reports.text import report
 from ..tape.memory import MemoryResult
 from .archive import save
+from .document import document, metrics
 from .files import replacing
 
 if TYPE_CHECKING:
@@ -36,6 +37,19 @@ class ReadableResult(MemoryResult):
             path: of the file; ``.npz`` is usual. An existing file is replaced.
         """
         save(self, path)
+
+    def metrics(self) -> dict[str, int]:
+        """The figures as one flat dict, for a logger of experiments: bytes, and at its end some counts.
+
+        ::
+
+            wandb.log(profile.metrics())
+        """
+        return metrics(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the single allocations, as JSON can carry it: what ``--json`` of the command line writes."""
+        return document(self)
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Write everything as one web page: memory over time, and of each moment the modules, segments and tensors.

@@ -15,7 +15,7 @@ from .events import Category, Phase
 class Breakdown:
     """Where the memory of one device was at one moment, in bytes.
 
-    The parts up to ``other`` are what the program asked for. With ``slack`` they are what the allocator counts as
+    The parts up to ``outputs`` are what the program asked for. With ``slack`` they are what the allocator counts as
     allocated, with ``cached`` what it holds of the device, and with ``outside`` what nvidia-smi shows::
 
         parts + slack = allocated;  allocated + cached = reserved;  reserved + outside = used
@@ -39,6 +39,12 @@ class Breakdown:
     """Bytes that cuBLAS holds for its products."""
     other: int = 0
     """Bytes of everything else."""
+    model_copies: int = 0
+    """Bytes of copies of models and of optimizers' state that no step trains: averaged weights, checkpoints."""
+    datasets: int = 0
+    """Bytes of data that lies on the device, and of which a step uses a part."""
+    outputs: int = 0
+    """Bytes of models' and layers' outputs that the program keeps beyond the step."""
     slack: int = 0
     """Bytes in blocks beyond what was asked for: rounding to 512, and the rest of blocks too small to split off."""
     cached: int = 0
@@ -126,5 +132,8 @@ _FIELDS = {
     Category.TEMPORARY: "temporaries",
     Category.WORKSPACE: "workspace",
     Category.OTHER: "other",
+    Category.MODEL_COPY: "model_copies",
+    Category.DATASET: "datasets",
+    Category.OUTPUT: "outputs",
 }
 """Of each category, in their order, the field of a `Breakdown`."""

@@ -39,6 +39,13 @@ class Category(enum.IntEnum):
     """Held by cuBLAS for its products; no tensor owns it."""
     OTHER = 8
     """Everything else: there before the recording began, or the program's own."""
+    MODEL_COPY = 9
+    """Of a copy of a model or of an optimizer's state that no step trains: averaged weights, a state dict, a teacher of
+    the same shape, a loaded checkpoint."""
+    DATASET = 10
+    """Data of which a step uses a part: a data set that lies on the device."""
+    OUTPUT = 11
+    """What a model returned, or a layer of it, and the program keeps beyond the step: predictions, features."""
 
 
 class Phase(enum.IntEnum):
@@ -54,6 +61,9 @@ class Phase(enum.IntEnum):
     """Inside ``optimizer.step()``."""
     RECOMPUTE = 4
     """A forward that a checkpoint runs again during the backward."""
+    EVALUATION = 5
+    """A forward that no backward follows, without gradients or in evaluation mode, and what follows up to the next
+    forward: no part of a training step."""
 
 
 class Action(enum.IntEnum):
@@ -160,6 +170,17 @@ class Module:
     """Shape of the first tensor that its first call returned."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What one model did in evaluation."""
+
+    module: int
+    """Index of the model."""
+    forwards: int
+    with_graph: int = 0
+    """How many of them made an autograd graph, which nothing used."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tape:
     """An ordered list of everything that happened to one device's memory.
@@ -177,6 +198,8 @@ class Tape:
     """What the columns ``module`` index."""
     names: tuple[str, ...] = ()
     """Names of parameters, gradients and states; the column ``name`` indexes this."""
+    evaluations: tuple[Evaluation, ...] = ()
+    """One for each model that was evaluated; what came of it are the events and allocations of `Phase.EVALUATION`."""
     device: str = "cuda:0"
     """The device, in torch's words."""
     alloc_conf: str = ""
@@ -197,6 +220,11 @@ class Tape:
         if self.device == "cpu":
             return self.initial_allocated
         return int(self.segments["size"].sum())
+
+    @cached_property
+    def trains(self) -> bool:
+        """Whether anything is part of a training step: a forward that is no evaluation will do."""
+        return bool((~np.isin(self.events["phase"], (Phase.OUTSIDE, Phase.EVALUATION))).any())
 
     @cached_property
     def deltas(self) -> Ints:

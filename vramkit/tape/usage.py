@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from ..errors import printable
 from ..sizes import format_size
-from .events import Category, Ints, Phase, Tape
+from .events import Category, Ints, Module, Phase, Tape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModulePhase:
-    """What happened in one module's forward, backward or recomputation, with everything inside it; bytes."""
+    """What happened in one phase (but optimizer steps) of one module, with everything inside it; bytes."""
 
     phase: Phase
     temporaries: int
@@ -37,13 +37,13 @@ class ModuleUsage:
     activations: int = 0
     """Highest bytes of activations, made in its forward, that were alive at once."""
     temporaries: int = 0
-    """Highest bytes of temporaries, made in its forward, backward or recomputation, that were alive at once."""
+    """Highest bytes of temporaries, made in any of its phases, that were alive at once."""
     at_peak: int = 0
     """Bytes made in it that were alive when the whole device's allocated memory was highest."""
     peak: int = 0
     """Highest ``memory_allocated()`` of the whole device while the program was inside it; 0: nothing happened there."""
     phases: tuple[ModulePhase, ...] = ()
-    """Its forward, backward and recomputation apart, as far as anything happened in them."""
+    """Its forward, backward, recomputation and evaluation apart, as far as anything happened in them."""
     calls: int = 0
     """How often its forward ran, recomputations included."""
     output_shape: tuple[int, ...] = ()
@@ -65,10 +65,10 @@ class ModuleUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseUsage:
-    """What one phase of one training step reached, in bytes."""
+    """What one phase of one training step, or evaluation before or after it, reached, in bytes."""
 
     step: int
-    """From 0."""
+    """From 0. Evaluation has the number of the step that follows it, or of the last."""
     phase: Phase
     events: int
     """Allocations, frees and segment changes in it."""
@@ -82,7 +82,10 @@ class PhaseUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepUsage:
-    """What one training step reached, in bytes, and each of its phases."""
+    """What one training step reached, in bytes, and each of its phases; evaluation is none of them.
+
+    Where nothing trains, a step is what ``prof.step()`` ended, or a forward of the first model, in evaluation or not.
+    """
 
     step: int
     """From 0."""
@@ -136,7 +139,7 @@ def module_tree(tape: Tape) -> tuple[ModuleUsage, ...]:
     temporary = table["category"] == Category.TEMPORARY
     in_phase = {
         phase: _Spans.of(tape, owner, temporary & (table["phase"] == phase))
-        for phase in (Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE)
+        for phase in (Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE, Phase.EVALUATION)
     }
     parameters = np.zeros(len(modules) + 1, np.int64)
     for index, info in enumerate(modules):
@@ -247,10 +250,20 @@ def step_table(tape: Tape, phases: Sequence[PhaseUsage]) -> tuple[StepUsage, ...
     """Usage of every step, in order, from that of its phases."""
     of_step: dict[int, list[PhaseUsage]] = {}
     for each in phases:
-        of_step.setdefault(each.step, []).append(each)
-    steps, last = np.unique(tape.events["step"][::-1], return_index=True)  # the last event of each
-    ends = tape.allocated[::-1][last]
+        if each.phase is not Phase.EVALUATION or not tape.trains:
+            of_step.setdefault(each.step, []).append(each)
+    at = np.flatnonzero((tape.events["phase"] != Phase.EVALUATION) | (not tape.trains))
+    steps, last = np.unique(tape.events["step"][at][::-1], return_index=True)  # the last event of each
+    ends = tape.allocated[at][::-1][last]
     return tuple(
         StepUsage(step=step, phases=tuple(of_step[step]), end_allocated=end)
         for step, end in zip(steps.tolist(), ends.tolist(), strict=True)
     )
+
+
+def models_of(modules: Sequence[Module]) -> list[int]:
+    """For each module the index of the model that it is part of."""
+    models: list[int] = []
+    for index, module in enumerate(modules):  # parents come first
+        models.append(models[module.parent] if module.parent >= 0 else index)
+    return models

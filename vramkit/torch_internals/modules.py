@@ -97,7 +97,7 @@ give_property: Callable[[torch.nn.Module, str], None] = look_up(
 # -- what torch.compile makes ------------------------------------------------------------------------------------------
 
 _COMPILED_FROM = word_of("torch.compile._torchdynamo_orig_callable", "programs")
-_WRAPPED = word_of("torch._dynamo.OptimizedModule._orig_mod", "programs")
+_WRAPPED = word_of("torch._dynamo.OptimizedModule._orig_mod", "programs", "profile")
 
 
 def is_compiled(value: object) -> bool:
@@ -108,6 +108,21 @@ def is_compiled(value: object) -> bool:
 def in_compiled(module: torch.nn.Module) -> torch.nn.Module | None:
     """The module that ``torch.compile`` has wrapped."""
     return getattr(module, _WRAPPED, None)
+
+
+def eager(module: torch.nn.Module) -> torch.nn.Module:
+    """The module that ``torch.compile`` has wrapped; any other is itself."""
+    while type(module).__name__ == "OptimizedModule":
+        inner = in_compiled(module)
+        if inner is None:
+            break
+        module = inner
+    return module
+
+
+def eager_name(name: str) -> str:
+    """The name of a parameter or a module without what ``torch.compile`` has wrapped around any module on the way."""
+    return ".".join(part for part in name.split(".") if part != _WRAPPED)
 
 
 def restore_in_dynamo(call: Callable[..., Any]) -> None:

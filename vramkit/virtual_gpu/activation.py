@@ -23,6 +23,9 @@ from .values.library import build_values
 ENVIRONMENT = "VRAMKIT_VIRTUAL_GPU"
 """The variable by which children get the settings."""
 
+RUN_ENVIRONMENT = "VRAMKIT_RUN"
+"""The variable by which the processes that a measured script starts are told to measure themselves."""
+
 COPY_LIMIT = 1 << 20
 """Bytes of the largest copy to a device that is made unless another limit is given."""
 

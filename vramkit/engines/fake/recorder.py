@@ -54,7 +54,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         self.gpu = gpu
         self.detailed = detailed
         self.marks = Marks(self._place)
-        self.hooks = Hooks(self.marks, self.locate, choose=by_thread)
+        self.hooks = Hooks(self.marks, self.locate, choose=by_thread, locate_held=self.locate)
         self.run_on_host: Callable[..., Any] = draw
         """Runs an operator of which nothing is fake."""
         self.operators: list[str] = []

@@ -16,11 +16,11 @@ import torch
 
 from ..._version import __version__
 from ...allocator import AllocatorConf, DeviceCachingAllocator
-from ...attribution.categories import attribute
 from ...errors import DeviceError, UsageError
 from ...gpus import GPU
 from ...out_of_memory import is_out_of_memory
 from ...profiling.profiler import is_measuring
+from ...profiling.settling import tape_of
 from ...programs import settings
 from ...programs.batches import described
 from ...programs.failed import Failed
@@ -241,7 +241,7 @@ class FakeSession:
         marks = recorder.marks
         recording = recorder.recording(self._conf_text)
         return Profile(
-            tape=attribute(recording, marks.kept, marks.scans, recorder.hooks.modules.described()),
+            tape=tape_of(recording, marks, recorder.hooks.modules),
             device_name=gpu.product,
             capacity=gpu.memory,
             outside=gpu.context,

@@ -30,7 +30,7 @@ from ...programs.use import check_use
 from ...sizes import format_size
 from ...torch_internals.names import error_of
 from ...torch_internals.needs import missing_for
-from ...virtual_gpu.activation import ENVIRONMENT
+from ...virtual_gpu.activation import ENVIRONMENT, RUN_ENVIRONMENT
 from ...virtual_gpu.build import ALIASES, LIBRARY, build, find_torch
 from .. import Run
 from .messages import Answer, Ended, Open, Request, UsesCuda, send
@@ -183,8 +183,8 @@ class VirtualSession:
 def _environment(alloc_conf: str | None) -> dict[str, str]:
     """This process's environment for one with a virtual GPU of its own."""
     environment = {**os.environ}
-    # A parent's virtual GPU and the choice among its devices are not this one's.
-    for name in (ENVIRONMENT, "CUDA_VISIBLE_DEVICES"):
+    # A parent's virtual GPU and the choice among its devices are not this one's; nor is it a script's process.
+    for name in (ENVIRONMENT, RUN_ENVIRONMENT, "CUDA_VISIBLE_DEVICES"):
         environment.pop(name, None)
     ours = {LIBRARY, *ALIASES}
     preloaded = [path for path in environment.get("LD_PRELOAD", "").split(":") if os.path.basename(path) not in ours]

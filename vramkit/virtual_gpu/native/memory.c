@@ -170,7 +170,8 @@ void device_refund(int device, size_t size) {
 }
 
 void context_create(int device) {
-  if (device < settings.devices) __atomic_store_n(&contexts[settings.board[device]], true, __ATOMIC_RELAXED);
+  if (device >= settings.devices) return;
+  if (!__atomic_exchange_n(&contexts[settings.board[device]], true, __ATOMIC_RELAXED)) tell_of_use();
 }
 bool context_exists(int device) {
   return device < settings.devices && __atomic_load_n(&contexts[settings.board[device]], __ATOMIC_RELAXED);

@@ -68,6 +68,7 @@ void host_register(int device, void *start, size_t size);
 bool device_charge(int device, size_t size); /* takes bytes of the device; false if it has not got them */
 void device_refund(int device, size_t size);
 void context_create(int device); /* from here on the device carries a context */
+void tell_of_use(void); /* to `vramkit run`, which started this process */
 bool context_exists(int device);
 void device_memory(int device, size_t *available, size_t *total);
 size_t board_taken(int board, size_t *total); /* what NVML sees, by the machine's numbering */

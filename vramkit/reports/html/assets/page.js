@@ -200,15 +200,17 @@
     const highest = Math.max(1, ...device.advice.map(({ saves }) => saves));
     fill(
       part("advice"),
-      device.advice.map(({ saves, text, of_reserved: ofReserved }) =>
+      device.advice.map(({ saves, text, of_reserved: ofReserved, is_computed: isComputed }) =>
         element(
           "li",
           {},
           element(
             "div",
             { class: "saves" },
-            element("b", {}, `${ofReserved ? "up to" : "about"} ${sizeText(saves)}`),
-            element("span", { class: "saves-bar", style: { width: `${(100 * saves) / highest}%` } }),
+            isComputed ? element("b", {}, `${ofReserved ? "up to" : "about"} ${sizeText(saves)}`) : null,
+            isComputed
+              ? element("span", { class: "saves-bar", style: { width: `${(100 * saves) / highest}%` } })
+              : null,
           ),
           element("span", {}, text, ofReserved ? " (of reserved memory)" : ""),
         ),

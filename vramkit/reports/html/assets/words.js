@@ -35,7 +35,9 @@ function whenText(report, device, moment) {
   const module = device.moments.module[moment];
   const words = phase === 0 ? report.phases[0] : `in the ${report.phases[phase]}`;
   const inside = module >= 0 ? ` of ${device.modules.name[module]}` : "";
-  return `${words}${inside}, step ${device.moments.step[moment] + 1} of ${device.steps}`;
+  // Evaluation lies between steps.
+  const step = device.steps && report.phases[phase] !== "evaluation";
+  return `${words}${inside}` + (step ? `, step ${device.moments.step[moment] + 1} of ${device.steps}` : "");
 }
 
 /** An element. Attributes that begin with "on" listen; children are elements or texts, and null is left out. */

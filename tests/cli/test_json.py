@@ -1,0 +1,80 @@
+"""``--json`` of the verbs that run no script: the answer that they print, and nothing else where it goes to stdout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from told_profiles import MIB, training
+
+import vramkit
+from vramkit.__main__ import main
+from vramkit.gpus import CATALOGUE, installed
+
+
+def test_the_catalogue(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.dumps([["A Card", 24 * MIB, 8, 6, 82, 6 * MIB]])
+    monkeypatch.setattr(installed, "_LIST", f"print({rows!r})")
+
+    assert main(["gpus", "--json", "-"]) == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert (found["schema"], found["kind"], found["vramkit"]) == (1, "gpus", vramkit.__version__)
+    assert {each["name"]: each["memory"] for each in found["cards"]} == {
+        name: card.memory for name, card in CATALOGUE.items()
+    }
+    assert [(each["name"], each["memory"]) for each in found["devices"]] == [("A Card", 24 * MIB)]
+
+
+def test_a_saved_profile_and_its_text_too_where_it_goes_to_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = training().profile(reserved=200 * MIB, device_name="A Card")
+    profile.save(tmp_path / "step.npz")
+    path = tmp_path / "step.json"
+
+    assert main(["view", str(tmp_path / "step.npz"), "--json", str(path)]) == 0
+
+    assert json.loads(path.read_text())["result"] == profile.to_dict()
+    assert capsys.readouterr().out == f"{profile.report()}\n"
+
+
+def test_a_file_that_unpacks_to_more_than_is_allowed_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training().profile().save(tmp_path / "step.npz")
+
+    assert main(["view", str(tmp_path / "step.npz"), "--max-bytes", "1 KiB"]) == 2
+    told = capsys.readouterr().err
+    assert "It unpacks to more than 1.00 KiB" in told
+    assert "--max-bytes" in told
+
+
+def test_an_estimate_with_its_batch_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "told.py").write_text(
+        "import torch\ndef pair():\n    return torch.nn.Linear(512, 512), torch.zeros(8, 512)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    code = main(["estimate", "told:pair", "--engine", "fake", "--gpu", "t4", "--batch-size", "8", "16", "--json", "-"])
+
+    found = json.loads(capsys.readouterr().out)
+    assert (code, found["kind"], found["result"]["engine"], found["result"]["fits"]) == (0, "estimate", "fake", True)
+    assert [each["batch_size"] for each in found["batch_sizes"]] == [8, 16]
+    assert found["batch_sizes"][0]["peak_allocated"] == found["result"]["devices"][0]["peak_allocated"]
+    assert found["result"]["gpu"]["name"] == "t4"
+
+
+def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+
+    assert main(["demo", "--device", "cpu", "--steps", "2", "--json", "-"]) == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], len(found["losses"]), found["ran_out"]) == ("demo", 2, False)
+    assert len(found["result"]["devices"][0]["steps"]) == 2
+    assert [each["batch_size"] for each in found["with_adam"]] == [each["batch_size"] for each in found["with_sgd"]]
