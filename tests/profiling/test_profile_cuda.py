@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from subprocesses import run_on
 from torch import nn
 from workloads import GPT, WORKLOADS, LSTMClassifier, Workload, images, mlp, tokens
 
@@ -598,3 +599,24 @@ def test_running_out_of_memory_is_explained_and_leaves_the_process_usable(gpu: v
     del caught
     gc.collect()
     assert workload.step().shape == ()
+
+
+_WORKER = """
+import torch, vramkit
+
+class Images(torch.utils.data.Dataset):
+    normalize = torch.nn.Identity()  # as the transforms of torchvision are modules
+    def __len__(self): return 2
+    def __getitem__(self, index): return self.normalize(torch.ones(4))
+
+model = torch.nn.Linear(4, 1).cuda()
+with vramkit.profile() as prof:
+    batches = list(torch.utils.data.DataLoader(Images(), num_workers=1, multiprocessing_context="fork"))
+    for batch in batches:
+        model(batch.cuda()).sum().backward()
+result = [len(batches), prof.result.final.gradients]
+"""
+
+
+def test_modules_run_in_a_forked_worker_of_a_loader() -> None:
+    assert run_on("t4", _WORKER) == [2, (4 + 1) * 4]

@@ -264,7 +264,12 @@ def _stamps(entries: Sequence[dict[str, Any]], lines: Mapping[str, int]) -> tupl
 
 
 def _allocated() -> int:
-    """``memory_allocated()`` of this thread's device; torch's own function makes 60 more figures of it on the way."""
+    """``memory_allocated()`` of this thread's device; torch's own function makes 60 more figures of it on the way.
+
+    0 in a forked child, a loader's worker say: it has no device.
+    """
+    if not torch.cuda.is_initialized():
+        return 0
     return int(torch.cuda.memory_stats_as_nested_dict()["allocated_bytes"]["all"]["current"])
 
 
