@@ -1,4 +1,4 @@
-"""Sizes that a program took from values that a virtual device had not computed: in which module, as notes.
+"""What a program took from values that a virtual device had not computed: by which operator, in which module, as notes.
 
 Knows marks and what the virtual GPU was told of such reads; knows no events.
 """
@@ -10,41 +10,49 @@ from collections.abc import Mapping, Sequence
 
 from ..attribution.recording import Kind, Mark
 from ..tape.events import Module
-from ..virtual_gpu import current
 from ..virtual_gpu.values.hook import Read
 from .marks import Marks
 
 _OUTSIDE = (Kind.ROOT_END, Kind.BACKWARD, Kind.BACKWARD_END, Kind.OPTIMIZER, Kind.OPTIMIZER_END)
 
 
-def reads_so_far() -> Counter[Read]:
-    """What was read until now; to be subtracted afterwards."""
-    handle = current()
-    return Counter() if handle is None or handle.values is None else Counter(handle.values.reads)
-
-
-def notes_of(reads: Counter[Read], marks: Marks, modules: Sequence[Module]) -> list[str]:
-    """One note for all of them, the most frequent first; none where nothing was read.
+def of_reads(reads: Counter[Read], marks: Marks, modules: Sequence[Module]) -> list[str]:
+    """One note for all sizes that were taken, the most frequent first; none where nothing was read.
 
     Args:
         reads: since the recording began.
         marks: of the recording.
         modules: that they speak of.
     """
+    told = _told(reads, marks, modules)
+    if not told:
+        return []
+    return [
+        f"Sizes came from values that were not computed: {told}. On a card they may be others; with "
+        '`--values all` (values="all") everything that torch itself computes is computed.'
+    ]
+
+
+def of_choices(spread: Counter[Read], marks: Marks, modules: Sequence[Module]) -> list[str]:
+    """One note for all sizes that came of choices that were spread evenly; arguments as for `of_reads`."""
+    told = _told(spread, marks, modules)
+    if not told:
+        return []
+    return [
+        f"Assumed: choices by values that were not computed (a router's expert, a next token) are even; sizes came of "
+        f'them: {told}. On a card some are larger; with `--values all` (values="all") the weights choose.'
+    ]
+
+
+def _told(reads: Counter[Read], marks: Marks, modules: Sequence[Module]) -> str:
     places: Counter[str] = Counter()
     lines = marks.lines.by_prefix()
     for read, times in reads.items():
         index = _module(read.mark, lines, marks.kept)
         where = f" in {modules[index].name}" if 0 <= index < len(modules) else ""
         places[read.operator.removeprefix("aten::") + where] += times
-    if not places:
-        return []
     told = [f"{place} ({times:,} x)" for place, times in places.most_common(3)]
-    more = f" and {len(places) - 3:,} more" * (len(places) > 3)
-    return [
-        f"Sizes came from values that were not computed: {', '.join(told)}{more}. On a card they may be others; with "
-        '`--values all` (values="all") everything that torch itself computes is computed.'
-    ]
+    return ", ".join(told) + f" and {len(places) - 3:,} more" * (len(places) > 3)
 
 
 def _module(stamp: str, lines: Mapping[str, int], marks: Sequence[Mark]) -> int:
