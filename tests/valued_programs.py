@@ -73,12 +73,49 @@ def cnn() -> nn.Module:
     )
 
 
+class Spectral(nn.Module):
+    """A filter between two Fourier transforms, and its answers whitened by a factorization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter, self.head = nn.Parameter(torch.rand(3, 16, 9)), nn.Linear(12, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.fft.irfft2(torch.fft.rfft2(x.float()) * self.filter, s=x.shape[-2:]).unflatten(2, (4, 4)).mean((3, 4))
+        flat = x.flatten(1)
+        spread = flat.T @ flat + torch.eye(12, device=x.device)
+        white = torch.linalg.solve_triangular(torch.linalg.cholesky(spread), flat.T, upper=False).T
+        return self.head(white * torch.linalg.svdvals(spread).sqrt() + torch.linalg.solve(spread, flat.T).T)
+
+
+class Graph(nn.Module):
+    """Messages along a ring, by a product with its sparse matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        here = torch.arange(8)
+        self.register_buffer("rows", torch.arange(0, 17, 2))
+        self.register_buffer("columns", torch.stack([(here - 1) % 8, (here + 1) % 8], 1).sort().values.flatten())
+        self.hidden, self.head = nn.Linear(16, 32), nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = torch.full((16,), 0.5, device=x.device)
+        ring = torch.sparse_csr_tensor(self.rows, self.columns, weights, (8, 8), check_invariants=False)
+        return self.head(self.along(ring, F.relu(self.along(ring, self.hidden(x)))))
+
+    def along(self, ring: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # CUDA multiplies sparse matrices in full precision only
+            return ring @ x.float()
+
+
 PROGRAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "mlp": (mlp, (16, 3, 4, 4), 10),
     "cnn": (cnn, (8, 3, 16, 16), 10),
     "gpt": (SmallGPT, (4, 32), 100),
     "lstm": (Recurrent, (8, 12, 16), 10),
     "cells": (Cells, (8, 5, 16), 10),
+    "spectral": (Spectral, (8, 3, 16, 16), 10),
+    "graph": (Graph, (8, 16), 10),
 }
 """How each is made, the shape of its batch, and how many classes there are."""
 

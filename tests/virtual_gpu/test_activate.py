@@ -141,7 +141,7 @@ def test_a_compiler_that_does_not_compile_is_a_device_error(compiler: str, told:
 
 @pytest.mark.virtual_gpu
 def test_a_file_that_cannot_be_written_whole_is_a_device_error(tmp_path: Path) -> None:
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
 
     answer = run_python(limit + _RAISES.format(error="RuntimeError"), environment={"XDG_CACHE_HOME": str(tmp_path)})
 

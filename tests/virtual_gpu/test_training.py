@@ -147,7 +147,8 @@ def test_the_math_kernel_keeps_the_scores_and_flash_does_not() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_transformer_trains_under_autocast_with_a_scaler(dtype: torch.dtype) -> None:
     x = torch.zeros(2, 32, 64, device="cuda")
-    scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+    # With the scale that it begins with, 65536, gradients of half precision overflow for some weights.
+    scaler = torch.amp.GradScaler("cuda", init_scale=256.0, enabled=dtype == torch.float16)
     empty = torch.cuda.memory_allocated()
     model = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.1, batch_first=True).cuda()
     optimizer = torch.optim.AdamW(model.parameters())
@@ -384,10 +385,3 @@ def test_a_cuda_graph_keeps_its_memory_in_a_pool_of_its_own() -> None:
 
     assert y.shape == x.shape
     assert tuple(graph.pool()) in pools
-
-
-def test_what_is_not_emulated_says_so() -> None:
-    with pytest.raises(RuntimeError, match="CUSOLVER_STATUS_ARCH_MISMATCH"):
-        torch.linalg.eigh(torch.zeros(4, 4, device="cuda"))
-    with pytest.raises(RuntimeError, match="CUFFT_NOT_SUPPORTED"):
-        torch.fft.fft(torch.zeros(16, device="cuda"))

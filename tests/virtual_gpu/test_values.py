@@ -332,3 +332,19 @@ def test_attention_with_dropout_has_a_backward_that_drops_the_same() -> None:
     # The output is linear in v: its gradient says what was kept.
     assert v.grad is not None
     assert math.isclose((v.grad * v.detach()).sum().item(), output.sum().item(), rel_tol=1e-4)
+
+
+_CHILD = """
+import torch
+print("FOUND", (torch.tensor([3, 0, 2], device="cuda") > 0).sum().item(), "vramkit" in vars())
+"""
+
+
+def test_a_child_that_never_asked_for_vramkit_computes_as_its_parent_does() -> None:
+    code = f"""
+    import subprocess, sys
+    virtual_gpu.activate("t4", children=True)
+    result = subprocess.run([sys.executable, "-c", {_CHILD!r}], capture_output=True, text=True).stdout
+    """
+
+    assert run_on("t4", code).split() == ["FOUND", "2", "False"]

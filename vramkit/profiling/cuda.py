@@ -268,7 +268,7 @@ def _allocated() -> int:
 
     0 in a forked child, a loader's worker say: it has no device.
     """
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch's
         return 0
     return int(torch.cuda.memory_stats_as_nested_dict()["allocated_bytes"]["all"]["current"])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -25,11 +24,10 @@ from ..results.profile import Profile
 from ..tape.events import ALLOCATION, EVENT, Tape
 from ..torch_internals.names import Need
 from ..torch_internals.needs import require
-from ..virtual_gpu.values.hook import Read
 from .hooks import Hooks
+from .limits import Limits
 from .marks import Marks
 from .settling import tape_of
-from .uncomputed import notes_of, reads_so_far
 from .whole import Whole, whole_of
 
 _FOUND = "a sequence or a dict of them; or none, and what runs is found"
@@ -136,7 +134,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         self._recorded: _Source | None = None
         self._result: Profile | None = None
         self._entered = False
-        self._reads: Counter[Read] = Counter()
+        self._limits = Limits()
         self._whole: Whole | None = None
 
     def __enter__(self) -> Self:
@@ -167,7 +165,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
             stack.push(self._settle)  # the last to run
             stack.callback(setattr, _measuring, "active", None)
             stack.callback(setattr, self, "_source", None)
-            self._reads = reads_so_far()
+            self._limits = Limits()
             _measuring.process = os.getpid()
             _measuring.active = self  # from here on: CUDA may begin now, and with it what waits for that
             source.start(stack)
@@ -197,7 +195,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
             with _beside(error):
                 source.stop(error)
                 self._recorded = source
-                self._reads = reads_so_far() - self._reads
+                self._limits.stop()
                 failed = is_out_of_memory(error)
                 self._whole = whole_of(*source.hooks.alive(), source.marks.kept, failed=failed)
 
@@ -208,9 +206,11 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         if source is not None:
             self._models, self._optimizers = {}, {}  # a result must not keep the program's objects alive
             with _beside(error):
-                self._result = _result_of(source, self._device, self._reads, self._whole)
-                if error is not None and is_out_of_memory(error):
-                    _add_note(error, self._result.report())
+                limit = self._limits.behind(error)
+                self._result = _result_of(source, self._device, self._limits, limit, self._whole)
+                note = self._result.report() if is_out_of_memory(error) else limit
+                if error is not None and note is not None:
+                    _add_note(error, note)
 
     def step(self) -> None:
         """End a training step. Optional: without it, steps are told apart by the optimizers' steps.
@@ -301,9 +301,13 @@ def _source(device: torch.device, max_events: int) -> _Source:
     return StorageLifetimes(max_events)
 
 
-def _result_of(source: _Source, device: torch.device, reads: Counter[Read], whole: Whole | None) -> Profile:
+def _result_of(
+    source: _Source, device: torch.device, limits: Limits, ended_by: str | None, whole: Whole | None
+) -> Profile:
     recordings, marks, modules = source.recordings(), source.marks, source.hooks.modules
-    uncomputed = notes_of(reads, marks, modules.by_index())
+    said = limits.notes(marks, modules.by_index())
+    if ended_by is not None:
+        said.insert(0, f"The program ended by an exception. {ended_by}")
     versions = {"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]}
     profiles = [
         Profile(
@@ -312,13 +316,13 @@ def _result_of(source: _Source, device: torch.device, reads: Counter[Read], whol
             capacity=recording.capacity,
             outside=recording.outside,
             versions=versions,
-            notes=(*recording.notes, *uncomputed),
+            notes=(*recording.notes, *said),
         )
         for recording in recordings
     ]
     if not profiles:
         empty = Tape(events=np.zeros(0, EVENT), allocations=np.zeros(0, ALLOCATION), device=str(device))
-        return Profile(tape=empty, versions=versions, notes=("Nothing used the device inside the block.",))
+        return Profile(tape=empty, versions=versions, notes=("Nothing used the device inside the block.", *said))
     profiles.sort(key=lambda each: (each.device != str(device), -each.peak_reserved))
     first, *others = profiles
     if whole is not None:

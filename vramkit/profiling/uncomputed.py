@@ -1,4 +1,4 @@
-"""Sizes and numbers that a program took from values that a virtual device had not computed: in which module, as notes.
+"""What a program took from values that a virtual device had not computed: by which operator, in which module, as notes.
 
 Knows marks and what the virtual GPU was told of such reads; knows no events.
 """
@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 from ..attribution.recording import Kind, Mark
 from ..tape.events import Module
-from ..virtual_gpu import current
 from ..virtual_gpu.values.hook import Read
 from .marks import Marks
 
@@ -19,13 +18,7 @@ _REMEDY = '; with `--values all` (values="all") everything that torch itself com
 _OUTSIDE = (Kind.ROOT_END, Kind.BACKWARD, Kind.BACKWARD_END, Kind.OPTIMIZER, Kind.OPTIMIZER_END)
 
 
-def reads_so_far() -> Counter[Read]:
-    """What was read until now; to be subtracted afterwards."""
-    handle = current()
-    return Counter() if handle is None or handle.values is None else Counter(handle.values.reads)
-
-
-def notes_of(reads: Counter[Read], marks: Marks, modules: Sequence[Module]) -> list[str]:
+def of_reads(reads: Counter[Read], marks: Marks, modules: Sequence[Module]) -> list[str]:
     """A note of the sizes, and one of the whole numbers that may become some; none where nothing was read.
 
     Args:
@@ -33,31 +26,37 @@ def notes_of(reads: Counter[Read], marks: Marks, modules: Sequence[Module]) -> l
         marks: of the recording.
         modules: that they speak of.
     """
-    sizes: Counter[str] = Counter()
-    numbers: Counter[str] = Counter()
-    lines = marks.lines.by_prefix()
-    for read, times in reads.items():
-        index = _module(read.mark, lines, marks.kept)
-        where = f" in {modules[index].name}" if 0 <= index < len(modules) else ""
-        if read.operator == _ITEM:
-            numbers["item()" + where] += times
-        else:
-            sizes[read.operator.removeprefix("aten::") + where] += times
+    sizes = _told(Counter({each: times for each, times in reads.items() if each.operator != _ITEM}), marks, modules)
+    numbers = _told(Counter({each: times for each, times in reads.items() if each.operator == _ITEM}), marks, modules)
     notes = []
     if sizes:
-        notes.append(
-            f"Sizes came from values that were not computed: {_told(sizes)}. On a card they may be others{_REMEDY}"
-        )
+        notes.append(f"Sizes came from values that were not computed: {sizes}. On a card they may be others{_REMEDY}")
     if numbers:
         notes.append(
-            f"Whole numbers that were not computed were read, as 0: {_told(numbers)}. A size that the program makes of "
-            f"them may be another on a card{_REMEDY}"
+            f"Whole numbers that were not computed were read, as 0: {numbers}. A size that the program makes of them "
+            f"may be another on a card{_REMEDY}"
         )
     return notes
 
 
-def _told(places: Counter[str]) -> str:
-    """The most frequent, and how many more there are."""
+def of_choices(spread: Counter[Read], marks: Marks, modules: Sequence[Module]) -> list[str]:
+    """One note for all sizes that came of choices that were spread evenly; arguments as for `of_reads`."""
+    told = _told(spread, marks, modules)
+    if not told:
+        return []
+    return [
+        f"Assumed: choices by values that were not computed (a router's expert, a next token) are even; sizes came of "
+        f'them: {told}. On a card some are larger; with `--values all` (values="all") the weights choose.'
+    ]
+
+
+def _told(reads: Counter[Read], marks: Marks, modules: Sequence[Module]) -> str:
+    places: Counter[str] = Counter()
+    lines = marks.lines.by_prefix()
+    for read, times in reads.items():
+        index = _module(read.mark, lines, marks.kept)
+        where = f" in {modules[index].name}" if 0 <= index < len(modules) else ""
+        places[("item()" if read.operator == _ITEM else read.operator.removeprefix("aten::")) + where] += times
     told = [f"{place} ({times:,} x)" for place, times in places.most_common(3)]
     return ", ".join(told) + f" and {len(places) - 3:,} more" * (len(places) > 3)
 

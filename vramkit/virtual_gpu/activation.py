@@ -73,8 +73,8 @@ def activate(
             and 0 with ``values="none"``: no kernel would ever overwrite them, and another tensor in that place would
             read them. With ``values="all"`` every copy is made.
         children: let every process that this one starts have the virtual GPU too, whatever it runs: LD_PRELOAD and
-            ``VRAMKIT_VIRTUAL_GPU`` are set in ``os.environ``. Such a child that ends right after a ``backward()`` may
-            abort at its exit unless it calls ``activate`` too (see README.md, "The exit").
+            ``VRAMKIT_VIRTUAL_GPU`` are set in ``os.environ``. It computes values, and ends cleanly, if it can import
+            vramkit.
 
     Returns:
         The handle, for changing capacities and asking what is used.

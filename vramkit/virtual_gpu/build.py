@@ -29,11 +29,15 @@ ALIASES = ("libcuda.so.1", "libnvidia-ml.so.1")
 
 _CUDA = re.compile(r"__cuda|cuda|cublas|cudnn|cusolver|cusparse|cufft|curand|cuFile|nccl|nvshmem|cu[A-Z]")
 # These need no device, and the real libraries answer them: versions, texts, run-time compilation.
-_LEFT_ALONE = re.compile(r"Version|ErrorString|StatusString|GetProperty|^nccl(GetUniqueId|GetLastError)")
-# A stub can't say how large a work area has to be: it refuses, with the number by which the library calls
-# "not supported" (cuSOLVER's own has no name in torch, "architecture mismatch" has), and torch reports a clean error.
-_ASKS_A_SIZE = re.compile(r"[bB]uffer_?[sS]ize|MakePlan|WorkSize|WorkspaceSize|ReserveSpaceSize")
-_REFUSALS = {"cufft": 16, "cusolver": 4, "cusparse": 10, "cudnn": 3000}
+_LEFT_ALONE = re.compile(r"Version|ErrorString|StatusString|GetProperty")
+# A stub can't say how large a work area has to be, nor where another process has its memory: it refuses, with the
+# number by which the library calls "not supported" (cuSOLVER's own has no name in torch, "architecture mismatch" has;
+# NCCL has "invalid usage"), and torch reports a clean error.
+_HAS_TO_ANSWER = re.compile(
+    r"[bB]uffer_?[sS]ize|MakePlan|WorkSize|WorkspaceSize|ReserveSpaceSize|Ipc|CompressedSize|LtMatmul(Search|GetWorkspace)"
+    r"|nccl(DevComm|Signal|PutSignal|WaitSignal|GetLsa|GetPeer)|nvshmem\w*(init|malloc)|cuLinkComplete|cuFileHandleRegister"
+)
+_REFUSALS = {"cufft": 16, "cusolver": 4, "cusparse": 10, "cudnn": 3000, "nccl": 5}
 _HEADERS = {
     "cuda_runtime_api.h": "nvidia-cuda-runtime",
     "cuda.h": "nvidia-cuda-runtime",
@@ -194,13 +198,16 @@ def _stubs(torch: Torch, includes: list[Path]) -> str:
     imported = {name for name in imported if not _LEFT_ALONE.search(name)}
     header = next(folder / "cuda.h" for folder in includes if (folder / "cuda.h").exists())
     driver = set(re.findall(r"\bcu[A-Z]\w+", header.read_text(errors="replace"))) - imported
-    lines = ["void vgpu_stub(const char *);", "#define WEAK __attribute__((weak)) int"]
+    lines = [
+        "int vgpu_accept_call(const char *);",
+        "int vgpu_refuse_call(const char *, int);",
+        "#define ACCEPT(name) __attribute__((weak)) int name(void) { return vgpu_accept_call(#name); }",
+        "#define REFUSE(name, status) __attribute__((weak)) int name(void) { return vgpu_refuse_call(#name, status); }",
+    ]
     for name in sorted(imported):
         refusal = next((number for prefix, number in _REFUSALS.items() if name.startswith(prefix)), 801)
-        answer = refusal if _ASKS_A_SIZE.search(name) else 0
-        lines.append(f'WEAK {name}(void) {{ vgpu_stub("stub {name}"); return {answer}; }}')
-    for name in sorted(driver):
-        lines.append(f'WEAK {name}(void) {{ vgpu_stub("not supported: {name}"); return 801; }}')
+        lines.append(f"REFUSE({name}, {refusal})" if _HAS_TO_ANSWER.search(name) else f"ACCEPT({name})")
+    lines.extend(f"REFUSE({name}, 801)" for name in sorted(driver))
     return "\n".join(lines) + "\n"
 
 

@@ -120,6 +120,12 @@ class VirtualGPU:
         library.vgpu_used.restype = ctypes.c_size_t
         library.vgpu_launches.argtypes = []
         library.vgpu_launches.restype = ctypes.c_ulonglong
+        library.vgpu_plans_timed.argtypes = []
+        library.vgpu_plans_timed.restype = ctypes.c_ulonglong
+        library.vgpu_limits_met.argtypes = []
+        library.vgpu_limits_met.restype = ctypes.c_uint
+        library.vgpu_limit.argtypes = [ctypes.c_uint]
+        library.vgpu_limit.restype = ctypes.c_char_p
         self._library = library
         self._settings = settings
         self.values: ComputedValues | None = None
@@ -156,6 +162,25 @@ class VirtualGPU:
     def launches(self) -> int:
         """Kernels launched so far in this process, cuDNN's plans included; products of cuBLAS are not counted."""
         return int(self._library.vgpu_launches())
+
+    @property
+    def plans_timed(self) -> int:
+        """How often cuDNN's plans were timed: a search for the fastest one (``cudnn.benchmark``) times each of them."""
+        return int(self._library.vgpu_plans_timed())
+
+    @property
+    def limits_met(self) -> int:
+        """How often a function was called that a virtual GPU can't answer. Mostly the caller does without it."""
+        return int(self._library.vgpu_limits_met())
+
+    def limits_since(self, met: int) -> list[str]:
+        """The functions that were called so, newest first; of many, the last 64.
+
+        Args:
+            met: what `limits_met` was before.
+        """
+        names = [self._library.vgpu_limit(number) for number in range(max(met, self.limits_met - 64), self.limits_met)]
+        return [name.decode() for name in reversed(names) if name is not None]
 
     def memory(self, device: int = 0) -> int:
         """The capacity of a device, bytes."""

@@ -3,6 +3,7 @@
 #include "vgpu.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
 
 struct settings settings;
 static char *given; /* the text that vgpu_configure was handed */
@@ -54,6 +55,8 @@ static void load(void) {
   settings.board_memory = number(text, "board_memory");
   settings.context = number(text, "context");
   settings.copy_limit = number(text, "copy_limit");
+  const char *values = value_of(text, "values");
+  if (values && !strcmp(values, "all")) settings.copy_limit = SIZE_MAX;
   settings.l2_cache = number(text, "l2_cache");
   settings.shared_memory_per_multiprocessor = number(text, "shared_memory_per_multiprocessor");
   settings.shared_memory_per_block = number(text, "shared_memory_per_block");
@@ -91,5 +94,25 @@ void trace(const char *format, ...) {
   va_end(args);
 }
 
-/* The generated stubs say here that they were called. */
-API void vgpu_stub(const char *what) { trace("%s", what); }
+/* ---- limits: functions that would have had to answer and could not, for the text of an exception */
+
+static _Atomic(const char *) limits[64];
+static _Atomic unsigned limits_met;
+
+void limit_met(const char *function) {
+  trace("not supported: %s", function);
+  unsigned last = atomic_load(&limits_met);
+  if (last && limits[(last - 1) % 64] == function) return;
+  limits[atomic_fetch_add(&limits_met, 1) % 64] = function;
+}
+
+/* How many were met so far, and the function of one of them; NULL: there is none, or it is forgotten. */
+API unsigned vgpu_limits_met(void) { return atomic_load(&limits_met); }
+API const char *vgpu_limit(unsigned number) {
+  unsigned met = atomic_load(&limits_met);
+  return number < met && met - number <= 64 ? limits[number % 64] : NULL;
+}
+
+/* The generated stubs say here that they were called: without an answer to give, or with success. */
+API int vgpu_refuse_call(const char *function, int status) { return limit_met(function), status; }
+API int vgpu_accept_call(const char *function) { return trace("stub %s", function), 0; }

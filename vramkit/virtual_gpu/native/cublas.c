@@ -1,5 +1,6 @@
 /* cuBLAS and cuBLASLt: handles and descriptors are opaque zeroed objects, and every product is a generated stub.
- * Written out is only what torch reads back. The workspaces are torch's own allocations, made on the host. */
+ * Written out is only what torch reads back, the status of batched factorizations among it. The workspaces are torch's
+ * own allocations, made on the host. */
 #include "vgpu.h"
 
 struct handle {
@@ -43,3 +44,28 @@ API int cublasLtMatmulAlgoGetHeuristic(void *handle UNUSED, void *operation UNUS
   if (wanted > 0) memset(results, 0, sizeof *results);
   return 0;
 }
+
+/* info: on the host; what the batched routines say of their arguments. */
+typedef void *any;
+#define BATCHED(T)                                                                                                     \
+  API int cublas##T##geqrfBatched(any handle UNUSED, int m UNUSED, int n UNUSED, any a UNUSED, int lda UNUSED,         \
+                                  any tau UNUSED, int *info, int batch UNUSED) {                                       \
+    return *info = 0, (int)launched();                                                                                 \
+  }                                                                                                                    \
+  API int cublas##T##getrsBatched(any handle UNUSED, int op UNUSED, int n UNUSED, int columns UNUSED, any a UNUSED,    \
+                                  int lda UNUSED, any pivots UNUSED, any b UNUSED, int ldb UNUSED, int *info,          \
+                                  int batch UNUSED) {                                                                  \
+    return *info = 0, (int)launched();                                                                                 \
+  }                                                                                                                    \
+  API int cublas##T##gelsBatched(any handle UNUSED, int op UNUSED, int m UNUSED, int n UNUSED, int columns UNUSED,     \
+                                 any a UNUSED, int lda UNUSED, any c UNUSED, int ldc UNUSED, int *info,                \
+                                 int *infos, int batch) {                                                              \
+    if (infos) memset(infos, 0, (size_t)batch * sizeof *infos);                                                        \
+    return *info = 0, (int)launched();                                                                                 \
+  }                                                                                                                    \
+  API int cublas##T##getrfBatched(any handle UNUSED, int n UNUSED, any a UNUSED, int lda UNUSED, any pivots UNUSED,    \
+                                  int *infos, int batch) {                                                             \
+    if (infos) memset(infos, 0, (size_t)batch * sizeof *infos);                                                        \
+    return (int)launched();                                                                                            \
+  }
+BATCHED(S) BATCHED(D) BATCHED(C) BATCHED(Z)

@@ -4,7 +4,11 @@
  *
  * Since 9.8 cuDNN can choose engines and build plans without a device, from a description of one ("deviceless
  * ahead-of-time compilation"). Descriptors are cuDNN's own, handles are left out, and each descriptor that plans gets
- * the description. cuDNN's parts call these functions too; such inner calls go through unchanged. */
+ * the description. cuDNN's parts call these functions too; such inner calls go through unchanged.
+ *
+ * Some engines compile their kernel when a plan is made, which takes a second, and a search for the fastest
+ * (`torch.backends.cudnn.benchmark`) makes such a plan for every layer. Nothing will run it, so it is not made: what it
+ * would want of workspace its engine's configuration says, with the same number as the plan does. */
 #define _GNU_SOURCE
 #include "vgpu.h"
 
@@ -87,29 +91,102 @@ cudnnStatus_t cudnnBackendCreateDescriptor(cudnnBackendDescriptorType_t type, cu
   default: return CUDNN_STATUS_SUCCESS;
   }
 }
+/* ---- plans that were left uncompiled */
+
+struct plan {
+  struct plan *next;
+  cudnnBackendDescriptor_t descriptor;
+  int64_t workspace;
+};
+static struct plan *uncompiled;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static _Thread_local cudnnBackendDescriptor_t planned, configuration; /* the last plan, and what it is to run */
+
+/* The place that points to a plan, or to the end; the lock is held. */
+static struct plan **place_of(cudnnBackendDescriptor_t descriptor) {
+  struct plan **at = &uncompiled;
+  while (*at && (*at)->descriptor != descriptor) at = &(*at)->next;
+  return at;
+}
+static bool compiles(cudnnBackendDescriptor_t config) {
+  cudnnBackendDescriptor_t engine;
+  cudnnBackendBehaviorNote_t notes[CUDNN_BEHAVIOR_NOTE_TYPE_COUNT];
+  int64_t count = 0;
+  cudnnStatus_t status;
+  if (CALL(status, real.create(CUDNN_BACKEND_ENGINE_DESCRIPTOR, &engine))) return false;
+  if (CALL(status, real.get(config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &count, &engine)) ||
+      CALL(status, real.get(engine, CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, CUDNN_TYPE_BEHAVIOR_NOTE,
+                            CUDNN_BEHAVIOR_NOTE_TYPE_COUNT, &count, notes)))
+    count = 0;
+  (void)CALL(status, real.destroy(engine));
+  for (int64_t i = 0; i < count && i < CUDNN_BEHAVIOR_NOTE_TYPE_COUNT; i++)
+    if (notes[i] == CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION) return true;
+  return false;
+}
+static bool leave_uncompiled(cudnnBackendDescriptor_t descriptor) {
+  int64_t count, workspace;
+  cudnnStatus_t status;
+  if (descriptor != planned || !compiles(configuration)) return false;
+  if (CALL(status,
+           real.get(configuration, CUDNN_ATTR_ENGINECFG_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &count, &workspace)))
+    return false;
+  struct plan *plan = malloc(sizeof *plan);
+  if (!plan) return false;
+  pthread_mutex_lock(&lock);
+  *plan = (struct plan){uncompiled, descriptor, workspace};
+  uncompiled = plan;
+  pthread_mutex_unlock(&lock);
+  return true;
+}
+static bool is_uncompiled(cudnnBackendDescriptor_t descriptor, int64_t *workspace) {
+  pthread_mutex_lock(&lock);
+  struct plan *plan = *place_of(descriptor);
+  if (plan) *workspace = plan->workspace;
+  pthread_mutex_unlock(&lock);
+  return plan;
+}
+static void forget(cudnnBackendDescriptor_t descriptor) {
+  pthread_mutex_lock(&lock);
+  struct plan **at = place_of(descriptor), *plan = *at;
+  if (plan) *at = plan->next;
+  pthread_mutex_unlock(&lock);
+  free(plan);
+  if (descriptor == planned) planned = NULL;
+}
+
+/* ---- descriptors */
+
 cudnnStatus_t cudnnBackendDestroyDescriptor(cudnnBackendDescriptor_t descriptor) {
   cudnnStatus_t status;
+  if (!inside) forget(descriptor);
   return CALL(status, real.destroy(descriptor));
 }
 cudnnStatus_t cudnnBackendFinalize(cudnnBackendDescriptor_t descriptor) {
   cudnnStatus_t status;
+  if (!inside && leave_uncompiled(descriptor)) return CUDNN_STATUS_SUCCESS;
   return CALL(status, real.finalize(descriptor));
 }
 cudnnStatus_t cudnnBackendSetAttribute(cudnnBackendDescriptor_t descriptor, cudnnBackendAttributeName_t name,
                                        cudnnBackendAttributeType_t type, int64_t count, const void *values) {
   cudnnStatus_t status;
   if (type == CUDNN_TYPE_HANDLE && !inside) return CUDNN_STATUS_SUCCESS;
+  if (name == CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG && !inside)
+    planned = descriptor, configuration = *(const cudnnBackendDescriptor_t *)values;
   return CALL(status, real.set(descriptor, name, type, count, values));
 }
 cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t const descriptor, cudnnBackendAttributeName_t name,
                                        cudnnBackendAttributeType_t type, int64_t wanted, int64_t *count, void *values) {
   cudnnStatus_t status;
-  if (CALL(status, real.get(descriptor, name, type, wanted, count, values))) return status;
-  if (!inside && name == CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)
+  bool asks_size = !inside && name == CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE;
+  if (asks_size && is_uncompiled(descriptor, values)) {
+    if (count) *count = 1;
+  } else if (CALL(status, real.get(descriptor, name, type, wanted, count, values)))
+    return status;
+  if (asks_size)
     trace("a cuDNN plan wants %lld bytes of workspace", (long long)*(int64_t *)values);
-  return status;
+  return CUDNN_STATUS_SUCCESS;
 }
 cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle UNUSED, cudnnBackendDescriptor_t plan UNUSED,
                                   cudnnBackendDescriptor_t values UNUSED) {
-  return (cudnnStatus_t)launched();
+  return plan_launched(), CUDNN_STATUS_SUCCESS;
 }

@@ -2,13 +2,21 @@
  * answered without looking at its code, because there is none to look at. */
 #include "vgpu.h"
 
-static unsigned long long launches;
+static struct launches launches;
 
 cudaError_t launched(void) {
-  __atomic_add_fetch(&launches, 1, __ATOMIC_RELAXED);
+  __atomic_add_fetch(&launches.all, 1, __ATOMIC_RELAXED);
   return cudaSuccess;
 }
-API unsigned long long vgpu_launches(void) { return __atomic_load_n(&launches, __ATOMIC_RELAXED); }
+void plan_launched(void) {
+  __atomic_add_fetch(&launches.plans, 1, __ATOMIC_RELAXED);
+  launched();
+}
+struct launches launches_so_far(void) {
+  return (struct launches){__atomic_load_n(&launches.all, __ATOMIC_RELAXED),
+                           __atomic_load_n(&launches.plans, __ATOMIC_RELAXED)};
+}
+API unsigned long long vgpu_launches(void) { return launches_so_far().all; }
 
 /* ---- registration, which the compiler writes into every library with device code */
 

@@ -253,7 +253,8 @@ static cudaError_t copy(void *to, const void *from, size_t size) {
   if (!to_device && answered(to, size)) return cudaSuccess;
   bool kept = !to_device || (size <= settings.copy_limit && !holds());
   if (kept && size) memmove(to, from, size);
-  if (kept && to_device) note_copy(to);
+  bool from_device = range_find(from, &range) && range.kind != HOST_MEMORY && range.kind != REGISTERED_MEMORY;
+  if (kept && to_device && !from_device) note_copy(to); /* of a device's bytes it is not known who wrote them */
   return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind UNUSED) {

@@ -48,6 +48,7 @@ struct settings {
 extern struct settings settings;
 void configure(void); /* reads the settings once; every entry point that needs them calls it */
 void trace(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void limit_met(const char *function); /* a function that can't do here what it is for */
 
 /* ---- memory.c: who owns which address, and how much of a device is taken */
 
@@ -86,11 +87,17 @@ void used(void);                        /* CUDA was asked for its devices */
 void thread_seen(void);                 /* this thread asked for its device */
 bool holds(void);                       /* this thread's copies to a device do nothing */
 bool answered(void *to, size_t size);   /* a copy to the host that is delivered from elsewhere */
+long long elements_counted(void);       /* of the sparse matrix that is being made; below 0: not known */
 void note_copy(const void *at);         /* bytes went to a device */
 
 /* ---- kernels.c */
 
 cudaError_t launched(void);
+void plan_launched(void); /* one of cuDNN's */
+struct launches {
+  unsigned long long all, plans;
+};
+struct launches launches_so_far(void);
 int occupancy(int threads, size_t shared);
 
 /* ---- for opaque objects */

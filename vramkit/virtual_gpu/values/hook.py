@@ -20,11 +20,11 @@ SMALL_INTEGERS = 1 << 20
 _NO_LIMIT = 1 << 62
 
 _FirstUse = ctypes.CFUNCTYPE(ctypes.c_int)
-_Told = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+_Told = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int)
 
 
 class Read(NamedTuple):
-    """A size, or a whole number, that a program took from values that were not computed."""
+    """A size, or another answer, that a program took from values that were not computed, or from choices by such."""
 
     operator: str
     """In torch's words, ``"aten::nonzero"``."""
@@ -44,7 +44,9 @@ class ComputedValues:
 
     def __init__(self, runtime: ctypes.CDLL, library: Path, *, everything: bool, copy_limit: int) -> None:
         self.reads: Counter[Read] = Counter()
-        """How often sizes and whole numbers were taken from values that were not computed."""
+        """How often sizes were taken from values that were not computed."""
+        self.spread: Counter[Read] = Counter()
+        """How often sizes came of choices by such values, which were made evenly, in turn."""
         self._path = library
         self._library: ctypes.CDLL | None = None
         self._limits = (_NO_LIMIT,) * 3 if everything else (SMALL, SMALL_INTEGERS, copy_limit)
@@ -80,10 +82,11 @@ class ComputedValues:
         _begin_threads_with(library.values_thread)
         return 1
 
-    def _note(self, operator: bytes) -> None:
+    def _note(self, operator: bytes, spread: int) -> None:
         from ...torch_internals.allocator import get_metadata  # imports torch, which is there by now
 
-        self.reads[Read(operator.decode(), get_metadata() if get_metadata is not None else "")] += 1
+        counted = self.spread if spread else self.reads
+        counted[Read(operator.decode(), get_metadata() if get_metadata is not None else "")] += 1
 
 
 def _begin_threads_with(call: Callable[[], object]) -> None:

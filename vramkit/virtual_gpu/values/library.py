@@ -14,7 +14,8 @@ from ..build import Torch, run_compiler
 from ..cache import keep
 
 LIBRARY = "libvgpu_values.so"
-_SOURCE = Path(__file__).parent / "values.cpp"
+_FOLDER = Path(__file__).parent
+_SOURCE = _FOLDER / "values.cpp"
 _FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared")
 
 
@@ -24,8 +25,10 @@ def build_values(torch: Torch) -> Path:
     Raises:
         DeviceError: no C++ compiler, it failed, or the cache can't be written.
     """
-    digest = hashlib.sha256(_SOURCE.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:16]
-    name = f"values-{torch.version}-{platform.machine()}-{digest}"
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for source in (_SOURCE, *sorted(_FOLDER.glob("*.h"))):
+        digest.update(source.read_bytes())
+    name = f"values-{torch.version}-{platform.machine()}-{digest.hexdigest()[:16]}"
     return keep(name, (LIBRARY,), functools.partial(_compile, torch)) / LIBRARY
 
 

@@ -6,8 +6,9 @@
  *
  * What was not computed (too large, no CPU kernel, written by a compiled kernel) is remembered by storage, and whoever
  * takes a size from it is told to Python. */
-#include <ATen/Functions.h>
-#include <ATen/core/dispatch/Dispatcher.h>
+#include "operators.h"
+#include "tensors.h"
+
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
@@ -26,6 +27,7 @@ using torch::jit::Stack;
 
 extern "C" { /* of the virtual GPU */
 void vgpu_answer(const long long *counts, int number); /* what the next copies of a count to the host deliver */
+void vgpu_elements(long long number);                  /* of the sparse matrix that is to be made; -1: not known */
 void vgpu_hold(int by);                                /* above 0: this thread's copies and fills on a device do nothing */
 bool vgpu_was_copied(const void *at);                  /* whether the last write there was a copy that nobody else saw */
 void vgpu_each_thread(void (*visit)(void));            /* called when a thread asks CUDA for its device */
@@ -38,35 +40,24 @@ constexpr auto HERE = DispatchKey::Fake; /* below autograd, above the backends, 
 struct {
   bool on = false;
   int64_t floats = 0, integers = 0, copies = 0; /* bytes of the largest tensor of each kind that is computed */
-  void (*told)(const char *op) = nullptr;
+  void (*told)(const char *op, int spread) = nullptr;
 } settings;
-
-enum class Kind { pass, compute, copy, read };
-
-struct Operator {
-  Kind kind = Kind::pass;
-  bool dynamic = false;  /* its results' sizes, or what it answers, depend on values */
-  bool sizes = false;    /* takes a size from the values of its arguments, without another operator's help */
-  bool counted = false;  /* its kernel copies the number of its results to the host */
-  bool mutates = false;  /* writes to its arguments */
-  bool writes_only = false; /* and reads nothing of what it writes to */
-  bool random = false;
-  bool spread = false;   /* picks the largest: a router's choice, where it was not computed */
-  bool refused = false;  /* the CPU's kernel is not there, or failed for want of one */
-  bool widens = false;   /* may return float32 of a half, which the CPU's kernel does not */
-  std::string name;
-};
 
 thread_local bool answering = false; /* the next count that is copied to the host is known */
 thread_local int inside = 0; /* > 0: in the kernel of an operator that is computed as a whole */
+thread_local int checking = 0; /* > 0: only whether a factorization succeeded is read */
 
 /* ---- what was computed, by storage; a later one at the same address is another */
 
 /* Never destroyed: threads of torch's may outlive what a process ends with. */
 std::mutex &computed_lock = *new std::mutex;
-auto &computed = *new std::unordered_map<c10::StorageImpl *, c10::weak_intrusive_ptr<c10::StorageImpl>>;
+struct Known {
+  c10::weak_intrusive_ptr<c10::StorageImpl> storage;
+  bool assumed; /* it goes back to a choice that was not computed */
+};
+auto &computed = *new std::unordered_map<c10::StorageImpl *, Known>;
 
-void remember(const at::Tensor &tensor, bool is_right) {
+void remember(const at::Tensor &tensor, bool is_right, bool assumed = false) {
   auto *storage = tensor.storage().unsafeGetStorageImpl();
   vgpu_was_copied(storage->data()); /* and written to since */
   std::lock_guard<std::mutex> guard(computed_lock);
@@ -76,112 +67,32 @@ void remember(const at::Tensor &tensor, bool is_right) {
   }
   static size_t next_look = 4096;
   if (computed.size() >= next_look) {
-    for (auto at = computed.begin(); at != computed.end();) at = at->second.expired() ? computed.erase(at) : std::next(at);
+    for (auto at = computed.begin(); at != computed.end();) at = at->second.storage.expired() ? computed.erase(at) : std::next(at);
     next_look = std::max<size_t>(4096, 2 * computed.size());
   }
-  computed.try_emplace(storage, tensor.storage().getWeakStorageImpl());
+  computed.try_emplace(storage, Known{tensor.storage().getWeakStorageImpl(), false}).first->second.assumed = assumed;
 }
 
-bool is_computed(const at::Tensor &tensor) {
+enum class Value { unknown, right, assumed };
+
+Value value_of(const at::Tensor &tensor) {
   auto *storage = tensor.storage().unsafeGetStorageImpl();
   {
     std::lock_guard<std::mutex> guard(computed_lock);
-    if (computed.count(storage)) return true; /* the weak pointer keeps a dead one's place, so none can take it */
+    auto found = computed.find(storage); /* the weak pointer keeps a dead one's place, so none can take it */
+    if (found != computed.end()) return found->second.assumed ? Value::assumed : Value::right;
   }
-  if (!tensor.numel()) return true;
-  if (!vgpu_was_copied(storage->data())) return false;
+  if (!tensor.numel()) return Value::right;
+  if (!vgpu_was_copied(storage->data())) return Value::unknown;
   remember(tensor, true);
-  return true;
-}
-
-/* ---- operators */
-
-bool any_of(const std::string &name, std::initializer_list<const char *> names) {
-  for (auto each : names)
-    if (name == each) return true;
-  return false;
-}
-
-Operator look_at(const c10::OperatorHandle &op) {
-  Operator found;
-  if (!op.hasSchema()) return found;
-  const auto &schema = op.schema();
-  const std::string &name = found.name = schema.name();
-  bool reads_alias = false;
-  for (const auto &argument : schema.arguments())
-    if (const auto *alias = argument.alias_info()) {
-      if (alias->isWrite()) found.mutates = true;
-      else reads_alias = true;
-    }
-  for (auto tag : op.getTags()) {
-    if (tag == at::Tag::data_dependent_output || tag == at::Tag::dynamic_output_shape) found.dynamic = true;
-    if (tag == at::Tag::dynamic_output_shape) found.sizes = !any_of(name, {"aten::index", "aten::masked_select"}); /* nonzero does */
-    if (tag == at::Tag::nondeterministic_seeded) found.random = true;
-  }
-  found.counted = any_of(name, {"aten::nonzero", "aten::_unique2", "aten::unique_consecutive"});
-  found.spread = any_of(name, {"aten::topk", "aten::argmax", "aten::max"});
-  const bool is_out = schema.overload_name().find("out") != std::string::npos && found.mutates;
-  found.writes_only = is_out || any_of(name, {"aten::copy_", "aten::fill_", "aten::zero_", "aten::normal_", "aten::uniform_",
-      "aten::random_", "aten::bernoulli_", "aten::exponential_", "aten::cauchy_", "aten::log_normal_", "aten::geometric_"});
-  if (name.rfind("c10d::", 0) == 0) return found; /* what other ranks send, nobody here knows */
-  const bool is_empty = name.rfind("aten::empty", 0) == 0 || name.rfind("aten::new_empty", 0) == 0;
-  if (is_empty || any_of(name, {"aten::resize_", "aten::set_", "aten::record_stream", "aten::_pin_memory", "aten::is_pinned",
-      "aten::_cudnn_rnn_flatten_weight"}))
-    return found;
-  if (name == "aten::copy_") found.kind = Kind::copy;
-  else if (name == "aten::_local_scalar_dense") found.kind = Kind::read;
-  else if (reads_alias && !found.mutates) found.kind = Kind::pass; /* a view */
-  /* Composites come apart by themselves; these two do not, into parts that the CPU would have. */
-  else if (any_of(name, {"aten::convolution", "aten::convolution_backward"}) || op.hasKernelForDispatchKey(DispatchKey::CUDA))
-    found.kind = Kind::compute;
-  found.refused = !op.hasComputedKernelForDispatchKey(DispatchKey::CPU);
-  found.widens = any_of(name, {"aten::_softmax", "aten::_log_softmax"}) && !is_out;
-  return found;
-}
-
-Operator &known(const c10::OperatorHandle &op) {
-  thread_local std::unordered_map<const void *, Operator> table;
-  const void *key = &op.schema();
-  auto at = table.find(key);
-  return at == table.end() ? table.emplace(key, look_at(op)).first->second : at->second;
+  return Value::right;
 }
 
 /* ---- tensors */
 
-enum class Place { host, device, foreign };
-
-Place place_of(const at::Tensor &tensor) {
-  if (!tensor.defined()) return Place::host;
-  auto keys = tensor.key_set();
-  if (keys.has(DispatchKey::Python) || tensor.layout() != c10::kStrided || tensor.is_quantized() || tensor.is_nested())
-    return Place::foreign;
-  if (keys.has_backend(c10::BackendComponent::CUDABit)) /* a fake one may have CUDA's keys, and no memory */
-    return tensor.has_storage() && tensor.storage().device().is_cuda() ? Place::device : Place::foreign;
-  return keys.has_backend(c10::BackendComponent::CPUBit) ? Place::host : Place::foreign;
-}
-
-bool is_number(const at::Tensor &tensor) { return tensor.is_floating_point() || tensor.is_complex(); }
-
-bool is_count(const at::Tensor &tensor) { return !is_number(tensor) && tensor.scalar_type() != at::kBool; }
-
 bool is_small(const at::Tensor &tensor) {
   auto limit = is_number(tensor) ? settings.floats : settings.integers;
   return static_cast<int64_t>(tensor.nbytes()) <= limit;
-}
-
-at::Tensor host_view(const at::Tensor &tensor) {
-  auto options = at::TensorOptions().dtype(tensor.dtype()).device(at::kCPU);
-  if (!tensor.numel()) return at::empty_strided(tensor.sizes(), tensor.strides(), options);
-  return at::from_blob(tensor.data_ptr(), tensor.sizes(), tensor.strides(), options);
-}
-
-template <class Visit> void each_tensor(const c10::IValue &value, Visit visit) {
-  if (value.isTensor()) visit(value.toTensor());
-  else if (value.isTensorList())
-    for (const at::Tensor &each : value.toTensorList()) visit(each);
-  else if (value.isList())
-    for (const c10::IValue &each : value.toListRef())
-      if (each.isTensor()) visit(each.toTensor());
 }
 
 /* ---- random numbers: decided by the device's generator, which the CUDA kernel moves on */
@@ -236,9 +147,30 @@ c10::IValue for_host(const c10::IValue &value, const at::Generator &generator) {
   return value;
 }
 
+DispatchKey host_key(const c10::OperatorHandle &op, const Stack &host) {
+  auto key = DispatchKey::CPU;
+  auto look = [&](const at::Tensor &each) {
+    if (!is_sparse(each)) return;
+    if (!is_coo(each)) key = DispatchKey::SparseCsrCPU;
+    else if (key == DispatchKey::CPU) key = DispatchKey::SparseCPU;
+  };
+  for (const auto &each : host) {
+    if (each.isTensor()) look(each.toTensor());
+    if (each.isTensorList())
+      for (const at::Tensor &one : each.toTensorList()) look(one);
+  }
+  if (key == DispatchKey::CPU && !op.hasComputedKernelForDispatchKey(key)) /* it makes a sparse tensor of others */
+    return has_kernel(op, {DispatchKey::SparseCPU}) ? DispatchKey::SparseCPU : DispatchKey::SparseCsrCPU;
+  return key;
+}
+
 /* Runs the CPU's kernel; false if there is none for this. */
 bool compute(const c10::OperatorHandle &op, Operator &known, Stack &host, std::optional<uint64_t> seed) {
+  static struct : c10::WarningHandler {
+    void process(const c10::Warning &) override {}
+  } silent; /* the CUDA kernel has warned already, if there is anything to warn of */
   OnHost guard;
+  c10::WarningUtils::WarningHandlerGuard quiet(&silent);
   at::Generator shared = at::detail::getDefaultCPUGenerator();
   at::Tensor before;
   try {
@@ -247,7 +179,7 @@ bool compute(const c10::OperatorHandle &op, Operator &known, Stack &host, std::o
       before = shared.get_state();
       shared.set_current_seed(*seed);
     }
-    op.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), &host);
+    op.redispatchBoxed(DispatchKeySet(host_key(op, host)), &host);
     if (before.defined()) shared.set_state(before);
     return true;
   } catch (const c10::NotImplementedError &) {
@@ -264,22 +196,29 @@ at::Scalar zero_of(at::ScalarType type) {
   return type == at::kBool ? at::Scalar(false) : at::Scalar(0);
 }
 
-/* Of a result that was not computed: zeros where somebody might look; a router's choices go round. */
+void tell(const Operator &known, bool spread) {
+  if (settings.told && !checking) settings.told(known.name.c_str(), spread);
+}
+
+/* Of a result that was not computed: zeros where somebody might look; choices go round, a router's from the first on, of
+ * more (the next of many tokens) from the middle, where none has a meaning of its own. */
 void leave_uncomputed(const Operator &known, const at::Tensor &result, int64_t among) {
   const auto size = static_cast<int64_t>(result.nbytes());
   if (!size || size > (is_number(result) ? std::min<int64_t>(settings.floats, 4096) : settings.integers)) return;
-  if (known.spread && !is_number(result) && among > 1 && among <= 512) {
+  if (known.spread && !is_number(result) && among > 1) {
     OnHost guard;
     auto view = host_view(result);
-    view.copy_(at::arange(result.numel(), view.options().dtype(at::kLong)).remainder_(among).view(result.sizes()));
-    remember(result, true); /* from here on it counts as chosen */
+    const auto first = among > 512 ? among / 2 : 0;
+    view.copy_(at::arange(first, first + result.numel(), view.options().dtype(at::kLong)).remainder_(among).view(result.sizes()));
+    remember(result, true, true); /* from here on it counts as chosen */
   } else if (result.is_non_overlapping_and_dense()) std::memset(result.data_ptr(), 0, static_cast<size_t>(size));
 }
 
 int64_t choices(const Operator &known, at::ArrayRef<c10::IValue> arguments) {
   if (!known.spread || !arguments[0].isTensor()) return 0;
   const auto &from = arguments[0].toTensor();
-  if (!from.dim()) return 0;
+  if (!from.dim() || !from.is_floating_point()) return 0;
+  if (known.name == "aten::multinomial") return from.size(-1);
   auto place = known.name == "aten::topk" ? 2 : 1;
   auto dim = arguments.size() > static_cast<size_t>(place) && arguments[place].isInt() ? arguments[place].toInt() : -1;
   return from.size(dim);
@@ -299,9 +238,19 @@ struct Inside {
 
 /* As long as this lives, a count that a kernel copies to the host is this one. */
 struct Answer {
+  static thread_local long long current;
+  bool gives, before = answering;
+  long long number = current;
+  Answer(bool gives, long long number) : gives(gives) { if (gives) answering = true, current = number, vgpu_answer(&number, 1); }
+  ~Answer() { if (gives) answering = before, current = number, vgpu_answer(&number, before); }
+};
+thread_local long long Answer::current = 0;
+
+/* As long as this lives, cuSPARSE has found that a product or a sum has so many elements. */
+struct Elements {
   bool gives;
-  Answer(bool gives, long long number) : gives(gives) { if (gives) answering = true, vgpu_answer(&number, 1); }
-  ~Answer() { if (gives) answering = false, vgpu_answer(nullptr, 0); }
+  Elements(bool gives, long long number) : gives(gives) { if (gives) vgpu_elements(number); }
+  ~Elements() { if (gives) vgpu_elements(-1); }
 };
 
 template <class Visit> void each_result(const c10::OperatorHandle &op, Stack *stack, Visit visit) {
@@ -322,22 +271,58 @@ Stack for_host(const Operator &what, at::ArrayRef<c10::IValue> arguments, const 
   return host;
 }
 
-void tell(const Operator &known) { if (settings.told) settings.told(known.name.c_str()); }
+struct Checking {
+  bool checks;
+  explicit Checking(bool checks) : checks(checks) { checking += checks; }
+  ~Checking() { checking -= checks; }
+};
+
+/* A collective, which the runtime's NCCL or gloo makes: the first argument is what is written to, the second, if it holds
+ * tensors, what is sent; without it the tensors stay what they are, but for those that are received. */
+void exchange(const c10::OperatorHandle &op, const Operator &what, DispatchKeySet keys, Stack *stack) {
+  const size_t count = op.schema().arguments().size();
+  if (count < 2) return pass_on(op, keys, stack);
+  const c10::IValue written = stack->at(stack->size() - count), sent = stack->at(stack->size() - count + 1);
+  bool known_inputs = true, sends = false;
+  each_tensor(sent, [&](const at::Tensor &each) {
+    sends = true;
+    if (known_inputs && place_of(each) == Place::device && value_of(each) == Value::unknown) known_inputs = false;
+  });
+  pass_on(op, keys, stack);
+  if (!sends && what.name.rfind("c10d::recv", 0) != 0) return;
+  each_tensor(written, [&](const at::Tensor &each) {
+    if (place_of(each) == Place::device) remember(each, known_inputs && static_cast<int64_t>(each.nbytes()) <= settings.copies);
+  });
+}
+
+bool contains(const std::vector<const void *> &storages, const at::Tensor &tensor) {
+  return std::find(storages.begin(), storages.end(), tensor.storage().unsafeGetStorageImpl()) != storages.end();
+}
 
 void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) {
   if (!settings.on) return pass_on(op, keys, stack);
   Operator &what = known(op);
+  Checking guard(what.checks);
   if (what.kind == Kind::pass || (inside && !what.dynamic)) return pass_on(op, keys, stack);
+  if (what.kind == Kind::exchange) return exchange(op, what, keys, stack);
 
   const size_t count = op.schema().arguments().size();
   auto arguments = at::ArrayRef<c10::IValue>(stack->data() + stack->size() - count, count);
-  bool foreign = false, fits = true, known_inputs = true, on_device = false, on_host = false;
+  bool foreign = false, fits = true, known_inputs = true, known_sizes = true, on_device = false, on_host = false;
+  bool assumed = false, assumed_sizes = false; /* that something was chosen evenly */
+  bool sparse = what.sparse;
+  long long elements = 0; /* of a sparse tensor */
+  std::vector<const void *> taken; /* storages that a sparse tensor may be made of */
   std::optional<at::Tensor> some;
   c10::Device device(at::kCPU);
   const auto &schema_arguments = op.schema().arguments();
   for (size_t i = 0; i < count; i++) {
     const bool written = schema_arguments[i].alias_info() && schema_arguments[i].alias_info()->isWrite();
     if (arguments[i].isDevice()) device = arguments[i].toDevice();
+    if (arguments[i].isTensor() && is_sparse(arguments[i].toTensor())) {
+      sparse = true;
+      elements = parts_of(arguments[i].toTensor()).back().size(0);
+    }
     each_tensor(arguments[i], [&](const at::Tensor &each) {
       auto place = place_of(each);
       if (place == Place::foreign) foreign = true;
@@ -346,12 +331,19 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
       on_device = true;
       if (!some) some = each;
       fits = fits && is_small(each);
-      if (known_inputs && !(written && what.writes_only) && !is_computed(each)) known_inputs = false;
+      if (what.sparse) taken.push_back(each.storage().unsafeGetStorageImpl());
+      if (written && what.writes_only) return;
+      const bool sizes = !what.by_flags || each.scalar_type() == at::kBool || each.scalar_type() == at::kByte;
+      const auto value = value_of(each);
+      if (value == Value::unknown) known_inputs = false, known_sizes = known_sizes && !sizes;
+      if (value == Value::assumed) assumed = true, assumed_sizes = assumed_sizes || sizes;
     });
   }
   if (what.kind == Kind::copy && on_host && on_device) fits = static_cast<int64_t>(some->nbytes()) <= settings.copies;
   if (foreign || !(on_device || device.is_cuda())) return pass_on(op, keys, stack);
-  if (!known_inputs && !answering && (what.sizes || (what.kind == Kind::read && is_count(*some)))) tell(what);
+  if (sparse && what.kind == Kind::copy) return pass_on(op, keys, stack); /* it copies its parts */
+  if (!known_sizes && what.dynamic && !answering && (what.kind != Kind::read || is_count(*some))) tell(what, false);
+  if (assumed_sizes && what.dynamic && !answering && (what.kind != Kind::read || some->scalar_type() == at::kBool)) tell(what, true);
   if (what.kind == Kind::read) {
     const auto zero = zero_of(some->scalar_type());
     pass_on(op, keys, stack);
@@ -361,14 +353,14 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   if (!fits || what.refused || !known_inputs) { /* what would come of leftovers is nobody's: a scaler might skip its step */
     const auto among = choices(what, arguments);
     {
-      Answer none(what.counted, 0);
+      Answer most(what.counted, elements);
       pass_on(op, keys, stack);
     }
     each_result(op, stack, [&](size_t, c10::IValue &result, bool written) {
       each_tensor(result, [&](const at::Tensor &each) {
         if (!known_inputs && what.kind == Kind::copy && place_of(each) == Place::host && each.is_non_overlapping_and_dense())
           std::memset(each.data_ptr(), 0, each.nbytes());
-        if (place_of(each) != Place::device || !each.numel()) return;
+        if (place_of(each) != Place::device || !each.numel() || contains(taken, each)) return;
         remember(each, false);
         if (!written) leave_uncomputed(what, each, among);
       });
@@ -383,12 +375,16 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   const auto among = choices(what, arguments);
   bool done = false;
   Stack host;
-  if (what.dynamic && !what.mutates) { /* how many there are has to be known before the kernel asks */
+  if ((what.dynamic || sparse) && !what.mutates) { /* how many there are has to be known before the kernel asks */
     host = for_host(what, arguments, generator);
     done = compute(op, what, host, seed);
     long long number = 0;
-    if (done) each_tensor(host.front(), [&](const at::Tensor &each) { number = each.dim() ? each.size(0) : each.numel(); });
+    const auto *first = done && host.front().isTensor() ? &host.front().toTensor() : nullptr;
+    const bool makes_sparse = first && is_sparse(*first);
+    if (makes_sparse) number = parts_of(*first).back().size(0);
+    else if (first) number = first->dim() ? first->size(0) : first->numel();
     Answer count(what.counted, number);
+    Elements filled(makes_sparse, number);
     pass_on(op, keys, stack); /* what it calls inside finds its own values */
   } else {
     const Stack given = arguments.vec();
@@ -423,22 +419,25 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
       }
       if (done && !written && j < twins.size() && twins[j].defined()) {
         OnHost guard;
-        if (twins[j].sizes() != each.sizes() && what.dynamic && result.isTensor()) {
+        if (twins[j].sizes() != each.sizes() && what.dynamic && result.isTensor() && !is_sparse(result.toTensor())) {
           each = at::empty(twins[j].sizes(), each.options()); /* its kernel asked in a way that is not known here */
           result = each;
         }
         if (each.scalar_type() == at::kByte && each.dim() == 1 && twins[j].dim() == 1 && twins[j].numel() < each.numel())
           host_view(each).narrow(0, 0, twins[j].numel()).copy_(twins[j]); /* a reserve space is its kernel's own affair */
-        else if (twins[j].sizes() == each.sizes() && each.numel()) host_view(each).copy_(twins[j]);
+        else if (twins[j].sizes() == each.sizes() && each.numel() && !contains(taken, each)) host_view(each).copy_(twins[j]);
       }
-      if (!each.numel()) continue;
-      remember(each, done); /* what the two kernels keep in other shapes is nobody else's */
+      if (!each.numel() || contains(taken, each)) continue;
+      if (sparse && !written && j < twins.size() && twins[j].sizes() != each.sizes()) continue; /* from its own operators */
+      remember(each, done, assumed); /* what the two kernels keep in other shapes is nobody else's */
       if (!written && !done) leave_uncomputed(what, each, among);
     }
   });
 }
 
 TORCH_LIBRARY_IMPL(_, Fake, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>()); }
+
+bool is_nobodys(const Operator &found) { return found.kind == Kind::pass && !found.checks; }
 
 /* Operators that are nobody's business here cost nothing when they are called. */
 void leave_out(void) {
@@ -447,7 +446,7 @@ void leave_out(void) {
   for (const auto &name : dispatcher.getAllOpNames()) {
     if (name.name.rfind("aten::", 0) != 0) continue;
     auto op = dispatcher.findOp(name);
-    if (!op || op->hasKernelForDispatchKey(HERE) || look_at(*op).kind != Kind::pass) continue;
+    if (!op || op->hasKernelForDispatchKey(HERE) || !is_nobodys(look_at(*op))) continue;
     auto full = name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
     library.impl(full.c_str(), torch::CppFunction::makeFallthrough());
   }
@@ -465,8 +464,8 @@ API void values_prepare(void) { leave_out(); }
 /* For a new thread, before its first operator: CUDA hears of a thread only inside of one. */
 API void values_thread(void) { include(); }
 
-/* Sizes are bytes; told gets the operator that takes a size from what was not computed. */
-API void values_begin(int64_t floats, int64_t integers, int64_t copies, void (*told)(const char *)) {
+/* Sizes are bytes; told gets the operator that takes a size from what was not computed, or whose choices were spread. */
+API void values_begin(int64_t floats, int64_t integers, int64_t copies, void (*told)(const char *, int)) {
   settings.floats = floats, settings.integers = integers, settings.copies = copies, settings.told = told;
   settings.on = true;
   include();

@@ -1,0 +1,206 @@
+"""NCCL on a virtual GPU: collectives among the ranks of one process, by their values; and the clear end of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from subprocesses import run_on
+
+pytest.importorskip("torch")
+import torch
+from torch.cuda import nccl
+from torch.nn.parallel import comm
+
+pytestmark = pytest.mark.virtual_gpu
+
+_COLLECTIVES = """
+import torch, torch.distributed as dist
+dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+x = torch.arange(4.0, device="cuda")
+like = lambda: torch.full_like(x, -1.0)
+
+def into(call, *arguments, **more):
+    out = like()
+    call(out, *arguments, **more)
+    return out
+
+def listed(call):
+    out = [like()]
+    call(out)
+    return out[0]
+
+def in_place(call, *arguments, **more):
+    y = x.clone()
+    call(y, *arguments, **more)
+    return y
+
+def to_itself():
+    out = like()
+    for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, x, 0), dist.P2POp(dist.irecv, out, 0)]):
+        work.wait()
+    return out
+
+def coalesced():
+    several = [x.clone() for _ in range(3)]
+    with dist._coalescing_manager(device=x.device):
+        for each in several:
+            dist.all_reduce(each)
+    return several[2]
+
+found = {
+    "all_reduce": in_place(dist.all_reduce),
+    "of the mean": in_place(dist.all_reduce, op=dist.ReduceOp.AVG),
+    "of another group": in_place(dist.all_reduce, group=dist.new_group([0])),
+    "broadcast": in_place(dist.broadcast, 0),
+    "all_gather": listed(lambda out: dist.all_gather(out, x)),
+    "into a tensor": into(dist._all_gather_base, x),
+    "gather": listed(lambda out: dist.gather(x, out)),
+    "scatter": into(dist.scatter, [x]),
+    "reduce_scatter": into(dist.reduce_scatter, [x]),
+    "from a tensor": into(dist._reduce_scatter_base, x),
+    "all_to_all": into(dist.all_to_all_single, x),
+    "to itself": to_itself(),
+    "coalesced": coalesced(),
+}
+result = {name: each.tolist() for name, each in found.items()}
+result["scaled"] = in_place(dist.all_reduce, op=dist._make_nccl_premul_sum(0.5)).tolist()
+objects = [None]
+dist.all_gather_object(objects, {"a": [1, 2]})
+result["objects"] = objects
+result["mask"] = x[into(dist._all_gather_base, x) > 1].tolist()
+large = torch.zeros(1 << 20, device="cuda")
+dist.all_reduce(large)
+dist._all_gather_base(large, large.clone())
+result["of what is too large"] = large[large > 0].tolist()
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_collectives_of_one_rank_deliver_what_it_sent() -> None:
+    found: dict[str, Any] = run_on("a100-40gb", _COLLECTIVES)
+
+    assert found.pop("scaled") == [0.0, 0.5, 1.0, 1.5]
+    assert found.pop("objects") == [{"a": [1, 2]}]
+    assert found.pop("mask") == [2.0, 3.0]
+    assert found.pop("of what is too large") == []
+    for name, numbers in found.items():
+        assert numbers == [0.0, 1.0, 2.0, 3.0], name
+
+
+_WRAPPED = """
+import torch, torch.distributed as dist, torch.nn.functional as F
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
+
+def sharded(model):
+    for each in model:
+        fully_shard(each)
+    return fully_shard(model)
+
+AdamW = torch.optim.AdamW
+WAYS = {
+    "plain": (lambda model: model, AdamW),
+    "DDP": (DistributedDataParallel, AdamW),
+    "FSDP1": (lambda model: FullyShardedDataParallel(model, device_id=0), AdamW),
+    "FSDP2": (sharded, AdamW),
+    "ZeRO": (DistributedDataParallel, lambda p, lr: ZeroRedundancyOptimizer(p, optimizer_class=AdamW, lr=lr)),
+}
+dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=torch.device("cuda:0"))
+generator = torch.Generator().manual_seed(1)
+x = torch.randn(16, 12, generator=generator).cuda()
+y = torch.randint(0, 4, (16,), generator=generator).cuda()
+result = {}
+for name, (wrap, optimize) in WAYS.items():
+    torch.manual_seed(0)
+    model = wrap(nn.Sequential(nn.Linear(12, 16), nn.Linear(16, 4)).cuda())
+    optimizer = optimize(model.parameters(), lr=0.05)
+    result[name] = []
+    for _ in range(3):
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        result[name].append(loss.item())
+"""  # it ends without having destroyed the group, as many programs do
+
+
+def test_data_parallel_programs_on_one_rank_train_as_the_plain_one() -> None:
+    losses = run_on("a100-40gb", _WRAPPED)
+
+    plain = losses["plain"]
+    assert plain[-1] < plain[0]
+    for name, each in losses.items():
+        assert each == pytest.approx(plain, rel=1e-5), name
+
+
+_SHARDED_EVENTS = """
+import torch, torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(3)]).cuda()
+for layer in model:
+    fully_shard(layer)
+fully_shard(model)
+optimizer = torch.optim.AdamW(model.parameters())
+torch.cuda.memory._record_memory_history("all", context=None, stacks="python")
+for _ in range(3):
+    model(torch.ones(32, 64, device="cuda")).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+result = [(entry["action"], entry["size"]) for entry in torch.cuda.memory._snapshot()["device_traces"][0]]
+"""
+
+
+def test_no_event_of_a_sharded_program_changes_by_values() -> None:
+    none, everything = (run_on("a100-40gb", _SHARDED_EVENTS, values=values) for values in ("none", "all"))
+
+    assert none == everything
+    assert len(none) > 100
+
+
+_TWO = """
+import torch, torch.distributed as dist, vramkit
+dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=2)
+try:
+    with vramkit.profile(device="cuda") as prof:
+        dist.all_reduce(torch.ones(2, device="cuda"))
+except dist.DistBackendError as error:
+    result = [str(error), error.__notes__, prof.result.notes[0]]
+"""
+
+
+def test_a_world_of_two_is_refused_with_the_limits_name() -> None:
+    text, (note,), told = run_on("a100-40gb", _TWO)
+
+    assert "one rank" in text
+    assert "limit of the virtual GPU" in note
+    assert "gloo" in note
+    assert note in told
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8]
+)
+def test_two_devices_of_one_process_reduce_every_type(kind: torch.dtype) -> None:
+    first, second = torch.tensor([1.5, 3, 7, 0.1]).to(kind), torch.tensor([1.5, 0.1, 9, 1e-3]).to(kind)
+    there = [first.to("cuda:0"), second.to("cuda:1")]
+
+    nccl.all_reduce(there)
+
+    for each in there:
+        assert torch.equal(each.cpu(), first + second)
+
+
+def test_two_devices_broadcast_and_add_as_data_parallel_does() -> None:
+    x = torch.arange(3.0, device="cuda:0")
+
+    copies = comm.broadcast_coalesced([x, x + 1], [0, 1])
+    total = comm.reduce_add([x, x.to("cuda:1") * 2], 0)
+
+    assert [[each.device.index for each in row] for row in copies] == [[0, 0], [1, 1]]
+    assert total.shape == (3,)
