@@ -166,6 +166,7 @@ TRAIN = """
         parser = argparse.ArgumentParser()
         parser.add_argument("--steps", type=int)
         parser.add_argument("--gpu")
+        parser.add_argument("--co", action="store_true")  # vramkit has --count and --copy-limit
         options = parser.parse_args()
         model = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.ReLU()).cuda()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -189,9 +190,9 @@ def test_a_script_runs_as_python_runs_it_and_the_report_goes_to_stderr(
     write(tmp_path / "project" / "helper.py", "WIDTH = 256")
     saved = tmp_path / "step.npz"
 
-    done = command("run", "--gpu", "t4", "--save", str(saved), str(script), "--steps", "3", "--gpu", "own")
+    done = command("run", "--gpu", "t4", "--save", str(saved), str(script), "--steps", "3", "--gpu", "own", "--co")
 
-    assert done.stdout == "__main__ True ['--steps', '3', '--gpu', 'own'] True\n"
+    assert done.stdout == "__main__ True ['--steps', '3', '--gpu', 'own', '--co'] True\n"
     assert done.returncode == 7
     assert "memory of Tesla T4 (cuda:0" in done.stderr
     assert "over 3 steps" in done.stderr

@@ -39,6 +39,7 @@ def add_to(verbs: Verbs) -> None:
     """Add the verb to the command line."""
     parser = verbs.add_parser(
         "run",
+        allow_abbrev=False,  # the script's own options would be looked up, too
         help="run a script as it is, on the virtual GPU or a real one, and report its memory",
         usage="vramkit run --gpu NAME|SIZE|real [options] SCRIPT [arguments ...]\n"
         "       vramkit run --gpu NAME|SIZE|real [options] -m MODULE [arguments ...]",

@@ -16,13 +16,8 @@ from ..reports.tree import shown_name
 from ..tape.events import Ints, Module, Tape
 from ..tape.source_lines import SourceLine, source_line
 
-_WRAPPERS = {
-    "OptimizedModule": "_orig_mod",
-    "DistributedDataParallel": "module",
-    "DataParallel": "module",
-    "FullyShardedDataParallel": "_fsdp_wrapped_module",
-}
-"""Classes that hold a whole model, and under which name."""
+_WRAPPERS = {"OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}
+"""Classes that hold a whole model, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ def _unwrapped(modules: Sequence[Module]) -> tuple[list[Module], Ints]:
             continue
         parent, home = modules[module.parent], int(where[module.parent])
         local = module.name[len(parent.name) + 1 :]
-        if _WRAPPERS.get(parent.kind) == local:
+        if parent.kind in _WRAPPERS:
             where[index] = home
             name = kept[home].name if kept[home].parent >= 0 else module.kind
             kept[home] = replace(module, name=name, parent=kept[home].parent)
