@@ -70,7 +70,7 @@ def _right_labels(kind: str, *, is_trained: bool) -> Container[str]:
     if not kind:
         return _UNCOUNTED
     if kind == "attribute":
-        return {*_UNCOUNTED, "buffer"}
+        return {*_UNCOUNTED, "buffer", "parameter"}  # the scales of a quantised weight, say
     # A model that no optimizer trains may be a copy of one: an average of its weights, say.
     return {kind, "model_copy"} if kind in {"parameter", "buffer"} and not is_trained else {kind}
 
