@@ -117,6 +117,7 @@ def test_an_interrupt_ends_with_the_report_and_says_so(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     assert running.stdout is not None
     while running.stdout.readline() not in ("ready\n", ""):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -140,6 +141,8 @@ def test_an_evaluation_that_needs_more_than_training_is_told_without_a_figure() 
 
 @pytest.mark.virtual_gpu
 def test_running_out_in_evaluation_is_told_as_that(gpu: vramkit.virtual_gpu.VirtualGPU) -> None:
+    gc.collect()
+    torch.cuda.empty_cache()  # what other tests left there would serve this one
     free, total = torch.cuda.mem_get_info()
     gpu.set_memory(total - free + (96 << 20))
     try:
