@@ -23,7 +23,7 @@ from workloads import GPT, Workload, tokens
 import vramkit
 from vramkit.allocator import CachingAllocator, final_state, follow, initial_state
 from vramkit.attribution import categories
-from vramkit.profiling import profiler
+from vramkit.profiling import settling
 from vramkit.programs.arguments import program_of
 from vramkit.programs.packing import pack
 from vramkit.programs.unpacking import unpack
@@ -50,7 +50,7 @@ def settled(workload: Workload) -> tuple[vramkit.Profile, tuple[Any, ...]]:
         return categories.attribute(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profiler, "attribute", attribute)
+        patch.setattr(settling, "attribute", attribute)
         with vramkit.profile(workload.model, workload.optimizer) as prof:
             for _ in range(3):
                 workload.step()
