@@ -254,6 +254,24 @@ def test_batches_that_all_lie_there_are_a_data_set() -> None:
     assert prof.result.final.datasets == nbytes(batches)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_list_that_is_made_anew_in_each_step_is_no_data_set(device: str) -> None:
+    model = network(device)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    with vramkit.profile() as prof:
+        for _ in range(5):
+            batch = [torch.zeros(8, N).to(device, copy=True), torch.zeros(8, N).to(device, copy=True)]
+            for part in batch:
+                model(part).pow(2).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            del part
+
+    assert named(prof.result, Category.DATASET) == set()
+    assert prof.result.final.inputs == nbytes(batch)
+
+
 # -- outputs -----------------------------------------------------------------------------------------------------------
 
 

@@ -136,7 +136,10 @@ class Keeping:
         return found
 
     def _batches(self) -> list[int]:
-        """Inputs that are kept in a container of which no step uses more than half: batches that all lie there."""
+        """Inputs that are kept in a container of which no step uses more than a third: batches that all lie there.
+
+        A half would not do: while a step makes its list of inputs, the list of the step before may still be there.
+        """
         inside: dict[str, list[int]] = {}
         for row, names in self.seen.containers.items():
             if self.table["category"][row] in (Category.INPUT, Category.OTHER):
@@ -148,9 +151,17 @@ class Keeping:
             for row in rows:
                 for step in {self._step_at(event) for event, _, _ in self.seen.used.get(row, ())}:
                     steps[step] = steps.get(step, 0) + int(self.table["requested"][row])
-            if len(steps) > 1 and 2 * max(steps.values()) <= int(self.table["requested"][rows].sum()):
+            if len(steps) > 1 and 3 * max(steps.values()) <= self._together(rows):
                 found += rows
         return found
+
+    def _together(self, rows: Sequence[int]) -> int:
+        """Bytes of some allocations that are there at once: a variable of one name may hold another list in each step."""
+        each = self.table[rows]
+        dead = each[each["died"] >= 0]
+        when = np.concatenate([each["born"], dead["died"]])
+        change = np.concatenate([each["requested"], -dead["requested"]])
+        return int(np.cumsum(change[np.argsort(when, kind="stable")]).max(initial=0))
 
     def _settle_graphs(self) -> None:
         """Activations of forwards that no module ran: made outside of the passes, gone in the backward that follows.

@@ -135,7 +135,7 @@ class Hooks:
         self._tensors.look_at_all()
         with suppress(Exception):  # the program's own classes raise what they like
             found = self._variables.walk(error)
-            models, optimizers = self._variables.unknown(found)
+            models, optimizers = self._variables.unknown(found) if self._calls.is_alone() else ([], [])
             self.add_optimizers(optimizers)
             if models:
                 for model in models:

@@ -83,6 +83,12 @@ class ModuleHooks:
         """Leave out the forwards that other threads are in when the wrapper comes: their beginnings were not seen."""
         self._late = {thread for thread, frame in frames_of_others() if self._is_unseen(frame)}
 
+    def is_alone(self) -> bool:
+        """Whether no other thread is known to train: what has not run here might be its, and must not be read then."""
+        lines = self._marks.lines
+        here = lines.current()
+        return not self._late and not any(line is not here and line.trains and line.is_alive() for line in lines.met())
+
     def wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """What stands for ``Module.__call__``: every name it uses is local, because it runs for every module call."""
         marks, lines, here = self._marks, self._marks.lines, self._marks.lines.here
