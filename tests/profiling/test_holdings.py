@@ -259,7 +259,7 @@ def test_a_list_that_is_made_anew_in_each_step_is_no_data_set(device: str) -> No
     model = network(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
 
-    with vramkit.profile() as prof:
+    with vramkit.profile(device=device) as prof:
         for _ in range(5):
             batch = [torch.zeros(8, N).to(device, copy=True), torch.zeros(8, N).to(device, copy=True)]
             for part in batch:

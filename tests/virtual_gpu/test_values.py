@@ -160,10 +160,12 @@ def test_a_size_that_was_not_computed_is_told_with_operator_and_module() -> None
         (lambda x: x[x > 0].numel(), 0),
         (lambda x: x.nonzero().shape[0], 0),
         (lambda x: x.unique().shape[0], 0),
+        (lambda x: x.view(-1, 2).unique(dim=0).shape[0], 0),
+        (lambda x: torch.tensor([[3, 3], [0, 0], [3, 3]], device="cuda").unique(dim=0).shape[0], 2),
         (lambda x: bool((x == x).all()), False),
         (lambda x: x.long()[7].item(), 0),
     ],
-    ids=["number", "copy", "mask", "nonzero", "unique", "flag", "integer"],
+    ids=["number", "copy", "mask", "nonzero", "unique", "rows", "computed", "flag", "integer"],
 )
 def test_what_was_not_computed_reads_as_zero_whatever_lay_there_before(
     read: Callable[[torch.Tensor], object], expected: object

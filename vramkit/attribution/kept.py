@@ -156,7 +156,7 @@ class Keeping:
         return found
 
     def _together(self, rows: Sequence[int]) -> int:
-        """Bytes of some allocations that are there at once: a variable of one name may hold another list in each step."""
+        """Bytes of some allocations that are there at once: a variable may hold another list in each step."""
         each = self.table[rows]
         dead = each[each["died"] >= 0]
         when = np.concatenate([each["born"], dead["died"]])

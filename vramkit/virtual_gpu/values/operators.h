@@ -55,7 +55,7 @@ Operator look_at(const c10::OperatorHandle &op) {
     if (tag == at::Tag::data_dependent_output || tag == at::Tag::dynamic_output_shape) found.dynamic = true;
     if (tag == at::Tag::nondeterministic_seeded) found.random = true;
   }
-  found.counted = any_of(name, {"aten::nonzero", "aten::_unique2", "aten::unique_consecutive", "aten::_coalesce"});
+  found.counted = any_of(name, {"aten::nonzero", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::_coalesce"});
   found.by_flags = name.rfind("aten::index", 0) == 0 || name.rfind("aten::masked", 0) == 0;
   found.checks = name.rfind("aten::linalg_", 0) == 0 || name.rfind("aten::_linalg_", 0) == 0;
   found.sparse = name.find("sparse") != std::string::npos;

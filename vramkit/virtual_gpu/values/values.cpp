@@ -382,7 +382,7 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
     const auto *first = done && host.front().isTensor() ? &host.front().toTensor() : nullptr;
     const bool makes_sparse = first && is_sparse(*first);
     if (makes_sparse) number = parts_of(*first).back().size(0);
-    else if (first) number = first->dim() ? first->size(0) : first->numel();
+    else if (first) number = first->dim() ? first->size(what.name == "aten::unique_dim" ? arguments[1].toInt() : 0) : first->numel();
     Answer count(what.counted, number);
     Elements filled(makes_sparse, number);
     pass_on(op, keys, stack); /* what it calls inside finds its own values */
