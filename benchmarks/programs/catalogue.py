@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .standins import graphs, hub, images, text
 
@@ -37,23 +38,29 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-_EXAMPLES = {"repository": "pytorch/examples", "commit": "77f55b912142e11fcfdf5b530231fb9c52f181e8"}
-_NANOGPT = {
+_EXAMPLES: dict[str, Any] = {"repository": "pytorch/examples", "commit": "77f55b912142e11fcfdf5b530231fb9c52f181e8"}
+_NANOGPT: dict[str, Any] = {
     "repository": "karpathy/nanoGPT",
     "commit": "3adf61e154c3fe3fca428ad6bc3818b27a3b8291",
     "paths": (".",),
     "standins": ((text.characters, "data/shakespeare_char"),),
 }
-_ACCELERATE = {"repository": "huggingface/accelerate", "commit": "16cb6eb80dd9aa8b4df1a63ef57863e455d53b83"}
-_LIGHTNING = {"repository": "Lightning-AI/pytorch-lightning", "commit": "7f0c3436cd3f6ad3753125672024fc415cbcb414"}
+_ACCELERATE: dict[str, Any] = {
+    "repository": "huggingface/accelerate",
+    "commit": "16cb6eb80dd9aa8b4df1a63ef57863e455d53b83",
+}
+_LIGHTNING: dict[str, Any] = {
+    "repository": "Lightning-AI/pytorch-lightning",
+    "commit": "7f0c3436cd3f6ad3753125672024fc415cbcb414",
+}
 _GLUE = ((hub.bert, "."), (hub.glue, "."))
 _CHATS = ((hub.qwen, "."), (hub.chats, "."))
 
 
-def _example(name: str, *arguments: str, **more: object) -> Program:
+def _example(name: str, *arguments: str, **more: Any) -> Program:
     folder = name.partition(" ")[0]
-    fields = {"standins": ((images.mnist, "data"),), "paths": (folder,), **_EXAMPLES, **more}
-    return Program(name=f"examples/{name}", folder=folder, run=("main.py", *arguments), **fields)  # type: ignore[arg-type]
+    fields: dict[str, Any] = {"standins": ((images.mnist, "data"),), "paths": (folder,), **_EXAMPLES, **more}
+    return Program(name=f"examples/{name}", folder=folder, run=("main.py", *arguments), **fields)
 
 
 def _words(model: str) -> Program:
@@ -69,7 +76,7 @@ def _words(model: str) -> Program:
 def _nanogpt(dtype: str, *, compiled: bool = False) -> Program:
     arguments = ("config/train_shakespeare_char.py", "--max_iters=12", "--eval_interval=6", "--eval_iters=5")
     how = (f"--dtype={dtype}", f"--compile={compiled}")
-    return Program(name=f"nanoGPT {dtype}{' compiled' * compiled}", run=("train.py", *arguments, *how), **_NANOGPT)  # type: ignore[arg-type]
+    return Program(name=f"nanoGPT {dtype}{' compiled' * compiled}", run=("train.py", *arguments, *how), **_NANOGPT)
 
 
 def _sft(name: str, *arguments: str) -> Program:
@@ -114,14 +121,14 @@ PROGRAMS = (
         paths=("examples/nlp_example.py",),
         standins=_GLUE,
         run=("examples/nlp_example.py",),
-        **_ACCELERATE,  # type: ignore[arg-type]
+        **_ACCELERATE,
     ),
     Program(
         name="accelerate by_feature/memory",
         paths=("examples/by_feature/memory.py",),
         standins=_GLUE,
         run=("examples/by_feature/memory.py",),
-        **_ACCELERATE,  # type: ignore[arg-type]
+        **_ACCELERATE,
     ),
     Program(name="transformers Trainer", package="transformers", standins=_GLUE, run=(f"{_OWN}/trainer_glue.py",)),
     _sft("TRL SFT LoRA"),
@@ -132,14 +139,14 @@ PROGRAMS = (
         paths=("examples/pytorch/basics",),
         standins=((images.full_mnist, "data"), (images.full_mnist, "examples/Datasets")),
         run=("examples/pytorch/basics/backbone_image_classifier.py", *_FEW_BATCHES),
-        **_LIGHTNING,  # type: ignore[arg-type]
+        **_LIGHTNING,
     ),
     Program(
         name="Fabric image_classifier",
         paths=("examples/fabric/image_classifier",),
         standins=((images.mnist, "Datasets"),),
         run=("examples/fabric/image_classifier/train_fabric.py", "--epochs", "1"),
-        **_LIGHTNING,  # type: ignore[arg-type]
+        **_LIGHTNING,
     ),
     Program(
         name="timm train.py",

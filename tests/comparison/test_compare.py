@@ -193,7 +193,7 @@ def test_two_results_of_one_device_each_are_compared_whatever_it_is_called() -> 
 
 def test_what_is_no_result_is_told_how_to_become_one() -> None:
     with pytest.raises(UsageError, match=r"'after\.npz' was given as after.*vramkit\.load\(path\)"):
-        vramkit.compare(training().profile(), "after.npz")  # type: ignore[arg-type]
+        vramkit.compare(training().profile(), "after.npz")  # type: ignore[arg-type] # on purpose
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_running_out_of_memory_exceeds_any_limit() -> None:
 @pytest.mark.parametrize("limit", ["2", "-2%", "%", "two%", "1e9%", "9" * 9 + "%", "", None, 2.5])
 def test_a_limit_that_is_none_is_told(limit: object) -> None:
     with pytest.raises(UsageError):
-        vramkit.compare(training().profile(), training().profile()).exceeds(limit)  # type: ignore[arg-type]
+        vramkit.compare(training().profile(), training().profile()).exceeds(limit)  # type: ignore[arg-type] # on purpose
 
 
 # -- why ---------------------------------------------------------------------------------------------------------------
