@@ -8,6 +8,7 @@ virtual GPU can't pass for a missing one.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -47,6 +48,14 @@ def _needs_virtual_gpu(request: pytest.FixtureRequest) -> None:
         if os.environ.get("VRAMKIT_REQUIRE_VIRTUAL_GPU") == "1":
             pytest.fail(_missing)
         pytest.skip(_missing)
+
+
+@pytest.fixture(autouse=True)
+def _finds_no_cached_memory() -> None:
+    """What earlier tests left in the allocator's cache would serve this one, with other blocks than a fresh one's."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture(autouse=True)
