@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--write", type=Path, default=Path("real-gpu.jsonl.gz"), metavar="FILE", help="%(default)s")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="run only the twins, against this file's card")
     parser.add_argument("--show", type=Path, metavar="FILE", help="run nothing; print this file's table")
-    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="programs that have this in their names")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="programs with this in their names")
     parser.add_argument("--gpu", metavar="NAME", help="the twin's card, if it is not to be the catalogue's")
     parser.add_argument("--limit", type=float, default=240, metavar="S", help="seconds for all (default: %(default)s)")
     parser.add_argument("--cards", type=int, default=4, metavar="N", help="programs at a time on the card")

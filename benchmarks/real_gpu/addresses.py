@@ -114,9 +114,8 @@ def reservations() -> dict[str, Any]:
     rows = []
     for gib in (1, 157, 157, 1, 157):
         address = ctypes.c_uint64()
-        status = cuda.cuMemAddressReserve(
-            ctypes.byref(address), ctypes.c_size_t(gib << 30), ctypes.c_size_t(0), ctypes.c_uint64(0), ctypes.c_ulonglong(0)
-        )
+        length, none = ctypes.c_size_t(gib << 30), ctypes.c_ulonglong(0)
+        status = cuda.cuMemAddressReserve(ctypes.byref(address), length, ctypes.c_size_t(0), none, none)
         rows.append([status, gib << 30, address.value])
     for status, length, where in rows:
         if status == 0:
@@ -125,7 +124,7 @@ def reservations() -> dict[str, Any]:
 
 
 def largest() -> dict[str, Any]:
-    """The largest block that can be had, beside what is called free; and how much is had in blocks of 20 MiB at the end."""
+    """The largest block that can be had, beside what is called free; and what small blocks get of the rest."""
     free, total = driver.memory_info()
     below, block = 0, None
     while block is None and below < 256:

@@ -1,4 +1,4 @@
-"""Two recordings of one program, event by event: what is the same, and where the first thing is that isn't. No torch."""
+"""Two recordings of one program, event by event: what is the same, and what is not where. No torch."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _aligned(name: str, card: list[str], twin: list[str]) -> Iterator[Difference
 
 
 def _requests(found: list[Event]) -> list[str]:
-    """Blocks handed out and given back, and requests that failed: what a program asks for, whatever segments there are."""
+    """Blocks handed out and given back, and requests that failed: whatever segments there are."""
     wanted = [each for each in sorted_frees(found) if each.action in "arO"]
     return [f"{'-' if each.action == 'r' else 'oom ' * (each.action == 'O') + '+'}{each.size}" for each in wanted]
 

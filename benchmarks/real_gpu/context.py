@@ -41,6 +41,7 @@ def _steps() -> dict[str, Callable[[], object]]:
         "index": lambda: F.embedding(torch.arange(50, device="cuda"), x(100, 64)).sum().backward(),
         "sort": lambda: x(100_000).sort(),
         "random": lambda: torch.randn(1000, device="cuda"),
+        "cuBLAS handle": lambda: torch.cuda.current_blas_handle(),
         "cuBLAS": lambda: x(512, 512) @ x(512, 512),
         "cuBLAS, bfloat16": lambda: x(512, 512, dtype=half) @ x(512, 512, dtype=half),
         "cuBLASLt": lambda: F.linear(x(512, 512, dtype=half), x(512, 512, dtype=half), x(512, dtype=half)),
@@ -62,15 +63,13 @@ def _stepped(kind: Any, parameter: Any) -> None:
     kind([parameter]).step()
 
 
-def _trained(name: str) -> None:
-    from .zoo import PROGRAMS
-
-    for _, call in PROGRAMS[name]():
+def _train(program: Any) -> None:
+    for _, call in program():
         call()
 
 
 FIRST = (
-    "empty", "zeros", "sum of two", "reduction", "sort", "random", "cuBLAS", "cuBLAS, bfloat16", "cuBLASLt",
+    "empty", "zeros", "sum of two", "reduction", "sort", "random", "cuBLAS handle", "cuBLAS", "cuBLAS, bfloat16", "cuBLASLt",
     "flash attention", "efficient attention", "cuDNN attention", "cuDNN convolution", "cuDNN RNN", "cuFFT", "cuSOLVER",
     "cuSPARSE",
 )  # fmt: skip
@@ -100,15 +99,15 @@ def measure(name: str, wait: Callable[[], None], answer: Callable[[dict[str, Any
     import torch
 
     steps = _steps()
-    if name in TRAINED:
-        from .zoo import PROGRAMS  # noqa: F401: imported before the wait
+    from . import zoo  # before the wait
+
     wait()
     before, found = driver.nvml_memory(), []
     begin = time.perf_counter()
     torch.cuda.init()
     torch.empty(0, device="cuda")
     found.append(_state("context"))
-    chosen = steps if name == "one after another" else {name: steps.get(name) or (lambda: _trained(name))}
+    chosen = steps if name == "one after another" else {name: steps.get(name) or (lambda: _train(zoo.PROGRAMS[name]))}
     for step, call in chosen.items():
         try:
             call()
@@ -120,7 +119,14 @@ def measure(name: str, wait: Callable[[], None], answer: Callable[[dict[str, Any
         answer({"before": before, "steps": found})
     torch.cuda.empty_cache()
     found.append(_state("cache given back"))
-    answer({"before": before, "steps": found, "run_seconds": round(time.perf_counter() - begin, 3)})
+    answer(
+        {
+            "before": before,
+            "steps": found,
+            "run_seconds": round(time.perf_counter() - begin, 3),
+            "nvidia-smi": driver.nvidia_smi("--query-compute-apps=pid,used_memory", "--format=csv"),
+        }
+    )
 
 
 def _state(step: str) -> dict[str, Any]:

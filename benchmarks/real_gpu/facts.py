@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from . import driver
 
 
-def facts() -> dict[str, Any]:
+def facts(wait: Callable[[], None]) -> dict[str, Any]:
     """Properties and attributes of device 0, versions, and what NVML counts."""
-    idle = driver.nvml_memory()
     import torch
+
+    wait()
+    idle = driver.nvml_memory()
 
     properties = torch.cuda.get_device_properties(0)
     workspace = getattr(torch._C, "_cuda_getCublasWorkspaceSize", None)

@@ -19,6 +19,8 @@ __all__ = ["CARD", "Plan", "run_all", "run_twins"]
 
 _AHEAD = 5
 """Processes that import torch while another one measures."""
+_IMPORTS = 60.0
+"""Seconds that importing may take."""
 _SLOW = {"compiled": 150.0, "convolutions: benchmark": 150.0}
 """Limits of programs, by how their names begin, seconds."""
 
@@ -58,7 +60,10 @@ def run_all(plan: Plan) -> None:
         build = twins.submit(_run, plan, Task("build", "", plan.twin))
         twin_runs = [twins.submit(lambda task=task: (build.result(), _run(plan, task))) for task in _tasks(plan, names)]
         if plan.context:
-            _alone(plan)
+            try:
+                _alone(plan)
+            except Exception as error:  # the programs are worth having
+                plan.say({"kind": "failure", "name": "alone", "failure": repr(error)})
         with ThreadPoolExecutor(plan.cards) as cards:
             for task in _tasks(plan, names, plan.card):
                 cards.submit(_run, plan, task)
@@ -107,14 +112,13 @@ def _tasks(plan: Plan, names: list[str], device: str | None = None) -> list[Task
 def _run(plan: Plan, task: Task) -> None:
     if time.monotonic() > plan.deadline:
         return
-    task.start()
-    if task.kind == "addresses":
-        task.go()
-    _keep(plan, task)
-
-
-def _keep(plan: Plan, task: Task) -> None:
-    plan.say(task.finish(plan.deadline))
+    try:
+        task.start()
+        if task.waits:
+            task.go()
+        plan.say(task.finish(plan.deadline))
+    except Exception as error:  # every other result is worth having
+        plan.say({"kind": "failure", "name": f"{task.kind}: {task.name}", "failure": repr(error)})
 
 
 def _alone(plan: Plan) -> None:
@@ -131,16 +135,17 @@ def _alone(plan: Plan) -> None:
     while tasks or started:
         while tasks and len(started) < _AHEAD:
             started.append(tasks.popleft())
-            if started[-1].kind != "facts":  # which does not wait
-                started[-1].start()
+            started[-1].start()
         task = started.popleft()
-        if task.kind == "facts":
-            task.start()
-        until = min(time.monotonic() + 40, plan.deadline)
-        while task.kind != "facts" and not task.is_ready() and time.monotonic() < until:
+        until = min(time.monotonic() + _IMPORTS, plan.deadline)
+        while not task.is_ready() and time.monotonic() < until:
             time.sleep(0.02)
+        if time.monotonic() > plan.deadline:
+            tasks.clear()
+            task.kill()
+            continue
         task.go()
-        _keep(plan, task)
+        plan.say(task.finish(plan.deadline))
         _wait_for_idle(idle)
 
 

@@ -92,14 +92,11 @@ def _off(card: Entry, twin: Entry, peak: str) -> str:
 
 
 def _differences(found: Comparison) -> Iterator[str]:
-    shown = 0
     first = {(each.card, each.twin): each for each in reversed(found.differences)}
-    for kind, count in classes(found.differences).most_common():
-        if shown == _SHOWN:
-            yield f"    … {len(first) - shown} more kinds of differences"
-            return
+    for kind, count in classes(found.differences).most_common(_SHOWN):
         yield f"    {count} x {first[kind]}"
-        shown += 1
+    if len(first) > _SHOWN:
+        yield f"    … {len(first) - _SHOWN} more kinds of differences"
 
 
 def _contexts(entries: list[Entry]) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.real_gpu.tasks KIND NAME DEVICE FILE
 
-A task whose name begins with "waiting" imports first and then waits for a line on its standard input, so that what it
-measures has the card for itself without everyone's imports in between.
+A task that wants the card for itself imports first and then waits for a line on its standard input: others import
+while it measures.
 """
 
 from __future__ import annotations
@@ -72,6 +72,18 @@ class Task:
             self._process.stdin.write(b"go\n")
             self._process.stdin.flush()
 
+    def kill(self) -> None:
+        """End it, and the whole group of processes that it started: a compiler has helpers."""
+        assert self._process is not None
+        with contextlib.suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    @property
+    def waits(self) -> bool:
+        """Whether it imports first, and then waits to be let go: it wants the card for itself."""
+        return self.kind in ("context", "facts", "addresses")
+
     def is_ready(self) -> bool:
         """Whether one that waits has imported what it needs, or has ended."""
         assert self._process is not None
@@ -85,16 +97,11 @@ class Task:
         room = Path(self._room.name)
         failure = None
         try:
-            with contextlib.suppress(OSError):
-                if self._process.stdin is not None:
-                    self._process.stdin.close()
             status = self._process.wait(max(1.0, min(self._begin + self.limit, deadline) - time.monotonic()))
             failure = f"ended with status {status}" if status else None
         except subprocess.TimeoutExpired:
             failure = "stopped at its limit of time"
-        with contextlib.suppress(OSError):  # the whole group, helpers of a compiler included
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self.kill()
         entry: dict[str, Any] = {
             "kind": self.kind,
             "name": self.name,
@@ -140,7 +147,7 @@ def main(kind: str, name: str, device: str, path: str) -> None:
     elif kind == "facts":
         from . import facts
 
-        answer(facts.facts())
+        answer(facts.facts(wait))
     elif kind == "addresses":
         from . import addresses
 

@@ -67,15 +67,11 @@ def masked(backend: SDPBackend, shape: tuple[int, ...], dtype: torch.dtype, name
         "float mask, learnt": lambda: x(1, heads, queries, keys, dtype=dtype),
     }
     for kind, make in makers.items():
-        yield there_and_back(
-            f"{name} {kind}", lambda make=make: forced(backend, shape, dtype, attn_mask=make())
-        )
+        yield there_and_back(f"{name} {kind}", lambda make=make: forced(backend, shape, dtype, attn_mask=make()))
 
 
 PROGRAMS["attention: flash"] = lambda: of_kernel(SDPBackend.FLASH_ATTENTION, (BF16, HALF), masks=False)
-PROGRAMS["attention: efficient"] = lambda: of_kernel(
-    SDPBackend.EFFICIENT_ATTENTION, (torch.float32, BF16), masks=True
-)
+PROGRAMS["attention: efficient"] = lambda: of_kernel(SDPBackend.EFFICIENT_ATTENTION, (torch.float32, BF16), masks=True)
 PROGRAMS["attention: cudnn"] = lambda: of_kernel(SDPBackend.CUDNN_ATTENTION, (BF16, HALF), masks=True)
 PROGRAMS["attention: math"] = lambda: of_kernel(SDPBackend.MATH, (torch.float32, BF16), masks=True)
 

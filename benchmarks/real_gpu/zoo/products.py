@@ -62,8 +62,11 @@ def narrow() -> Iterator[Part]:
     for m, k, n in ((32, 64, 128), (1024, 1024, 1024), (4096, 768, 3072)):
         for left in kinds:
             for out in (BF16, torch.float32):
-                yield f"scaled {m}x{k}x{n} {left} {out}", lambda m=m, k=k, n=n, left=left, out=out: torch._scaled_mm(
-                    x(m, k, grad=False).to(left), x(n, k, grad=False).to(kinds[0]).t(), one(), one(), out_dtype=out
+                yield (
+                    f"scaled {m}x{k}x{n} {left} {out}",
+                    lambda m=m, k=k, n=n, left=left, out=out: torch._scaled_mm(
+                        x(m, k, grad=False).to(left), x(n, k, grad=False).to(kinds[0]).t(), one(), one(), out_dtype=out
+                    ),
                 )
         yield f"scaled by rows {m}x{k}x{n}", lambda m=m, k=k, n=n: torch._scaled_mm(
             x(m, k, grad=False).to(kinds[0]), x(n, k, grad=False).to(kinds[0]).t(),
@@ -73,11 +76,17 @@ def narrow() -> Iterator[Part]:
             x(m, k, grad=False).to(kinds[0]), x(n, k, grad=False).to(kinds[0]).t(), one(), one(),
             bias=x(n, dtype=BF16, grad=False), out_dtype=BF16, use_fast_accum=True,
         )  # fmt: skip
-        yield f"integers {m}x{k}x{n}", lambda m=m, k=k, n=n: torch._int_mm(
-            torch.ones(m, k, dtype=torch.int8, device="cuda"), torch.ones(n, k, dtype=torch.int8, device="cuda").t()
+        yield (
+            f"integers {m}x{k}x{n}",
+            lambda m=m, k=k, n=n: torch._int_mm(
+                torch.ones(m, k, dtype=torch.int8, device="cuda"), torch.ones(n, k, dtype=torch.int8, device="cuda").t()
+            ),
         )
-        yield f"single of half {m}x{k}x{n}", lambda m=m, k=k, n=n: torch.mm(
-            x(m, k, dtype=BF16, grad=False), x(k, n, dtype=BF16, grad=False), out_dtype=torch.float32
+        yield (
+            f"single of half {m}x{k}x{n}",
+            lambda m=m, k=k, n=n: torch.mm(
+                x(m, k, dtype=BF16, grad=False), x(k, n, dtype=BF16, grad=False), out_dtype=torch.float32
+            ),
         )
     yield "grouped", lambda: torch._grouped_mm(
         x(256, 64, dtype=BF16, grad=False), x(4, 64, 128, dtype=BF16, grad=False),
@@ -179,14 +188,18 @@ def sparse_products() -> Iterator[Part]:
             yield f"made {name}", make
             yield f"times dense {name}", lambda make=make, c=columns: make() @ x(c, 32, grad=False)
             yield f"times vector {name}", lambda make=make, c=columns: make() @ x(c, grad=False)
-            yield f"times sparse {name}", lambda make=make, r=rows, c=columns, layout=layout: make() @ matrix(
-                c, r, layout
+            yield (
+                f"times sparse {name}",
+                lambda make=make, r=rows, c=columns, layout=layout: make() @ matrix(c, r, layout),
             )
             yield f"to dense {name}", lambda make=make: make().to_dense()
             yield f"sum {name}", lambda make=make: make() + make()
     yield "blocks", lambda: (known(64, 64) @ known(64, 64)).to_sparse_bsr((16, 16)) @ x(64, 32, grad=False)
-    yield "sampled", lambda: torch.sparse.sampled_addmm(
-        matrix(64, 64, torch.sparse_csr), x(64, 16, grad=False), x(16, 64, grad=False)
+    yield (
+        "sampled",
+        lambda: torch.sparse.sampled_addmm(
+            matrix(64, 64, torch.sparse_csr), x(64, 16, grad=False), x(16, 64, grad=False)
+        ),
     )
     yield there_and_back("sparse.mm", lambda: torch.sparse.mm(matrix(100, 80, torch.sparse_coo), x(80, 16)))
     yield "softmax", lambda: torch.sparse.softmax(matrix(100, 80, torch.sparse_coo), 1)
