@@ -69,9 +69,9 @@ def _train(program: Any) -> None:
 
 
 FIRST = (
-    "empty", "zeros", "sum of two", "reduction", "sort", "random", "cuBLAS handle", "cuBLAS", "cuBLAS, bfloat16", "cuBLASLt",
-    "flash attention", "efficient attention", "cuDNN attention", "cuDNN convolution", "cuDNN RNN", "cuFFT", "cuSOLVER",
-    "cuSPARSE",
+    "empty", "zeros", "sum of two", "reduction", "sort", "random", "cuBLAS handle", "cuBLAS", "cuBLAS, bfloat16",
+    "cuBLASLt", "flash attention", "efficient attention", "cuDNN attention", "cuDNN convolution", "cuDNN RNN", "cuFFT",
+    "cuSOLVER", "cuSPARSE",
 )  # fmt: skip
 """What a fresh process uses first and alone."""
 TRAINED = ("training: CNN", "training: GPT, autocast", "training: MLP, accumulated and clipped")

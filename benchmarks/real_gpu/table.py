@@ -112,11 +112,11 @@ def _contexts(entries: list[Entry]) -> Iterator[str]:
         before = each["before"].get("used", 0)
         steps = [step for step in each["steps"] if "used" in step]
         taken = [f"{step['step']} {(step['used'] - step['reserved']) / MIB:,.0f}" for step in steps]
-        nvml = steps[-1]["nvml"] if steps else {}
+        nvml, kept = (steps[-1]["nvml"], steps[-1]["reserved"]) if steps else ({}, 0)
         yield (
             f"  {each['name'] + eager:40} "
             + ", ".join(taken)
-            + f"; NVML {(nvml.get('used', 0) - before) / MIB:,.0f} more than before"
-            + f", this process {nvml.get('this process', 0) / MIB:,.0f}"
+            + f"; NVML {(nvml.get('used', 0) - before - kept) / MIB:,.0f}"
+            + f", of this process {(nvml.get('this process', 0) - kept) / MIB:,.0f}"
         )
         yield from (f"      {step['step']}: {step['error']}" for step in each["steps"] if "error" in step)
