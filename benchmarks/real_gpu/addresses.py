@@ -88,7 +88,7 @@ def by_torch() -> list[Any]:
             for _ in range(8):
                 held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
                 rows.append([size, held[-1].data_ptr()])
-        held[::2] = []
+        del held[::2]
         torch.cuda.empty_cache()
         rows.append([0, 0])
     held.clear()

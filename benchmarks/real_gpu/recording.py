@@ -7,6 +7,7 @@ from __future__ import annotations
 import bisect
 import gc
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +23,16 @@ Record = dict[str, Any]
 """
 
 
-def run(name: str) -> Record:
+_OFTEN = 5.0
+"""Seconds between two records of an unfinished program: one that crashes leaves what it had."""
+
+
+def run(name: str, answer: Callable[[Record], None]) -> None:
     """Run a program in this process, from the start of CUDA on.
 
     Args:
         name: of ``zoo.PROGRAMS``.
+        answer: is given the record, now and then and at the end.
     """
     import torch
 
@@ -38,13 +44,22 @@ def run(name: str) -> Record:
     gc.freeze()  # torch's own objects: looking through them takes 0.1 s
     gc.disable()  # what a cycle holds goes at the end of its part, on every device
     torch.cuda.memory._record_memory_history(enabled="all", context=None, max_entries=1 << 22)
-    begin, parts = time.perf_counter(), []
+    begin = told = time.perf_counter()
+    parts: list[list[object]] = []
     for part, call in PROGRAMS[name]():
         served = torch.cuda.memory_stats()["allocation.all.allocated"]
         parts.append([part, served, attempt(call)])
         gc.collect()
+        if time.perf_counter() - told > _OFTEN:
+            answer(_record(parts))
+            told = time.perf_counter()
     torch.cuda.synchronize()
-    seconds = time.perf_counter() - begin
+    answer({**_record(parts), "run_seconds": round(time.perf_counter() - begin, 3)})
+
+
+def _record(parts: list[list[object]]) -> Record:
+    import torch
+
     snapshot = torch.cuda.memory._snapshot()
     return {
         **events_of(snapshot["device_traces"][0]),
@@ -55,7 +70,6 @@ def run(name: str) -> Record:
         ],
         "peak_allocated": torch.cuda.max_memory_allocated(),
         "peak_reserved": torch.cuda.max_memory_reserved(),
-        "run_seconds": round(seconds, 3),
     }
 
 

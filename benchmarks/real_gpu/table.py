@@ -70,6 +70,9 @@ def _programs(entries: list[Entry]) -> Iterator[str]:
             yield f"{name:46}{'':54}  not compared: {side}: {failed.get('failure')}"
             yield from (f"    {line[:140]}" for line in failed.get("said", "").strip().splitlines()[-2:])
             continue
+        for side, entry in (("card", card), ("twin", twin)):
+            if "failure" in entry:
+                yield f"{name:46}{'':54}  only begun: {side}: {entry['failure']}"
         found = compare(card, twin)
         verdicts.append(found.verdict)
         peaks = [_off(card, twin, peak) for peak in ("peak_allocated", "peak_reserved")]

@@ -53,7 +53,7 @@ class Task:
             "OMP_NUM_THREADS": "2",
             "TORCHINDUCTOR_CACHE_DIR": str(room / "inductor"),
             "TRITON_CACHE_DIR": str(room / "triton"),
-            "TORCHINDUCTOR_COMPILE_THREADS": "2",
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
             **self.environment,
         }
         with open(room / "said", "wb") as said:
@@ -139,7 +139,7 @@ def main(kind: str, name: str, device: str, path: str) -> None:
     if kind == "program":
         from . import recording
 
-        answer(recording.run(name))
+        recording.run(name, answer)
     elif kind == "context":
         from . import context
 

@@ -138,7 +138,6 @@ def factorizations() -> Iterator[Part]:
                 )
             yield f"eigh {name}", lambda make=make: linalg.eigh(make().detach())
             yield f"eigvalsh {name}", lambda make=make: linalg.eigvalsh(make().detach())
-            yield f"lstsq {name}", lambda make=make, right=right: linalg.lstsq(make().detach(), right().detach())
             yield f"pinv {name}", lambda make=make: linalg.pinv(make().detach())
             yield (
                 f"triangular {name}",
@@ -152,9 +151,19 @@ def factorizations() -> Iterator[Part]:
     for shape in ((300, 40), (40, 300), (8, 50, 20)):
         yield f"qr {shape}", lambda shape=shape: linalg.qr(x(*shape, grad=False))
         yield f"svd {shape}", lambda shape=shape: linalg.svd(x(*shape, grad=False), full_matrices=False)
-        yield f"lstsq {shape}", lambda shape=shape: linalg.lstsq(x(*shape, grad=False), x(*shape[:-1], 2, grad=False))
     yield "eig", lambda: linalg.eig(definite(50, 50).detach())
     yield "ldl", lambda: linalg.ldl_factor(definite(64, 64).detach())
+
+
+def least_squares() -> Iterator[Part]:
+    for dtype in (torch.float32, DOUBLE):
+        for shape in ((8, 8), (100, 100), (600, 600), (4, 64, 64), (300, 40), (8, 50, 20)):
+            yield (
+                f"lstsq {shape} {dtype}",
+                lambda shape=shape, dtype=dtype: torch.linalg.lstsq(
+                    x(*shape, dtype=dtype, grad=False), x(*shape[:-1], 2, dtype=dtype, grad=False)
+                ),
+            )
 
 
 def transforms() -> Iterator[Part]:
@@ -211,5 +220,6 @@ PROGRAMS["products: with bias and activation"] = epilogues
 PROGRAMS["products: of eight bits, and wider results"] = narrow
 PROGRAMS["products: batched"] = batched
 PROGRAMS["linalg"] = factorizations
+PROGRAMS["linalg: least squares"] = least_squares
 PROGRAMS["fft"] = transforms
 PROGRAMS["sparse"] = sparse_products
