@@ -126,13 +126,6 @@ def indexing() -> Iterator[Part]:
                 f"sparse {count} of {rows}",
                 lambda places=places, rows=rows: F.embedding(places(), x(rows, 64), sparse=True),
             )
-            for mode in ("sum", "mean", "max"):
-                yield there_and_back(
-                    f"bag {mode} {count} of {rows}",
-                    lambda places=places, rows=rows, mode=mode, count=count: F.embedding_bag(
-                        places(), x(rows, 64), torch.arange(0, count, 10, device="cuda"), mode=mode
-                    ),
-                )
             yield (
                 f"coalesce {count} of {rows}",
                 lambda places=places, rows=rows, count=count: torch.sparse_coo_tensor(
@@ -151,6 +144,24 @@ def indexing() -> Iterator[Part]:
         )
     yield there_and_back("roll", lambda: x(8, 56, 56, 96).roll((3, 3), (1, 2)))
     yield there_and_back("flip and cat", lambda: torch.cat([x(100, 64).flip(0), x(20, 64)]))
+
+
+def bags() -> Iterator[Part]:
+    for count in (100, 3072, 3080, 60_000):
+        for rows in (100, 50_257):
+            for mode in ("max", "mean", "sum"):
+                yield there_and_back(
+                    f"{mode} {count} of {rows}",
+                    lambda count=count, rows=rows, mode=mode: F.embedding_bag(
+                        known(count, high=rows), x(rows, 64), torch.arange(0, count, 10, device="cuda"), mode=mode
+                    ),
+                )
+                yield there_and_back(
+                    f"{mode} of ten, {count} of {rows}",
+                    lambda count=count, rows=rows, mode=mode: F.embedding_bag(
+                        known(count // 10, 10, high=rows), x(rows, 64), mode=mode
+                    ),
+                )
 
 
 def randomness() -> Iterator[Part]:
@@ -261,6 +272,7 @@ PROGRAMS["operators: sorts and scans"] = sorts
 PROGRAMS["operators: sizes from values"] = sizes_from_values
 PROGRAMS["operators: reductions"] = reductions
 PROGRAMS["operators: indexing"] = indexing
+PROGRAMS["operators: bags of embeddings"] = bags
 PROGRAMS["operators: randomness"] = randomness
 PROGRAMS["operators: losses"] = losses
 PROGRAMS["operators: images and activations"] = images
