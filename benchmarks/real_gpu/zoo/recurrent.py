@@ -30,7 +30,7 @@ def unrolled(kind: type[nn.RNNBase], **more: Any) -> Iterator[Part]:
     for dtype in (torch.float32, HALF, BF16):
         for shape, settings in SHAPES:
             yield there_and_back(
-                f"{shape} {settings} {dtype}",
+                f"{shape} {settings | more} {dtype}",
                 lambda shape=shape, settings=settings, dtype=dtype: kind(
                     shape[2], **settings, **more, device="cuda", dtype=dtype
                 )(x(*shape, dtype=dtype))[0],
@@ -41,7 +41,7 @@ def unrolled(kind: type[nn.RNNBase], **more: Any) -> Iterator[Part]:
             kind(shape[2], **settings, **more, device="cuda").eval()(x(*shape, grad=False))
 
     for shape, settings in SHAPES:
-        yield f"{shape} {settings} inferring", lambda shape=shape, settings=settings: inferred(shape, settings)
+        yield f"{shape} {settings | more} inferring", lambda shape=shape, settings=settings: inferred(shape, settings)
 
 
 def packed() -> Iterator[Part]:
