@@ -51,7 +51,9 @@ def activate(
 
     The first call on a machine compiles a C library, in about 2 s, into ``~/.cache/vramkit``. Activating again with the
     same settings returns the same handle. It can't be switched off: torch asks for its devices once. The environment is
-    left alone, but for ``TRITON_LIBCUDA_PATH``, by which ``torch.compile`` finds the driver.
+    left alone, but for ``TRITON_LIBCUDA_PATH``, by which ``torch.compile`` finds the driver, and
+    ``TORCHINDUCTOR_COMPILE_THREADS``, which becomes 1 up to torch 2.13 without ``children``: there it has to compile in
+    this process, as its workers would look for a GPU.
 
     *Child processes.* A forked child has it, as far as CUDA survives a fork (torch refuses to start CUDA in one). A
     spawned child or a subprocess is a new process: it calls ``activate`` itself before it imports torch, which a call
@@ -112,6 +114,9 @@ def activate(
         active.configure(settings)
         # Triton (torch.compile) asks ldconfig where the driver is, unless it is told.
         os.environ.setdefault("TRITON_LIBCUDA_PATH", str(folder))
+        if not children and find_torch().release < (2, 14):
+            # The workers that compile are processes without this GPU, and up to torch 2.13 they look for one.
+            os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
         _arm(active, compute)
     if children:
         _bequeath(active.settings, build(find_torch()))

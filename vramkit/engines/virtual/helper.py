@@ -37,7 +37,7 @@ IDLE = 300
 """Seconds after which a process that nobody asks anything ends. The other side starts a new one."""
 
 _MAX_EVENTS = 5_000_000
-_OWN_VARIABLES = ("TRITON_LIBCUDA_PATH",)  # what activate() sets, for torch.compile
+_OWN_VARIABLES = ("TRITON_LIBCUDA_PATH", "TORCHINDUCTOR_COMPILE_THREADS")  # what activate() sets, for torch.compile
 
 
 def serve(control: int) -> None:
