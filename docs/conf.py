@@ -1,0 +1,56 @@
+"""How Sphinx builds these pages: `sphinx-build -W docs OUT`, with the extra `docs`. The pages read as well on their own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+import vramkit
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+_LINK = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)(#[^)\s]*)?\)")
+
+project = "vramkit"
+author = "The vramkit developers"
+copyright = author
+version = release = vramkit.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+suppress_warnings = ["toc.not_readable"]  # pages that are not written yet; a misspelt one is in no toctree, which warns
+
+html_theme = "furo"
+html_title = f"vramkit {release}"
+html_show_sourcelink = False
+
+python_maximum_signature_line_length = 100
+
+myst_heading_anchors = 3
+
+default_role = "py:obj"  # in docstrings `Name` is a name of vramkit
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+
+
+def _name_what_is_no_page(app: Sphinx, name: str, source: list[str]) -> None:
+    """A link out of this folder, to a file of the package, becomes the text and the file's place in the repository."""
+    here = (DOCS / f"{name}.md").parent
+
+    def told(link: re.Match[str]) -> str:
+        target = (here / link[2]).resolve()
+        if target.is_relative_to(DOCS):
+            return link[0]
+        place = f"`{target.relative_to(ROOT)}`"
+        return place if link[1].strip("`") in place else f"{link[1]} ({place})"
+
+    source[0] = _LINK.sub(told, source[0])
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", _name_what_is_no_page)
