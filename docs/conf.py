@@ -1,4 +1,4 @@
-"""How Sphinx builds these pages: `sphinx-build -W docs OUT`, with the extra `docs`. The pages read as well on their own."""
+"""How Sphinx builds these pages: `sphinx-build -W docs OUT`, with the extra `docs`. They read as well without it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ copyright = author
 version = release = vramkit.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-suppress_warnings = ["toc.not_readable"]  # pages that are not written yet; a misspelt one is in no toctree, which warns
+# The index names pages that are not written yet. One that is misspelt there is in no toctree, which is another warning.
+suppress_warnings = ["toc.not_readable"]
 
 html_theme = "furo"
 html_title = f"vramkit {release}"
