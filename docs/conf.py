@@ -19,6 +19,7 @@ copyright = author
 version = release = vramkit.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
 # The index names pages that are not written yet. One that is misspelt there is in no toctree, which is another warning.
 suppress_warnings = ["toc.not_readable"]
 
