@@ -16,8 +16,9 @@ from ...errors import printable
 from ...gpus import all_gpus
 from ...tape.events import Category, Ints, Phase, Tape
 from ...tape.memory import MemoryResult
+from ...tape.owners import owners
 from ..advice import advise
-from ..moment import moment_of, owners
+from ..moment import moment_of
 from ..moments import boundaries, failures, flushes, shown_moments
 from ..sentences import CATEGORY_NAMES, PHASE_NAMES, failure, recovered, step_count
 from ..tree import shown_name
@@ -153,7 +154,7 @@ class _Device:
             phase=table["phase"],
             step=table["step"],
             module=table["module"],
-            owner=owners(self._result)[seen],
+            owner=owners(self._result.tape)[seen],
             name=table["name"],
         )
 
