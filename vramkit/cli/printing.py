@@ -13,6 +13,14 @@ def show(text: str) -> None:
     print(_encodable(text, getattr(sys.stdout, "encoding", None)), flush=True)
 
 
+def shows_colours() -> bool:
+    """Whether the standard output is a terminal that shows colours and block characters, and nobody asked for none."""
+    stream = sys.stdout
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") in (None, "dumb") or not stream.isatty():
+        return False
+    return (stream.encoding or "").lower().replace("-", "") == "utf8"
+
+
 def tell(text: str) -> None:
     """Write to the standard error stream, after whatever the script wrote."""
     flush()
