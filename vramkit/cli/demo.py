@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceError, DoesNotFit, UsageError
 from ..gpus.installed import cuda_devices
-from .printing import show, shows_colours
+from .colours import shows_colours
+from .printing import show
 from .saving import JSON, PAGE, STDOUT, add_html_option, check_can_save, write_json, write_page
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def main(options: argparse.Namespace) -> int:
             options.data,
             where,
             place,
-            colours=shows_colours(),
+            colours=shows_colours(sys.stdout),
             steps=options.steps,
             batch_size=options.batch_size,
             tell=tell,
