@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import OrderedDict
 from typing import Any
 
@@ -253,7 +252,7 @@ def test_it_becomes_json_a_frame_and_html() -> None:
 
 
 def test_the_layers_of_a_compiled_model_have_its_own_names() -> None:
-    table = summary(torch.compile(classifier()), torch.zeros(4, 784))
+    table = summary(torch.compile(classifier(), backend="eager"), torch.zeros(4, 784))
 
     assert [row.name for row in table.rows] == ["Sequential", *(f"Sequential.{n}" for n in range(4))]
     assert table.multiply_adds == 4 * (784 * 128 + 128 * 10)
@@ -283,4 +282,3 @@ def test_a_program_that_cannot_be_counted_has_its_memory_all_the_same(monkeypatc
     assert (table.parameters, table.rows[0].multiply_adds) == (None, None)
     assert table.rows[0].gradients == closed_form.gradients(classifier())
     assert "were not counted: It was to be counted" in " ".join(str(table).split())
-    assert math.isnan(float(table.to_frame()["parameters"].astype("float64")[0]))

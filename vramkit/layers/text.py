@@ -11,7 +11,7 @@ from .cells import HEADINGS, LAYER, ShownRow
 
 _ALWAYS = ("output shape", "parameters")
 _LEAST = 20  # characters for a layer's name
-_CELL = "text-align:right;white-space:nowrap"
+_CELL = "text-align:right;white-space:nowrap;padding:1px 8px"
 
 
 def text(title: str, rows: Sequence[ShownRow], sentences: Sequence[str]) -> str:
@@ -57,9 +57,11 @@ def _columns(rows: Sequence[ShownRow]) -> list[int]:
 def fragment(title: str, rows: Sequence[ShownRow], sentences: Sequence[str]) -> str:
     """The table as a piece of HTML without scripts."""
     columns = _columns(rows)
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in (LAYER, *(HEADINGS[column] for column in columns)))
+    head = "".join(
+        f'<th style="{_CELL}">{escape(heading)}</th>' for heading in (LAYER, *(HEADINGS[column] for column in columns))
+    )
     body = "".join(
-        f'<tr><td style="text-align:left;padding-left:{1 + row.depth}em">{escape(row.name)} '
+        f'<tr><td style="text-align:left;padding:1px 8px 1px {0.6 + row.depth}em">{escape(row.name)} '
         f'<span style="opacity:0.7">{escape(f"{row.count} {row.kind}".strip())}</span></td>'
         + "".join(f'<td style="{_CELL}">{escape(row.cells[column])}</td>' for column in columns)
         + "</tr>"
