@@ -55,7 +55,7 @@ def check_arguments(verb: str, name: str, given: Mapping[str, object], function:
     if missing := [each for each in needed if each not in given]:
         raise UsageError(
             _asked(verb),
-            f"{name} returned a dict without {' and '.join(map(repr, missing))}",
+            f"what {name} returned has no {' and no '.join(map(repr, missing))}",
             instead=f"It returned {', '.join(map(repr, given))}",
         )
 
@@ -94,9 +94,7 @@ def _function(verb: str, name: str) -> Callable[[], object]:
     asked = _asked(verb)
     module_name, colon, path = name.partition(":")
     if not (module_name and colon and path) or module_name.startswith("."):
-        raise UsageError(
-            _asked(verb), f"{name!r} names none", instead="Write MODULE:FUNCTION, such as package.train:build"
-        )
+        raise UsageError(asked, f"{name!r} names none", instead="Write MODULE:FUNCTION, such as package.train:build")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does
     try:

@@ -95,9 +95,8 @@ def _scaled(pixels: npt.NDArray[Any], shape: tuple[int, int, int]) -> npt.NDArra
         align_corners=False,
         antialias=True,
     )
-    result: npt.NDArray[np.float32] = (
-        scaled.clamp(0, 1).contiguous().numpy()
-    )  # else each batch is copied when it is flattened
+    # Contiguous, so that the model flattens a batch without a copy.
+    result: npt.NDArray[np.float32] = scaled.clamp(0, 1).contiguous().numpy()
     return result
 
 
