@@ -107,9 +107,7 @@ def _function(verb: str, name: str) -> Callable[[], object]:
         ) from error
     for part in path.split("."):
         if not hasattr(found, part):
-            raise UsageError(
-                _asked(verb), f"{module_name!r} has no {path!r}", instead="Name a function without arguments"
-            )
+            raise UsageError(asked, f"{module_name!r} has no {path!r}", instead="Name a function without arguments")
         found = getattr(found, part)
     if not callable(found):
         raise UsageError(asked, f"{name} is {type(found).__name__}", instead="Name a function without arguments")
