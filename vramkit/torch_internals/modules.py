@@ -33,6 +33,9 @@ def is_replica(module: torch.nn.Module) -> bool:
     return bool(getattr(module, _REPLICA, False))
 
 
+RECURRENT: Any = look_up("torch.ops.aten._cudnn_rnn", "programs", fallback=None)
+"""The operator that is a whole recurrent layer on CUDA; None: there is none."""
+
 # -- hooks ------------------------------------------------------------------------------------------------------------
 
 gradient_hooks_of: Callable[[torch.Tensor], Mapping[int, Any] | None] = reader_of(

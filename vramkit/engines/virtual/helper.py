@@ -18,6 +18,7 @@ import sys
 import traceback
 import warnings
 from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
@@ -199,6 +200,7 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
 
     from ...out_of_memory import is_out_of_memory
     from ...profiling.profiler import profile
+    from ...programs.counting import LayerCounter
     from ...programs.failures import failure_of
     from ...programs.training import Training
 
@@ -213,6 +215,9 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
             return found
         opened = found
     on_cuda, program = opened.on_cuda, opened.program
+    counter = None
+    if request.counts_layers:
+        counter, program = LayerCounter(program.models), replace(program, steps=1)
     training = Training(program, request.batch_size, request.move_batch)
 
     def arrive() -> None:
@@ -225,6 +230,8 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
         if request.detailed:
             measuring = profile(program.models, program.optimizers, device="cuda", max_events=_MAX_EVENTS)
         stack.enter_context(measuring)
+        if counter is not None:
+            stack.enter_context(counter)
         try:
             training.run(arrive, measuring.step if request.detailed else _nothing)
         except BaseException as error:  # sys.exit() in a step is a failure like any other
@@ -237,6 +244,7 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
         peak_allocated=torch.cuda.max_memory_allocated(),
         peak_reserved=torch.cuda.max_memory_reserved(),
         profile=measuring.result if request.detailed else None,
+        layers=None if counter is None else counter.counts(),
     )
 
 

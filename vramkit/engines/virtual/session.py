@@ -24,6 +24,7 @@ from ...programs import settings
 from ...programs.batches import described
 from ...programs.failed import Failed
 from ...programs.failures import StepTraceback, batch_moved, more_telling, step_failed
+from ...programs.layer_count import LayerCounts
 from ...programs.packing import Parcel, pack
 from ...programs.program import Program
 from ...programs.use import check_use
@@ -121,15 +122,23 @@ class VirtualSession:
 
     def run(self, gpu: GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True) -> Run:
         """See `Session.run`."""
+        return self._run(gpu, Request(batch_size=batch_size, unlimited=unlimited, detailed=detailed))
+
+    def count_layers(self, gpu: GPU, batch_size: int) -> LayerCounts:
+        """See `Session.count_layers`."""
+        request = Request(batch_size=batch_size, unlimited=True, detailed=False, counts_layers=True)
+        layers = self._run(gpu, request).layers
+        assert layers is not None
+        return layers
+
+    def _run(self, gpu: GPU, request: Request) -> Run:
         if gpu.memory > MAX_MEMORY:
             raise UsageError(
                 f"A prediction for {gpu} was asked for",
                 instead=f"No virtual card is larger than {format_size(MAX_MEMORY)}",
             )
         with self._lock:
-            request = Request(
-                batch_size=batch_size, unlimited=unlimited, detailed=detailed, move_batch=self._move_batch
-            )
+            request = replace(request, move_batch=self._move_batch)
             answer = self._ask(gpu, request)
             if isinstance(answer, Failed) and answer.step and self._gives_batch and not self._move_batch:
                 again = self._ask(gpu, replace(request, move_batch=True))
