@@ -35,7 +35,7 @@ bool is_coalesced(const at::Tensor &tensor) {
 enum class Place { host, device, foreign };
 
 Place place_of(const at::Tensor &tensor) {
-  if (!tensor.defined() || tensor._is_zerotensor()) return Place::host; /* zeros that have no memory, as gradients may be */
+  if (!tensor.defined() || tensor._is_zerotensor()) return Place::host; /* zeros without memory, as gradients may be */
   auto keys = tensor.key_set();
   if (keys.has(DispatchKey::Python) || tensor.is_quantized() || tensor.is_nested()) return Place::foreign;
   if (is_sparse(tensor)) return tensor.device().is_cuda() ? Place::device : tensor.is_cpu() ? Place::host : Place::foreign;

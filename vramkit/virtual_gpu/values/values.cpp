@@ -43,7 +43,7 @@ struct {
 thread_local bool answering = false; /* the next count that is copied to the host is known */
 thread_local int inside = 0; /* > 0: in the kernel of an operator that is computed as a whole */
 thread_local int checking = 0; /* > 0: only whether all is well is read */
-thread_local bool asks_all = false; /* and of flags whether all hold (numbers are finite), not whether any (it failed) */
+thread_local bool asks_all = false; /* and of flags whether all hold (are finite), not whether any (it failed) */
 
 /* ---- tensors */
 
