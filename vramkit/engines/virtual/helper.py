@@ -26,7 +26,7 @@ from ... import virtual_gpu
 from ...gpus import MAX_MEMORY
 from ...programs.failed import Failed
 from ...torch_internals import dynamo
-from ...virtual_gpu.activation import exchange
+from ...virtual_gpu.activation import COMPILERS_VARIABLES, exchange
 from .. import Run
 from .messages import Ended, Open, Request, UsesCuda, send
 
@@ -37,7 +37,6 @@ IDLE = 300
 """Seconds after which a process that nobody asks anything ends. The other side starts a new one."""
 
 _MAX_EVENTS = 5_000_000
-_OWN_VARIABLES = ("TRITON_LIBCUDA_PATH",)  # what activate() sets, for torch.compile
 
 
 def serve(control: int) -> None:
@@ -99,7 +98,7 @@ def _become_session(handle: virtual_gpu.VirtualGPU, connection: int, output: int
 def _session(handle: virtual_gpu.VirtualGPU, asked: Connection) -> None:
     opening: Open = asked.recv()
     os.chdir(opening.folder)
-    own = {name: os.environ[name] for name in _OWN_VARIABLES if name in os.environ}
+    own = {name: os.environ[name] for name in COMPILERS_VARIABLES}
     os.environ.clear()
     os.environ.update(opening.environment | own)
     sys.path[:] = opening.path
@@ -214,6 +213,7 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
         opened = found
     on_cuda, program = opened.on_cuda, opened.program
     training = Training(program, request.batch_size, request.move_batch)
+    measured = dynamo.measurements()
 
     def arrive() -> None:
         for tensor in on_cuda:
@@ -237,6 +237,7 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
         peak_allocated=torch.cuda.max_memory_allocated(),
         peak_reserved=torch.cuda.max_memory_reserved(),
         profile=measuring.result if request.detailed else None,
+        measured_kernels=dynamo.measurements() > measured,
     )
 
 
