@@ -394,9 +394,7 @@ def test_who_synchronises_finds_that_the_autograd_thread_has_let_go() -> None:
     torch.cuda.synchronize()
     before, left = torch.cuda.memory_allocated(), set()
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(
-        60
-    )  # as on a machine that is busy: the thread does not ask for Python's lock, it is handed it
+    sys.setswitchinterval(60)  # as on a busy machine: the thread waits for Python's lock until it is handed over
     try:
         for _ in range(50):
             torch.autograd.grad(model(x).sum(), [*model.parameters()])
@@ -406,3 +404,15 @@ def test_who_synchronises_finds_that_the_autograd_thread_has_let_go() -> None:
         sys.setswitchinterval(interval)
 
     assert left == {0}
+
+
+def test_random_numbers_can_be_drawn_in_a_captured_graph() -> None:
+    x = torch.ones(1000, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+
+    with torch.cuda.graph(graph):
+        y = F.dropout(x) + torch.rand_like(x)
+    graph.replay()
+
+    assert y.shape == x.shape
+    assert F.dropout(x).count_nonzero() < 1000  # and after it they are computed as before
