@@ -96,9 +96,8 @@ def test_what_a_graph_keeps_is_no_cache_of_anybody_else() -> None:
 @pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream:UserWarning")  # torch's of its own warm-up
 def test_static_buffers_of_a_graphed_module_have_names() -> None:
     model, x = Net().cuda(), torch.zeros(8, N, device="cuda")
-    sample = torch.zeros(8, N, device="cuda")
     with vramkit.profile() as prof:
-        graphed = torch.cuda.make_graphed_callables(model, (sample,))
+        graphed = torch.cuda.make_graphed_callables(model, (torch.zeros(8, N, device="cuda"),))
         for _ in range(2):
             graphed(x).sum().backward()
     tape, sizes = prof.result.tape, {}
