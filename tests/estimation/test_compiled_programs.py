@@ -129,6 +129,7 @@ def test_the_search_on_a_device_says_that_it_compiles_for_sizes_that_vary() -> N
         vramkit.auto_batch_size(model, BATCH, max_batch_size=64)  # type: ignore[arg-type] # torch's type of it
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch 2.13 does so itself
 @pytest.mark.parametrize("mode", ["default", "max-autotune", "max-autotune-no-cudagraphs"])
 def test_what_is_to_choose_by_time_is_known(mode: str) -> None:
     model = torch.compile(Net(), mode=mode)
