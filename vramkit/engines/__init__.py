@@ -29,6 +29,8 @@ class Run:
     """``torch.cuda.max_memory_reserved()``, bytes."""
     profile: Profile | None
     """The whole tape, where it was asked for."""
+    measured_kernels: bool = False
+    """``torch.compile`` measured kernels in it, whose buffers count; a later run finds what it has chosen."""
     notes: tuple[str, ...] = ()
     """What had to be assumed, in sentences."""
     layers: LayerCounts | None = None

@@ -309,7 +309,7 @@ def _gpu(saved: Mapping[str, object]) -> GPU:
 
 
 def _failure(saved: Mapping[str, object]) -> OutOfMemory:
-    parts = record(saved["breakdown"], "the failure's breakdown")
+    parts = {"graph_pools": 0, **record(saved["breakdown"], "the failure's breakdown")}  # older files lack it
     return OutOfMemory(
         event=integer(saved["event"], "the failure's event", minimum=-1),
         requested=integer(saved["requested"], "the request that failed"),

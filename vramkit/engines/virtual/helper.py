@@ -27,7 +27,7 @@ from ... import virtual_gpu
 from ...gpus import MAX_MEMORY
 from ...programs.failed import Failed
 from ...torch_internals import dynamo
-from ...virtual_gpu.activation import exchange
+from ...virtual_gpu.activation import COMPILERS_VARIABLES, exchange
 from .. import Run
 from .messages import Ended, Open, Request, UsesCuda, send
 
@@ -38,7 +38,6 @@ IDLE = 300
 """Seconds after which a process that nobody asks anything ends. The other side starts a new one."""
 
 _MAX_EVENTS = 5_000_000
-_OWN_VARIABLES = ("TRITON_LIBCUDA_PATH", "TORCHINDUCTOR_COMPILE_THREADS")  # what activate() sets, for torch.compile
 
 
 def serve(control: int) -> None:
@@ -100,7 +99,7 @@ def _become_session(handle: virtual_gpu.VirtualGPU, connection: int, output: int
 def _session(handle: virtual_gpu.VirtualGPU, asked: Connection) -> None:
     opening: Open = asked.recv()
     os.chdir(opening.folder)
-    own = {name: os.environ[name] for name in _OWN_VARIABLES if name in os.environ}
+    own = {name: os.environ[name] for name in COMPILERS_VARIABLES if name in os.environ}
     os.environ.clear()
     os.environ.update(opening.environment | own)
     sys.path[:] = opening.path
@@ -219,6 +218,7 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
     if request.counts_layers:
         counter, program = LayerCounter(program.models), replace(program, steps=1)
     training = Training(program, request.batch_size, request.move_batch)
+    measured = dynamo.measurements()
 
     def arrive() -> None:
         for tensor in on_cuda:
@@ -245,6 +245,7 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
         peak_reserved=torch.cuda.max_memory_reserved(),
         profile=measuring.result if request.detailed else None,
         layers=None if counter is None else counter.counts(),
+        measured_kernels=dynamo.measurements() > measured,
     )
 
 

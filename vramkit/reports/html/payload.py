@@ -85,6 +85,7 @@ class _Device:
         self._result = result
         self._columns = columns
         self._moment = moment_of(result)
+        self._pooled = result.tape.has_graph_pools and result.device != "cpu"
         marks = np.concatenate([failures(result)[-_MAX_MARKS:], flushes(result)[:_MAX_MARKS]])
         always = np.concatenate([[self._moment.event + 1], marks, boundaries(result)])
         self._rows = shown_moments(result, limit, always)
@@ -96,6 +97,7 @@ class _Device:
             "name": printable(result.device_name),
             "capacity": result.capacity,
             "outside": result.outside,
+            "pooled": self._pooled,
             "steps": step_count(result),
             "events": len(tape.events),
             "peak_allocated": result.peak_allocated,
@@ -150,6 +152,7 @@ class _Device:
         seen, begin, count = self._lives(table["born"], table["died"])
         table = table[seen]
         rounded = -(-table["requested"] // _ROUNDING) * _ROUNDING
+        pooled = {"pooled": table["pool"].any(axis=1)} if self._pooled else {}
         return self._add(
             begin=begin,
             count=count,
@@ -162,13 +165,17 @@ class _Device:
             module=table["module"],
             owner=owners(self._result.tape)[seen],
             name=table["name"],
+            **pooled,
         )
 
     def _segments(self) -> dict[str, ColumnPlace]:
         born, died, *columns = segment_lives(self._result.tape).T
         seen, begin, count = self._lives(born, died)
-        address, size, stream, expandable = (column[seen] for column in columns)
-        return self._add(begin=begin, count=count, address=address, size=size, stream=stream, expandable=expandable)
+        address, size, stream, expandable, private = (column[seen] for column in columns)
+        pooled = {"pooled": private} if self._pooled else {}
+        return self._add(
+            begin=begin, count=count, address=address, size=size, stream=stream, expandable=expandable, **pooled
+        )
 
     def _modules(self) -> dict[str, Any]:
         modules = self._result.tape.modules
