@@ -310,6 +310,17 @@ def test_it_builds_without_warnings_from_the_headers_that_come_with_torch(
 
 
 @pytest.mark.virtual_gpu
+@pytest.mark.parametrize("children", [False, True])
+def test_kernels_are_compiled_where_the_compiler_finds_this_gpu(children: bool) -> None:
+    code = 'import os; result = os.environ["TORCHINDUCTOR_COMPILE_THREADS"]'
+    workers_want_a_gpu = build.find_torch().release < (2, 14)
+
+    threads = run_on("t4", code, environment={"TORCHINDUCTOR_COMPILE_THREADS": "8"}, children=children)
+
+    assert threads == ("1" if workers_want_a_gpu and not children else "8")
+
+
+@pytest.mark.virtual_gpu
 def test_imports_of_a_library_are_read_without_binutils() -> None:
     from vramkit.virtual_gpu.elf import imported_names
 

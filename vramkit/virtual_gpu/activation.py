@@ -32,6 +32,7 @@ COMPILERS_VARIABLES = (
     "TORCHINDUCTOR_CACHE_DIR",
     "TRITON_CACHE_DIR",
     "TORCH_COMPILE_CACHE_KEY_TAG",
+    "TORCHINDUCTOR_COMPILE_THREADS",
 )
 """What ``torch.compile`` and Triton are told, in a process with a virtual GPU and in all that it starts."""
 
@@ -62,7 +63,8 @@ def activate(
     same settings returns the same handle. It can't be switched off: torch asks for its devices once. The environment is
     left alone, but for what ``torch.compile`` reads there: ``TRITON_LIBCUDA_PATH``, by which it finds the driver, and
     where and under which key it keeps what it has compiled (``TORCHINDUCTOR_CACHE_DIR``, ``TRITON_CACHE_DIR``,
-    ``TORCH_COMPILE_CACHE_KEY_TAG``), which become virtual GPUs' own.
+    ``TORCH_COMPILE_CACHE_KEY_TAG``), which become virtual GPUs' own. Up to torch 2.13 ``TORCHINDUCTOR_COMPILE_THREADS``
+    becomes 1 without ``children``: it has to compile in this process, as its workers would look for a GPU.
 
     *Child processes.* A forked child has it, as far as CUDA survives a fork (torch refuses to start CUDA in one). A
     spawned child or a subprocess is a new process: it calls ``activate`` itself before it imports torch, which a call
@@ -121,14 +123,14 @@ def activate(
         compute = None if values == "none" else _values_library(values)
         active = VirtualGPU(_load(folder), settings)
         active.configure(settings)
-        _tell_compilers(folder)
+        _tell_compilers(folder, children)
         _arm(active, compute)
     if children:
         _bequeath(active.settings, build(find_torch()))
     return active
 
 
-def _tell_compilers(folder: Path) -> None:
+def _tell_compilers(folder: Path, children: bool) -> None:
     """Set `COMPILERS_VARIABLES`.
 
     Inductor keeps which variants of a kernel were fastest, by the card's properties, and a virtual card has those of a
@@ -140,6 +142,9 @@ def _tell_compilers(folder: Path) -> None:
     for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
         os.environ[variable] = str(cache_folder() / "compiled" / name)
     os.environ["TORCH_COMPILE_CACHE_KEY_TAG"] = "virtual GPU"
+    if not children and find_torch().release < (2, 14):
+        # The workers that compile are processes without this GPU, and up to torch 2.13 they look for one.
+        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 
 def _load(folder: Path) -> ctypes.CDLL:

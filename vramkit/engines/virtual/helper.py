@@ -99,7 +99,7 @@ def _become_session(handle: virtual_gpu.VirtualGPU, connection: int, output: int
 def _session(handle: virtual_gpu.VirtualGPU, asked: Connection) -> None:
     opening: Open = asked.recv()
     os.chdir(opening.folder)
-    own = {name: os.environ[name] for name in COMPILERS_VARIABLES}
+    own = {name: os.environ[name] for name in COMPILERS_VARIABLES if name in os.environ}
     os.environ.clear()
     os.environ.update(opening.environment | own)
     sys.path[:] = opening.path
