@@ -122,6 +122,10 @@ class VirtualGPU:
         library.vgpu_launches.restype = ctypes.c_ulonglong
         library.vgpu_plans_timed.argtypes = []
         library.vgpu_plans_timed.restype = ctypes.c_ulonglong
+        library.vgpu_communicators.argtypes = []
+        library.vgpu_communicators.restype = ctypes.c_uint
+        library.vgpu_tell_split.argtypes = [ctypes.c_int]
+        library.vgpu_tell_split.restype = None
         library.vgpu_limits_met.argtypes = []
         library.vgpu_limits_met.restype = ctypes.c_uint
         library.vgpu_limit.argtypes = [ctypes.c_uint]
@@ -167,6 +171,15 @@ class VirtualGPU:
     def plans_timed(self) -> int:
         """How often cuDNN's plans were timed: a search for the fastest one (``cudnn.benchmark``) times each of them."""
         return int(self._library.vgpu_plans_timed())
+
+    @property
+    def communicators(self) -> int:
+        """How many communicators of several ranks NCCL's stand-in made so far."""
+        return int(self._library.vgpu_communicators())
+
+    def tell_split(self, ranks: int) -> None:
+        """Say how many ranks the next communicator has that this thread makes by a split; 0: nobody knows. Internal."""
+        self._library.vgpu_tell_split(ranks)
 
     @property
     def limits_met(self) -> int:
