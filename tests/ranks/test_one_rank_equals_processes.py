@@ -1,4 +1,4 @@
-"""One process that plays a rank has the events that the rank has in a job of real processes: sizes, order, addresses."""
+"""One process that plays a rank has the events which that rank has among real processes: sizes, order, addresses."""
 
 from __future__ import annotations
 

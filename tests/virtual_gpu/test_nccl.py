@@ -1,4 +1,4 @@
-"""NCCL on a virtual GPU: collectives among the ranks of one process, by their values; and with ranks that are absent."""
+"""NCCL on a virtual GPU: collectives among ranks of one process, by their values; and with ranks that are absent."""
 
 from __future__ import annotations
 

@@ -32,6 +32,9 @@ _NOTES = {
     "all": "values were computed by the CPU's kernels; times mean nothing.",
 }
 
+_LEAST_COPIES = "1 MiB"
+"""What ranks tell each other, such as shapes, has to arrive even where no values are computed."""
+
 _MIRRORS = " Each rank was played alone: what the others send is taken to be what it sends itself."
 
 _SETTINGS = (
@@ -71,7 +74,12 @@ def add_to(verbs: Verbs) -> None:
         metavar="NAME|SIZE|real",
         help="a card of `vramkit gpus`, or a memory size such as '24 GiB': a virtual GPU; real: this machine's",
     )
-    parser.add_argument("--count", type=int, metavar="N", help="how many virtual GPUs (default: 1; in a job of ranks, one for each of a machine)")
+    parser.add_argument(
+        "--count",
+        type=int,
+        metavar="N",
+        help="how many virtual GPUs (default: 1; in a job of ranks, one for each of a machine)",
+    )
     parser.add_argument(
         "--values",
         choices=tuple(_NOTES),
@@ -140,7 +148,7 @@ def main(options: argparse.Namespace) -> int:
             options.gpu,
             count=options.count or job.devices or 1,
             values=options.values or "small",
-            copy_limit=options.copy_limit,
+            copy_limit=options.copy_limit or (_LEAST_COPIES if job.devices is not None else None),
             children=True,
         )
     measurement = _measurement(task, limit)
@@ -206,7 +214,9 @@ def _measurement(task: Task, limit: StepLimit) -> Measurement:
     return measurement
 
 
-def _run(script: Script | Processes, measurement: Measurement, timeout: Timeout, report: RunReport) -> BaseException | None:
+def _run(
+    script: Script | Processes, measurement: Measurement, timeout: Timeout, report: RunReport
+) -> BaseException | None:
     """Run a script; return what it raised."""
     try:
         with ExitStack() as stack:

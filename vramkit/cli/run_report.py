@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import VramkitError
 from ..ranks.place import Place
 from ..sizes import format_size
-from .overview import overview
+from .overview import note_of_buckets, overview
 from .printing import tell
 from .processes import Process, found_in, fullest_first, noted, running_in, wait_for
 from .saving import save, write_json, write_page
@@ -134,7 +134,11 @@ class RunReport:
         unmeasured = [each for each in found if each.why]
         lost = [_lost(each) for each in unmeasured]
         notes = [*filter(None, (outcome.note, _ending(outcome))), *lost]
-        measured = [replace(each, profile=noted(each.profile, *notes)) for each in measured if each.profile]
+        measured = [
+            replace(each, profile=noted(each.profile, *notes, *filter(None, [note_of_buckets(each.profile)])))
+            for each in measured
+            if each.profile
+        ]
         text = _text(measured, own, lost, outcome, is_virtual=self.is_virtual)
         if text:
             tell(f"\n{text}")

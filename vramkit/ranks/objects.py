@@ -80,7 +80,7 @@ class Objects:
             )
         return original(**values)
 
-    # -- of processes that are all there: each runs the collective as if it were the one that sends ---------------------
+    # -- of processes that are all there: each runs the collective as if it were the one that sends --------------------
 
     def _broadcast(self, original: Call, values: Values) -> Any:
         objects, me, key = values["object_list"], distributed.get_rank(values["group"]), self._key(values, "broadcast")
@@ -118,8 +118,8 @@ class Objects:
 
     def _key(self, values: Values, what: str) -> str:
         """Of the next such call in a group: every rank of it makes the same calls in the same order."""
-        group = values["group"]
-        name = f"vramkit/{(distributed.group.WORLD if group is None else group).group_name}/{what}"
+        group: Any = distributed.group.WORLD if values["group"] is None else values["group"]
+        name = f"vramkit/{group.group_name}/{what}"
         self._done[name] += 1
         return f"{name}/{self._done[name]}"
 

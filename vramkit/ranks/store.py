@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
-from torch import distributed
+from torch.distributed import Store
 
 from ..errors import UsageError
 
@@ -18,7 +18,7 @@ _OF_A_COMMUNICATOR = re.compile(r"(^|/)(\d+(:\d+)?|UniqueNCCLID:\S*)$")
 _ID_BYTES = 128
 
 
-class MirrorStore(distributed.Store):
+class MirrorStore(Store):
     """A store that nobody else writes to: whoever waits in it has waited, and a count has been made by every rank.
 
     Args:
@@ -26,7 +26,7 @@ class MirrorStore(distributed.Store):
     """
 
     def __init__(self, world_size: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] # torch's
+        super().__init__()
         self._world_size = world_size
         self._values: dict[str, bytes] = {}
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
-import torch
 from torch import distributed
 
 from .names import look_up, place_of
@@ -34,9 +33,7 @@ _SPLIT_SOURCE = place_of("torch.distributed.distributed_c10d._get_split_source",
 default_store: Callable[[], Any] = look_up("torch.distributed.distributed_c10d._get_default_store", "ranks")
 """The store in which all processes of the job meet."""
 
-device_of_objects: Callable[[Any], str] = look_up(
-    "torch.distributed.distributed_c10d._get_object_coll_device", "ranks"
-)
+device_of_objects: Callable[[Any], str] = look_up("torch.distributed.distributed_c10d._get_object_coll_device", "ranks")
 """On which kind of device a group's collectives of objects run."""
 
 
@@ -85,6 +82,4 @@ def tell_splits(tell: Callable[[int], object]) -> None:
         finally:
             tell(0)
 
-    distributed.ProcessGroup.split_group = told  # type: ignore[method-assign] # the one that its callers find
-
-
+    setattr(distributed.ProcessGroup, "split_group", told)  # noqa: B010 - it keeps its type

@@ -57,6 +57,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static long double scales[SCALES];
 static _Atomic unsigned communicators; /* of several ranks, so far */
 static _Thread_local int size_told;    /* of the next split */
+static void (*tell_exchange)(const void *from, const void *to); /* NULL: nobody asks */
 
 API const char *ncclGetLastError(struct comm *comm UNUSED) { return ""; }
 
@@ -91,6 +92,9 @@ static int create(struct comm **out, int ranks, int rank, int device) {
 API unsigned vgpu_communicators(void) { return communicators; }
 /* How many ranks the next communicator has that this thread makes by a split. NCCL finds it by asking the others. */
 API void vgpu_tell_split(int ranks) { size_told = ranks; }
+
+/* Whom to tell where a collective of several ranks reads and writes. */
+API void vgpu_on_exchange(void (*tell)(const void *from, const void *to)) { tell_exchange = tell; }
 
 API int ncclGetUniqueId(unique_id *id) {
   static _Atomic unsigned counter;
@@ -296,6 +300,8 @@ static int collect(struct comm *comm, enum collective what, const void *from, vo
   if (clique->mirrored) {
     struct call call = {.what = what, .count = count, .type = type, .operation = operation, .root = root};
     mirror(comm, &call, from, to);
+    void (*tell)(const void *, const void *) = tell_exchange;
+    if (tell) tell(from, to);
     return OK;
   }
   pthread_mutex_lock(&lock);
