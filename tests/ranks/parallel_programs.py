@@ -1,6 +1,7 @@
-"""Every way of training on several GPUs, tiny: a rank runs them one after another and prints the events of each.
+"""Every way of training on several GPUs: a rank runs them one after another, and prints what each came to.
 
-To be run by ``vramkit run``, or under torchrun with its virtual GPUs. Arguments: the names, or none for all.
+To be run by ``vramkit run`` with ranks. Arguments: ``--large`` for a model of 0.1 billion parameters instead of a tiny
+one, and the names, none for all that two ranks can do.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -37,7 +39,22 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-WIDTH, VOCABULARY, ROWS = 96, 251, 33  # none of them divides evenly
+
+@dataclass(frozen=True)
+class Size:
+    """Of the model and its batches."""
+
+    width: int
+    blocks: int
+    vocabulary: int
+    rows: int
+    length: int
+    bucket: float
+    """MB of DDP's buckets."""
+
+
+SIZES = {False: Size(96, 3, 252, 33, 32, 0.2), True: Size(768, 6, 32000, 4, 512, 25)}
+SIZE = SIZES["--large" in sys.argv]
 
 
 class Block(nn.Module):
@@ -58,11 +75,11 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    def __init__(self, width: int = WIDTH, vocabulary: int = VOCABULARY) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.embed = nn.Embedding(vocabulary, width)
-        self.blocks = nn.ModuleList(Block(width) for _ in range(3))
-        self.head = nn.Linear(width, vocabulary)
+        self.embed = nn.Embedding(SIZE.vocabulary, SIZE.width)
+        self.blocks = nn.ModuleList(Block(SIZE.width) for _ in range(SIZE.blocks))
+        self.head = nn.Linear(SIZE.width, SIZE.vocabulary)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.embed(x)
@@ -77,12 +94,11 @@ def train(
     *,
     clip: Callable[[], object] | None = None,
     no_sync: Callable[[], contextlib.AbstractContextManager[object]] | None = None,
-    length: int = 32,
 ) -> None:
     for _ in range(3):
         for micro in range(1 if no_sync is None else 2):
             with no_sync() if no_sync is not None and micro == 0 else contextlib.nullcontext():
-                x = torch.randint(0, VOCABULARY, (ROWS, length)).cuda()
+                x = torch.randint(0, SIZE.vocabulary, (SIZE.rows, SIZE.length)).cuda()
                 F.cross_entropy(model(x).flatten(0, 1), x.flatten()).backward()
         if clip is not None:
             clip()
@@ -98,7 +114,7 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def ddp(*, hook: bool = False, zero: bool = False, no_sync: bool = False, **options: object) -> None:
-    model = DistributedDataParallel(Net().cuda(), bucket_cap_mb=0.2, **options)
+    model = DistributedDataParallel(Net().cuda(), bucket_cap_mb=SIZE.bucket, **options)
     if hook:
         model.register_comm_hook(None, bf16_compress_hook)
     if zero:
@@ -133,8 +149,9 @@ def fsdp2(
     train(model, adamw(model), clip=clip)
 
 
-def hsdp() -> None:
-    fsdp2(mesh=init_device_mesh("cuda", (dist.get_world_size(), 1), mesh_dim_names=("replicate", "shard")), bf16=True)
+def hsdp(*, shards: int = 1) -> None:
+    shape = (dist.get_world_size() // shards, shards)
+    fsdp2(mesh=init_device_mesh("cuda", shape, mesh_dim_names=("replicate", "shard")), bf16=True)
 
 
 def fsdp1() -> None:
@@ -149,9 +166,11 @@ def fsdp1() -> None:
     train(model, adamw(model), clip=functools.partial(model.clip_grad_norm_, 1.0))
 
 
-def tensor_parallel(*, sequence: bool = False) -> None:
-    mesh = init_device_mesh("cuda", (dist.get_world_size(),))
-    model = Net(vocabulary=256).cuda()
+def tensor_parallel(*, sequence: bool = False, shards: int = 1) -> None:
+    shape = (shards, dist.get_world_size() // shards)
+    whole = init_device_mesh("cuda", shape, mesh_dim_names=("shard", "tensor"))
+    mesh = whole["tensor"]
+    model = Net().cuda()
     rows = Shard(1) if sequence else Replicate()
     parallelize_module(
         model,
@@ -166,6 +185,10 @@ def tensor_parallel(*, sequence: bool = False) -> None:
         if sequence:
             plan |= {"norm": SequenceParallel(), "up": ColwiseParallel(input_layouts=rows)}
         parallelize_module(block, mesh, plan)
+        if shards > 1:
+            fully_shard(block, mesh=whole["shard"])
+    if shards > 1:
+        fully_shard(model, mesh=whole["shard"])
     train(model, torch.optim.AdamW(model.parameters(), foreach=False))  # some of them are no distributed tensors
 
 
@@ -188,16 +211,24 @@ STRATEGIES: dict[str, Callable[[], None]] = {
 }
 
 
+OF_FOUR = {
+    "HSDP, 2 x 2": functools.partial(hsdp, shards=2),
+    "FSDP2 and TP, 2 x 2": functools.partial(tensor_parallel, shards=2),
+    "FSDP2 and TP, sequence, 2 x 2": functools.partial(tensor_parallel, sequence=True, shards=2),
+}
+"""What takes four ranks."""
+
+
 def main() -> None:
     """Run each, and say after how many allocations it began, and what it came to."""
     device = int(os.environ["LOCAL_RANK"])
     torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl")
-    for name in sys.argv[1:] or STRATEGIES:
+    for name in [name for name in sys.argv[1:] if name != "--large"] or STRATEGIES:
         torch.manual_seed(0)
         torch.cuda.reset_peak_memory_stats()
         first = torch.cuda.memory_stats()["allocation.all.allocated"]
-        STRATEGIES[name]()
+        {**STRATEGIES, **OF_FOUR}[name]()
         peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
         row = {"rank": dist.get_rank(), "name": name, "first": first, "peak": peak, "reserved": reserved}
         print(f"ROW {json.dumps(row)}\n", end="", flush=True)

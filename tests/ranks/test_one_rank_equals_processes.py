@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 import vramkit
-from vramkit.tape.events import Action
+from vramkit.tape.events import Action, Category, Phase, Table
 
 pytestmark = pytest.mark.virtual_gpu
 SCRIPT = Path(__file__).with_name("parallel_programs.py")
@@ -44,14 +44,27 @@ class Played:
     rows: dict[str, dict[str, Any]]
     profile: vramkit.Profile
 
-    def events(self, name: str) -> npt.NDArray[Any]:
-        """What happened while a strategy ran, how large it was, and where."""
+    def inside(self, name: str) -> npt.NDArray[np.bool_]:
+        """Which events came while a strategy ran."""
         events = self.profile.tape.events
         starts = [row["first"] for row in self.rows.values()] + [len(events)]
         first = self.rows[name]["first"]
         number = np.cumsum(events["action"] == Action.ALLOC) - 1
-        inside = (number >= first) & (number < starts[starts.index(first) + 1])
-        return events[inside][["action", "size", "address"]]
+        return (number >= first) & (number < starts[starts.index(first) + 1])
+
+    def events(self, name: str) -> npt.NDArray[Any]:
+        """What happened while a strategy ran, how large it was, and where."""
+        return self.profile.tape.events[self.inside(name)][["action", "size", "address"]]
+
+    def allocations(self, name: str) -> Table:
+        """What was allocated while a strategy ran."""
+        table = self.profile.tape.allocations
+        return table[(table["born"] >= 0) & self.inside(name)[table["born"]]]
+
+    def names(self, name: str) -> list[str]:
+        """The names of what was allocated while a strategy ran."""
+        names = self.profile.tape.names
+        return [names[index] for index in self.allocations(name)["name"] if index >= 0]
 
 
 def play(folder: Path, *options: str) -> dict[int, Played]:
@@ -91,3 +104,52 @@ def test_a_rank_alone_has_the_events_of_one_among_processes(
     assert one.rows[name] == many.rows[name]
     assert len(one.events(name)) > 300
     assert np.array_equal(one.events(name), many.events(name))
+
+
+def _sizes(played: Played, name: str, category: Category, label: str) -> set[int]:
+    """The sizes of a strategy's allocations that have a category and a name."""
+    names, table = played.profile.tape.names, played.allocations(name)
+    rows = table[table["category"] == category]
+    return {int(row["requested"]) for row in rows if row["name"] >= 0 and names[row["name"]] == label}
+
+
+@pytest.mark.parametrize("name", ["DDP", "DDP, static graph", "ZeRO-1"])
+def test_buckets_of_ddp_are_as_large_as_the_gradients(name: str, alone: dict[int, Played]) -> None:
+    table = alone[0].allocations(name)
+
+    buckets = table[(table["category"] == Category.COMMUNICATION) & (table["phase"] == Phase.FORWARD)]["requested"]
+    parameters = table[table["category"] == Category.PARAMETER]["requested"]
+    assert buckets[buckets > 1000].sum() == parameters.sum()
+
+
+def test_what_a_bucket_view_shows_is_a_gradient(alone: dict[int, Played]) -> None:
+    table = alone[0].allocations("DDP, bucket views")
+
+    rebuilt = table[(table["phase"] == Phase.FORWARD) & (table["category"] == Category.GRADIENT)]["requested"]
+    assert rebuilt.sum() == table[table["category"] == Category.PARAMETER]["requested"].sum()
+
+
+def test_a_shard_is_a_parameter_and_what_is_gathered_of_it_another_category(alone: dict[int, Played]) -> None:
+    whole = 4 * 96 * 96 * 4  # bytes of the weight of a block's wide layer
+    first = alone[0]
+    model = next(each for each in first.names("FSDP2") if each.endswith(".blocks.1.up.weight")).partition(".")[0]
+    own = f"{model}.blocks.1.up.weight"
+
+    assert _sizes(first, "FSDP2", Category.PARAMETER, own) == {whole // 2}
+    assert _sizes(first, "FSDP2", Category.OPTIMIZER_STATE, f"exp_avg of {own}") == {whole // 2}
+    assert _sizes(first, "FSDP2", Category.GATHERED, f"gathered of {own}") == {whole}
+    assert _sizes(first, "FSDP2", Category.GRADIENT, f"whole of {own}") == {whole}
+
+
+def test_what_tensor_parallel_layers_exchange_and_keep_is_an_activation(alone: dict[int, Played]) -> None:
+    table = alone[0].allocations("TP, sequence")
+
+    exchanged = table[(table["category"] == Category.COMMUNICATION) & (table["phase"] == Phase.FORWARD)]
+    assert len(exchanged)
+    assert (exchanged["died"] >= 0).all()
+    assert (alone[0].profile.tape.events["phase"][exchanged["died"]] != Phase.BACKWARD).all()
+
+
+def test_no_module_has_the_name_of_a_wrapper(alone: dict[int, Played]) -> None:
+    for module in alone[0].profile.tape.modules:
+        assert not any(part.startswith(("FSDP", "_fsdp", "Distributed")) for part in module.name.split("."))

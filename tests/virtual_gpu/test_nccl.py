@@ -175,7 +175,8 @@ class Store(dist.Store):  # in which the other ranks wrote what nobody reads
     def wait(self, keys, timeout=None): pass
     def set_timeout(self, timeout): pass
 
-dist.init_process_group("nccl", store=Store(), rank=1, world_size=3)
+store = Store()
+dist.init_process_group("nccl", store=store, rank=1, world_size=3)
 number = lambda count: torch.arange(float(count), device="cuda")
 made = {}
 made["sum"] = number(3); dist.all_reduce(made["sum"])

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import UsageError
 from ..ranks.place import GPUS_PER_NODE, Place
@@ -59,6 +60,17 @@ class Job:
             return max(each.local_world_size for each in self.places)
         launched = Place.of(os.environ)
         return None if launched is None else launched.local_world_size
+
+    def name_files(self, options: argparse.Namespace) -> None:
+        """Let each rank of a launcher, which has a report of its own, write to files of its own."""
+        launched = Place.of(os.environ)
+        if self.places or launched is None or launched.world_size == 1:
+            return
+        for name in ("save", "html", "json"):
+            path = getattr(options, name)
+            if path is not None and path != "-":
+                file = Path(path)
+                setattr(options, name, str(file.with_name(f"{file.stem}-rank{launched.rank}{file.suffix}")))
 
     def script(self, script: Script) -> Script | Processes:
         """What is run in this process: the script itself, as the only rank, or what starts the ranks."""

@@ -126,6 +126,7 @@ def main(options: argparse.Namespace) -> int:
     """Run the script, then report. Returns the exit code."""
     script = _script(options)
     job = job_of(options)
+    job.name_files(options)
     _check(options)
     processes.refuse()
     limit, timeout = StepLimit(options.steps), Timeout(options.timeout)

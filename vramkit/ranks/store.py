@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
-from torch.distributed import Store
+from torch.distributed import Store  # type: ignore[attr-defined] # which it has
 
 from ..errors import UsageError
 

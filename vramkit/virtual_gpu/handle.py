@@ -128,6 +128,8 @@ class VirtualGPU:
         library.vgpu_communicators.restype = ctypes.c_uint
         library.vgpu_tell_split.argtypes = [ctypes.c_int]
         library.vgpu_tell_split.restype = None
+        library.vgpu_hold_watchdog.argtypes = [ctypes.c_int]
+        library.vgpu_hold_watchdog.restype = None
         library.vgpu_on_exchange.argtypes = [_TELL]
         library.vgpu_on_exchange.restype = None
         library.vgpu_limits_met.argtypes = []
@@ -185,6 +187,10 @@ class VirtualGPU:
     def tell_split(self, ranks: int) -> None:
         """Say how many ranks the next communicator has that this thread makes by a split; 0: nobody knows. Internal."""
         self._library.vgpu_tell_split(ranks)
+
+    def hold_watchdog(self, held: bool) -> None:
+        """Let no collective be done for NCCL's watchdog, but for those of more than 30 s ago. Internal."""
+        self._library.vgpu_hold_watchdog(held)
 
     def tell_exchanges(self, tell: Callable[[int, int], object] | None) -> None:
         """Say where each collective of several ranks reads and writes, in the thread that calls it. Internal.
