@@ -18,7 +18,7 @@ Rendezvous = Callable[..., Iterator[tuple[Any, int, int]]]
 rendezvous_handlers: MutableMapping[str, Rendezvous] = look_up(
     "torch.distributed.rendezvous._rendezvous_handlers",
     "ranks",
-    probe=lambda: vars(sys.modules["torch.distributed.rendezvous"])["_rendezvous_handlers"],
+    probe=lambda: getattr(sys.modules.get("torch.distributed.rendezvous"), "_rendezvous_handlers"),
     fallback={},
 )
 """By the scheme of an address: what finds the other processes. The module's name is hidden by a function's."""
