@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, MutableMapping
+from operator import attrgetter
 from typing import Any
 
 from torch import distributed
@@ -18,7 +19,7 @@ Rendezvous = Callable[..., Iterator[tuple[Any, int, int]]]
 rendezvous_handlers: MutableMapping[str, Rendezvous] = look_up(
     "torch.distributed.rendezvous._rendezvous_handlers",
     "ranks",
-    probe=lambda: getattr(sys.modules.get("torch.distributed.rendezvous"), "_rendezvous_handlers"),
+    probe=lambda: attrgetter("_rendezvous_handlers")(sys.modules.get("torch.distributed.rendezvous")),
     fallback={},
 )
 """By the scheme of an address: what finds the other processes. The module's name is hidden by a function's."""
@@ -28,7 +29,6 @@ _PLUGINS: Any = look_up("torch.distributed.Backend._plugins", "ranks", fallback=
 _register: Callable[[str], object] = look_up(
     "torch.distributed.Backend._ensure_backend_registered", "ranks", versions="2.14", fallback=lambda name: None
 )
-_GLOO = place_of("torch.distributed.distributed_c10d.ProcessGroupGloo", "ranks", fallback=None)
 _SPLIT_SOURCE = place_of("torch.distributed.distributed_c10d._get_split_source", "ranks", fallback=None)
 default_store: Callable[[], Any] = look_up("torch.distributed.distributed_c10d._get_default_store", "ranks")
 """The store in which all processes of the job meet."""
@@ -39,29 +39,21 @@ device_of_objects: Callable[[Any], str] = look_up("torch.distributed.distributed
 
 def mirrored(rank: int, size: int) -> Any:
     """A backend of so many ranks whose collectives take what this rank sends for what each of them sends."""
-    create = getattr(_FAKE, "_create_internal", _FAKE)
-    try:
-        return create(rank, size, None)
-    except TypeError:  # older ones know no options
-        return create(rank, size)
+    create, options = getattr(_FAKE, "_create_internal", _FAKE), getattr(_FAKE, "Options", None)
+    return create(rank, size) if options is None else create(rank, size, options())
 
 
 def mirror_gloo() -> None:
-    """Let every group of gloo from now on be a mirrored one."""
+    """Let every group of gloo from now on be a mirrored one.
+
+    A torch without a table of backends (2.13 and older) keeps the real one, which finds nobody in the job's store: that
+    is an error that says so.
+    """
     _register("gloo")
     if "GLOO" in _PLUGINS:
         _PLUGINS["GLOO"] = _PLUGINS["GLOO"]._replace(
             creator_fn=lambda options, *_: mirrored(options.group_rank, options.group_size)
         )
-    elif _GLOO.owner is not None:
-        setattr(_GLOO.owner, _GLOO.name, _Gloo)
-
-
-class _Gloo:
-    """Takes the place of ``ProcessGroupGloo`` where torch has no table of backends."""
-
-    def __new__(cls, store: object, rank: int, size: int, **options: object) -> Any:
-        return mirrored(rank, size)
 
 
 def tell_splits(tell: Callable[[int], object]) -> None:
