@@ -24,8 +24,9 @@ class Settling:
     """Lets NCCL's watchdog do its work at the end of each of the first optimizer steps, and at no other time.
 
     The watchdog looks every 0.1 s which collectives are done, and lets go of what they held: DDP's first buckets, as
-    large as all gradients, what a communication hook compressed, what HSDP reduces among replicas. When that is, is a race, on a card too. Here they
-    are gone when the next step begins, and not before, so that every run has the same events.
+    large as all gradients, what a communication hook compressed, what HSDP reduces among replicas. When that is, is a
+    race, on a card too. Here they are gone when the next step begins, and not before, so that every run has the same
+    events.
 
     Args:
         steps: how many; later ones race. A wait takes 0.1 to 0.2 s; the peak of a training is in its first steps.
