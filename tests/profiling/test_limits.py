@@ -41,7 +41,7 @@ def test_an_exception_of_the_program_itself_gets_no_note_though_a_limit_was_met_
 @pytest.mark.parametrize(
     ("function", "text", "word"),
     [
-        ("ncclCommInitRank", "NCCL error in: NCCLUtils.cpp:92, invalid usage", "gloo"),
+        ("ncclCommWindowRegister", "NCCL error in: NCCLUtils.cpp:92, invalid usage", "Switch it off"),
         ("cudnnGetConvolutionForwardWorkspaceSize", "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", "cudnn.enabled"),
         ("cuGetExportTable", "CUDA driver version is insufficient for CUDA runtime version", "libcudart"),
         ("cusolverDnXnew_bufferSize", "cusolver error: CUSOLVER_STATUS_ARCH_MISMATCH", "CPU"),

@@ -115,7 +115,7 @@ def _batch_size() -> int:
     return int(found)
 
 
-def _run() -> int:
+def _run(*more: str) -> int:
     from argparse import ArgumentParser
     from contextlib import redirect_stdout
     from io import StringIO
@@ -129,7 +129,7 @@ def _run() -> int:
         script = os.path.join(folder, "train.py")
         with open(script, "w") as file:
             file.write(f"import os, torch\nos.environ[{RAN!r}] = '1'\nkept = torch.ones(1000, device='cuda')\n")
-        options = parser.parse_args(["run", "--gpu", "a100-40gb", "--json", "-", script])
+        options = parser.parse_args(["run", "--gpu", "a100-40gb", *more, "--json", "-", script])
         options.main(options)
     [process] = json.loads(told.getvalue())["processes"]
     return int(process["result"]["devices"][0]["peak_allocated"])
@@ -152,6 +152,7 @@ _VERBS: dict[str, Any] = {
     "auto_batch_size": _batch_size,
     "closed forms": _closed_forms,
     "run": _run,
+    "run a rank": lambda: _run("--world-size", "2", "--gpus-per-node", "1"),
 }
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ..tape.events import ALLOCATION, EVENT, Action, Category, Ints, Module, Phase, Table, Tape
 from ..tape.usage import models_of
 from .context import Contexts, Story
+from .exchanged import results_of_collectives
 from .kept import Keeping, Seen
 from .recording import Kind, Mark, Recording, Scan
 
@@ -154,7 +155,9 @@ class _Labels:
                     continue
             if scan.parts:
                 self.seen.used.setdefault(row, []).append((event, *scan.parts[i]))
-            if category > Category.OTHER:
+            if category == Category.COMMUNICATION:
+                self.seen.exchanged.setdefault(row, []).append(event)
+            elif category > Category.OTHER and category != Category.GATHERED:
                 self.seen.hold(row, event, scan.names[i])
             names_it = category < self._category[row] or (category > Category.OTHER and self._name[row] < 0)
             if names_it and i < len(scan.names) and scan.names[i]:
@@ -190,12 +193,13 @@ def _settle(recording: Recording, story: Story, context: Contexts, table: Table,
     category[(category == _UNSEEN) & foreign] = Category.OTHER
     keeping = Keeping(recording, story, context, table, zone, labels.seen)
     keeping.take_back(_UNSEEN)
-    unseen = category == _UNSEEN
 
     last = len(recording.action)
     ends = np.array([recording.position[each.end] if each.end >= 0 else last for each in story.zones], np.int64)
     outlives = (died < 0) | (died >= ends[zone])
     outlives &= ~(new & np.array([each.keeps_nothing for each in story.zones])[zone])
+    category[results_of_collectives(labels.seen, context, category, zone, new & outlives)] = _UNSEEN
+    unseen = category == _UNSEEN
     workspace = unseen & np.isin(table["requested"], sorted(recording.workspace_sizes))
     category[workspace & ~_doubtful(table, workspace & new)] = Category.WORKSPACE
     unseen = category == _UNSEEN

@@ -32,6 +32,9 @@ class Seen:
     used: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
     """Of what models were given: the event, where in the storage it began, and its bytes, for each time."""
 
+    exchanged: dict[int, list[int]] = field(default_factory=dict)
+    """Of those that a collective read or wrote: the events before which it did."""
+
     def hold(self, row: int, event: int, name: str) -> None:
         """A variable held an allocation, under a name."""
         self.held[row] = event

@@ -54,6 +54,10 @@ class Measurement:
         """Begin when this process, or a fork of it, begins to use CUDA. torch has to be there."""
         from ..torch_internals.cuda_start import around_start
 
+        if self._task.plays_ranks:
+            from ..ranks.playing import play
+
+            play(alone_of=self._task.alone_of)
         if os.getpid() == self._owner:
             from ..profiling.profiler import measured_by
 

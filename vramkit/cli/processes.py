@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import VramkitError, shortened
+from ..ranks.place import Place
 from ..virtual_gpu.activation import RUN_ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class Task:
     max_events: int
     steps: int | None
     """After how many training steps it ends."""
+    plays_ranks: bool = False
+    """Whether ranks of a job are played on virtual GPUs."""
+    alone_of: int | None = None
+    """Ranks of the job of which each is played alone; None: they are all there."""
 
     def bequeath(self) -> None:
         """Tell every process that this one starts from now on."""
@@ -64,7 +69,9 @@ class Entry:
 
     def __init__(self, folder: str) -> None:
         self._path = Path(folder) / f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._write(".json", json.dumps({"pid": os.getpid(), "command": _command()}))
+        place = Place.of(os.environ)
+        job = {} if place is None else {"rank": place.rank, "world_size": place.world_size}
+        self._write(".json", json.dumps({"pid": os.getpid(), "command": _command(), **job}))
 
     def leave(self, profile: Profile) -> None:
         """What was measured."""
@@ -90,6 +97,10 @@ class Process:
     command: str
     """What it runs, in one line."""
     profile: Profile | None = None
+    rank: int | None = None
+    """Its rank in a distributed job; None: a launcher gave it none."""
+    world_size: int = 1
+    """Ranks of the job."""
     why: str = ""
     """Why it has no profile, as a sentence goes on; empty: it has one."""
 
@@ -123,20 +134,24 @@ def _read(path: Path) -> Process:
     from ..results.profile import Profile
 
     start = json.loads(path.read_text(encoding="utf-8"))
-    pid, command = int(start["pid"]), shortened(str(start["command"]))
-    is_running = _is_running(pid)  # asked first: what it leaves at its end is there by then
+    process = Process(
+        pid=int(start["pid"]),
+        command=shortened(str(start["command"])),
+        rank=start.get("rank"),
+        world_size=start.get("world_size", 1),
+    )
+    is_running = _is_running(process.pid)  # asked first: what it leaves at its end is there by then
     saved, failed = path.with_suffix(".npz"), path.with_suffix(".failed")
     try:
         if saved.exists():
             profile = load(saved)
             assert isinstance(profile, Profile)
-            return Process(pid=pid, command=command, profile=profile)
+            return replace(process, profile=profile)
     except (OSError, VramkitError) as error:
-        return Process(pid=pid, command=command, why=f"can't be read: {error}")
+        return replace(process, why=f"can't be read: {error}")
     if failed.exists():
-        return Process(pid=pid, command=command, why=failed.read_text(encoding="utf-8"))
-    why = "was still running" if is_running else "was killed, or ended by os._exit()"
-    return Process(pid=pid, command=command, why=why)
+        return replace(process, why=failed.read_text(encoding="utf-8"))
+    return replace(process, why="was still running" if is_running else "was killed, or ended by os._exit()")
 
 
 def _is_running(pid: int) -> bool:

@@ -16,6 +16,7 @@ from .endings import INTERRUPTED, StepLimit, Timeout, was_interrupted
 from .printing import flush
 from .processes import Task
 from .progress import Progress, is_terminal
+from .ranks import Job, Processes, add_options, job_of
 from .run_report import Outcome, RunReport
 from .saving import JSON, PAGE, add_html_option, check_can_save
 from .script import NotAProgramError, Script, without_our_frames
@@ -31,7 +32,25 @@ _NOTES = {
     "all": "values were computed by the CPU's kernels; times mean nothing.",
 }
 
-_SETTINGS = ("gpu", "count", "values", "copy_limit", "steps", "timeout", "alloc_conf", "max_events")
+_LEAST_COPIES = "1 MiB"
+"""What ranks tell each other, such as shapes, has to arrive even where no values are computed."""
+
+_MIRRORS = " Each rank was played alone: what the others send is taken to be what it sends itself."
+
+_SETTINGS = (
+    "gpu",
+    "count",
+    "values",
+    "copy_limit",
+    "steps",
+    "timeout",
+    "alloc_conf",
+    "max_events",
+    "world_size",
+    "rank",
+    "ranks",
+    "gpus_per_node",
+)
 """The options that change what is measured."""
 
 
@@ -55,7 +74,12 @@ def add_to(verbs: Verbs) -> None:
         metavar="NAME|SIZE|real",
         help="a card of `vramkit gpus`, or a memory size such as '24 GiB': a virtual GPU; real: this machine's",
     )
-    parser.add_argument("--count", type=int, metavar="N", help="how many virtual GPUs (default: 1)")
+    parser.add_argument(
+        "--count",
+        type=int,
+        metavar="N",
+        help="how many virtual GPUs (default: 1; in a job of ranks, one for each of a machine)",
+    )
     parser.add_argument(
         "--values",
         choices=tuple(_NOTES),
@@ -78,6 +102,7 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument(
         "--max-events", type=int, default=500_000, metavar="N", help="keep the last N events (default: %(default)s)"
     )
+    add_options(parser)
     parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help="run a module, with what follows")
     parser.add_argument("script", nargs=argparse.REMAINDER, help="the script, and its own arguments")
     parser.set_defaults(main=main)
@@ -100,6 +125,8 @@ def _seconds(text: str) -> float:
 def main(options: argparse.Namespace) -> int:
     """Run the script, then report. Returns the exit code."""
     script = _script(options)
+    job = job_of(options)
+    job.name_files(options)
     _check(options)
     processes.refuse()
     limit, timeout = StepLimit(options.steps), Timeout(options.timeout)
@@ -107,21 +134,27 @@ def main(options: argparse.Namespace) -> int:
     report = RunReport(
         script=script, save_as=options.save, page_as=options.html, json_as=options.json, settings=settings
     )
-    task = Task(folder=report.folder, max_events=options.max_events, steps=options.steps)
+    task = Task(
+        folder=report.folder,
+        max_events=options.max_events,
+        steps=options.steps,
+        plays_ranks=report.is_virtual,
+        alone_of=job.alone_of,
+    )
     if options.alloc_conf is not None:
         os.environ.pop("PYTORCH_ALLOC_CONF", None)
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = options.alloc_conf
     if report.is_virtual:
         activate(
             options.gpu,
-            count=1 if options.count is None else options.count,
+            count=options.count or job.devices or 1,
             values=options.values or "small",
-            copy_limit=options.copy_limit,
+            copy_limit=options.copy_limit or (_LEAST_COPIES if job.devices is not None else None),
             children=True,
         )
     measurement = _measurement(task, limit)
     task.bequeath()
-    error = _run(script, measurement, timeout, report)
+    error = _run(job.script(script), measurement, timeout, report)
     if report.is_of_a_fork:  # of the script, which came out here; the report is its parent's
         if error is not None:
             raise error
@@ -138,7 +171,7 @@ def main(options: argparse.Namespace) -> int:
             code=code,
             ended=_why(error, limit, timeout),
             steps=limit.count,
-            note=_values_note(options) if report.is_virtual else "",
+            note=_note(options, job) if report.is_virtual else "",
         )
     )
     if isinstance(error, SystemExit):
@@ -182,7 +215,9 @@ def _measurement(task: Task, limit: StepLimit) -> Measurement:
     return measurement
 
 
-def _run(script: Script, measurement: Measurement, timeout: Timeout, report: RunReport) -> BaseException | None:
+def _run(
+    script: Script | Processes, measurement: Measurement, timeout: Timeout, report: RunReport
+) -> BaseException | None:
     """Run a script; return what it raised."""
     try:
         with ExitStack() as stack:
@@ -206,12 +241,13 @@ def _why(error: BaseException | None, limit: StepLimit, timeout: Timeout) -> str
     return "end" if error is None or isinstance(error, SystemExit) else "exception"
 
 
-def _values_note(options: argparse.Namespace) -> str:
+def _note(options: argparse.Namespace, job: Job) -> str:
     handle = current()
     values = options.values or "small"
     if handle is not None and handle.values is None:
         values = "none"
-    return f"measured on a virtual GPU: memory is as on the card; {_NOTES[values]}"
+    alone = "" if job.alone_of is None else _MIRRORS
+    return f"measured on a virtual GPU: memory is as on the card; {_NOTES[values]}{alone}"
 
 
 def _script(options: argparse.Namespace) -> Script:

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import VramkitError
+from ..ranks.place import Place
 from ..sizes import format_size
+from .overview import note_of_buckets, overview
 from .printing import tell
 from .processes import Process, found_in, fullest_first, noted, running_in, wait_for
 from .saving import save, write_json, write_page
@@ -120,12 +122,23 @@ class RunReport:
     def _print(self, outcome: Outcome) -> None:
         self._outcome = None
         found = found_in(self.folder)
-        own = Process(pid=self._process, command=self._script.target, profile=outcome.profile)
+        place = Place.of(os.environ)
+        own = Process(
+            pid=self._process,
+            command=self._script.target,
+            profile=outcome.profile,
+            rank=None if place is None else place.rank,
+            world_size=1 if place is None else place.world_size,
+        )
         measured = fullest_first([own, *found])
         unmeasured = [each for each in found if each.why]
         lost = [_lost(each) for each in unmeasured]
         notes = [*filter(None, (outcome.note, _ending(outcome))), *lost]
-        measured = [replace(each, profile=noted(each.profile, *notes)) for each in measured if each.profile]
+        measured = [
+            replace(each, profile=noted(each.profile, *notes, *filter(None, [note_of_buckets(each.profile)])))
+            for each in measured
+            if each.profile
+        ]
         text = _text(measured, own, lost, outcome, is_virtual=self.is_virtual)
         if text:
             tell(f"\n{text}")
@@ -162,6 +175,7 @@ class RunReport:
                     "pid": each.pid,
                     "command": each.command,
                     "is_script": each.pid == self._process,
+                    "rank": each.rank,
                     "result": each.profile.to_dict(),
                 }
                 for each in measured
@@ -186,8 +200,11 @@ def _text(measured: Sequence[Process], own: Process, lost: Sequence[str], outcom
         )
     first, *others = used
     assert first.profile is not None
-    parts = [first.profile.report(), "\n".join(_filled(_line(each, own)) for each in others)]
-    if first.pid != own.pid or others:
+    loose = [each for each in others if each.rank is None or first.rank is None]
+    parts = [first.profile.report(), "\n".join(_filled(_line(each, own)) for each in loose)]
+    if first.rank is not None and first.world_size > 1:
+        parts[0] = f"{overview([each for each in used if each.rank is not None])}\n\n{parts[0]}"
+    elif first.pid != own.pid or others:
         count = f"{len(used)} processes used CUDA; the fullest is" if others else "what used CUDA is"
         parts[0] = f"{_filled(f'vramkit: {count} {_name(first, own)}.')}\n{parts[0]}"
     return "\n\n".join(filter(None, parts))

@@ -41,6 +41,11 @@ class Script:
                 instead="Give a path as from this folder, or -m and a module's name",
             )
 
+    @property
+    def command(self) -> list[str]:
+        """What follows Python's name where another process is to run it."""
+        return [*["-m"] * self.is_module, self.target, *self.arguments]
+
     def run(self) -> None:
         """Run it. Whatever it raises, ``SystemExit`` too, passes through.
 

@@ -25,6 +25,8 @@ COLORS = {
     Category.MODEL_COPY: "#6f4d5b",
     Category.DATASET: "#85c373",
     Category.OUTPUT: "#72211e",
+    Category.GATHERED: "#8200fa",
+    Category.COMMUNICATION: "#3c001e",
 }
 """Of each category, as in the web page; people who see few colours can tell them apart."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..torch_internals.modules import children_of, eager_name
+from ..torch_internals.modules import children_of, unwrapped_name
 from .contents import Found, attributes_of, reached
 from .lines import Line
 from .tensors import shape_of
@@ -114,8 +114,8 @@ class Model:
         if model is None:
             return
         try:
-            named = [(eager_name(name), each) for name, each in list(model.named_parameters())]
-            held = [(eager_name(name), each) for name, each in list(model.named_buffers())]
+            named = [(unwrapped_name(name), each) for name, each in list(model.named_parameters())]
+            held = [(unwrapped_name(name), each) for name, each in list(model.named_buffers())]
         except RuntimeError:  # another thread changes it: what was known holds
             return
         carried = [each for name, parameter in named for each in _carried_by(f"{self._name}.{name}", parameter)]

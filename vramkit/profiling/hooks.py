@@ -16,8 +16,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from ..attribution.recording import Kind
 from ..torch_internals.autograd import RUN_BACKWARD
-from ..torch_internals.modules import restore_in_dynamo, stand_in_dynamo
+from ..torch_internals.modules import class_name, restore_in_dynamo, stand_in_dynamo
 from .backward_hooks import BackwardHooks
+from .exchanges import Exchanges
 from .following import Following
 from .marks import Marks
 from .module_hooks import ModuleHooks
@@ -40,7 +41,7 @@ class Hooks:
         choose: makes one function of a hook and of what runs without it, for a recording that is not of every thread.
         locate_held: where a tensor's memory lies that only a variable holds, 0 where nothing of it is recorded; None:
             the program's variables are not looked at.
-        allocated: bytes that are allocated now; a source that can't say so gives none.
+        allocated: bytes that are allocated now; a source that can't say so, as on the CPU, gives none.
         follows_all: every forward is followed module by module, where time means nothing.
     """
 
@@ -57,6 +58,7 @@ class Hooks:
         self.modules = TrackedModules()
         self._marks = marks
         self._choose = choose or _always
+        self._is_on_cuda = allocated is not None
         running = RunningBackwards(BackwardHooks.run.__code__)
         self._ends = StepEnds()
         self._tensors = TrackedTensors(marks, locate, running)
@@ -66,6 +68,7 @@ class Hooks:
         self._backwards = BackwardHooks(
             marks, self._tensors, self._optimizers, running, self._ends, following, self._variables
         )
+        self._exchanges = Exchanges(marks, locate, self._tensors.parameter_names)
         self._calls = ModuleHooks(
             marks,
             self.modules,
@@ -75,13 +78,14 @@ class Hooks:
             self._ends,
             self._variables,
             following,
+            self._exchanges,
         )
 
     def add_models(self, models: Mapping[str, torch.nn.Module]) -> None:
         """Make models known before their first forward, so that what they hold is labelled from the start."""
         for name, model in models.items():
             if id(model) not in self.modules.index:
-                self._calls.add_model(model, "" if name.partition("#")[0] == type(model).__name__ else name)
+                self._calls.add_model(model, "" if name.partition("#")[0] == class_name(model) else name)
 
     def add_optimizers(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         """Make optimizers known before their first step."""
@@ -123,6 +127,8 @@ class Hooks:
         # thread which is in it is through when it goes.
         stack.callback(register_optimizer_step_pre_hook(choose(self._optimizers.begins, _nothing)).remove)
         stack.callback(register_optimizer_step_post_hook(choose(self._optimizers.ended, _nothing)).remove)
+        if self._is_on_cuda:
+            self._exchanges.install(stack)
         self._calls.leave_out_late()
         self._tensors.watch()
         self._tensors.look_at_all()

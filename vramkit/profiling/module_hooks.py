@@ -15,8 +15,9 @@ import torch
 
 from ..attribution.recording import EVALUATES, NO_GRAD, Kind
 from ..torch_internals.autograd import graph_task, is_tracing
-from ..torch_internals.modules import eager, is_replica
+from ..torch_internals.modules import class_name, is_replica, unwrapped
 from .backward_hooks import BackwardHooks
+from .exchanges import Exchanges
 from .following import Following
 from .frames import frames_of_others, own_frames
 from .lines import Line
@@ -41,6 +42,7 @@ class ModuleHooks:
         ends: is told of every forward.
         variables: looks at what the program holds beside models and optimizers.
         following: says which forwards are followed.
+        exchanges: is told of new models.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ModuleHooks:
         ends: StepEnds,
         variables: Variables,
         following: Following,
+        exchanges: Exchanges,
     ) -> None:
         self._marks = marks
         self._modules = modules
@@ -62,6 +65,7 @@ class ModuleHooks:
         self._ends = ends
         self._variables = variables
         self._following = following
+        self._exchanges = exchanges
         self._codes: set[CodeType] = set()  # of the wrapper's functions
         self._wrapped: CodeType | None = None
         self._late: set[int] = set()  # threads that were in a forward when the hooks came, and may still be
@@ -73,10 +77,11 @@ class ModuleHooks:
             model: it.
             name: that its user has given it; empty: that of its class.
         """
-        model, given = eager(model), bool(name)
-        name = self._modules.unique_name(name or type(model).__name__)
+        model, given = unwrapped(model), bool(name)
+        name = self._modules.unique_name(name or class_name(model))
         index = self._modules.meet(model, name, given=given)
         self._tensors.add_model(index, name, model, instead_of=self._modules.adopted)
+        self._exchanges.model_met()
         return index
 
     def leave_out_late(self) -> None:
@@ -93,7 +98,7 @@ class ModuleHooks:
         """What stands for ``Module.__call__``: every name it uses is local, because it runs for every module call."""
         marks, lines, here = self._marks, self._marks.lines, self._marks.lines.here
         known, calls, shapes = self._modules.index, self._modules.calls, self._modules.shapes
-        entries, place = marks.entries, marks.place
+        wrappers, entries, place = self._modules.wrappers, marks.entries, marks.place
         hook_of, hook_of_missed = self._backwards.hook_of, self._backwards.hook_of_missed
         mark_nodes = self._backwards.mark_nodes
         is_compiling = torch.compiler.is_compiling
@@ -106,7 +111,7 @@ class ModuleHooks:
                 index = known.get(id(module), -1)
                 if index < 0:  # it was made in this forward, in a module that nobody knows
                     index = self._modules.meet_somewhere(module, here.stack[0])
-                if index >= 0:
+                if index >= 0 and id(module) not in wrappers:
                     calls[index] += 1
                 return original(module, *args, **kwargs)
             return outermost_or_followed(module, args, kwargs)
@@ -153,7 +158,8 @@ class ModuleHooks:
                 stack.pop()
                 entries.append((inside, stack[-1], number) if stack else (root_end, index, number))
                 place(f"{prefix}{len(entries)}")
-                calls[index] += 1
+                if id(module) not in wrappers:
+                    calls[index] += 1
                 if not stack:
                     here.skips = False
                     if not has_ended:
@@ -189,7 +195,7 @@ class ModuleHooks:
         return again if again >= 0 else self._meet_model(module)
 
     def _meet_model(self, module: torch.nn.Module) -> int:
-        inner = eager(module)
+        inner = unwrapped(module)
         index = self._modules.index.get(id(inner), -1)
         if index < 0:
             index = self.add_model(inner)

@@ -14,7 +14,14 @@ from typing import Any
 import torch
 
 from ..tape.events import Module
-from ..torch_internals.modules import children_of, compiles_itself, eager, parameters_of
+from ..torch_internals.modules import (
+    children_of,
+    class_name,
+    compiles_itself,
+    in_wrapper,
+    parameters_of,
+    unwrapped,
+)
 from .tensors import parts_of, tensors_in
 
 
@@ -29,6 +36,8 @@ class TrackedModules:
         self._met: list[Module] = []
         self.renamed: dict[str, str] = {}
         """Names of modules that ran before the model that they are part of, and what they are called since."""
+        self.wrappers: set[int] = set()
+        """The ids of modules that only call another, whose index is theirs: the other's calls count."""
         self.adopted: set[int] = set()
         """Modules that were taken for models until the model was met that they are part of."""
         self._compiled: dict[int, None] = {}
@@ -125,7 +134,7 @@ class TrackedModules:
     def meet_inside(self, module: torch.nn.Module, parent: int) -> int:
         """Make a module known that a forward has just made; returns its index."""
         with self._lock:
-            return self._meet(module, f"{self._met[parent].name}.<{type(module).__name__}>", parent, set())
+            return self._meet(module, f"{self._met[parent].name}.<{class_name(module)}>", parent, set())
 
     def meet_somewhere(self, module: torch.nn.Module, model: int) -> int:
         """Let a module stand for one like it that died, anywhere in a model; -1: none did.
@@ -157,17 +166,22 @@ class TrackedModules:
         self.index.clear()
 
     def _meet(self, module: torch.nn.Module, name: str, parent: int, counted: set[int]) -> int:
-        wrapper, module = module, eager(module)
+        wrapper, module = module, unwrapped(module)
         index = self.index.get(id(module), -1)
         if index < 0:
-            index = self._meet_eager(module, name, parent, counted)
-        if wrapper is not module:
+            index = self._meet_unwrapped(module, name, parent, counted)
+        while wrapper is not module:
             self._watch(wrapper, index)
+            inner = in_wrapper(wrapper)
+            if inner is None:  # torch.compile's
+                break
+            self.wrappers.add(id(wrapper))
+            wrapper = inner
         if wrapper is not module or compiles_itself(module):
             self._compiled[index] = None
         return index
 
-    def _meet_eager(self, module: torch.nn.Module, name: str, parent: int, counted: set[int]) -> int:
+    def _meet_unwrapped(self, module: torch.nn.Module, name: str, parent: int, counted: set[int]) -> int:
         index = -1
         if parent >= 0:  # a whole model that is made anew is another one
             index = self._take_over(
@@ -193,14 +207,14 @@ class TrackedModules:
             if parameter is not None and id(parameter) not in counted:
                 counted.add(id(parameter))
                 own += _nbytes(parameter)
-        self._met.append(Module(name=name, kind=type(module).__name__, parent=parent, parameters=own))
+        self._met.append(Module(name=name, kind=class_name(module), parent=parent, parameters=own))
         self.calls.append(0)
         self.shapes.append(())
         return index
 
     def _take_over(self, module: torch.nn.Module, is_fit: Callable[[int], bool]) -> int:
         """Give a module the index of the first fitting one of its class that died; -1: there is none."""
-        unused = self._unused.get(type(module).__name__, [])
+        unused = self._unused.get(class_name(module), [])
         index = next(filter(is_fit, unused), -1)
         if index >= 0:
             unused.remove(index)
@@ -246,6 +260,7 @@ class TrackedModules:
             if self.index.pop(identity, None) is None:
                 return
             self._refs.pop(identity, None)
+            self.wrappers.discard(identity)
             root = self.root_of(index)
             if root == index:
                 self._gone.add(index)

@@ -219,7 +219,7 @@ class TrackedTensors:
 
     def look_at_results(self, inputs: Sequence[Any], gradients: Sequence[Any]) -> None:
         """Look at what ``torch.autograd.grad`` returns: gradients, as far as it was asked for those of parameters."""
-        names = self._parameter_names()
+        names = self.parameter_names()
         found = [
             (names[id(tensor)], gradient)
             for tensor, gradient in zip(inputs, gradients, strict=False)
@@ -356,7 +356,8 @@ class TrackedTensors:
         except Exception:  # a wrapper (fake, sparse, distributed), a lazy parameter, or None: not all have memory
             return [_locate_or_0(self._locate, tensor) for tensor in tensors]
 
-    def _parameter_names(self) -> dict[int, str]:
+    def parameter_names(self) -> dict[int, str]:
+        """Of all parameters that are known, by their ids."""
         return {
             id(ref()): name
             for model in (*self._models, *self._loose)
@@ -364,7 +365,7 @@ class TrackedTensors:
         }
 
     def _names_of(self, items: Sequence[tuple[object, Any]]) -> list[str]:
-        named = self._parameter_names()
+        named = self.parameter_names()
         return [
             f"{key} of {named.get(id(parameter), 'a parameter')}"
             for parameter, state in items

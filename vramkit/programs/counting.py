@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import Self
 
 from ..torch_internals.autograd import graph_task
-from ..torch_internals.modules import RECURRENT, children_of, eager, parameters_of
+from ..torch_internals.modules import RECURRENT, children_of, parameters_of, unwrapped
 from .layer_count import LayerCount, LayerCounts
 
 _DIMENSIONS: tuple[tuple[tuple[type[nn.Module], ...], int], ...] = (
@@ -41,7 +41,7 @@ class LayerCounter:
         self._modules = {
             (number, path): module
             for number, model in enumerate(models.values())
-            for path, module in _walk(eager(model), "", set())
+            for path, module in _walk(unwrapped(model), "", set())
         }
         self._flops = dict.fromkeys(self._modules, 0)
         self._calls = dict.fromkeys(self._modules, 0)
@@ -128,14 +128,14 @@ class _NoModules:
 
 
 def _walk(module: nn.Module, path: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
-    """A module and those inside it, each once, by paths without what ``torch.compile`` wraps modules in."""
+    """A module and those inside it, each once, by paths without what wraps modules."""
     if id(module) in seen:
         return
     seen.add(id(module))
     yield path, module
     for name, child in children_of(module).items():
         if child is not None:
-            yield from _walk(eager(child), f"{path}.{name}" if path else name, seen)
+            yield from _walk(unwrapped(child), f"{path}.{name}" if path else name, seen)
 
 
 def _numel(parameter: nn.Parameter) -> int:

@@ -22,6 +22,7 @@ _COLUMNS = {
     Category.PARAMETER: 0,
     Category.BUFFER: 0,
     Category.MODEL_COPY: 0,
+    Category.GATHERED: 0,
     Category.GRADIENT: 1,
     Category.OPTIMIZER_STATE: 1,
     Category.ACTIVATION: 2,

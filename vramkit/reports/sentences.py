@@ -30,6 +30,8 @@ CATEGORY_NAMES = {
     Category.MODEL_COPY: "copies of models",
     Category.DATASET: "data sets",
     Category.OUTPUT: "kept outputs",
+    Category.GATHERED: "gathered parameters",
+    Category.COMMUNICATION: "communication buffers",
 }
 PHASE_NAMES = {
     Phase.OUTSIDE: "between the phases",

@@ -108,6 +108,8 @@ def _bridge(result: MemoryResult, moment: Moment) -> Iterator[str]:
         yield _line("+", "CUDA context, others", held.outside) + "  and libraries, other processes"
         part = f", {held.used / result.capacity:.1%}" if result.capacity else ""
         yield _line("=", "used on the device", held.used) + f"  what nvidia-smi shows{part}"
+        if (result.tape.allocations["category"] == Category.COMMUNICATION).any():
+            yield f"  + {'NCCL':<28}{'not modelled':>12}  its buffers: 0.5 GB and more on a card"
     if highest:
         event = int(result.tape.reserved.argmax()) if len(result.tape.events) else -1
         phase = Phase(int(result.tape.events["phase"][event])) if event >= 0 else Phase.OUTSIDE

@@ -15,8 +15,8 @@ from .events import Category, Phase
 class Breakdown:
     """Where the memory of one device was at one moment, in bytes.
 
-    The parts up to ``outputs`` are what the program asked for. With ``slack`` they are what the allocator counts as
-    allocated, with ``cached`` and ``graph_pools`` what it holds of the device, and with ``outside`` what nvidia-smi
+    The parts up to ``communication`` are what the program asked for. With ``slack`` they are what the allocator counts
+    as allocated, with ``cached`` and ``graph_pools`` what it holds of the device, and with ``outside`` what nvidia-smi
     shows::
 
         parts + slack = allocated;  allocated + cached + graph_pools = reserved;  reserved + outside = used
@@ -46,6 +46,10 @@ class Breakdown:
     """Bytes of data that lies on the device, and of which a step uses a part."""
     outputs: int = 0
     """Bytes of models' and layers' outputs that the program keeps beyond the step."""
+    gathered: int = 0
+    """Bytes of whole parameters, gathered for a while from the shards of several ranks."""
+    communication: int = 0
+    """Bytes of what collectives read or write and is nothing else."""
     slack: int = 0
     """Bytes in blocks beyond what was asked for: rounding to 512, and the rest of blocks too small to split off."""
     cached: int = 0
@@ -139,5 +143,7 @@ _FIELDS = {
     Category.MODEL_COPY: "model_copies",
     Category.DATASET: "datasets",
     Category.OUTPUT: "outputs",
+    Category.GATHERED: "gathered",
+    Category.COMMUNICATION: "communication",
 }
 """Of each category, in their order, the field of a `Breakdown`."""

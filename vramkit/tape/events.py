@@ -46,6 +46,10 @@ class Category(enum.IntEnum):
     """Data of which a step uses a part: a data set that lies on the device."""
     OUTPUT = 11
     """What a model returned, or a layer of it, and the program keeps beyond the step: predictions, features."""
+    GATHERED = 12
+    """A whole parameter, gathered for a while from the shards that several ranks have."""
+    COMMUNICATION = 13
+    """What a collective reads or writes and is nothing else: buckets, buffers of all-gather and reduce-scatter."""
 
 
 class Phase(enum.IntEnum):

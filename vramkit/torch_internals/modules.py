@@ -104,6 +104,26 @@ _COMPILED_FROM = word_of("torch.compile._torchdynamo_orig_callable", "programs")
 _WRAPPED = word_of("torch._dynamo.OptimizedModule._orig_mod", "programs", "profile")
 
 
+_MADE_BY_FSDP = "FSDPModule"
+_INNER = {
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+    "OffloadWrapper": "_checkpoint_wrapped_module",
+}
+"""By the class of a wrapper: its name for what it wraps."""
+_WRAPPERS = frozenset(name for name in _INNER.values() if name.startswith("_"))
+
+
+def class_name(module: torch.nn.Module) -> str:
+    """The name of a module's class, as its program wrote it: ``fully_shard`` gives it one of its own."""
+    kind = type(module)
+    bases = kind.__bases__
+    if len(bases) == 2 and bases[0].__name__ == _MADE_BY_FSDP and kind.__name__ == f"FSDP{bases[1].__name__}":
+        return bases[1].__name__
+    return kind.__name__
+
+
 def is_compiled(value: object) -> bool:
     """Whether ``torch.compile`` made a function or a module."""
     return _COMPILED_FROM in getattr(value, "__dict__", ()) or type(value).__name__ == "OptimizedModule"
@@ -137,19 +157,27 @@ def in_compiled(module: torch.nn.Module) -> torch.nn.Module | None:
     return getattr(module, _WRAPPED, None)
 
 
-def eager(module: torch.nn.Module) -> torch.nn.Module:
-    """The module that ``torch.compile`` has wrapped; any other is itself."""
-    while type(module).__name__ == "OptimizedModule":
-        inner = in_compiled(module)
+def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """The module that ``torch.compile``, DDP, FSDP or a checkpoint has wrapped; any other is itself."""
+    while True:
+        is_of_compile = type(module).__name__ == "OptimizedModule"
+        inner = in_compiled(module) if is_of_compile else in_wrapper(module)
         if inner is None:
-            break
+            return module
         module = inner
-    return module
 
 
-def eager_name(name: str) -> str:
-    """The name of a parameter or a module without what ``torch.compile`` has wrapped around any module on the way."""
-    return ".".join(part for part in name.split(".") if part != _WRAPPED)
+def in_wrapper(module: torch.nn.Module) -> torch.nn.Module | None:
+    """The module that a wrapper of torch's calls, so that both calls are one."""
+    name = _INNER.get(type(module).__name__)
+    if name is None or not type(module).__module__.startswith("torch."):
+        return None
+    return children_of(module).get(name)
+
+
+def unwrapped_name(name: str) -> str:
+    """The name of a parameter or a module without what torch has wrapped around any module on the way."""
+    return ".".join(part for part in name.split(".") if part != _WRAPPED and part not in _WRAPPERS)
 
 
 def stand_in_dynamo(call: Callable[..., Any]) -> None:

@@ -21,6 +21,7 @@ Need = Literal[
     "profile",  # marks, on any device
     "profile on CUDA",
     "profile on the CPU",
+    "ranks",  # playing a rank of a distributed job
     "run",  # what `vramkit run` needs beside a profile on CUDA
     "batch size on CUDA",  # what `auto_batch_size` needs beside a profile
     "virtual engine",  # what its helper process needs beside a profile on CUDA

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from . import allocator, autograd, cuda_start, dispatch, fakes, modules, optimizers, pytree, storages
+from . import allocator, autograd, cuda_start, dispatch, distributed, fakes, modules, optimizers, pytree, storages
 from .names import TABLE, Name, Need, error_of
 
 __all__ = ["FILES", "missing_for", "require"]
 
-FILES = (allocator, autograd, cuda_start, dispatch, fakes, modules, optimizers, pytree, storages)
+FILES = (allocator, autograd, cuda_start, dispatch, distributed, fakes, modules, optimizers, pytree, storages)
 """They look names up when they are imported."""
 
 ONLY_FOR_FAKES = ("operators", "replaced")

@@ -5,9 +5,10 @@ doesn't load or build it.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from ..errors import UsageError, shown
 from ..gpus import GPU, MAX_MEMORY
@@ -21,6 +22,7 @@ Values = Literal["none", "small", "all"]
 """Which values are computed on a virtual device: none, those of small tensors, or all of them."""
 
 MAX_DEVICES = 16
+_TELL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 _ALL_MEMORY = 16 << 40  # the stretch of addresses that all devices share
 
 
@@ -103,7 +105,7 @@ class VirtualGPU:
     Devices are numbered as the machine does, whatever ``CUDA_VISIBLE_DEVICES`` says.
     """
 
-    __slots__ = ("_library", "_settings", "values")
+    __slots__ = ("_library", "_settings", "_tells", "values")
 
     def __init__(self, library: ctypes.CDLL, settings: Settings) -> None:
         library.vgpu_configure.argtypes = [ctypes.c_char_p]
@@ -122,12 +124,21 @@ class VirtualGPU:
         library.vgpu_launches.restype = ctypes.c_ulonglong
         library.vgpu_plans_timed.argtypes = []
         library.vgpu_plans_timed.restype = ctypes.c_ulonglong
+        library.vgpu_communicators.argtypes = []
+        library.vgpu_communicators.restype = ctypes.c_uint
+        library.vgpu_tell_split.argtypes = [ctypes.c_int]
+        library.vgpu_tell_split.restype = None
+        library.vgpu_hold_watchdog.argtypes = [ctypes.c_int]
+        library.vgpu_hold_watchdog.restype = None
+        library.vgpu_on_exchange.argtypes = [_TELL]
+        library.vgpu_on_exchange.restype = None
         library.vgpu_limits_met.argtypes = []
         library.vgpu_limits_met.restype = ctypes.c_uint
         library.vgpu_limit.argtypes = [ctypes.c_uint]
         library.vgpu_limit.restype = ctypes.c_char_p
         self._library = library
         self._settings = settings
+        self._tells: list[Any] = []  # C may be about to call any of them
         self.values: ComputedValues | None = None
         """What is computed on its devices; None: nothing."""
 
@@ -167,6 +178,29 @@ class VirtualGPU:
     def plans_timed(self) -> int:
         """How often cuDNN's plans were timed: a search for the fastest one (``cudnn.benchmark``) times each of them."""
         return int(self._library.vgpu_plans_timed())
+
+    @property
+    def communicators(self) -> int:
+        """How many communicators of several ranks NCCL's stand-in made so far."""
+        return int(self._library.vgpu_communicators())
+
+    def tell_split(self, ranks: int) -> None:
+        """Say how many ranks the next communicator has that this thread makes by a split; 0: nobody knows. Internal."""
+        self._library.vgpu_tell_split(ranks)
+
+    def hold_watchdog(self, held: bool) -> None:
+        """Let no collective be done for NCCL's watchdog, but for those of more than 30 s ago. Internal."""
+        self._library.vgpu_hold_watchdog(held)
+
+    def tell_exchanges(self, tell: Callable[[int, int], object] | None) -> None:
+        """Say where each collective of several ranks reads and writes, in the thread that calls it. Internal.
+
+        Args:
+            tell: takes two addresses, 0 for none; None: nobody asks any more.
+        """
+        told = _TELL() if tell is None else _TELL(lambda read, written: (tell(read or 0, written or 0), None)[1])
+        self._tells.append(told)
+        self._library.vgpu_on_exchange(told)
 
     @property
     def limits_met(self) -> int:

@@ -21,16 +21,10 @@ class _Limit(NamedTuple):
 _FAILURE = r"cuda (driver |runtime )?error|cudaerror|error \[cuda\]|not supported"
 _LIMITS = (
     _Limit(
-        r"^ncclComm",
-        r"nccl",
-        "its NCCL joins the ranks of one process, and this communicator has ranks in others",
-        "Run one process with one rank, or take the backend gloo",
-    ),
-    _Limit(
         r"^(nccl|nvshmem)",
         r"nccl|nvshmem|symmetric memory",
         "memory that ranks share (symmetric memory, windows, NVSHMEM) is not there",
-        "Switch it off; collectives of torch.distributed work on one rank",
+        "Switch it off; collectives of torch.distributed work",
     ),
     _Limit(
         r"Ipc",

@@ -1,18 +1,20 @@
-/* NCCL: communicators whose ranks are all in this process, and their collectives.
- * It knows how the results of a collective come about; nothing is sent to another process. A communicator is made of
- * one rank, or by ncclCommInitAll of one for each device (DataParallel); one with ranks elsewhere is refused.
+/* NCCL: communicators and their collectives. It knows how the results of a collective come about; nothing is sent to
+ * another process, and none is waited for.
  *
- * A collective begins when the first rank calls it and is made when the last one has, on the host and at once. What is
- * larger than `copy_limit` is not moved, like every copy to a device. NCCL's own buffers on the card are not charged.
- * Types and structures are written out, because their layout is the same in every version of NCCL 2. */
+ * Where all ranks of a communicator are here (one, or by ncclCommInitAll one for each device: DataParallel), a
+ * collective begins when the first of them calls it and is made when the last one has, on the host and at once.
+ * Otherwise one rank is here, and the absent ones are its mirrors: what they send is what this one sends. That is all
+ * that memory needs, for the host gives every size. So a communicator of 1,024 ranks comes about in a process that is
+ * alone.
+ *
+ * What is larger than `copy_limit` is not moved, like every copy to a device. NCCL's own buffers on the card are not
+ * charged. Types and structures are written out, because their layout is the same in every version of NCCL 2. */
 #include "vgpu.h"
 
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <unistd.h>
 
 enum { OK, CUDA_ERROR, SYSTEM_ERROR, INTERNAL_ERROR, INVALID_ARGUMENT, INVALID_USAGE }; /* ncclResult_t */
-enum { INT8, UINT8, INT32, UINT32, INT64, UINT64, HALF, FLOAT, DOUBLE, BFLOAT16, FLOAT8E4M3, FLOAT8E5M2 };
 enum { SUM, PROD, MAX, MIN, AVERAGE, SCALED_SUM }; /* ncclRedOp_t; from SCALED_SUM on, one for each scale */
 enum { SCALES = 64 };
 
@@ -39,6 +41,7 @@ struct message { /* a send without its receive, or the other way round */
 };
 struct clique {
   int ranks, members;
+  bool mirrored; /* only one of the ranks is here */
   struct call *calls;
   struct message *messages;
 };
@@ -52,19 +55,11 @@ typedef struct {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static long double scales[SCALES];
-static _Thread_local char last_error[256];
+static _Atomic unsigned communicators; /* of several ranks, so far */
+static _Thread_local int size_told;    /* of the next split */
+static void (*tell_exchange)(const void *from, const void *to); /* NULL: nobody asks */
 
-API const char *ncclGetLastError(struct comm *comm UNUSED) { return last_error; }
-
-static int refuse(const char *format, ...) {
-  va_list args;
-  va_start(args, format);
-  vsnprintf(last_error, sizeof last_error, format, args);
-  va_end(args);
-  limit_met("ncclCommInitRank");
-  trace("%s", last_error);
-  return INVALID_USAGE;
-}
+API const char *ncclGetLastError(struct comm *comm UNUSED) { return ""; }
 
 /* ---- communicators */
 
@@ -82,15 +77,24 @@ static struct clique *gather_ranks(int ranks) {
   if (clique) clique->ranks = ranks;
   return clique;
 }
-static int create(struct comm **out, int ranks, int rank) {
+static int create(struct comm **out, int ranks, int rank, int device) {
   configure();
   *out = NULL;
   if (rank < 0 || rank >= ranks) return INVALID_ARGUMENT;
-  if (ranks > 1)
-    return refuse("vramkit's virtual GPU has NCCL for one rank only, and this communicator is of %d ranks", ranks);
-  struct clique *clique = gather_ranks(1);
-  return clique ? join(out, clique, 0, device_current()) : SYSTEM_ERROR;
+  struct clique *clique = gather_ranks(ranks);
+  if (!clique) return SYSTEM_ERROR;
+  clique->mirrored = ranks > 1;
+  communicators += clique->mirrored;
+  return join(out, clique, rank, device);
 }
+
+/* How many communicators of several ranks there were, for the profile. */
+API unsigned vgpu_communicators(void) { return communicators; }
+/* How many ranks the next communicator has that this thread makes by a split. NCCL finds it by asking the others. */
+API void vgpu_tell_split(int ranks) { size_told = ranks; }
+
+/* Whom to tell where a collective of several ranks reads and writes. */
+API void vgpu_on_exchange(void (*tell)(const void *from, const void *to)) { tell_exchange = tell; }
 
 API int ncclGetUniqueId(unique_id *id) {
   static _Atomic unsigned counter;
@@ -100,14 +104,14 @@ API int ncclGetUniqueId(unique_id *id) {
 }
 API int ncclCommGetUniqueId(struct comm *comm UNUSED, unique_id *id) { return ncclGetUniqueId(id); }
 API int ncclCommInitRank(struct comm **out, int ranks, unique_id id UNUSED, int rank) {
-  return create(out, ranks, rank);
+  return create(out, ranks, rank, device_current());
 }
 API int ncclCommInitRankConfig(struct comm **out, int ranks, unique_id id UNUSED, int rank, void *config UNUSED) {
-  return create(out, ranks, rank);
+  return create(out, ranks, rank, device_current());
 }
 API int ncclCommInitRankScalable(struct comm **out, int ranks, int rank, int ids UNUSED, unique_id *id UNUSED,
                                  void *config UNUSED) {
-  return create(out, ranks, rank);
+  return create(out, ranks, rank, device_current());
 }
 API int ncclCommInitAll(struct comm **out, int devices, const int *list) {
   configure();
@@ -118,19 +122,25 @@ API int ncclCommInitAll(struct comm **out, int devices, const int *list) {
     if ((result = join(&out[i], clique, i, list ? list[i] : i))) return result;
   return OK;
 }
-/* Of one rank, which is what every color leaves; others would have to agree on the colors. */
-API int ncclCommSplit(struct comm *comm, int color, int key UNUSED, struct comm **out, void *config UNUSED) {
+/* The key is the new rank. Where nobody told the size, so many ranks as there must be at least: a gathered tensor then
+ * misses the parts of the others, and nothing is written beyond it. */
+API int ncclCommSplit(struct comm *comm, int color, int key, struct comm **out, void *config UNUSED) {
+  int ranks = size_told > key ? size_told : key + 1;
+  size_told = 0;
   *out = NULL;
   if (color == -1) return OK; /* NCCL_SPLIT_NOCOLOR */
-  return create(out, comm->clique->ranks, comm->rank);
+  if (!comm->clique->mirrored) return create(out, comm->clique->ranks, comm->rank, comm->device);
+  return create(out, ranks, key, comm->device);
 }
-API int ncclCommShrink(struct comm *comm, int *excluded UNUSED, int count, struct comm **out, void *config UNUSED,
+API int ncclCommShrink(struct comm *comm, int *excluded, int count, struct comm **out, void *config UNUSED,
                        int flags UNUSED) {
-  return create(out, comm->clique->ranks - count, comm->rank);
+  int rank = comm->rank;
+  for (int i = 0; i < count; i++) rank -= excluded[i] < comm->rank;
+  return create(out, comm->clique->ranks - count, rank, comm->device);
 }
-API int ncclCommGrow(struct comm *comm UNUSED, int ranks, const unique_id *id UNUSED, int rank, struct comm **out,
+API int ncclCommGrow(struct comm *comm, int ranks, const unique_id *id UNUSED, int rank, struct comm **out,
                      void *config UNUSED) {
-  return create(out, ranks, rank);
+  return create(out, ranks, comm ? comm->rank : rank, comm ? comm->device : device_current());
 }
 
 API int ncclCommDestroy(struct comm *comm) {
@@ -174,76 +184,6 @@ API int ncclCommWindowRegister(struct comm *comm UNUSED, void *buffer, size_t si
 }
 API int ncclWinGetUserPtr(struct comm *comm UNUSED, void *window, void **pointer) { return *pointer = window, OK; }
 
-/* ---- numbers of every type, one at a time */
-
-static size_t unit(int type) {
-  switch (type) {
-  case INT64:
-  case UINT64:
-  case DOUBLE: return 8;
-  case INT32:
-  case UINT32:
-  case FLOAT: return 4;
-  case HALF:
-  case BFLOAT16: return 2;
-  default: return 1;
-  }
-}
-
-static float of_bits(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-static uint32_t to_bits(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-static float of_half(uint16_t half) {
-  uint32_t sign = (uint32_t)(half & 0x8000) << 16, rest = half & 0x7fff;
-  if (rest >= 0x7c00) return of_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13);
-  return of_bits(sign | to_bits(of_bits(rest << 13) * 0x1p112f));
-}
-/* Adding a power of two makes the adder round where the shorter mantissa ends, to even. */
-static uint16_t to_half(float value) {
-  uint32_t bits = to_bits(value), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
-  if (rest > 0x7f800000) return (uint16_t)(sign | 0x7e00);
-  if (rest >= 0x477ff000) return (uint16_t)(sign | 0x7c00);
-  if (rest < 0x38800000) return (uint16_t)(sign | (to_bits(of_bits(rest) + 0.5f) & 0xffff));
-  return (uint16_t)(sign | (rest + 0xfff + (rest >> 13 & 1) - 0x38000000) >> 13);
-}
-
-static long double load(const char *at, size_t index, int type) {
-  switch (type) {
-  case INT8: return ((const int8_t *)at)[index];
-  case INT32: return ((const int32_t *)at)[index];
-  case UINT32: return ((const uint32_t *)at)[index];
-  case INT64: return ((const int64_t *)at)[index];
-  case UINT64: return ((const uint64_t *)at)[index];
-  case HALF: return of_half(((const uint16_t *)at)[index]);
-  case FLOAT: return ((const float *)at)[index];
-  case DOUBLE: return ((const double *)at)[index];
-  case BFLOAT16: return of_bits((uint32_t)((const uint16_t *)at)[index] << 16);
-  default: return ((const uint8_t *)at)[index];
-  }
-}
-static void store(char *at, size_t index, int type, long double value) {
-  uint32_t bits = to_bits((float)value);
-  switch (type) {
-  case INT8: ((int8_t *)at)[index] = (int8_t)value; return;
-  case INT32: ((int32_t *)at)[index] = (int32_t)value; return;
-  case UINT32: ((uint32_t *)at)[index] = (uint32_t)value; return;
-  case INT64: ((int64_t *)at)[index] = (int64_t)value; return;
-  case UINT64: ((uint64_t *)at)[index] = (uint64_t)value; return;
-  case HALF: ((uint16_t *)at)[index] = to_half((float)value); return;
-  case FLOAT: ((float *)at)[index] = (float)value; return;
-  case DOUBLE: ((double *)at)[index] = (double)value; return;
-  case BFLOAT16: ((uint16_t *)at)[index] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16); return;
-  default: ((uint8_t *)at)[index] = (uint8_t)value; return;
-  }
-}
-
 /* ---- collectives */
 
 static bool moves(size_t size) { return size && size <= settings.copy_limit; }
@@ -259,11 +199,11 @@ static void move(char *to, const char *from, size_t size) {
 
 /* One element of the result, of every rank's element at that place. */
 static long double reduced(const struct call *call, int ranks, size_t index) {
-  long double total = load(call->parts[0].from, index, call->type), next;
+  long double total = number_load(call->parts[0].from, index, call->type), next;
   long double scale = call->operation < SCALED_SUM ? 1 : scales[(call->operation - SCALED_SUM) % SCALES];
   if (call->operation == AVERAGE) scale = 1.0L / ranks;
   for (int i = 1; i < ranks; i++) {
-    next = load(call->parts[i].from, index, call->type);
+    next = number_load(call->parts[i].from, index, call->type);
     switch (call->operation) {
     case PROD: total *= next; break;
     case MAX: total = next > total ? next : total; break;
@@ -274,7 +214,7 @@ static long double reduced(const struct call *call, int ranks, size_t index) {
   return total * scale;
 }
 static void reduce(const struct call *call, int ranks) {
-  const size_t size = call->count * unit(call->type);
+  const size_t size = call->count * number_size(call->type);
   const bool scatters = call->what == REDUCE_SCATTER, copies = ranks == 1 && call->operation < SCALED_SUM;
   for (int rank = 0; rank < ranks && copies; rank++) move(call->parts[rank].to, call->parts[rank].from, size);
   if (copies || !moves(size) || call->type >= FLOAT8E4M3) return;
@@ -283,13 +223,13 @@ static void reduce(const struct call *call, int ranks) {
       long double value = reduced(call, ranks, call->count * (size_t)part + i);
       for (int rank = 0; rank < ranks; rank++)
         if (scatters ? rank == part : call->what == ALL_REDUCE || rank == call->root)
-          store(call->parts[rank].to, i, call->type, value);
+          number_store(call->parts[rank].to, i, call->type, value);
     }
   for (int rank = 0; rank < ranks; rank++)
     if (call->what != REDUCE || rank == call->root) written(call->parts[rank].to);
 }
 static void make_result(const struct call *call, int ranks) {
-  const size_t size = call->count * unit(call->type);
+  const size_t size = call->count * number_size(call->type);
   const struct part *parts = call->parts, *root = &parts[call->root];
   if (call->what <= REDUCE_SCATTER) {
     reduce(call, ranks);
@@ -306,11 +246,64 @@ static void make_result(const struct call *call, int ranks) {
   }
 }
 
+/* ---- of mirrors */
+
+static long double reduced_of_equals(int operation, int ranks, long double each) {
+  long double product = 1;
+  switch (operation) {
+  case PROD:
+    for (int i = 0; i < ranks; i++) product *= each;
+    return product;
+  case MAX:
+  case MIN:
+  case AVERAGE: return each;
+  default: return each * ranks * (operation < SCALED_SUM ? 1 : scales[(operation - SCALED_SUM) % SCALES]);
+  }
+}
+/* Whole numbers are sizes, shapes and pickled objects, which programs read. Of floating-point numbers all ranks' parts
+ * together have to be as small as a copy: shards gathered from a thousand ranks would take up this machine's memory. */
+static bool gathers(size_t size, int ranks, int type) {
+  return moves(type <= UINT64 || settings.copy_limit == SIZE_MAX ? size : size * (size_t)ranks);
+}
+static void mirror(const struct comm *comm, const struct call *call, const char *from, char *to) {
+  const int ranks = comm->clique->ranks;
+  const size_t size = call->count * number_size(call->type), part = size * (size_t)comm->rank;
+  const bool is_root = call->root == comm->rank;
+  switch (call->what) {
+  case BROADCAST: /* from an absent root comes what is there */
+    move(to, from, size);
+    return;
+  case SCATTER:
+    if (is_root) move(to, from + part, size);
+    return;
+  case GATHER:
+    if (!is_root) return; /* fall through */
+  case ALL_GATHER:
+  case ALL_TO_ALL:
+    for (int i = 0; i < ranks && gathers(size, ranks, call->type); i++)
+      move(to + size * (size_t)i, call->what == ALL_TO_ALL ? from + part : from, size);
+    return;
+  default:
+    if (!moves(size) || call->type >= FLOAT8E4M3 || (call->what == REDUCE && !is_root)) return;
+    for (size_t i = 0, first = call->what == REDUCE_SCATTER ? call->count * (size_t)comm->rank : 0; i < call->count; i++)
+      number_store(to, i, call->type,
+                   reduced_of_equals(call->operation, ranks, number_load(from, first + i, call->type)));
+    written(to);
+  }
+}
+
 static int collect(struct comm *comm, enum collective what, const void *from, void *to, size_t count, int type,
                    int operation, int root) {
   struct clique *clique = comm->clique;
   if (root < 0 || root >= clique->ranks) return INVALID_ARGUMENT;
   launched();
+  if (clique->mirrored) {
+    struct call call = {.what = what, .count = count, .type = type, .operation = operation, .root = root};
+    mirror(comm, &call, from, to);
+    void (*tell)(const void *, const void *) = tell_exchange;
+    if (tell) tell(from, to);
+    return OK;
+  }
   pthread_mutex_lock(&lock);
   struct call **at = &clique->calls;
   while (*at && (*at)->parts[comm->rank].joined) at = &(*at)->next;
@@ -369,7 +362,7 @@ API int ncclScatter(const void *from, void *to, size_t count, int type, int root
 API int ncclRedOpCreatePreMulSum(int *operation, void *scalar, int type, int residence UNUSED, member comm UNUSED) {
   static _Atomic unsigned made;
   unsigned index = atomic_fetch_add(&made, 1) % SCALES;
-  scales[index] = load(scalar, 0, type);
+  scales[index] = number_load(scalar, 0, type);
   return *operation = SCALED_SUM + (int)index, OK;
 }
 API int ncclRedOpDestroy(int operation UNUSED, member comm UNUSED) { return OK; }
@@ -380,6 +373,7 @@ static int pass(struct comm *comm, bool is_send, int sender, int receiver, char 
   struct clique *clique = comm->clique;
   if (sender < 0 || receiver < 0 || sender >= clique->ranks || receiver >= clique->ranks) return INVALID_ARGUMENT;
   launched();
+  if (clique->mirrored && sender != receiver) return OK; /* the other one is absent */
   pthread_mutex_lock(&lock);
   struct message **each = &clique->messages;
   while (*each && ((*each)->is_send == is_send || (*each)->sender != sender || (*each)->receiver != receiver))
@@ -396,8 +390,8 @@ static int pass(struct comm *comm, bool is_send, int sender, int receiver, char 
   return known ? OK : SYSTEM_ERROR;
 }
 API int ncclSend(const void *from, size_t count, int type, int peer, member comm, cudaStream_t stream UNUSED) {
-  return pass(comm, true, comm->rank, peer, (char *)from, count * unit(type));
+  return pass(comm, true, comm->rank, peer, (char *)from, count * number_size(type));
 }
 API int ncclRecv(void *to, size_t count, int type, int peer, member comm, cudaStream_t stream UNUSED) {
-  return pass(comm, false, peer, comm->rank, to, count * unit(type));
+  return pass(comm, false, peer, comm->rank, to, count * number_size(type));
 }

@@ -104,6 +104,13 @@ struct launches {
 struct launches launches_so_far(void);
 int occupancy(int threads, size_t shared);
 
+/* ---- numbers.c: a number at an index, of a type by ncclDataType_t */
+
+enum { INT8, UINT8, INT32, UINT32, INT64, UINT64, HALF, FLOAT, DOUBLE, BFLOAT16, FLOAT8E4M3, FLOAT8E5M2 };
+size_t number_size(int type);
+long double number_load(const char *at, size_t index, int type);
+void number_store(char *at, size_t index, int type, long double value);
+
 /* ---- for opaque objects */
 
 static inline int make(void **out) {

@@ -1,0 +1,129 @@
+"""``vramkit run`` with ranks of a distributed job: which are played, what is said of them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import command, flat, write
+
+import vramkit
+
+TRAINS = """
+    import os, torch, torch.distributed as dist
+
+    local = int(os.environ["LOCAL_RANK"])
+    torch.cuda.set_device(local)
+    dist.init_process_group("nccl", device_id=torch.device("cuda", local))
+    objects = [None] * dist.get_world_size()
+    dist.all_gather_object(objects, dist.get_rank())
+    print(local, os.environ["LOCAL_WORLD_SIZE"], os.environ["GROUP_RANK"], objects, torch.cuda.device_count())
+    model = torch.nn.Linear(64 * (1 + dist.get_rank()), 64).cuda()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(2):
+        model(torch.ones(2, model.in_features, device="cuda")).sum().backward()
+        optimizer.step()
+"""
+
+
+@pytest.mark.virtual_gpu
+def test_a_rank_that_is_alone_sees_its_mirrors_and_reports_its_device(tmp_path: Path) -> None:
+    script = write(tmp_path / "train.py", TRAINS)
+
+    done = command("run", "--gpu", "h100", "--world-size", "6", "--gpus-per-node", "4", "--rank", "5", str(script))
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "1 2 1 [5, 5, 5, 5, 5, 5] 2"
+    assert "1 rank of a job of 6" in done.stderr
+    assert "(cuda:1, " in done.stderr
+    assert "played alone" in flat(done.stderr)
+
+
+@pytest.mark.virtual_gpu
+def test_several_ranks_are_shown_the_fullest_first(tmp_path: Path) -> None:
+    script, document = write(tmp_path / "train.py", TRAINS), tmp_path / "run.json"
+
+    done = command("run", "--gpu", "t4", "--world-size", "40", "--ranks", "0,39", "--json", str(document), str(script))
+
+    assert done.returncode == 0, done.stderr
+    found = json.loads(document.read_text())["processes"]
+    peaks = {each["rank"]: each["result"]["devices"][0]["peak_allocated"] for each in found}
+    assert [each["rank"] for each in found] == [39, 0]
+    assert peaks[39] > peaks[0]
+    assert "torch's defaults" in done.stderr
+    assert done.stderr.count("vramkit: memory of") == 1
+    assert "The report of rank 39 follows." in done.stderr
+
+
+@pytest.mark.virtual_gpu
+def test_processes_of_a_launcher_meet_and_each_has_its_own_files(tmp_path: Path) -> None:
+    script = write(
+        tmp_path / "train.py",
+        TRAINS
+        + """
+    told = [None]
+    dist.broadcast_object_list(told if dist.get_rank() else ["from 0"], 0)
+    scattered = [None]
+    dist.scatter_object_list(scattered, None if dist.get_rank() else ["a", "b"], 0)
+    print(dist.get_rank(), told, scattered, flush=True)
+    dist.destroy_process_group()
+    """,
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = ["-m", "vramkit", "run", "--gpu", "t4", "--save", str(tmp_path / "step.npz"), str(script)]
+
+    done = subprocess.run([*launch, *run], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    assert done.returncode == 0, done.stderr
+    assert "1 ['from 0'] ['b']" in done.stdout
+    assert done.stdout.count("[0, 1] 2") == 2
+    first, second = (vramkit.load(tmp_path / f"step-rank{rank}.npz") for rank in (0, 1))
+    assert second.peak_allocated > first.peak_allocated
+    assert second.device == "cuda:1"
+
+
+@pytest.mark.virtual_gpu
+def test_objects_of_an_absent_rank_are_an_error_with_a_remedy(tmp_path: Path) -> None:
+    script = write(
+        tmp_path / "train.py",
+        """
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo")
+        objects = [dist.get_rank()]
+        dist.broadcast_object_list(objects, dist.get_rank())
+        dist.barrier()
+        print(objects, flush=True)
+        dist.broadcast_object_list(objects, 0)
+        """,
+    )
+
+    done = command("run", "--gpu", "t4", "--world-size", "3", "--rank", "2", str(script))
+
+    assert done.returncode == 1
+    assert done.stdout == "[2]\n"
+    assert "Rank 2 of its group is to get objects from rank 0" in done.stderr
+    assert "--ranks all" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rank", "1"], "--rank was given without --world-size"),
+        (["--world-size", "2", "--rank", "2"], "Ranks are 0 to 1"),
+        (["--world-size", "0"], "at least 1"),
+        (["--world-size", "4", "--ranks", "0;3"], "such as 0,32, or all"),
+    ],
+)
+def test_ranks_that_no_job_has_are_refused_before_anything_runs(options: list[str], said: str, tmp_path: Path) -> None:
+    script = write(tmp_path / "train.py", "print('ran')")
+
+    done = command("run", "--gpu", "t4", *options, str(script))
+
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stdout == ""

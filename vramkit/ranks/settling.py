@@ -1,0 +1,96 @@
+"""When memory comes free that NCCL's watchdog holds. Knows the thread; knows no collective."""
+
+from __future__ import annotations
+
+import atexit
+import time
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from torch import distributed
+from torch.distributed import distributed_c10d
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ..virtual_gpu import current
+
+_THREAD = "pt_nccl_watchdg"
+_ROUNDS = 2  # the one that it may be in has begun before
+_LIMIT = 2.0  # seconds
+
+
+class Settling:
+    """Lets NCCL's watchdog do its work at the end of each of the first optimizer steps, and at no other time.
+
+    The watchdog looks every 0.1 s which collectives are done, and lets go of what they held: DDP's first buckets, as
+    large as all gradients, what a communication hook compressed, what HSDP reduces among replicas. When that is, is a
+    race, on a card too. Here they are gone when the next step begins, and not before, so that every run has the same
+    events.
+
+    Args:
+        steps: how many; later ones race. A wait takes 0.1 to 0.2 s; the peak of a training is in its first steps.
+    """
+
+    def __init__(self, steps: int = 256) -> None:
+        self._left = steps
+
+    def install(self) -> None:
+        """Hold it from now on."""
+        _hold(True)
+        register_optimizer_step_post_hook(self._settle)
+        # It waits for what it has to let go of before it ends.
+        atexit.register(_hold, False)
+        destroy = _before(distributed.destroy_process_group, lambda: _hold(False))
+        distributed.destroy_process_group = destroy
+        distributed_c10d.destroy_process_group = destroy
+
+    def _settle(self, *args: object) -> None:
+        if self._left and distributed.is_initialized():
+            self._left -= 1
+            _hold(False)
+            _wait_for_rounds()
+            _hold(self._left > 0)
+
+
+def _hold(held: bool) -> None:
+    gpu = current()
+    if gpu is not None:
+        gpu.hold_watchdog(held)
+
+
+def _before(function: Callable[..., Any], first: Callable[[], object]) -> Callable[..., Any]:
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        first()
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _wait_for_rounds() -> None:
+    before, deadline = _threads(), time.monotonic() + _LIMIT
+    while time.monotonic() < deadline:
+        now = _threads()
+        if all(_is_through(*now[name], before[name][1]) for name in before if name in now):
+            return
+        time.sleep(0.005)
+
+
+def _is_through(state: str, sleeps: int, before: int) -> bool:
+    """Whether a thread has gone round and sleeps again."""
+    return state == "S" and sleeps >= before + _ROUNDS
+
+
+def _threads() -> dict[str, tuple[str, int]]:
+    """Of each watchdog its state, and how often it was put to sleep so far."""
+    found = {}
+    for task in Path("/proc/self/task").glob("*"):
+        try:
+            if task.joinpath("comm").read_text().startswith(_THREAD):
+                lines = task.joinpath("status").read_text().splitlines()
+                status = dict(line.split(":", 1) for line in lines)
+                found[task.name] = status["State"].split()[0], int(status["voluntary_ctxt_switches"])
+        except OSError:  # it has just ended
+            continue
+    return found

@@ -1,0 +1,77 @@
+"""torch's private names of ``torch.distributed``: rendezvous, backends, and what splits a communicator.
+
+Knows where torch keeps them; which ranks there are, ``vramkit.ranks`` knows.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, MutableMapping
+from operator import attrgetter
+from typing import Any
+
+from torch import distributed
+
+from .names import look_up, place_of
+
+Rendezvous = Callable[..., Iterator[tuple[Any, int, int]]]
+
+rendezvous_handlers: MutableMapping[str, Rendezvous] = look_up(
+    "torch.distributed.rendezvous._rendezvous_handlers",
+    "ranks",
+    probe=lambda: attrgetter("_rendezvous_handlers")(sys.modules.get("torch.distributed.rendezvous")),
+    fallback={},
+)
+"""By the scheme of an address: what finds the other processes. The module's name is hidden by a function's."""
+
+_FAKE: Any = look_up("torch._C._distributed_c10d.FakeProcessGroup", "ranks", fallback=None)
+_PLUGINS: Any = look_up("torch.distributed.Backend._plugins", "ranks", fallback={})
+_register: Callable[[str], object] = look_up(
+    "torch.distributed.Backend._ensure_backend_registered", "ranks", versions="2.14", fallback=lambda name: None
+)
+_SPLIT_SOURCE = place_of("torch.distributed.distributed_c10d._get_split_source", "ranks", fallback=None)
+default_store: Callable[[], Any] = look_up("torch.distributed.distributed_c10d._get_default_store", "ranks")
+"""The store in which all processes of the job meet."""
+
+device_of_objects: Callable[[Any], str] = look_up("torch.distributed.distributed_c10d._get_object_coll_device", "ranks")
+"""On which kind of device a group's collectives of objects run."""
+
+
+def mirrored(rank: int, size: int) -> Any:
+    """A backend of so many ranks whose collectives take what this rank sends for what each of them sends."""
+    create, options = getattr(_FAKE, "_create_internal", _FAKE), getattr(_FAKE, "Options", None)
+    return create(rank, size) if options is None else create(rank, size, options())
+
+
+def mirror_gloo() -> None:
+    """Let every group of gloo from now on be a mirrored one.
+
+    A torch without a table of backends (2.13 and older) keeps the real one, which finds nobody in the job's store: that
+    is an error that says so.
+    """
+    _register("gloo")
+    if "GLOO" in _PLUGINS:
+        _PLUGINS["GLOO"] = _PLUGINS["GLOO"]._replace(
+            creator_fn=lambda options, *_: mirrored(options.group_rank, options.group_size)
+        )
+
+
+def tell_splits(tell: Callable[[int], object]) -> None:
+    """Say how many ranks a communicator has that is split off another, before NCCL is asked for it.
+
+    Where torch does not say so at that moment, it makes a new communicator instead: the same memory.
+    """
+    if _SPLIT_SOURCE.owner is not None:
+        setattr(_SPLIT_SOURCE.owner, _SPLIT_SOURCE.name, lambda group: None)
+    split = getattr(distributed.ProcessGroup, "split_group", None)
+    if split is None:
+        return
+
+    def told(group: Any, ranks: list[int], *args: Any, **kwargs: Any) -> Any:
+        tell(len(ranks))
+        try:
+            return split(group, ranks, *args, **kwargs)
+        finally:
+            tell(0)
+
+    setattr(distributed.ProcessGroup, "split_group", told)  # noqa: B010 - it keeps its type
