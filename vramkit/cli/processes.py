@@ -36,6 +36,8 @@ class Task:
     max_events: int
     steps: int | None
     """After how many training steps it ends."""
+    stacks: bool = False
+    """Whether it records where allocations were made."""
 
     def bequeath(self) -> None:
         """Tell every process that this one starts from now on."""

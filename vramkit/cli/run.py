@@ -31,7 +31,7 @@ _NOTES = {
     "all": "values were computed by the CPU's kernels; times mean nothing.",
 }
 
-_SETTINGS = ("gpu", "count", "values", "copy_limit", "steps", "timeout", "alloc_conf", "max_events")
+_SETTINGS = ("gpu", "count", "values", "copy_limit", "steps", "timeout", "alloc_conf", "max_events", "stacks")
 """The options that change what is measured."""
 
 
@@ -78,6 +78,9 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument(
         "--max-events", type=int, default=500_000, metavar="N", help="keep the last N events (default: %(default)s)"
     )
+    parser.add_argument(
+        "--stacks", action="store_true", help="record which line of the script made each allocation, and report it"
+    )
     parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help="run a module, with what follows")
     parser.add_argument("script", nargs=argparse.REMAINDER, help="the script, and its own arguments")
     parser.set_defaults(main=main)
@@ -107,7 +110,7 @@ def main(options: argparse.Namespace) -> int:
     report = RunReport(
         script=script, save_as=options.save, page_as=options.html, json_as=options.json, settings=settings
     )
-    task = Task(folder=report.folder, max_events=options.max_events, steps=options.steps)
+    task = Task(folder=report.folder, max_events=options.max_events, steps=options.steps, stacks=options.stacks)
     if options.alloc_conf is not None:
         os.environ.pop("PYTORCH_ALLOC_CONF", None)
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = options.alloc_conf
