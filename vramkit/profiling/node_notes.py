@@ -49,7 +49,7 @@ class NodeNotes:
         def format_stack() -> list[str]:
             if self._wish[0] or keeps_own_notes():
                 return original()  # type: ignore[no-any-return]  # torch's
-            # A variable with this frame would be a cycle, which keeps the program's variables until the next collection.
+            # This frame in a variable of its own would be a cycle, and keep the program's tensors until a collection.
             return self._text(sys._getframe().f_back)  # noqa: SLF001 - public, whatever its name
 
         def set_enabled(*args: Any, **kwargs: Any) -> None:

@@ -3,8 +3,8 @@
 Format 3. ``meta`` is JSON as UTF-8 bytes: ``{"format": 3, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
 the n-th device are the arrays ``n.events``, ``n.allocations`` and ``n.segments``. What a kind of result has besides, is
 in ``particulars``, of which only that kind knows what it means. Of a device whose stacks were recorded there are
-``frames`` in ``meta``, and the arrays ``n.stacks`` and ``n.stack_of``. Format 1 lacks the columns ``pool``; format 2 the
-categories after ``OTHER``, the phase ``EVALUATION``, and what was evaluated.
+``frames`` in ``meta``, and the arrays ``n.stacks`` and ``n.stack_of``. Format 1 lacks the columns ``pool``; format 2
+the categories after ``OTHER``, the phase ``EVALUATION``, and what was evaluated.
 
 Knows the whole format, and no kind of result.
 """

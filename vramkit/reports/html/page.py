@@ -13,7 +13,7 @@ from .payload import payload
 from .prediction import Prediction
 
 _LIBRARY = "uplot.js"
-_SCRIPTS = ("words", "data", "strip", "timeline", "bridge", "modules", "segments", "tensors", "curve", "page")
+_SCRIPTS = ("words", "data", "strip", "timeline", "bridge", "modules", "segments", "tensors", "lines", "curve", "page")
 """In the order in which one needs another; they are one script in the page."""
 
 
