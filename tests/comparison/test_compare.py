@@ -348,6 +348,38 @@ def test_memory_that_grows_with_every_step_is_said() -> None:
     assert "Every step" not in reasons(steps(MIB), steps(0)) + reasons(peak_of(), steps(MIB))
 
 
+def test_the_line_that_leaves_it_behind_is_said() -> None:
+    def steps(*, kept: bool) -> Profile:
+        story = Story()
+        for step in range(8):
+            row = story.alloc(MIB, Category.OTHER, Phase.FORWARD, step=step, stack=[("/me/train.py", 31, "step")])
+            if not kept:
+                story.free(row, Phase.BACKWARD, step=step)
+        return story.profile()
+
+    said = reasons(steps(kept=False), steps(kept=True))
+
+    assert "Of what they leave until the end, 5.00 MiB were made by train.py:31 in step." in said
+
+
+def test_tensors_without_a_name_are_told_apart_by_their_lines() -> None:
+    before = made_by((MIB, 31, "step"), (MIB, 50, "load"))
+    after = made_by((MIB, 31, "step"), (2 * MIB, 50, "load"))
+
+    [tensor] = vramkit.compare(before, after).tensors
+
+    assert (tensor.line, tensor.size_before, tensor.size_after) == ("train.py:50 in load", MIB, 2 * MIB)
+    assert "train.py:50 in load" in vramkit.compare(before, after).report()
+
+
+def test_where_only_one_has_lines_nothing_is_said_of_them() -> None:
+    before, after = peak_of((MIB, Category.OTHER, "")), made_by((MIB, 31, "step"))
+
+    comparison = vramkit.compare(before, after)
+
+    assert comparison.lines == comparison.tensors == ()
+
+
 def test_failures_and_settings_are_said() -> None:
     story = training()
     story.event(Action.OOM, GIB, Phase.BACKWARD, module=HEAD)

@@ -21,6 +21,7 @@ from ..tape.action_codes import FREE as _FREE
 from ..tape.action_codes import OOM as _OOM
 from ..tape.events import TORCH_ACTIONS, Action, Category, Ints, Phase
 from ..tape.memory import MemoryResult
+from ..tape.stacks import Frame
 from .held import held_at_end, usable_addresses
 
 _PROTOCOL = 4  # the page's reader knows no newer one
@@ -80,6 +81,7 @@ class _Writer:
         self._address, self._has_places = usable_addresses(result.tape)
         self._labels: dict[tuple[int, ...], tuple[str, _Frames]] = {}
         self._of_module: dict[int, _Frames] = {-1: []}
+        self._of_frame: dict[Frame, dict[str, Any]] = {}
 
     def segments(self, device: int) -> list[dict[str, Any]]:
         """What is held at the end."""
@@ -170,10 +172,14 @@ class _Writer:
         """A stack's frames, innermost first, as torch's."""
         stacks = self._result.tape.stacks
         assert stacks is not None
-        return [
-            {"filename": printable(each.file), "line": each.number, "name": printable(each.function)}
-            for each in stacks.stack(stack)
-        ]
+        return [self._frame(each) for each in stacks.stack(stack)]
+
+    def _frame(self, frame: Frame) -> dict[str, Any]:
+        found = self._of_frame.get(frame)  # one object for all
+        if found is None:
+            found = {"filename": printable(frame.file), "line": frame.number, "name": printable(frame.function)}
+            self._of_frame[frame] = found
+        return found
 
     def _modules(self, module: int) -> _Frames:
         """A module and those that it is in, innermost first, as frames of a stack."""

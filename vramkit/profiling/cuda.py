@@ -166,7 +166,7 @@ class CudaHistory:
         recording = recording_of(f"cuda:{device}", columns, followed)
         if self.stacks:
             recording = with_stacks(recording, entries, self._last.snapshot["segments"], device)
-            if recording.stacks is None and self._was_on and count:
+            if self._was_on and count and (recording.stack is None or (recording.stack < 0).all()):
                 notes.append(
                     "No source lines: the allocator's history was on before the block, and keeps no stacks. Leave out "
                     'torch.cuda.memory._record_memory_history, or give it context="alloc".'

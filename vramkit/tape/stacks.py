@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-MAX_DEPTH = 1000
+MAX_DEPTH = 200
 """Frames of one stack that are kept, from the innermost on."""
 
 STACK = np.dtype(
