@@ -9,7 +9,6 @@ recording on the CPU read the note of the node that runs. Knows nodes' notes; no
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import CodeType, FrameType
@@ -30,9 +29,8 @@ class NodeNotes:
         self._is_on: Any = torch.is_anomaly_enabled
         self._checks_nan: Any = torch.is_anomaly_check_nan_enabled
         self._wish = (False, True)  # the program's own setting
-        self._backwards = 0  # that are running
+        self._backwards: dict[object, None] = {}  # that are running
         self._is_open = False
-        self._lock = threading.Lock()
         # By a line's code, which stays as long as its identity is used, and the place in it.
         self._texts: dict[tuple[int, int], tuple[CodeType, list[str]]] = {}
         self._whose: dict[str, Whose] = {}  # by files
@@ -52,11 +50,10 @@ class NodeNotes:
             # This frame in a variable of its own would be a cycle, and keep the program's tensors until a collection.
             return self._text(sys._getframe().f_back)  # noqa: SLF001 - public, whatever its name
 
-        def set_enabled(*args: Any, **kwargs: Any) -> None:
-            with self._lock:
-                self._set(*args, **kwargs)
-                self._wish = self._is_on(), self._checks_nan()
-                self._apply()
+        def set_enabled(enabled: bool, check_nan: bool = True) -> None:
+            self._set(enabled, check_nan)  # which says what can't be
+            self._wish = enabled, check_nan
+            self._apply()
 
         own(stack, self._set_back)
         replace(stack, torch, "set_anomaly_enabled", set_enabled)
@@ -69,26 +66,25 @@ class NodeNotes:
     @contextmanager
     def in_backward(self) -> Iterator[None]:
         """While a backward runs, torch would say more of its failures."""
-        self._count(1)
+        this = object()
         try:
+            self._backwards[this] = None
+            self._apply()
             yield
         finally:
-            self._count(-1)
-
-    def _count(self, change: int) -> None:
-        with self._lock:
-            self._backwards += change
+            self._backwards.pop(this, None)
             self._apply()
 
     def _apply(self) -> None:
+        # Without a lock, which an interrupt could leave locked.
         if self._is_open:
             self._set(*((True, False) if not self._wish[0] and not self._backwards else self._wish))
+            if not self._is_open:  # another thread has ended the recording meanwhile
+                self._set(*self._wish)
 
     def _set_back(self) -> None:
-        with self._lock:
-            if self._is_open:
-                self._set(*self._wish)
-                self._is_open = False
+        self._is_open = False
+        self._set(*self._wish)
 
     def _text(self, frame: FrameType | None) -> list[str]:
         """The program's line among a frame and those that called it, as anomaly detection writes one."""
