@@ -60,7 +60,7 @@ _OF_INDUCTOR = re.compile(r"(?:^|.*/)(?:torchinductor_[^/]*/.*|([a-z2-7]{2})/c\1
 _OWN = str(Path(__file__).parents[1]).replace("\\", "/") + "/"
 _VRAMKIT = "vramkit/"
 _MACHINERY = ("torch/", "functorch/", "torchgen/", _VRAMKIT)
-_ENGINE = ("torch/autograd/graph.py", "_engine_run_backward")
+_ENGINE = ("torch/autograd/graph.py", "engine_run_backward")  # whatever is before it
 _TEXT = re.compile(r'\s*File "(?P<file>[^"\n]*)", line (?P<number>\d{1,9}), in (?P<function>[^\n]*)')
 _PYTHON = (".py", ".pyw", ".ipynb")
 _RESUMED = re.compile(r"torch_dynamo_resume_in_(?P<name>.+)_at_\d+")
@@ -187,7 +187,7 @@ class StackTree:
         number = self._frames.setdefault(frame, len(self._frames))
         if frame.whose is Whose.PROGRAM:
             self._own.add(number)
-        elif frame.function == _ENGINE[1] and frame.file == _ENGINE[0]:
+        elif frame.file == _ENGINE[0] and frame.function.endswith(_ENGINE[1]):
             self._engine.add(number)
         return number
 
