@@ -338,3 +338,21 @@ def test_children_cannot_be_served_from_a_folder_that_the_loader_cannot_name(tmp
 
     assert "has a space or a colon in its name" in answer
     assert "Set XDG_CACHE_HOME" in answer
+
+
+@pytest.mark.virtual_gpu
+def test_compiled_kernels_go_to_a_cache_of_virtual_gpus() -> None:
+    users = {"TORCHINDUCTOR_CACHE_DIR": "/users/inductor", "TRITON_CACHE_DIR": "/users/triton"}
+    names = [*users, "TORCH_COMPILE_CACHE_KEY_TAG"]
+    child = f"import os; print(*(os.environ[name] for name in {names}))"
+    code = f"""
+    import os, subprocess, sys
+    result = [os.environ[name] for name in {names}]
+    result.append(subprocess.run([sys.executable, "-c", {child!r}], capture_output=True, text=True).stdout.strip())
+    """
+
+    *found, inherited = run_on("t4", code, environment=users)
+
+    folder = cache.cache_folder() / "compiled"
+    assert found == [str(folder / "inductor"), str(folder / "triton"), "virtual GPU"]
+    assert inherited == " ".join(found)

@@ -350,3 +350,14 @@ def test_a_child_that_never_asked_for_vramkit_computes_as_its_parent_does() -> N
     """
 
     assert run_on("t4", code).split() == ["FOUND", "2", "False"]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_operators_that_take_functions_run() -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    q = torch.zeros(1, 1, 64, 16, device="cuda")
+    output = flex_attention(q, q, torch.ones_like(q), score_mod=lambda score, *_: score)
+
+    assert output.shape == q.shape
+    assert bool((output == 1).all())

@@ -127,6 +127,7 @@
     part("drawn").hidden = empty;
     if (timeline) timeline.destroy();
     timeline = null;
+    drawOther(device);
     drawAdvice(device);
     fill(part("to-peak"), device.failed ? "Failure" : "Peak");
     fill(
@@ -195,6 +196,14 @@
     drawTensors(report, device, part("tensors"), moment, inside);
     part("lines-section").hidden = !device.stacks;
     if (device.stacks) drawLines(report, device, part("lines"), moment, inside);
+  }
+
+  function drawOther(device) {
+    const shown = report.beside[devices.indexOf(device)];
+    part("beside-section").hidden = !shown;
+    if (!shown) return;
+    fill(part("beside-title"), `Memory, ${shown.heads[0]} and ${shown.heads[1]}`);
+    drawBeside(shown, part("beside"));
   }
 
   function drawAdvice(device) {
