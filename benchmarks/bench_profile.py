@@ -52,9 +52,9 @@ def mem_tracker() -> Iterator[None]:
 
 
 @contextmanager
-def profile(*, follows_all: bool) -> Iterator[None]:
+def profile(*, follows_all: bool, stacks: bool = False) -> Iterator[None]:
     with patch("vramkit.profiling.cuda.current", return_value=object() if follows_all else None):
-        prof = vramkit.profile(workload.model, workload.optimizer)
+        prof = vramkit.profile(workload.model, workload.optimizer, stacks=stacks)
         with prof:
             yield
 
@@ -65,6 +65,7 @@ def ways() -> dict[str, Callable[[], object]]:
         "nothing": nullcontext,
         "the allocator's history alone": history,
         "vramkit.profile": lambda: profile(follows_all=False),
+        "vramkit.profile(stacks=True)": lambda: profile(follows_all=False, stacks=True),
         "vramkit.profile, all followed": lambda: profile(follows_all=True),
         "torch.profiler(profile_memory=True)": lambda: torch.profiler.profile(
             activities=activities, profile_memory=True, record_shapes=True

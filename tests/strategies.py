@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from random_stacks import BEGINS, LAYERS, LOSSES, OPTIMIZERS, Layer, StackProgram
 
 from vramkit.tape.events import ALLOCATION, EVENT, Action, Category, Evaluation, Module, Phase, Tape
+from vramkit.tape.stacks import StackTree
 
 
 @st.composite
@@ -53,10 +54,18 @@ def tapes(draw: st.DrawFn, max_allocations: int = 40) -> Tape:
                     action, draw(st.sampled_from(Phase)), draw(st.integers(-1, 2)), steps[event], row, requested,
                     512 * 100 * i, 0, event, pool,
                 )  # fmt: skip
+    tree = StackTree()
+    frames = st.tuples(st.sampled_from(["/a/train.py", "/b/train.py", "/x/site-packages/lib/m.py"]), st.integers(0, 3))
+    rows = [
+        tree.add([tree.number(file, number, "f") for file, number in draw(st.lists(frames, max_size=3))])
+        for _ in range(count)
+    ]
+    stacks = tree.stacks(np.array(rows, np.int64)) if draw(st.booleans()) else None
     evaluations = draw(st.sampled_from([(), (Evaluation(module=0, forwards=3, with_graph=2),)]))
     return Tape(
-        events=events, allocations=allocations, modules=modules, names=("w", "b"), evaluations=evaluations, device="cpu"
-    )
+        events=events, allocations=allocations, modules=modules, names=("w", "b"), evaluations=evaluations,
+        device="cpu", stacks=stacks,
+    )  # fmt: skip
 
 
 @st.composite

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from vramkit.results.profile import Profile
 from vramkit.tape.events import ALLOCATION, EVENT, SEGMENT, Action, Category, Module, Phase, Tape
+from vramkit.tape.stacks import StackTree
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -35,6 +37,8 @@ class Story:
         self._events: list[tuple[Any, ...]] = []
         self._rows: list[list[Any]] = []
         self._names: list[str] = []
+        self._tree = StackTree()
+        self._stacks: list[int] = []
 
     def alloc(
         self,
@@ -46,7 +50,9 @@ class Story:
         step: int = 0,
         name: str = "",
         block: int | None = None,
+        stack: Sequence[tuple[str, int, str]] = (),
     ) -> int:
+        """An allocation, and where it was made: file, line and function of each frame, the innermost first."""
         if name and name not in self._names:
             self._names.append(name)
         row = len(self._rows)
@@ -54,6 +60,7 @@ class Story:
         block = -(-size // 512) * 512 if block is None else block
         label = self._names.index(name) if name else -1
         self._rows.append([category, phase, module, step, born, -1, size, block, row << 40, 0, label, (0, 0)])
+        self._stacks.append(self._tree.add([self._tree.number(*frame) for frame in stack]))
         self._events.append((Action.ALLOC, phase, module, step, row, size, row << 40, 0, born, (0, 0)))
         return row
 
@@ -81,6 +88,7 @@ class Story:
             names=tuple(self._names),
             device=device,
             alloc_conf=alloc_conf,
+            stacks=self._tree.stacks(np.array(self._stacks, np.int64)) if len(self._tree) else None,
         )
 
     def profile(

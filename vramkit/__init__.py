@@ -70,6 +70,9 @@ if TYPE_CHECKING:
     from .tape.events import Tape as Tape
     from .tape.memory import MemoryResult as MemoryResult
     from .tape.memory import OutOfMemory as OutOfMemory
+    from .tape.stacks import Frame as Frame
+    from .tape.stacks import Stacks as Stacks
+    from .tape.stacks import Whose as Whose
     from .tape.timeline import Timeline as Timeline
     from .tape.usage import ModulePhase as ModulePhase
     from .tape.usage import ModuleUsage as ModuleUsage
@@ -127,6 +130,9 @@ _HOMES = {
     "Module": "tape.events",
     "Phase": "tape.events",
     "Tape": "tape.events",
+    "Frame": "tape.stacks",
+    "Stacks": "tape.stacks",
+    "Whose": "tape.stacks",
     # the simulated allocator
     "CachingAllocator": "allocator",
     "AddressSpace": "allocator",

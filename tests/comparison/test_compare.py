@@ -29,6 +29,14 @@ def peak_of(*allocations: tuple[int, Category, str]) -> Profile:
     return story.profile()
 
 
+def made_by(*allocations: tuple[int, int, str]) -> Profile:
+    """A profile in which allocations are alive that lines of train.py made: size, line, function."""
+    story = Story()
+    for size, number, function in allocations:
+        story.alloc(size, Category.OTHER, Phase.OUTSIDE, stack=[("/home/me/train.py", number, function)])
+    return story.profile()
+
+
 def renamed(modules: tuple[Module, ...], name: str) -> tuple[Module, ...]:
     """Modules of one model, which has another name."""
     return tuple(replace(module, name=name + module.name[len(modules[0].name) :]) for module in modules)
@@ -104,22 +112,22 @@ def test_a_model_that_was_renamed_or_wrapped_is_the_same(modules: tuple[Module, 
 
 
 def test_a_line_that_moved_within_its_function_is_the_same_line() -> None:
-    before = peak_of((MIB, Category.OTHER, "train.py:31 step"), (MIB, Category.OTHER, "train.py:50 load"))
-    after = peak_of((3 * MIB, Category.OTHER, "train.py:33 step"), (MIB, Category.OTHER, "train.py:50 load"))
+    before = made_by((MIB, 31, "step"), (MIB, 50, "load"))
+    after = made_by((3 * MIB, 33, "step"), (MIB, 50, "load"))
 
     comparison = vramkit.compare(before, after)
 
     [line] = comparison.lines
-    assert (line.name, line.before, line.after) == ("train.py:31, now 33 step", MIB, 3 * MIB)
+    assert (line.name, line.before, line.after) == ("train.py:31, now 33 in step", MIB, 3 * MIB)
 
 
 def test_two_lines_of_one_function_are_not_taken_for_each_other() -> None:
-    before = peak_of((MIB, Category.OTHER, "train.py:31 step"), (MIB, Category.OTHER, "train.py:32 step"))
-    after = peak_of((MIB, Category.OTHER, "train.py:41 step"), (MIB, Category.OTHER, "train.py:42 step"))
+    before = made_by((MIB, 31, "step"), (MIB, 32, "step"))
+    after = made_by((MIB, 41, "step"), (MIB, 42, "step"))
 
     lines = vramkit.compare(before, after).lines
 
-    assert sorted(line.name for line in lines) == [f"train.py:{number} step" for number in (31, 32, 41, 42)]
+    assert sorted(line.name for line in lines) == [f"train.py:{number} in step" for number in (31, 32, 41, 42)]
 
 
 def test_of_one_origin_only_what_both_do_not_have_is_left() -> None:
@@ -340,6 +348,38 @@ def test_memory_that_grows_with_every_step_is_said() -> None:
     assert "Every step" not in reasons(steps(MIB), steps(0)) + reasons(peak_of(), steps(MIB))
 
 
+def test_the_line_that_leaves_it_behind_is_said() -> None:
+    def steps(*, kept: bool) -> Profile:
+        story = Story()
+        for step in range(8):
+            row = story.alloc(MIB, Category.OTHER, Phase.FORWARD, step=step, stack=[("/me/train.py", 31, "step")])
+            if not kept:
+                story.free(row, Phase.BACKWARD, step=step)
+        return story.profile()
+
+    said = reasons(steps(kept=False), steps(kept=True))
+
+    assert "Of what they leave until the end, 5.00 MiB were made by train.py:31 in step." in said
+
+
+def test_tensors_without_a_name_are_told_apart_by_their_lines() -> None:
+    before = made_by((MIB, 31, "step"), (MIB, 50, "load"))
+    after = made_by((MIB, 31, "step"), (2 * MIB, 50, "load"))
+
+    [tensor] = vramkit.compare(before, after).tensors
+
+    assert (tensor.line, tensor.size_before, tensor.size_after) == ("train.py:50 in load", MIB, 2 * MIB)
+    assert "train.py:50 in load" in vramkit.compare(before, after).report()
+
+
+def test_where_only_one_has_lines_nothing_is_said_of_them() -> None:
+    before, after = peak_of((MIB, Category.OTHER, "")), made_by((MIB, 31, "step"))
+
+    comparison = vramkit.compare(before, after)
+
+    assert comparison.lines == comparison.tensors == ()
+
+
 def test_failures_and_settings_are_said() -> None:
     story = training()
     story.event(Action.OOM, GIB, Phase.BACKWARD, module=HEAD)
@@ -365,7 +405,7 @@ def test_a_report_fits_its_width(before: Tape, after: Tape) -> None:
 def test_a_terminal_acts_on_nothing_in_a_report() -> None:
     bad = "\x1b[31m\n" * 40
     story = Story()
-    story.alloc(MIB, Category.OTHER, Phase.OUTSIDE, name=f"a.py:3 {bad}")
+    story.alloc(MIB, Category.OTHER, Phase.OUTSIDE, name=bad, stack=[(f"{bad}.py", 3, bad)])
     story.alloc(MIB, Category.ACTIVATION, module=0)
     modules = (Module(name=bad, kind=bad, calls=1),)
     after = story.profile(modules=modules, device_name=bad, versions={"torch": bad}, alloc_conf=bad)

@@ -14,7 +14,7 @@ from exported_profiles import PROFILES
 from hypothesis import given
 from long_tapes import long_tape
 from strategies import tapes
-from told_profiles import MIB, training
+from told_profiles import MIB, MODULES, Story, training
 
 import vramkit
 from vramkit.exports.held import held_at_end
@@ -106,6 +106,30 @@ def test_modules_are_the_stack_and_names_its_first_frame(tmp_path: Path) -> None
         ("Net", "Net"),
     ]
     assert "activations | Net.blocks.0 | made in the forward" in [entry["user_metadata"] for entry in allocs]
+
+
+def test_of_a_recording_with_stacks_these_follow_and_are_read_again(tmp_path: Path) -> None:
+    story = Story()
+    frames = [
+        ("/x/site-packages/torch/nn/linear.py", 5, "forward"),
+        ("/me/net.py", 42, "forward"),
+        ("/me/a.py", 9, "f"),
+    ]
+    story.alloc(MIB, Category.ACTIVATION, module=2, stack=frames)
+    story.alloc(MIB, Category.ACTIVATION, module=2)
+    profile = story.profile(reserved=8 * MIB)
+
+    snapshot = written(profile, tmp_path)
+
+    first, second = (entry for entry in snapshot["device_traces"][0] if entry["action"] == "alloc")
+    assert [(frame["filename"], frame["line"], frame["name"]) for frame in first["frames"]] == [
+        ("activations", 0, "made in the forward"),
+        ("torch/nn/linear.py", 5, "forward"),
+        *frames[1:],
+    ]
+    assert second["frames"][1]["filename"] == MODULES[2].name
+    again = vramkit.open_snapshot(tmp_path / "snapshot.pickle")
+    assert again.tape.lines == profile.tape.lines == ["net.py:42 in forward", None]
 
 
 def test_a_long_tape_is_written_whole(tmp_path: Path) -> None:

@@ -25,15 +25,16 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.virtual_gpu)]
 class Program:
     """A step whose graph outlives it, of a model with a parameter whose gradient a hook could use up at once."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, stacks: bool = False) -> None:
         self.device = device
+        self.stacks = stacks
         self.model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).to(device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         self.model[0].weight.register_post_accumulate_grad_hook(lambda _: None)
         self.kept: list[torch.Tensor] = []
 
     def run(self) -> None:
-        with vramkit.profile(self.model, self.optimizer, device=self.device):
+        with vramkit.profile(self.model, self.optimizer, device=self.device, stacks=self.stacks):
             self.optimizer.zero_grad()
             output = self.model(torch.zeros(2, 4, device=self.device))
             self.kept.append(output)
@@ -84,6 +85,27 @@ def test_an_interrupt_at_any_line_leaves_nothing_behind(device: str, recordings:
 
     assert {"profiler.py", "hooks.py", "module_hooks.py", "backward_hooks.py", "tracked_tensors.py"} <= reached
     program.run()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interrupt_at_any_line_that_stacks_add_leaves_nothing_behind(
+    error: type[BaseException], recordings: list[weakref.ref[Marks]]
+) -> None:
+    program = Program("cpu", stacks=True)
+    program.run()
+    added = ("node_notes.py", "python_stacks.py")
+    places = [
+        (place, turn)
+        for place, turn in first_and_last(lines_of(program.run, PACKAGE / "profiling"))
+        if place[0].endswith(added)
+    ]
+
+    assert places
+    assert leave_by(error, program, places) == []
+
+    gc.collect()
+    program.kept.clear()
+    assert [each for each in recordings if each() is not None] == []
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safe_results import ESCAPES, assert_can_be_shown, assert_is_shown_or_refused
-from told_profiles import MIB, training
+from told_profiles import MIB, Story, training
 
 import vramkit
 from vramkit.__main__ import main
@@ -158,6 +158,41 @@ def test_a_profile_with_a_value_that_can_not_be_is_refused(
     tmp_path: Path, change: Callable[[Meta, Arrays], object], words: str
 ) -> None:
     refused(changed(saved(tmp_path), change), words)
+
+
+def of_lines() -> vramkit.Profile:
+    story = Story()
+    for number in (31, 32):
+        story.alloc(MIB, Category.OTHER, stack=[("/me/net.py", number, "forward"), ("/me/train.py", 9, "step")])
+    return story.profile()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (in_device(frames=5), "the frames can't be 5"),
+        (in_device(frames=[["a.py", 1, "f"]] * 3), "a frame can't be a list"),
+        (in_device(frames=[["a.py", -1, "f", 0]] * 3), "a frame's line can't be -1"),
+        (in_device(frames=[[5, 1, "f", 0]] * 3), "a frame's file can't be 5"),
+        (in_device(frames=[["a.py", 1, "f", 3]] * 3), "whose a frame is can't be 3"),
+        (in_device(frames=[]), "stacks.frame points outside its table"),
+        (in_column("stacks", "frame", 0, -1), "stacks.frame points outside its table"),
+        (in_column("stacks", "parent", 0, 0), "stacks.parent points to a row that does not come before"),
+        (in_column("stacks", "parent", 0, -2), "stacks.parent points to a row that does not come before"),
+        (lambda meta, arrays: arrays["0.stack_of"].__setitem__(0, 99), "stack_of points outside its table"),
+        (lambda meta, arrays: arrays.update({"0.stack_of": arrays["0.stack_of"][1:]}), "not one of each allocation"),
+    ],
+)
+def test_stacks_that_can_not_be_are_refused(
+    tmp_path: Path, change: Callable[[Meta, Arrays], object], words: str
+) -> None:
+    refused(changed(saved(tmp_path, of_lines()), change), words)
+
+
+def test_a_file_without_stacks_opens_without_lines(tmp_path: Path) -> None:
+    path = changed(saved(tmp_path), lambda meta, arrays: [each.pop("frames") for each in meta["devices"]])
+
+    assert {*vramkit.load(path).tape.lines} == {None}
 
 
 def test_an_allocation_that_ends_before_it_begins_is_refused(tmp_path: Path) -> None:

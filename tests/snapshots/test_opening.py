@@ -45,11 +45,13 @@ def test_a_snapshots_figures_are_torchs_own(snapshot: Path) -> None:
 
 
 @pytest.mark.virtual_gpu
-def test_allocations_are_named_by_the_line_that_made_them(snapshot: Path) -> None:
+def test_allocations_have_the_line_that_made_them(snapshot: Path) -> None:
     profile = vramkit.open_snapshot(snapshot)
 
-    named = {row["name"] for row in profile.to_records() if row["requested"] == 128 * 256 * 4 and row["born"] >= 0}
-    assert any(name.startswith(f"{Path(__file__).name}:") for name in named if name)
+    lines = {row["line"] for row in profile.to_records() if row["requested"] == 128 * 256 * 4 and row["born"] >= 0}
+    source = Path(__file__).read_text().splitlines()
+    number = 1 + next(i for i, line in enumerate(source) if "model(torch.zeros(128, 256" in line)
+    assert lines - {None} == {f"{Path(__file__).name}:{number} in snapshot"}
 
 
 @pytest.mark.virtual_gpu
@@ -143,7 +145,7 @@ def test_what_a_terminal_would_act_on_is_shown_escaped(tmp_path: Path) -> None:
 
     shown = vramkit.open_snapshot(written(tmp_path, [entry(frames=frames)], [segment()])).report()
 
-    assert r"a.py:1 \x1b]0;owned\x07\x1b[31m\nfake\u202e" in shown
+    assert r"a.py:1 in \x1b]0;owned\x07\x1b[31m\nfake\u202e" in shown
     assert all(line.isprintable() for line in shown.splitlines())
 
 

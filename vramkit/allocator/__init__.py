@@ -9,7 +9,7 @@ from .device import Addresses, AddressOrder, AddressSpace
 from .replay import Replay
 from .reserve import SimulatedOutOfMemory
 from .simulator import CachingAllocator
-from .states import NO_POOL, BlockState, PoolId, SegmentState, segments_from_torch
+from .states import NO_POOL, BlockState, PoolId, SegmentState, allocated_blocks, segments_from_torch
 from .trace_backward import AmbiguousBlock, InitialState, initial_state
 from .trace_forward import ImpossibleEvent, final_state, follow
 
@@ -30,6 +30,7 @@ __all__ = [
     "Replay",
     "SegmentState",
     "SimulatedOutOfMemory",
+    "allocated_blocks",
     "final_state",
     "follow",
     "initial_state",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -76,15 +76,34 @@ def segments_from_torch(segments: Iterable[Mapping[str, Any]], *, device: int | 
         ) from error
 
 
-def _segment(segment: Mapping[str, Any]) -> SegmentState:
-    blocks = []
+def allocated_blocks(segments: Iterable[Mapping[str, Any]], *, device: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """A device's blocks that are handed out, as torch's dictionaries, each with its address.
+
+    Args:
+        segments: of all devices, as of `segments_from_torch`.
+        device: its index.
+    """
+    for segment in segments:
+        if segment.get("device", 0) == device:
+            for address, block in _placed(segment):
+                if _USES[block["state"]] == "active_allocated":
+                    yield address, block
+
+
+def _placed(segment: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     address = segment["address"]
     for block in segment["blocks"]:
         # torch 2.0 gave blocks no address; they lie one behind another.
         address = block.get("address", address)
+        yield address, block
+        address += block["size"]
+
+
+def _segment(segment: Mapping[str, Any]) -> SegmentState:
+    blocks = []
+    for address, block in _placed(segment):
         requested = block.get("requested_size", block["size"])
         blocks.append(BlockState(address, block["size"], requested, _USES[block["state"]]))
-        address += block["size"]
     major, minor = segment.get("segment_pool_id", NO_POOL)
     return SegmentState(
         segment["address"],

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..tape.events import ALLOCATION, EVENT, Action, Category, Ints, Module, Phase, Table, Tape
+from ..tape.stacks import Stacks
 from ..tape.usage import models_of
 from .context import Contexts, Story
 from .exchanged import results_of_collectives
@@ -58,7 +59,17 @@ def attribute(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]
         evaluations=story.evaluations(),
         device=recording.device,
         alloc_conf=recording.alloc_conf,
+        stacks=_stacks(recording, allocations),
     )
+
+
+def _stacks(recording: Recording, allocations: Table) -> Stacks | None:
+    if recording.stacks is None or recording.stack is None:
+        return None
+    before = [each.stack for each in recording.before]
+    of = np.array([*before, *recording.stack[allocations["born"][len(before) :]].tolist()], np.int64)
+    of[allocations["category"] == Category.WORKSPACE] = -1  # whoever needs one first is not to blame
+    return recording.stacks.stacks(of)
 
 
 # -- allocations, and what scans saw of them --------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..allocator import NO_POOL, PoolId
 from ..tape.events import SEGMENT, Category, Ints, Table
+from ..tape.stacks import StackTree
 
 
 class Kind(enum.IntEnum):
@@ -93,6 +94,8 @@ class Before:
     """Bytes that the program had asked for."""
     stream: int = 0
     pool: PoolId = NO_POOL
+    stack: int = -1
+    """A row of ``Recording.stacks``; -1: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,10 @@ class Recording:
     pool: Ints | None = None
     """torch's id of the private pool that each event is of, 0, 0 for none; shape ``(events, 2)``. None: all of none."""
     before: Sequence[Before] = ()
+    stacks: StackTree | None = None
+    """Where in the program allocations were made; None: nobody looked."""
+    stack: Ints | None = None
+    """Of each ALLOC a row of ``stacks``, -1 where it is not known."""
     foreign: npt.NDArray[np.bool_] | None = None
     """Whether an ALLOC is only the first sight of something that was made before or elsewhere; None: none is."""
     segments: Table = field(default_factory=lambda: np.zeros(0, SEGMENT))

@@ -110,7 +110,10 @@ class Measurement:
             self._entry = Entry(self._task.folder)
         try:
             measuring = profiler.profile(
-                device="cuda", max_events=self._task.max_events, on_step=self._limit.step_ended
+                device="cuda",
+                max_events=self._task.max_events,
+                stacks=self._task.stacks,
+                on_step=self._limit.step_ended,
             )
             measuring.__enter__()
         except VramkitError as error:

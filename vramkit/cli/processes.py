@@ -41,6 +41,8 @@ class Task:
     """Whether ranks of a job are played on virtual GPUs."""
     alone_of: int | None = None
     """Ranks of the job of which each is played alone; None: they are all there."""
+    stacks: bool = False
+    """Whether it records where allocations were made."""
 
     def bequeath(self) -> None:
         """Tell every process that this one starts from now on."""

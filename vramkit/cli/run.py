@@ -50,6 +50,7 @@ _SETTINGS = (
     "rank",
     "ranks",
     "gpus_per_node",
+    "stacks",
 )
 """The options that change what is measured."""
 
@@ -102,6 +103,9 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument(
         "--max-events", type=int, default=500_000, metavar="N", help="keep the last N events (default: %(default)s)"
     )
+    parser.add_argument(
+        "--stacks", action="store_true", help="record which line of the script made each allocation, and report it"
+    )
     add_options(parser)
     parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help="run a module, with what follows")
     parser.add_argument("script", nargs=argparse.REMAINDER, help="the script, and its own arguments")
@@ -140,6 +144,7 @@ def main(options: argparse.Namespace) -> int:
         steps=options.steps,
         plays_ranks=report.is_virtual,
         alone_of=job.alone_of,
+        stacks=options.stacks,
     )
     if options.alloc_conf is not None:
         os.environ.pop("PYTORCH_ALLOC_CONF", None)

@@ -7,14 +7,14 @@ other line of it is in question.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..reports.tree import shown_name
 from ..tape.events import Ints, Module, Tape
-from ..tape.source_lines import SourceLine, source_line
+from ..tape.stacks import Stacks
 
 _WRAPPERS = {"OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}
 """Classes that hold a whole model, and nothing else."""
@@ -79,26 +79,29 @@ def _unwrapped(modules: Sequence[Module]) -> tuple[list[Module], Ints]:
     return kept, where
 
 
-def match_lines(before: Iterable[str], after: Iterable[str]) -> dict[str, str]:
-    """What lines of source that moved are called in both results; other names stay as they are.
+def match_lines(before: Stacks, after: Stacks) -> tuple[list[str], list[str]]:
+    """What each frame of two recordings is called in both; at last that of none, which is empty.
 
     Args:
-        before, after: the names of allocations.
+        before, after: their stacks.
     """
-    sides = [dict.fromkeys(before), dict.fromkeys(after)]
-    moved: list[dict[tuple[str, str], list[SourceLine]]] = [{}, {}]
-    for side, (own, other) in enumerate((sides, sides[::-1])):
-        for name in own:
-            line = None if name in other else source_line(name)
-            if line is not None:
-                moved[side].setdefault((line.file, line.function), []).append(line)
-    found: dict[str, str] = {}
-    for key, lines in moved[0].items():
-        others = moved[1].get(key, [])
+    sides = before, after
+    names = [[*side.texts, ""] for side in sides]
+    used = [np.unique(side.lines[side.lines >= 0]).tolist() for side in sides]
+    known = [{names[i][line] for line in used[i]} for i in (0, 1)]
+    moved: list[dict[tuple[str, str], list[int]]] = [{}, {}]
+    for i, side in enumerate(sides):
+        for line in used[i]:
+            if names[i][line] not in known[1 - i]:
+                frame = side.frames[line]
+                moved[i].setdefault((frame.file.rpartition("/")[2], frame.function), []).append(line)
+    for (file, function), lines in moved[0].items():
+        others = moved[1].get((file, function), [])
         if len(lines) == len(others) == 1:
-            name = f"{key[0]}:{lines[0].number}, now {others[0].number} {key[1]}"
-            found |= {str(lines[0]): name, str(others[0]): name}
-    return found
+            [line], [other] = lines, others
+            name = f"{file}:{before.frames[line].number}, now {after.frames[other].number} in {function}"
+            names[0][line] = names[1][other] = name
+    return names[0], names[1]
 
 
 def label_of(name: str, modules: Sequence[str], module: int) -> str:

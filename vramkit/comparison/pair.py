@@ -36,6 +36,12 @@ class Side:
         return np.append(self.place, -1)[owners(self.result.tape)[self._rows]]
 
     @cached_property
+    def line(self) -> Ints:
+        """Of each of these the line that made it, index into the frames of the stacks, -1: none."""
+        stacks = self.result.tape.stacks
+        return np.full(len(self._rows), -1) if stacks is None else stacks.lines[self._rows].astype(np.int64)
+
+    @cached_property
     def recomputed(self) -> Ints:
         """Places of the modules that a checkpoint ran again."""
         events = self.result.tape.events
@@ -81,7 +87,9 @@ class Pair:
         """Of both, parents first."""
         self.before = Side(before, matched.before)
         self.after = Side(after, matched.after)
-        self._lines = match_lines(before.tape.names, after.tape.names)
+        self._lines: tuple[list[str], list[str]] | None = None
+        if before.tape.stacks is not None and after.tape.stacks is not None:
+            self._lines = match_lines(before.tape.stacks, after.tape.stacks)
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -101,5 +109,9 @@ class Pair:
         for name in tape.names:
             module = index.get(name.rpartition(" of ")[2].rpartition(".")[0], -1)
             place = int(side.place[module]) if module >= 0 else -1
-            found.append(self._lines.get(name) or label_of(name, self.starred, place))
+            found.append(label_of(name, self.starred, place))
         return found
+
+    def lines(self, side: Side) -> list[str] | None:
+        """What each frame of a side's stacks is called in both, at last that of none; None: not both have stacks."""
+        return self._lines and self._lines[side is self.after]

@@ -29,6 +29,7 @@ PART_NAMES = {
 }
 _WORTH = 100  # a change is explained if it is at least one part in so many of the larger peak
 _MAX_MODULES = 3
+_FIRST = 2  # of the steps that are compared with the one before
 _STEPS = 4  # without the first and the last: so many it takes to see growth
 
 
@@ -230,6 +231,25 @@ def _growth(pair: Pair) -> Iterator[str]:
     before, after = (_grows_by(side) for side in pair.sides)
     if after and before == 0:
         yield f"Every step from the third on now ends with more than the one before, by {format_size(after)} or more."
+        yield from _left_behind(pair.after)
+
+
+def _left_behind(side: Side) -> Iterator[str]:
+    """The line that made most of what these steps leave until the end; nothing where no line is known."""
+    tape = side.result.tape
+    table = tape.allocations
+    rows = (
+        (table["died"] < 0)
+        & (table["born"] >= 0)
+        & (table["step"] >= _FIRST)
+        & (table["step"] < len(side.result.steps) - 1)
+    )
+    sums: Counter[str] = Counter()
+    for row in np.flatnonzero(rows).tolist():
+        if line := tape.lines[row]:
+            sums[line] += int(table["requested"][row])
+    for line, size in sums.most_common(1):
+        yield f"Of what they leave until the end, {format_size(size)} were made by {line}."
 
 
 def _grows_by(side: Side) -> int | None:

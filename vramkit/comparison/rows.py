@@ -75,6 +75,8 @@ class TensorDifference:
     category: Category
     phase: Phase
     """Where those without a name were made; of cuBLAS's workspaces nothing is said."""
+    line: str = ""
+    """The line that made those without a name, if both results have stacks: ``"train.py:42 in forward"``."""
     count_before: int
     size_before: int
     """Bytes of each."""

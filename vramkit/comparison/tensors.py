@@ -7,11 +7,10 @@ from collections import Counter
 import numpy as np
 
 from ..tape.events import Category, Phase
-from ..tape.source_lines import source_line
 from .pair import Pair, Side
 from .rows import Difference, TensorDifference
 
-_Origin = tuple[str, bool, int, int]  # name, whether it is their own, category, phase: 0 where it says nothing
+_Origin = tuple[str, bool, int, int, str]  # name, whether it is their own, category, phase (0: says nothing), line
 
 
 def changed_tensors(pair: Pair) -> list[TensorDifference]:
@@ -36,19 +35,18 @@ def changed_lines(pair: Pair) -> list[Difference]:
     """Lines of source whose allocations hold more or less at the peak; the largest change first."""
     sums: list[Counter[str]] = [Counter(), Counter()]
     for total, side in zip(sums, pair.sides, strict=True):
-        labels = pair.names(side)
-        is_line = np.array([source_line(name) is not None for name in side.result.tape.names] + [False], np.bool_)
-        rows = np.flatnonzero(is_line[side.alive["name"]])
-        table = side.alive[rows]
-        for name, size in zip(table["name"].tolist(), table["requested"].tolist(), strict=True):
-            total[labels[name]] += size
+        names = pair.lines(side)
+        if names is None:
+            return []
+        for line, size in zip(side.line.tolist(), side.alive["requested"].tolist(), strict=True):
+            total[names[line]] += size
     found = [Difference(name=name, before=sums[0][name], after=sums[1][name]) for name in sums[0] | sums[1]]
-    return sorted((each for each in found if each.difference), key=lambda each: -abs(each.difference))
+    return sorted((each for each in found if each.name and each.difference), key=lambda each: -abs(each.difference))
 
 
 def _sizes(pair: Pair, side: Side) -> dict[_Origin, dict[int, int]]:
     """Of each origin how many allocations of each size there are."""
-    labels = pair.names(side)
+    labels, lines = pair.names(side), pair.lines(side) or [""]
     table = side.alive
     # Whoever comes first makes a library's workspace: where that was says nothing.
     made_there = (table["name"] < 0) & (table["category"] != Category.WORKSPACE)
@@ -58,26 +56,28 @@ def _sizes(pair: Pair, side: Side) -> dict[_Origin, dict[int, int]]:
             np.where(table["name"] < 0, side.owner, -1),
             table["category"].astype(np.int64),
             np.where(made_there, table["phase"], 0),
+            np.where(made_there, side.line, -1) if len(lines) > 1 else np.full(len(table), -1),
             table["requested"],
         ],
         axis=1,
     )
     unique, counts = np.unique(keys, axis=0, return_counts=True)
     found: dict[_Origin, dict[int, int]] = {}
-    for (name, owner, category, phase, size), count in zip(unique.tolist(), counts.tolist(), strict=True):
+    for (name, owner, category, phase, line, size), count in zip(unique.tolist(), counts.tolist(), strict=True):
         label = labels[name] if name >= 0 else pair.starred[owner]
-        sizes = found.setdefault((label, name >= 0, category, phase), {})
+        sizes = found.setdefault((label, name >= 0, category, phase, lines[line]), {})
         sizes[size] = sizes.get(size, 0) + count
     return found
 
 
 def _row(origin: _Origin, before: tuple[int, int], after: tuple[int, int]) -> TensorDifference:
-    name, named, category, phase = origin
+    name, named, category, phase, line = origin
     return TensorDifference(
         name=name,
         named=named,
         category=Category(category),
         phase=Phase(phase),
+        line=line,
         count_before=before[1],
         size_before=before[0],
         count_after=after[1],

@@ -198,8 +198,13 @@ def _tensors(rows: Sequence[TensorDifference]) -> Iterator[str]:
         )
         sizes = f"{before} -> {after}" if before and after else f"+ {after}" if after else f"- {before}"
         head = f"{signed(row.difference):>13}  {sizes:<32} {_SINGULAR[row.category]:<16} "
-        tail = "" if row.named else f" ({PHASE_NAMES[row.phase]})"
+        tail = "" if row.named or (row.line and not row.name) else f" ({PHASE_NAMES[row.phase]})"
+        if not row.name and row.line:
+            yield head + cut(row.line, WIDTH - len(head))
+            continue
         yield head + shown_name(row.name or "in no module", WIDTH - len(head) - len(tail)) + tail
+        if row.line:
+            yield " " * len(head) + cut(row.line, WIDTH - len(head))
     if len(rows) > _ROWS:
         yield f"  and {len(rows) - _ROWS:,} more"
 

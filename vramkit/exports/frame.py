@@ -47,5 +47,6 @@ def frame(result: MemoryResult) -> DataFrame:
             "allocated_at": when(table["born"]),
             "freed_at": when(table["died"]),
             "stream": table["stream"],
+            "line": np.array(tape.lines, object),
         }
     )

@@ -21,7 +21,7 @@ from ..tape.action_codes import OOM as _OOM
 from ..tape.events import TORCH_ACTIONS, Action, Category, Ints, Phase
 from ..tape.memory import MemoryResult
 from ..tape.owners import owners
-from ..tape.source_lines import source_line
+from ..tape.stacks import Frame
 from .held import held_at_end, usable_addresses
 
 _PROTOCOL = 4  # the page's reader knows no newer one
@@ -80,7 +80,8 @@ class _Writer:
         self._owner = owners(result.tape)
         self._address, self._has_places = usable_addresses(result.tape)
         self._labels: dict[tuple[int, ...], tuple[str, _Frames]] = {}
-        self._stacks: dict[int, _Frames] = {-1: []}
+        self._of_module: dict[int, _Frames] = {-1: []}
+        self._of_frame: dict[Frame, dict[str, Any]] = {}
 
     def segments(self, device: int) -> list[dict[str, Any]]:
         """What is held at the end."""
@@ -147,7 +148,8 @@ class _Writer:
     def _label_rows(self, rows: Ints) -> list[tuple[str, _Frames]]:
         """Of some allocations the text that is shown beside each, and what is shown as its stack; equal ones shared."""
         table = self._result.tape.allocations[rows]
-        keys = (table["category"], table["phase"], table["name"], self._owner[rows])
+        stack = np.full(len(rows), -1) if self._result.tape.stacks is None else self._result.tape.stacks.of[rows]
+        keys = (table["category"], table["phase"], table["name"], self._owner[rows], stack)
         return [self._label(key) for key in zip(*(column.tolist() for column in keys), strict=True)]
 
     def _label(self, key: tuple[int, ...]) -> tuple[str, _Frames]:
@@ -156,26 +158,36 @@ class _Writer:
             found = self._labels[key] = self._make_label(*key)
         return found
 
-    def _make_label(self, category: int, phase: int, name: int, module: int) -> tuple[str, _Frames]:
+    def _make_label(self, category: int, phase: int, name: int, module: int, stack: int) -> tuple[str, _Frames]:
         tape = self._result.tape
         what = CATEGORY_NAMES[Category(category)]
         called = shown_name(tape.names[name]) if name >= 0 else ""
         where = shown_name(tape.modules[module].name) if module >= 0 and not called else ""
         made = f"made {place(Phase(phase))}"
-        line = source_line(called)
-        if line is None:
-            frame = {"filename": what, "line": 0, "name": called or made}
-        else:
-            frame = {"filename": line.file, "line": line.number, "name": line.function}
-        return " | ".join(filter(None, (what, called or where, made))), [frame, *self._stack(module)]
+        frame = {"filename": what, "line": 0, "name": called or made}
+        called_by = self._frames(stack) if stack >= 0 else self._modules(module)
+        return " | ".join(filter(None, (what, called or where, made))), [frame, *called_by]
 
-    def _stack(self, module: int) -> _Frames:
+    def _frames(self, stack: int) -> _Frames:
+        """A stack's frames, innermost first, as torch's."""
+        stacks = self._result.tape.stacks
+        assert stacks is not None
+        return [self._frame(each) for each in stacks.stack(stack)]
+
+    def _frame(self, frame: Frame) -> dict[str, Any]:
+        found = self._of_frame.get(frame)  # one object for all
+        if found is None:
+            found = {"filename": printable(frame.file), "line": frame.number, "name": printable(frame.function)}
+            self._of_frame[frame] = found
+        return found
+
+    def _modules(self, module: int) -> _Frames:
         """A module and those that it is in, innermost first, as frames of a stack."""
-        if module not in self._stacks:
+        if module not in self._of_module:
             each = self._result.tape.modules[module]
             frame = {"filename": shown_name(each.name), "line": 0, "name": printable(each.kind)}
-            self._stacks[module] = [frame, *self._stack(each.parent)]
-        return self._stacks[module]
+            self._of_module[module] = [frame, *self._modules(each.parent)]
+        return self._of_module[module]
 
 
 def _segment(segment: SegmentState, device: int, labels: Mapping[int, tuple[str, _Frames]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -43,6 +44,7 @@ class BackwardHooks:
         ends: as well.
         following: is told of every backward.
         variables: looks at what the program holds beside models and optimizers.
+        around: what the engine runs in.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class BackwardHooks:
         ends: StepEnds,
         following: Following,
         variables: Variables,
+        around: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self._marks = marks
         self._tensors = tensors
@@ -62,6 +65,7 @@ class BackwardHooks:
         self._ends = ends
         self._following = following
         self._variables = variables
+        self._around = around
         self._packs = False  # whether anything was seen that packs saved tensors
 
     def wrap_engine(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -168,7 +172,8 @@ class BackwardHooks:
                 line.root_hooks.append(node.register_prehook(partial(self._begins, line)))
             node = None
             nodes.clear()
-            results = original(outputs, *args, **kwargs)
+            with self._around():
+                results = original(outputs, *args, **kwargs)
             if results and args[3:] and args[3] and marks.is_open:
                 self._tensors.look_at_results(args[3], results)
             return results

@@ -7,6 +7,7 @@ back inside its kernel is not seen.
 
 from __future__ import annotations
 
+import inspect
 import threading
 import weakref
 from collections import deque
@@ -23,6 +24,9 @@ from ..torch_internals.dispatch import TorchDispatchMode
 from ..torch_internals.storages import key_of
 from .hooks import Hooks
 from .marks import Marks, padded
+from .python_stacks import PythonStacks
+
+_LIFT = torch.ops.aten.lift_fresh.default
 
 
 class _Ref(weakref.ref[torch.UntypedStorage]):
@@ -38,18 +42,21 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
     Args:
         max_events: how many of the last events to keep, at least; up to twice as many are held meanwhile.
         device: type of the device, "cpu".
+        stacks: where in the program each storage was made is recorded, too.
     """
 
-    def __init__(self, max_events: int, device: str = "cpu") -> None:
+    def __init__(self, max_events: int, device: str = "cpu", *, stacks: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch's
         self.marks = Marks(self._place)
-        self.hooks = Hooks(self.marks, self._locate, locate_held=self._locate_known)
+        self.hooks = Hooks(self.marks, self._locate, locate_held=self._locate_known, notes_lines=stacks)
+        self._stacks = PythonStacks() if stacks else None
         self._device = device
         self._max_events = max_events
-        # Of each: action, storage, bytes, mark, line, and whether it was there before.
-        self._events: list[tuple[Action, int, int, int, int, bool]] = []
+        # Of each: action, storage, bytes, mark, line, whether it was there before, and its stack.
+        self._events: list[tuple[Action, int, int, int, int, bool, int]] = []
         self._dropped = self._ours = 0
-        self._before: dict[int, int] = {}  # storage -> bytes, of what was alive before the first kept event
+        # Of each storage that was alive before the first kept event its bytes and its stack.
+        self._before: dict[int, tuple[int, int]] = {}
         self._alive: dict[int, tuple[_Ref, int]] = {}
         # Storages die in any thread and in the middle of anything: a callback in C is all that may run then.
         self._dead: deque[_Ref] = deque()
@@ -87,7 +94,7 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
             if len(self._events) > self._max_events:
                 lost += len(self._events) - self._max_events
                 self._drop(len(self._events) - self._max_events)
-            columns = np.array(self._events, np.int64).reshape(-1, 6)
+            columns = np.array(self._events, np.int64).reshape(-1, 7)
             position = np.array(padded(self._positions, len(self.marks.kept) + 1), np.int64) - self._dropped
         notes = []
         if lost:
@@ -95,7 +102,7 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
                 f"{lost:,} allocations and frees came before the last {len(columns):,} and were not kept: the "
                 "profile covers what came after. Raise max_events, or profile fewer steps."
             )
-        action, storage, size, mark, line, foreign = columns.T
+        action, storage, size, mark, line, foreign, stack = columns.T
         return [
             Recording(
                 device=self._device,
@@ -109,7 +116,12 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
                 line=line,
                 at_module=np.full(len(columns), NO_MODULE, np.int32),
                 position=np.where(position >= 0, position, -1 if lost else 0),
-                before=[Before(address=storage, block=size, requested=size) for storage, size in self._before.items()],
+                before=[
+                    Before(address=storage, block=size, requested=size, stack=stack)
+                    for storage, (size, stack) in self._before.items()
+                ],
+                stacks=None if self._stacks is None else self._stacks.tree,
+                stack=stack,
                 foreign=foreign.astype(bool),
                 lost=lost,
                 notes=notes,
@@ -119,21 +131,28 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self._see(args, foreign=True)
+        # What torch.tensor() made is seen first as what this operator takes.
+        self._see(args, foreign=True, is_made=func is _LIFT)
         result = func(*args, **(kwargs or {}))
-        self._see(result, foreign=False)
+        self._see(result, foreign=False, is_made=True)
         return result
 
-    def _see(self, value: Any, *, foreign: bool) -> None:
+    def _see(self, value: Any, *, foreign: bool, is_made: bool) -> None:
         if isinstance(value, torch.Tensor):
             if value.device.type == self._device:
-                self._meet(value, foreign=foreign)
+                self._meet(value, foreign=foreign, is_made=is_made)
         elif isinstance(value, (tuple, list)):
             for item in value:
-                self._see(item, foreign=foreign)
+                self._see(item, foreign=foreign, is_made=is_made)
 
-    def _meet(self, tensor: torch.Tensor, *, foreign: bool) -> int:
-        """Note a storage that was not seen before; returns what stands for its address."""
+    def _meet(self, tensor: torch.Tensor, *, foreign: bool, is_made: bool = False) -> int:
+        """Note a storage that was not seen before; returns what stands for its address.
+
+        Args:
+            tensor: that has it.
+            foreign: it was made before or elsewhere, as far as its category goes.
+            is_made: the program's present line makes it.
+        """
         try:
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):  # a sparse tensor or a wrapper: it has none
@@ -146,7 +165,10 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
                 marks = len(self.marks.entries)
                 self._note_deaths(marks)
                 if key not in self._alive:  # else another thread has met it meanwhile
-                    self._note(Action.ALLOC, key, size, marks, self.marks.lines.number(), foreign=foreign)
+                    line, stack = self.marks.lines.number(), -1
+                    if self._stacks is not None and is_made:
+                        stack = self._stacks.row(inspect.currentframe())
+                    self._note(Action.ALLOC, key, size, marks, line, foreign=foreign, stack=stack)
                     ref = _Ref(storage, self._dead.append)
                     ref.key = key
                     self._alive[key] = ref, size
@@ -161,16 +183,18 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
                 del self._alive[ref.key]
                 self._note(Action.FREE, ref.key, known[1], marks, 0, foreign=False)
 
-    def _note(self, action: Action, storage: int, size: int, marks: int, line: int, *, foreign: bool) -> None:
-        self._events.append((action, storage, size, marks, line, foreign))
+    def _note(
+        self, action: Action, storage: int, size: int, marks: int, line: int, *, foreign: bool, stack: int = -1
+    ) -> None:
+        self._events.append((action, storage, size, marks, line, foreign, stack))
         if len(self._events) >= 2 * self._max_events:
             self._drop(self._max_events)
 
     def _drop(self, count: int) -> None:
         """Forget the oldest events; what they left alive was there before the first that is kept."""
-        for action, storage, size, *_ in self._events[:count]:
+        for action, storage, size, *_, stack in self._events[:count]:
             if action is Action.ALLOC:
-                self._before[storage] = size
+                self._before[storage] = size, stack
             else:
                 self._before.pop(storage, None)
         del self._events[:count]

@@ -20,6 +20,7 @@ import torch
 from ..allocator import SegmentState, segments_from_torch
 from ..attribution.recording import NO_MODULE, Recording
 from ..errors import DeviceError
+from ..snapshots.stacks import with_stacks
 from ..snapshots.trace import columns_of, conf_text_of, follow_trace, recording_of
 from ..tape.events import TORCH_ACTIONS, Action, Ints
 from ..torch_internals import allocator
@@ -40,10 +41,12 @@ class CudaHistory:
     Args:
         max_events: how many of the last entries torch keeps for each device.
         use_metadata: mark by metadata where torch can; False: by the allocator's counters, always.
+        stacks: the history has the Python stack of each allocation, too.
     """
 
     max_events: int
     use_metadata: bool = True
+    stacks: bool = False
     marks: Marks = field(init=False)
     hooks: Hooks = field(init=False)
 
@@ -70,6 +73,7 @@ class CudaHistory:
             locate_held=torch.Tensor.data_ptr,
             allocated=_allocated,
             follows_all=current() is not None,
+            notes_lines=self.stacks,
         )
 
     def start(self, stack: ExitStack) -> None:
@@ -80,10 +84,12 @@ class CudaHistory:
         """
         torch.cuda.init()  # type: ignore[no-untyped-call] # torch's
         self._devices = range(torch.cuda.device_count())
-        if not allocator.is_history_on():
+        self._was_on = allocator.is_history_on()
+        if not self._was_on:
             stack.callback(allocator.record_history, None)
             # As keywords this call differs between torch versions; this much every one has.
-            allocator.record_history("all", context=None, stacks="python", max_entries=self.max_events)
+            context = "alloc" if self.stacks else None
+            allocator.record_history("all", context=context, stacks="python", max_entries=self.max_events)
         if self._metadata and allocator.set_metadata is not None and allocator.get_metadata is not None:
             stack.callback(allocator.set_metadata, allocator.get_metadata())
             allocator.set_metadata("")
@@ -161,6 +167,13 @@ class CudaHistory:
         followed = follow_trace(columns, conf_text_of(self._last.snapshot), None if lost else first, last)
         count = len(entries)
         recording = recording_of(f"cuda:{device}", columns, followed)
+        if self.stacks:
+            recording = with_stacks(recording, entries, self._last.snapshot["segments"], device)
+            if self._was_on and count and (recording.stack is None or (recording.stack < 0).all()):
+                notes.append(
+                    "No source lines: the allocator's history was on before the block, and keeps no stacks. Leave out "
+                    'torch.cuda.memory._record_memory_history, or give it context="alloc".'
+                )
         numbers = len(self.marks.kept) + 1
         if self._metadata:
             mark, line, at_module = _stamps(entries, self.marks.lines.by_prefix())

@@ -8,7 +8,7 @@ is 0.35; a prehook on one autograd node 1.3 µs to register and 1.3 µs to run. 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -20,8 +20,10 @@ from ..torch_internals.modules import class_name, restore_in_dynamo, stand_in_dy
 from .backward_hooks import BackwardHooks
 from .exchanges import Exchanges
 from .following import Following
+from .handles import own, replace
 from .marks import Marks
 from .module_hooks import ModuleHooks
+from .node_notes import NodeNotes
 from .optimizer_hooks import OptimizerHooks
 from .running_backwards import RunningBackwards
 from .step_ends import StepEnds
@@ -43,6 +45,7 @@ class Hooks:
             the program's variables are not looked at.
         allocated: bytes that are allocated now; a source that can't say so, as on the CPU, gives none.
         follows_all: every forward is followed module by module, where time means nothing.
+        notes_lines: the program's line is noted on each node of the autograd graph.
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class Hooks:
         locate_held: Callable[[torch.Tensor], int] | None = None,
         allocated: Callable[[], int] | None = None,
         follows_all: bool = False,
+        notes_lines: bool = False,
     ) -> None:
         self.modules = TrackedModules()
+        self._notes = NodeNotes() if notes_lines else None
         self._marks = marks
         self._choose = choose or _always
         self._is_on_cuda = allocated is not None
@@ -66,7 +71,14 @@ class Hooks:
         self._optimizers = OptimizerHooks(marks, self._tensors, self._ends, following)
         self._variables = Variables(marks, locate_held, allocated, self._tensors, self.modules)
         self._backwards = BackwardHooks(
-            marks, self._tensors, self._optimizers, running, self._ends, following, self._variables
+            marks,
+            self._tensors,
+            self._optimizers,
+            running,
+            self._ends,
+            following,
+            self._variables,
+            nullcontext if self._notes is None else self._notes.in_backward,
         )
         self._exchanges = Exchanges(marks, locate, self._tensors.parameter_names)
         self._calls = ModuleHooks(
@@ -113,16 +125,18 @@ class Hooks:
         own(stack, self._backwards.drop_node_hooks)
         own(stack, self._tensors.drop_hooks)
         own(stack, self._marks.close)
+        if self._notes is not None:
+            self._notes.install(stack)
         choose, plain = self._choose, torch.nn.Module.__call__
         call = choose(self._calls.wrap(plain), plain)
         own(stack, restore_in_dynamo, call)
         stand_in_dynamo(call)
-        _replace(stack, torch.nn.Module, "__call__", call)
+        replace(stack, torch.nn.Module, "__call__", call)
         packing = torch.autograd.graph.saved_tensors_hooks
         enter = packing.__enter__
-        _replace(stack, packing, "__enter__", choose(self._backwards.wrap_packing(enter), enter))
+        replace(stack, packing, "__enter__", choose(self._backwards.wrap_packing(enter), enter))
         engine = vars(RUN_BACKWARD.owner)[RUN_BACKWARD.name]
-        _replace(stack, RUN_BACKWARD.owner, RUN_BACKWARD.name, choose(self._backwards.wrap_engine(engine), engine))
+        replace(stack, RUN_BACKWARD.owner, RUN_BACKWARD.name, choose(self._backwards.wrap_engine(engine), engine))
         # torch goes through a dict of these hooks that may not change meanwhile. Each comes last in it, so that a
         # thread which is in it is through when it goes.
         stack.callback(register_optimizer_step_pre_hook(choose(self._optimizers.begins, _nothing)).remove)
@@ -156,17 +170,6 @@ class Hooks:
     def alive(self) -> tuple[list[torch.nn.Module], list[torch.optim.Optimizer]]:
         """The models and optimizers that are known and still there."""
         return self._tensors.alive()
-
-
-def own(stack: ExitStack, undo: Callable[..., object], *args: Any) -> None:
-    """Let a stack undo something, twice: an interrupt may end the one, and the other does it then."""
-    stack.callback(undo, *args)
-    stack.callback(undo, *args)
-
-
-def _replace(stack: ExitStack, owner: Any, name: str, replacement: Callable[..., Any]) -> None:
-    stack.callback(setattr, owner, name, vars(owner)[name])
-    setattr(owner, name, replacement)
 
 
 def _always(hook: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:

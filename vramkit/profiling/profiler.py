@@ -98,6 +98,11 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         max_events: how many events of each device to keep, at most. Of more, the last are kept, and
             ``result.notes`` says how many were dropped. An event takes about 0.2 kB while it is recorded and 1 kB more
             for a moment at the end; what the program was doing takes some 3 kB a step beside that.
+        stacks: record also where each allocation was made: the line of your own code, and the stack around it.
+            ``result.tape.stacks`` has them, and every report shows the line. Frames of torch, of Python's own library
+            and of what a compiler wrote are passed over, and those of other packages where there is one of yours. A
+            backward runs no line of yours: what it makes has the line of the forward whose gradient it computes, with
+            torch 2.11 or newer; of what was computed before the block, and in older versions, none.
         on_step: called with the number of training steps that have ended, each time that one has: when each optimizer
             in use has stepped. What it raises goes through the program, out of the optimizer's step.
 
@@ -120,6 +125,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         *,
         device: str | torch.device | None = None,
         max_events: int = 500_000,
+        stacks: bool = False,
         on_step: Callable[[int], object] | None = None,
     ) -> None:
         self._models = models_of("vramkit.profile was called", model, f"Pass an nn.Module, {_FOUND}")
@@ -127,6 +133,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
             "vramkit.profile was called", optimizer, f"Pass a torch.optim.Optimizer, {_FOUND}"
         )
         self._max_events = check_count("vramkit.profile was called", "max_events", max_events, maximum=sys.maxsize)
+        self._stacks = stacks
         self._on_step = on_step
         self._device = _device(device, self._models)
         self._stack = ExitStack()
@@ -157,7 +164,7 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
         require("A vramkit.profile was entered", *NEEDS[self._device.type])
         stack = self._stack
         try:
-            source = _source(self._device, self._max_events)
+            source = _source(self._device, self._max_events, stacks=self._stacks)
             source.hooks.add_models(self._models)
             source.hooks.add_optimizers(self._optimizers.values())
             if self._on_step is not None:
@@ -291,14 +298,14 @@ def _check_is_there(device: torch.device) -> None:
             )
 
 
-def _source(device: torch.device, max_events: int) -> _Source:
+def _source(device: torch.device, max_events: int, *, stacks: bool) -> _Source:
     if device.type == "cuda":
         from .cuda import CudaHistory
 
-        return CudaHistory(max_events)
+        return CudaHistory(max_events, stacks=stacks)
     from .cpu import StorageLifetimes
 
-    return StorageLifetimes(max_events)
+    return StorageLifetimes(max_events, stacks=stacks)
 
 
 def _result_of(

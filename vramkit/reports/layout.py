@@ -33,10 +33,10 @@ def note(text: str) -> list[str]:
     return wrapped(printable(" ".join(text.split())), "Note: ")
 
 
-def cut(line: str) -> str:
-    """A line of at most `WIDTH`."""
+def cut(line: str, width: int = WIDTH) -> str:
+    """A line of at most so many characters."""
     line = printable(line.rstrip())
-    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
+    return line if len(line) <= width else line[: width - 3] + "..."
 
 
 def counted(count: int, noun: str) -> str:

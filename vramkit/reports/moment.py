@@ -108,6 +108,54 @@ class Tensors:
     """What they are called, as far as they have names; else the modules that made them. Each once."""
     named: bool
     """Whether ``names`` are their own."""
+    lines: tuple[str, ...] = ()
+    """The lines that made them, ``"train.py:42 in forward"``, as far as they are known. Each once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineUsage:
+    """What one line of the program made that was alive at a moment."""
+
+    line: str
+    """``"train.py:42 in forward"``; empty: what is of no known line, or of one with less."""
+    count: int
+    size: int
+    """Bytes of all, as asked for."""
+    largest: Category | None
+    """Of which most of it is; None where there is no line."""
+
+
+def largest_lines(result: MemoryResult, moment: Moment, limit: int = 5) -> list[LineUsage]:
+    """The lines that made most of what was alive, most first, and at last the rest; none where nobody looked.
+
+    Args:
+        result: of which the moment is.
+        moment: when.
+        limit: how many lines, at most.
+    """
+    stacks = result.tape.stacks
+    if stacks is None:
+        return []
+    table, lines = result.tape.allocations[moment.alive], stacks.lines[moment.alive]
+    sums = np.zeros((len(stacks.frames) + 1, len(Category)), np.int64)
+    np.add.at(sums, (lines, table["category"]), table["requested"])
+    counts = np.bincount(lines + 1, minlength=len(sums))
+    total = sums.sum(axis=1)
+    order = [line for line in np.argsort(-total[:-1], kind="stable").tolist() if total[line]][:limit]
+    found = [
+        LineUsage(
+            line=stacks.texts[line],
+            count=int(counts[line + 1]),
+            size=int(total[line]),
+            largest=Category(int(sums[line].argmax())),
+        )
+        for line in order
+    ]
+    count, size = (
+        int(every.sum()) - sum(part)
+        for every, part in ((counts, [e.count for e in found]), (total, [e.size for e in found]))
+    )
+    return found + [LineUsage(line="", count=count, size=size, largest=None)] * bool(found and size)
 
 
 def largest_tensors(result: MemoryResult, moment: Moment, limit: int = 5) -> list[Tensors]:
@@ -132,6 +180,7 @@ def largest_tensors(result: MemoryResult, moment: Moment, limit: int = 5) -> lis
             continue
         groups.setdefault(key, []).append(i)
     starred = starred_names(tape.modules)
+    alive, lines = np.flatnonzero(moment.alive), tape.lines
     found = []
     for (size, category, phase, _), rows in groups.items():
         names = _names(result, table[rows], owner[rows], starred)
@@ -143,6 +192,7 @@ def largest_tensors(result: MemoryResult, moment: Moment, limit: int = 5) -> lis
                 phase=Phase(phase),
                 names=names,
                 named=bool(names) and bool((table["name"][rows] >= 0).all()),
+                lines=tuple(dict.fromkeys(filter(None, (lines[row] for row in alive[rows].tolist())))),
             )
         )
     return found

@@ -14,7 +14,7 @@ from ..tape.memory import MemoryResult
 from .advice import advise
 from .layout import WIDTH, cut, note, sections, wrapped
 from .modules import ModuleRow, module_rows
-from .moment import Moment, Tensors, largest_tensors, moment_of
+from .moment import LineUsage, Moment, Tensors, largest_lines, largest_tensors, moment_of
 from .sentences import (
     CATEGORY_NAMES,
     PHASE_NAMES,
@@ -30,6 +30,7 @@ from .sentences import (
 from .tree import shown_name
 
 _BAR = 26
+_INDENT = 38  # of what is said of a tensor
 _SINGULAR = {category: name.removesuffix("s") for category, name in CATEGORY_NAMES.items()}
 _SINGULAR |= {Category.TEMPORARY: "temporary", Category.MODEL_COPY: "copy of a model"}
 
@@ -57,6 +58,7 @@ def report(result: MemoryResult) -> str:
             wrapped(both_peaks(shown), ""),
             list(_modules(module_rows(shown, moment), knows_shapes=moment.phase is not Phase.EVALUATION)),
             list(_tensors(largest_tensors(shown, moment))),
+            list(_lines(largest_lines(shown, moment))),
             list(_advice(shown, moment)),
         ]
     parts.append([_other_device(each) for each in devices if each is not shown])
@@ -163,12 +165,33 @@ def _tensors(groups: list[Tensors]) -> Iterator[str]:
         count = f"{each.count} x " if each.count > 1 else ""
         head = f"{count + format_size(each.size):>18}  {_SINGULAR[each.category]:<16}  "
         if not each.named and each.phase is Phase.OUTSIDE:
-            yield f"{head}made outside of forward, backward and optimizer step"
+            yield head + (_made_by(each) or "made outside of forward, backward and optimizer step")
             continue
         if not each.named:
             head += f"made in the {PHASE_NAMES[each.phase]}" + " of " * bool(each.names)
             head += ", in no module" * (not each.names and each.phase is not Phase.OPTIMIZER)
         yield head + _listed(each.names, WIDTH - len(head))
+        if each.lines:
+            yield " " * _INDENT + _made_by(each)
+
+
+def _made_by(tensors: Tensors) -> str:
+    """The line that made them, or the first of several; empty: none is known."""
+    if not tensors.lines:
+        return ""
+    more = f" and {len(tensors.lines) - 1} more lines" if len(tensors.lines) > 1 else ""
+    return "by " + cut(tensors.lines[0], WIDTH - _INDENT - len("by ") - len(more)) + more
+
+
+def _lines(rows: list[LineUsage]) -> Iterator[str]:
+    if not rows:
+        return
+    yield "Lines of the program that made most of it:"
+    yield "       holds  tensors  mostly            line"
+    for row in rows:
+        mostly = CATEGORY_NAMES[row.largest] if row.largest is not None else ""
+        head = f"{format_size(row.size):>12}{row.count:>9,}  {mostly:<16}  "
+        yield head + cut(row.line or "(no line of the program, or one with less)", WIDTH - len(head))
 
 
 def _listed(names: tuple[str, ...], width: int) -> str:

@@ -2,8 +2,9 @@
 
 Format 3. ``meta`` is JSON as UTF-8 bytes: ``{"format": 3, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
 the n-th device are the arrays ``n.events``, ``n.allocations`` and ``n.segments``. What a kind of result has besides, is
-in ``particulars``, of which only that kind knows what it means. Format 1 lacks the columns ``pool``; format 2 the
-categories after ``OTHER``, the phase ``EVALUATION``, and what was evaluated.
+in ``particulars``, of which only that kind knows what it means. Of a device whose stacks were recorded there are
+``frames`` in ``meta``, and the arrays ``n.stacks`` and ``n.stack_of``. Format 1 lacks the columns ``pool``; format 2
+the categories after ``OTHER``, the phase ``EVALUATION``, and what was evaluated.
 
 Knows the whole format, and no kind of result.
 """
@@ -14,7 +15,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from os import PathLike
 from typing import Any
 
@@ -23,11 +24,14 @@ from numpy.lib import format as npy
 
 from ..tape.events import ALLOCATION, EVENT, SEGMENT, Table, Tape
 from ..tape.memory import MemoryResult
+from ..tape.stacks import STACK, Stacks
 from .checks import (
     DamagedError,
+    check_stacks,
     check_tables,
     device_name,
     evaluations_of,
+    frames_of,
     integer,
     items,
     modules_of,
@@ -82,6 +86,9 @@ def save(result: MemoryResult, path: str | PathLike[str], particulars: Mapping[s
     devices = []
     for number, one in enumerate(result.each_device()):
         arrays |= {f"{number}.{table}": getattr(one.tape, table) for table in _TABLES}
+        stacks = one.tape.stacks
+        if stacks is not None:
+            arrays |= {f"{number}.stacks": stacks.table, f"{number}.stack_of": stacks.of}
         devices.append(
             {
                 "device": one.device,
@@ -94,6 +101,7 @@ def save(result: MemoryResult, path: str | PathLike[str], particulars: Mapping[s
                 "modules": [asdict(module) for module in one.tape.modules],
                 "names": list(one.tape.names),
                 "evaluations": [asdict(each) for each in one.tape.evaluations],
+                "frames": None if stacks is None else [[*astuple(frame)] for frame in stacks.frames],
             }
         )
     meta = {"format": FORMAT, "kind": type(result).__name__, "devices": devices, "particulars": particulars}
@@ -153,6 +161,7 @@ class _Reader:
             evaluations=evaluations_of(saved.get("evaluations", []), len(modules)),
             device=device_name(saved["device"]),
             alloc_conf=text(saved["alloc_conf"], "the allocator's settings"),
+            stacks=self._stacks(number, saved.get("frames"), len(tables["allocations"])),
         )
         return MemoryResult(
             tape=tape,
@@ -162,6 +171,17 @@ class _Reader:
             versions={key: text(value, "a version") for key, value in versions.items()},
             notes=texts(saved["notes"], "the notes"),
         )
+
+    def _stacks(self, number: int, frames: object, allocations: int) -> Stacks | None:
+        if frames is None:
+            return None
+        stacks = Stacks(
+            frames=frames_of(frames),
+            table=self._array(f"{number}.stacks", STACK),
+            of=self._array(f"{number}.stack_of", np.dtype("<i4")).view(np.int32),
+        )
+        check_stacks(stacks, allocations)
+        return stacks
 
     def meta(self) -> object:
         content = self._array("meta", np.dtype("u1"), takes=_OBJECTS).tobytes()

@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import shown
 from ..tape.events import Action, Category, Evaluation, Module, Phase, Table
+from ..tape.stacks import Frame, Stacks, Whose
 
 MAX_NUMBER = (1 << 62) - 1
 """Of a number, and of the sum of all sizes: neither then overflows 64 bits, whatever is added up."""
@@ -144,6 +147,45 @@ def evaluations_of(value: object, modules: int) -> tuple[Evaluation, ...]:
             )
         )
     return tuple(found)
+
+
+def frames_of(value: object) -> tuple[Frame, ...]:
+    """Frames of stacks."""
+    found = []
+    for each in items(value, "the frames"):
+        parts = items(each, "a frame")
+        if len(parts) != len(fields(Frame)):
+            raise _wrong(each, "a frame")
+        file, number, function, whose = parts
+        found.append(
+            Frame(
+                file=text(file, "a frame's file"),
+                number=integer(number, "a frame's line"),
+                function=text(function, "a frame's function"),
+                whose=Whose(integer(whose, "whose a frame is", maximum=max(Whose))),
+            )
+        )
+    return tuple(found)
+
+
+def check_stacks(stacks: Stacks, allocations: int) -> None:
+    """Raise `DamagedError` where an index can't be, or a stack comes before the one that called it.
+
+    Args:
+        stacks: from a file.
+        allocations: how many there are.
+    """
+    table, of = stacks.table, stacks.of
+    if len(of) != allocations or not _points_into(of, len(table)):
+        raise DamagedError("the column stack_of points outside its table, or is not one of each allocation")
+    if not _points_into(table["frame"], len(stacks.frames)) or (table["frame"] < 0).any():
+        raise DamagedError("the column stacks.frame points outside its table")
+    if (table["parent"] < -1).any() or (table["parent"] >= np.arange(len(table))).any():
+        raise DamagedError("the column stacks.parent points to a row that does not come before")
+
+
+def _points_into(column: npt.NDArray[np.int32], length: int) -> bool:
+    return not len(column) or bool(column.min() >= -1 and column.max() < length)
 
 
 def check_tables(tables: Mapping[str, Table], modules: int, names: int) -> None:

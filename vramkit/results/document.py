@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ..reports.advice import advise
-from ..reports.moment import Moment, largest_tensors, moment_of
+from ..reports.moment import Moment, largest_lines, largest_tensors, moment_of
 from ..tape.breakdown import Breakdown
 from ..tape.events import Category, Phase
 from ..tape.memory import MemoryResult, OutOfMemory
@@ -80,11 +80,21 @@ def _device(result: MemoryResult) -> dict[str, Any]:
         "steps": [_step(each) for each in result.steps],
         "modules": _modules(result.by_module),
         "largest_tensors": [
-            {**asdict(each), "category": each.category.name, "phase": each.phase.name, "names": list(each.names)}
+            {
+                **asdict(each),
+                "category": each.category.name,
+                "phase": each.phase.name,
+                "names": list(each.names),
+                "lines": list(each.lines),
+            }
             for each in largest_tensors(result, moment)
         ]
         if len(result.tape.allocations)
         else [],
+        "largest_lines": [
+            {**asdict(each), "line": each.line or None, "largest": each.largest and each.largest.name}
+            for each in largest_lines(result, moment)
+        ],
         "advice": _advice(result, moment),
         "out_of_memory": [failure(each) for each in result.out_of_memory],
         "events": len(result.tape.events),

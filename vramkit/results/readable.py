@@ -97,8 +97,8 @@ class ReadableResult(MemoryResult):
     def to_memory_viz(self, path: str | PathLike[str]) -> None:
         """Write a snapshot as torch's own, which https://pytorch.org/memory_viz and ``torch.cuda._memory_viz`` open.
 
-        Each allocation has its category, and as the text beside it its name or module, and the phase that made it; the
-        modules that it belongs to stand where a snapshot has a stack.
+        Each allocation has its category, and as the text beside it its name or module, and the phase that made it.
+        Below the category stands its stack; where none was recorded, the modules that it belongs to.
 
         Args:
             path: of the file; ``.pickle`` is usual. An existing file is replaced.
@@ -119,7 +119,8 @@ class ReadableResult(MemoryResult):
 
         Columns: ``category``, ``phase``, ``module``, ``name``, ``step`` (from 0), ``requested`` and ``block`` in bytes,
         ``born`` and ``died`` as events (born -1: before the first), ``allocated_at`` and ``freed_at`` in microseconds,
-        ``stream``. What is not known, or was alive at the end, is missing (NA).
+        ``stream``, ``line`` (``"train.py:42 in forward"``, of ``profile(..., stacks=True)``). What is not known, or was
+        alive at the end, is missing (NA).
 
         Raises:
             UsageError: pandas is not installed; ``vramkit[pandas]`` brings it.

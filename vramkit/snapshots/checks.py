@@ -78,8 +78,6 @@ def _check_entries(trace: Sequence[Mapping[str, Any]]) -> int:
         if type(time) is not int or not 0 <= time <= _MAX_NUMBER:
             raise _wrong("time_us", time)
         _check_pool(entry.get("pool_id", NO_POOL))
-        if type(entry.get("frames", [])) is not list:
-            raise _wrong("frames", entry["frames"])
         if action != "oom":
             total += size
     return total

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from typing import Any
 
 from ..allocator import segments_from_torch
 from ..attribution.categories import attribute
-from ..errors import SnapshotError, printable, shortened, shown
+from ..errors import SnapshotError, printable, shortened
 from ..gpus import CUBLAS_WORKSPACE
 from ..results.files import MAX_BYTES, TooLargeError
 from ..results.profile import Profile
 from ..sizes import parse_size
 from ..tape.events import TORCH_ACTIONS, Category, Tape
-from ..tape.source_lines import SourceLine
 from .checks import ImpossibleError, check
+from .stacks import with_stacks
 from .trace import columns_of, conf_text_of, follow_trace, recording_of
 from .unpickling import load_snapshot, too_large
-
-_MAX_PATH = 4096
-_MAX_NAME = 200
 
 
 def open_snapshot(path: str | PathLike[str], *, max_bytes: int | str = MAX_BYTES) -> Profile:
@@ -41,7 +38,7 @@ def open_snapshot(path: str | PathLike[str], *, max_bytes: int | str = MAX_BYTES
     Returns:
         The profile of the fullest device, with the others in it. A snapshot doesn't say what memory was for, so all of
         it is ``OTHER``, but for cuBLAS's workspaces, which have a size of their own. Where the snapshot has stacks,
-        allocations are named by the innermost line of Python that isn't torch's.
+        allocations have the line of the program that made them (`vramkit.profile`, ``stacks``).
 
     Raises:
         SnapshotError: the file is not a snapshot, is damaged, would run code, or unpacks to more.
@@ -87,53 +84,15 @@ def _profile(snapshot: Mapping[str, Any], device: int) -> Profile | None:
     # A snapshot doesn't say of which card it is. Hopper's workspace is left out: tensors often have its size, 32 MiB.
     recording = recording_of(f"cuda:{device}", columns, followed)
     recording = replace(recording, workspace_sizes=frozenset({CUBLAS_WORKSPACE}))
+    recording = with_stacks(recording, entries, snapshot["segments"], device)
     notes = ["A snapshot says where memory was, not what it was for: profile with vramkit.profile to see categories."]
     if not entries:
         notes.append("It has no history, so this is one moment only.")
-    return Profile(tape=_unlabelled(attribute(recording, [], [], []), entries), notes=(*notes, *followed.notes))
+    return Profile(tape=_unlabelled(attribute(recording, [], [], [])), notes=(*notes, *followed.notes))
 
 
-def _unlabelled(tape: Tape, entries: Sequence[Mapping[str, Any]]) -> Tape:
+def _unlabelled(tape: Tape) -> Tape:
     """A tape whose categories claim no more than a snapshot knows."""
     table = tape.allocations.copy()
     table["category"][table["category"] != Category.WORKSPACE] = Category.OTHER
-    names: dict[str, int] = {}
-    lines = _Lines()
-    for row, born in enumerate(table["born"]):
-        if born >= 0 and (name := lines.innermost(entries[born].get("frames") or [])):
-            table["name"][row] = names.setdefault(name, len(names))
-    return replace(tape, allocations=table, names=tuple(names))
-
-
-class _Lines:
-    """Names stacks by a line. Many entries can have one stack, and many stacks one frame: each is read once."""
-
-    def __init__(self) -> None:
-        self._of_stack: dict[int, str] = {}  # by id; the snapshot keeps them all alive
-        self._of_frame: dict[int, str] = {}
-
-    def innermost(self, frames: Sequence[object]) -> str:
-        """The innermost line of Python outside torch: ``"train.py:31 step"``; empty where there is none."""
-        found = self._of_stack.get(id(frames))
-        if found is None:
-            found = self._of_stack[id(frames)] = next(filter(None, map(self._line, frames)), "")
-        return found
-
-    def _line(self, frame: object) -> str:
-        found = self._of_frame.get(id(frame))
-        if found is None:
-            found = self._of_frame[id(frame)] = _line(frame)
-        return found
-
-
-def _line(frame: object) -> str:
-    if not isinstance(frame, dict):
-        raise ImpossibleError(f"a frame can't be {shown(frame)}")
-    file, line, name = frame.get("filename"), frame.get("line"), frame.get("name")
-    if not isinstance(file, str) or not file.endswith(".py") or len(file) > _MAX_PATH:
-        return ""
-    parts = file.replace("\\", "/").split("/")
-    if "torch" in parts:
-        return ""
-    number = line if isinstance(line, int) else 0
-    return str(SourceLine(file=parts[-1], number=number, function=name[:_MAX_NAME] if isinstance(name, str) else "?"))
+    return replace(tape, allocations=table)

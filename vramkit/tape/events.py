@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .stacks import Stacks
+
 
 class Category(enum.IntEnum):
     """What an allocation is for. The values index the columns of every table by category."""
@@ -208,6 +210,8 @@ class Tape:
     """The device, in torch's words."""
     alloc_conf: str = ""
     """``PYTORCH_CUDA_ALLOC_CONF`` during the recording."""
+    stacks: Stacks | None = None
+    """Where in the program each allocation was made; None: nobody looked."""
 
     def __repr__(self) -> str:
         return f"Tape({len(self.events):,} events, {len(self.allocations):,} allocations on {self.device})"
@@ -309,6 +313,14 @@ class Tape:
         if not len(self.events) or self.allocated.max() <= self.initial_allocated:
             return -1
         return int(self.allocated.argmax())
+
+    @cached_property
+    def lines(self) -> list[str | None]:
+        """Of each allocation the line that made it, ``"train.py:42 in forward"``; None: not known."""
+        if self.stacks is None:
+            return [None] * len(self.allocations)
+        texts = [*self.stacks.texts, None]  # -1 takes the last
+        return [texts[line] for line in self.stacks.lines.tolist()]
 
     def alive_at(self, event: int) -> npt.NDArray[np.bool_]:
         """Which allocations are alive just after an event; shape ``(allocations,)``. Event -1 is the start."""

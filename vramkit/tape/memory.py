@@ -117,9 +117,11 @@ class MemoryResult:
     def to_records(self) -> list[dict[str, Any]]:
         """Every allocation as a plain dictionary, in order of birth: for pandas, JSON or a query of one's own.
 
-        Sizes are bytes, times microseconds; ``died`` and ``freed_at`` are None for what was alive at the end.
+        Sizes are bytes, times microseconds; ``died`` and ``freed_at`` are None for what was alive at the end. ``line``
+        is the line that made it, ``"train.py:42 in forward"``, of ``profile(..., stacks=True)``; None: not known.
         """
         events, modules, names = self.tape.events, self.tape.modules, self.tape.names
+        lines = self.tape.lines
         return [
             {
                 "category": Category(int(row["category"])).name,
@@ -134,8 +136,9 @@ class MemoryResult:
                 "allocated_at": int(events["time"][row["born"]]) if row["born"] >= 0 else None,
                 "freed_at": int(events["time"][row["died"]]) if row["died"] >= 0 else None,
                 "stream": int(row["stream"]),
+                "line": line,
             }
-            for row in self.tape.allocations
+            for row, line in zip(self.tape.allocations, lines, strict=True)
         ]
 
     def __repr__(self) -> str:

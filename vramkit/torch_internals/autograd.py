@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ Its arguments: tensors, their gradients, retain_graph, create_graph, and more.""
 graph_task: Callable[[], int] = look_up("torch._C._current_graph_task_id", "profile", "fake engine")
 """A number for the backward that this thread works for; below 0: for none."""
 
-current_node: Callable[[], Any] = look_up("torch._C._current_autograd_node", "fake engine")
+current_node: Callable[[], Any] = look_up("torch._C._current_autograd_node", "profile on the CPU", "fake engine")
 """The node whose formula this thread computes; None: no node's."""
 
 sequence_number: Callable[[Any], int] = caller_of("torch._C._functions.UndefinedGrad._sequence_nr", "profile")
@@ -33,6 +33,17 @@ is_tracing: Callable[[], object] = look_up(
 )
 """Whether ``torch.jit.trace`` looks at what runs."""
 
+FORMAT_STACK = place_of("torch.fx.traceback.format_stack", "profile", fallback=SimpleNamespace(format_stack=list))
+"""What makes the note on a node that is made while anomaly detection is on; C++ looks it up for each. The list of texts
+that it returns stays with the node."""
+
+keeps_own_notes: Callable[[], bool] = look_up(
+    "torch.fx.traceback.has_preserved_node_meta", "profile", fallback=lambda: False
+)
+"""Whether a compiler keeps notes of its own on the nodes that are made."""
+
+_NOTE = "traceback_"
+
 _TARGETS = tuple(
     word_of(f"torch.autograd.graph.Node.{name}", "profile") for name in ("_saved_target", "_saved_targets")
 )
@@ -47,6 +58,12 @@ def _make_a_node() -> int:
 next_number: Callable[[], int] = look_up("torch.autograd._get_sequence_nr", "profile", fallback=_make_a_node)
 """The number that the next node of this thread gets, or the one before. To ask makes no node: of two threads' nodes the
 engine runs those with the higher number first, so that one more in a thread would change a program's order."""
+
+
+def note_on(node: Any) -> Sequence[str]:
+    """What was noted on a node when it was made; empty: nothing."""
+    found = node.metadata.get(_NOTE) if node is not None else None
+    return found if isinstance(found, list) else ()
 
 
 def saved_targets(node: Any) -> Iterator[torch.Tensor]:

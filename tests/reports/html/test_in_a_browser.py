@@ -213,6 +213,38 @@ def test_several_devices_have_an_overview_and_a_tab_each(open_page: Open) -> Non
     assert page.bytes_of("allocated") == failed().out_of_memory[-1].breakdown.allocated
 
 
+def test_tensors_have_their_lines_and_open_their_stacks_and_lines_have_a_table(open_page: Open) -> None:
+    story = Story()
+    frames = [
+        ("/x/site-packages/torch/nn/linear.py", 5, "forward"),
+        ("/me/net.py", 42, "forward"),
+        ("/me/a.py", 9, "f"),
+    ]
+    for _ in range(3):
+        story.alloc(2 * MIB, Category.ACTIVATION, module=HEAD, stack=frames)
+    story.alloc(4 * MIB, Category.INPUT, Phase.OUTSIDE, stack=frames[2:])
+    story.alloc(MIB, Category.OTHER, Phase.OUTSIDE)
+
+    page = open_page(story.profile())
+
+    rows = [row.split("\t") for row in page.page.locator(".lines tbody tr").all_inner_texts()]
+    assert [row[0] for row in rows] == ["6.00 MiB", "4.00 MiB", "1.00 MiB"]
+    assert [row[3] for row in rows] == ["net.py:42 in forward", "a.py:9 in f", "no known line, or one with less"]
+    page.page.get_by_role("button", name="3 ×").click()
+    source = page.page.locator(".tensors .member details.source >> nth=0")
+    source.locator("summary").click()
+    assert source.locator(".frame").all_inner_texts() == [
+        "linear.py:5 in forward", "net.py:42 in forward", "a.py:9 in f"
+    ]  # fmt: skip
+
+
+def test_without_stacks_there_are_no_lines(open_page: Open) -> None:
+    page = open_page(served())
+
+    assert not page.page.locator("#lines-section").is_visible()
+    assert page.page.locator(".source").count() == 0
+
+
 @pytest.mark.parametrize("device", ["cuda:0", "cpu"])
 def test_a_recording_of_nothing_or_of_one_tensor_is_a_page_too(open_page: Open, device: str) -> None:
     story = Story()

@@ -26,7 +26,13 @@ def hostile() -> Profile:
     """A profile whose every text is written by someone who wants to run code."""
     modules = (*(replace(each, kind=HOSTILE) for each in MODULES), Module(name=HOSTILE, kind="Net"))
     story = training()
-    story.alloc(640 * MIB, Category.ACTIVATION, module=len(MODULES), name=f"{HOSTILE}.weight")
+    story.alloc(
+        640 * MIB,
+        Category.ACTIVATION,
+        module=len(MODULES),
+        name=f"{HOSTILE}.weight",
+        stack=[(f"{HOSTILE}.py", 1, HOSTILE)],
+    )
     return story.profile(
         modules=modules,
         device_name=HOSTILE,

@@ -15,7 +15,10 @@ from .payload import payload
 from .prediction import Prediction
 
 _LIBRARY = "uplot.js"
-_SCRIPTS = ("words", "data", "strip", "timeline", "bridge", "modules", "segments", "tensors", "curve", "beside", "page")
+_SCRIPTS = (
+    "words", "data", "strip", "timeline", "bridge", "modules", "segments", "tensors", "lines", "curve",
+    "beside", "page",
+)  # fmt: skip
 """In the order in which one needs another; they are one script in the page."""
 
 

@@ -85,6 +85,7 @@ class _Device:
         self._result = result
         self._columns = columns
         self._moment = moment_of(result)
+        self._lines = result.tape.stacks
         self._pooled = result.tape.has_graph_pools and result.device != "cpu"
         marks = np.concatenate([failures(result)[-_MAX_MARKS:], flushes(result)[:_MAX_MARKS]])
         always = np.concatenate([[self._moment.event + 1], marks, boundaries(result)])
@@ -116,6 +117,7 @@ class _Device:
             "flushes": [self._shown(row) for row in flushes(result)[:_MAX_MARKS]],
             "modules": self._modules(),
             "names": [shown_name(name) for name in tape.names],
+            "stacks": self._stacks(),
             "count": len(rows),
         }
 
@@ -165,8 +167,23 @@ class _Device:
             module=table["module"],
             owner=owners(self._result.tape)[seen],
             name=table["name"],
+            **({} if self._lines is None else {"line": self._lines.lines[seen], "stack": self._lines.of[seen]}),
             **pooled,
         )
+
+    def _stacks(self) -> dict[str, Any] | None:
+        """Every frame as a text, and whose it is; and the tree of the stacks. None: nobody looked."""
+        stacks = self._lines
+        if stacks is None:
+            return None
+        return {
+            "frames": [printable(text) for text in stacks.texts],
+            **self._add(
+                whose=[frame.whose for frame in stacks.frames],
+                frame=stacks.table["frame"],
+                parent=stacks.table["parent"],
+            ),
+        }
 
     def _segments(self) -> dict[str, ColumnPlace]:
         born, died, *columns = segment_lives(self._result.tape).T

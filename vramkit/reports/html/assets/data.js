@@ -1,6 +1,7 @@
 // The data of the page: columns become typed arrays, and these become what was there at a moment. Draws nothing.
 "use strict";
 
+const STACK_DEPTH = 100; // frames of a stack that are shown
 const COLUMN_TYPES = { i1: Int8Array, i2: Int16Array, i4: Int32Array, f8: Float64Array };
 
 /** The header that the page brought, with its columns as typed arrays. */
@@ -20,6 +21,7 @@ async function readReport(text) {
     columns(device.allocations);
     if (device.segments) columns(device.segments);
     columns(device.modules, ["parent", "calls", "peak"]);
+    if (device.stacks) columns(device.stacks, ["whose", "frame", "parent"]);
     prepare(report, device);
   }
   return report;
@@ -104,6 +106,22 @@ function breakdownAt(device, moment) {
     reserved: allocated + free,
     used: allocated + free + device.outside,
   };
+}
+
+/** The line that made an allocation: "train.py:42 in forward"; empty where it is not known. */
+function lineOf(device, row) {
+  const line = device.stacks ? device.allocations.line[row] : -1;
+  return line >= 0 ? device.stacks.frames[line] : "";
+}
+
+/** The frames of an allocation's stack, the innermost first: {text, whose}. */
+function stackOf(device, row) {
+  const frames = [];
+  if (!device.stacks) return frames;
+  const { frame, parent, whose } = device.stacks;
+  for (let at = device.allocations.stack[row]; at >= 0 && frames.length < STACK_DEPTH; at = parent[at])
+    frames.push({ text: device.stacks.frames[frame[at]], whose: whose[frame[at]] });
+  return frames;
 }
 
 /** Rows of a table that were there at a moment. */

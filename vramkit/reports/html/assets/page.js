@@ -194,6 +194,8 @@
     fill(part("tensors-only"), only);
     drawSegments(report, device, part("segments"), moment, inside);
     drawTensors(report, device, part("tensors"), moment, inside);
+    part("lines-section").hidden = !device.stacks;
+    if (device.stacks) drawLines(report, device, part("lines"), moment, inside);
   }
 
   function drawOther(device) {

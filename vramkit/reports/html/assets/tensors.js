@@ -13,6 +13,7 @@ function aboutAllocation(report, device, row) {
     tipRow(part.key, part.name, requested[row]),
     block[row] > requested[row] ? tipRow("slack", "block", block[row]) : null,
     element("div", { class: "tip-note" }, `made ${madeIn(report, device, row)}`),
+    lineOf(device, row) ? element("div", { class: "tip-note" }, lineOf(device, row)) : null,
   ];
 }
 
@@ -81,7 +82,20 @@ function drawTensors(report, device, box, moment, inside) {
       nameOf(device, row)
         ? [element("b", {}, nameOf(device, row)), element("br"), element("small", {}, madeIn(report, device, row))]
         : madeIn(report, device, row),
+      source(row),
     );
+  /** The line that made it, which opens its stack. */
+  const source = (row) =>
+    lineOf(device, row)
+      ? element(
+          "details",
+          { class: "source" },
+          element("summary", {}, lineOf(device, row)),
+          stackOf(device, row).map(({ text, whose }) =>
+            element("div", { class: whose === 0 ? "frame" : "frame muted" }, text),
+          ),
+        )
+      : null;
   const age = (row) => element("td", { class: "age" }, life(row), element("small", {}, lifeText(row)));
 
   const lines = [...groups.values()].map((members) => {
@@ -90,6 +104,11 @@ function drawTensors(report, device, box, moment, inside) {
       return element("tbody", {}, element("tr", {}, cells(first, "", requested[first]), describe(first), age(first)));
     const names = [...new Set(members.map((row) => nameOf(device, row) || madeIn(report, device, row)))];
     const body = element("tbody", {});
+    const linesOf = (all) => {
+      const lines = [...new Set(all.map((row) => lineOf(device, row)))].filter(Boolean);
+      const more = lines.length > 1 ? ` and ${countText(lines.length - 1)} more lines` : "";
+      return lines.length ? element("div", { class: "source" }, `${lines[0]}${more}`) : null;
+    };
     const toggle = element(
       "button",
       { type: "button", class: "open", "aria-expanded": "false", onclick: () => open() },
@@ -100,6 +119,7 @@ function drawTensors(report, device, box, moment, inside) {
       { class: "what" },
       names.slice(0, 2).map((name) => [name, element("br")]),
       names.length > 2 ? element("small", {}, `and ${countText(names.length - 2)} more`) : null,
+      linesOf(members),
     );
     body.append(element("tr", {}, cells(first, toggle, requested[first]), what, age(first)));
     const open = () => {

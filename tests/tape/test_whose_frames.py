@@ -1,0 +1,130 @@
+"""Whose a frame is, and which line of a stack is the user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import vramkit
+from vramkit.tape.stacks import Frame, Stacks, StackTree, Whose, frame_of
+
+LIB = "/usr/lib/python3.11"
+VENV = "/home/me/project/.venv/lib/python3.11/site-packages"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "/home/me/project/train.py",
+        "train.py",
+        "/home/me/torch/train.py",
+        "/home/me/torch/utils/data.py",
+        "/home/me/vramkit/experiments/train.py",
+        "/home/me/lib/python/train.py",
+        r"C:\Users\me\Lib\train.py",
+        "/opt/bin/train",
+        "<stdin>",
+        "<string>",
+        "<ipython-input-3-0a1b2c>",
+        "<doctest page.md[0]>",
+        "/tmp/ipykernel_4711/1234567.py",
+        "<torch_package_0>.model.py",
+    ],
+)
+def test_files_cells_and_executed_text_are_the_programs(file: str) -> None:
+    assert frame_of(file, 3, "f").whose is Whose.PROGRAM
+
+
+@pytest.mark.parametrize(
+    ("file", "shown"),
+    [
+        (f"{VENV}/torch/nn/modules/linear.py", "torch/nn/modules/linear.py"),
+        (f"{VENV}/vramkit/profiling/module_hooks.py", "vramkit/profiling/module_hooks.py"),
+        (f"{Path(vramkit.__file__).parent}/profiling/module_hooks.py", "vramkit/profiling/module_hooks.py"),
+        ("/workspace/pytorch/torch/optim/adam.py", "torch/optim/adam.py"),
+        ("/src/torch/_tensor.py", "torch/_tensor.py"),
+        (f"{LIB}/contextlib.py", "contextlib.py"),
+        (r"C:\Python311\Lib\runpy.py", "runpy.py"),
+        ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap>"),
+        ("<eval_with_key>.17", "<eval_with_key>.17"),
+        ("/tmp/torchinductor_me/ab/cabz.py", "/tmp/torchinductor_me/ab/cabz.py"),
+        (f"/cache/xy/cxy{'a2' * 24}.py", f"/cache/xy/cxy{'a2' * 24}.py"),
+        ("/build/aten/src/ATen/Functions.cpp", "/build/aten/src/ATen/Functions.cpp"),
+        ("/opt/lib/libtorch_cpu.so", "/opt/lib/libtorch_cpu.so"),
+        ("/usr/bin/python3", "/usr/bin/python3"),
+        ("??", "??"),
+    ],
+)
+def test_torch_python_itself_compilers_and_c_are_machinery(file: str, shown: str) -> None:
+    frame = frame_of(file, 3, "f")
+
+    assert (frame.whose, frame.file) == (Whose.MACHINERY, shown)
+
+
+@pytest.mark.parametrize(
+    "file", [f"{VENV}/transformers/trainer.py", "/usr/lib/python3/dist-packages/transformers/trainer.py"]
+)
+def test_installed_packages_are_libraries_and_shown_without_where_they_lie(file: str) -> None:
+    frame = frame_of(file, 3, "f")
+
+    assert (frame.whose, frame.file) == (Whose.LIBRARY, "transformers/trainer.py")
+
+
+def test_a_function_that_dynamo_resumes_has_its_own_name() -> None:
+    assert frame_of("net.py", 9, "torch_dynamo_resume_in_forward_at_8").function == "forward"
+
+
+TORCH = (f"{VENV}/torch/nn/functional.py", 5, "relu")
+LIBRARY = (f"{VENV}/lib/layers.py", 7, "forward")
+INNER, OUTER = ("/me/net.py", 42, "forward"), ("/me/train.py", 9, "step")
+ENGINE = (f"{VENV}/torch/autograd/graph.py", 1, "_engine_run_backward")
+FORWARD = ['  File "/me/train.py", line 9, in step\n    net(x)\n', '  File "/me/net.py", line 42, in forward\n    up\n']
+
+
+@pytest.mark.parametrize(
+    ("frames", "forward", "line"),
+    [
+        ([TORCH, INNER, OUTER], [], "net.py:42 in forward"),
+        ([TORCH, LIBRARY, OUTER], [], "train.py:9 in step"),
+        ([TORCH, LIBRARY], [], "layers.py:7 in forward"),
+        ([TORCH], [], None),
+        ([], [], None),
+        ([TORCH, ENGINE, OUTER], [], None),
+        ([TORCH, ENGINE, OUTER], FORWARD, "net.py:42 in forward"),
+        ([TORCH, OUTER, ENGINE, INNER], FORWARD, "train.py:9 in step"),
+        ([], ["no line of a traceback"], None),
+    ],
+)
+def test_the_line_is_the_innermost_of_the_program(
+    frames: list[tuple[str, int, str]], forward: list[str], line: str | None
+) -> None:
+    tree = StackTree()
+    row = tree.add([tree.number(*frame) for frame in frames], forward)
+
+    stacks = tree.stacks(np.array([row]))
+
+    assert [stacks.texts[each] if each >= 0 else None for each in stacks.lines.tolist()] == [line]
+
+
+def test_files_that_are_called_alike_are_told_apart() -> None:
+    files = ("/me/a/net.py", "/me/b/net.py", "/me/train.py")
+    stacks = Stacks(
+        frames=tuple(Frame(file, 1, "f") for file in files), table=StackTree().stacks(np.zeros(0)).table, of=np.zeros(0)
+    )
+
+    assert stacks.texts == ["a/net.py:1 in f", "b/net.py:1 in f", "train.py:1 in f"]
+
+
+@given(st.lists(st.lists(st.integers(0, 5), max_size=6)))
+def test_a_tree_gives_back_the_stacks_that_it_was_given(drawn: list[list[int]]) -> None:
+    tree = StackTree()
+    rows = [tree.add([tree.number("/me/net.py", 1 + number, "f") for number in each]) for each in drawn]
+
+    stacks = tree.stacks(np.array(rows, np.int64))
+
+    assert [[frame.number - 1 for frame in stacks.stack(row)] for row in stacks.of.tolist()] == drawn
+    assert len(stacks.table) == len({tuple(each[i:]) for each in drawn for i in range(len(each))})
