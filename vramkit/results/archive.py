@@ -3,7 +3,8 @@
 Format 3. ``meta`` is JSON as UTF-8 bytes: ``{"format": 3, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
 the n-th device are the arrays ``n.events``, ``n.allocations`` and ``n.segments``. What a kind of result has besides, is
 in ``particulars``, of which only that kind knows what it means. Format 1 lacks the columns ``pool``; format 2 the
-categories after ``OTHER``, the phase ``EVALUATION``, and what was evaluated.
+categories after ``OTHER``, the phase ``EVALUATION``, and what was evaluated. Where a device says nothing of
+``tie_break``, it was "age".
 
 Knows the whole format, and no kind of result.
 """
@@ -34,6 +35,7 @@ from .checks import (
     record,
     text,
     texts,
+    tie_break,
 )
 from .files import TooLargeError, replacing
 
@@ -91,6 +93,7 @@ def save(result: MemoryResult, path: str | PathLike[str], particulars: Mapping[s
                 "versions": one.versions,
                 "notes": list(one.notes),
                 "alloc_conf": one.tape.alloc_conf,
+                "tie_break": one.tape.tie_break,
                 "modules": [asdict(module) for module in one.tape.modules],
                 "names": list(one.tape.names),
                 "evaluations": [asdict(each) for each in one.tape.evaluations],
@@ -153,6 +156,7 @@ class _Reader:
             evaluations=evaluations_of(saved.get("evaluations", []), len(modules)),
             device=device_name(saved["device"]),
             alloc_conf=text(saved["alloc_conf"], "the allocator's settings"),
+            tie_break=tie_break(saved.get("tie_break", "age")),
         )
         return MemoryResult(
             tape=tape,

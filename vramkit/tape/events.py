@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..torch_releases import TieBreak
+
 
 class Category(enum.IntEnum):
     """What an allocation is for. The values index the columns of every table by category."""
@@ -204,6 +206,8 @@ class Tape:
     """The device, in torch's words."""
     alloc_conf: str = ""
     """``PYTORCH_CUDA_ALLOC_CONF`` during the recording."""
+    tie_break: TieBreak = "age"
+    """Which of equally large free blocks the allocator took; see `vramkit.CachingAllocator`."""
 
     def __repr__(self) -> str:
         return f"Tape({len(self.events):,} events, {len(self.allocations):,} allocations on {self.device})"

@@ -80,6 +80,11 @@ def put(stack: ExitStack, owner: Any, name: str, value: Any, *, theirs: Any = _M
     _set(stack, owner, name, chosen)
 
 
+def put_data(stack: ExitStack, owner: type, name: str, descriptor: object) -> None:
+    """Let a descriptor, which asks `runs_here` itself, be an attribute of a class until the stack closes."""
+    _set(stack, owner, name, descriptor)
+
+
 def _set(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
     if name in vars(owner):
         stack.callback(setattr, owner, name, vars(owner)[name])
