@@ -60,7 +60,7 @@ def installed_tie_break() -> TieBreak:
 
 
 def rounds_limit() -> bool:
-    """Whether the torch of this process takes a part of a device's memory to the nearest byte; older ones cut it off."""
+    """Whether the torch of this process takes part of a memory to the nearest byte; older ones cut it off."""
     return release_of(_installed()) >= _NEAREST
 
 

@@ -36,6 +36,7 @@ BESIDE_A_DEVICE = (
 WITHOUT_A_DEVICE = (
     "torch.Tensor._is_view",
     "torch._C.Generator",
+    "torch._C._AutoDispatchBelowAutograd",
     "torch._C._conv_determine_backend_memory_format",
     "torch._C._dispatch_get_all_op_names",
     "torch._C._get_sdp_priority_order",
