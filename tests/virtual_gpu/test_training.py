@@ -385,3 +385,15 @@ def test_a_cuda_graph_keeps_its_memory_in_a_pool_of_its_own() -> None:
 
     assert y.shape == x.shape
     assert tuple(graph.pool()) in pools
+
+
+def test_random_numbers_can_be_drawn_in_a_captured_graph() -> None:
+    x = torch.ones(1000, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+
+    with torch.cuda.graph(graph):
+        y = F.dropout(x) + torch.rand_like(x)
+    graph.replay()
+
+    assert y.shape == x.shape
+    assert F.dropout(x).count_nonzero() < 1000  # and after it they are computed as before

@@ -107,7 +107,12 @@ std::optional<uint64_t> seed_for(at::ArrayRef<c10::IValue> arguments, const at::
     generator = at::globalContext().defaultGenerator(device);
   }
   std::lock_guard<std::mutex> guard(generator.mutex());
-  uint64_t seed = generator.current_seed() + 0x9E3779B97F4A7C15ull * (generator.get_offset() + 1);
+  uint64_t seed = 0, offset = 0;
+  try {
+    seed = generator.current_seed(), offset = generator.get_offset();
+  } catch (const c10::Error &) { /* while a graph is captured: its replays alone know, and they are not computed */
+  }
+  seed += 0x9E3779B97F4A7C15ull * (offset + 1);
   seed = (seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9ull;
   seed = (seed ^ (seed >> 27)) * 0x94D049BB133111EBull;
   return seed ^ (seed >> 31);

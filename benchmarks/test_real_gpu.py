@@ -1,0 +1,134 @@
+"""The comparison of a real card with its twin finds what is planted, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.real_gpu import files, table
+from benchmarks.real_gpu.comparing import compare
+from benchmarks.real_gpu.recording import Record
+
+MIB = 1 << 20
+_ROWS = (
+    ("S", 2 * MIB, 0), ("a", 512, 0), ("a", 1024, 512), ("r", 512, 0), ("f", 512, 0), ("r", 1024, 512),
+    ("f", 1024, 512), ("S", 2 * MIB, 10 * MIB), ("a", 2048, 0), ("a", 2048, 10 * MIB), ("r", 2048, 0), ("f", 2048, 0),
+)  # fmt: skip
+"""Action, bytes, address. The first part has two blocks, the second one two more."""
+
+
+def record(base: int = 0) -> Record:
+    """A program of two parts, in a stretch of addresses."""
+    actions, sizes, addresses = zip(*_ROWS, strict=True)
+    return {
+        "kind": "program",
+        "name": "made up",
+        "actions": "".join(actions),
+        "sizes": list(sizes),
+        "addresses": [base + address for address in addresses],
+        "streams": [0] * len(_ROWS),
+        "parts": [["first", 0, None], ["second", 2, None]],
+        "peak_allocated": 4096,
+        "peak_reserved": 4 * MIB,
+    }
+
+
+def drop(found: Record, *rows: int) -> None:
+    for column in ("sizes", "addresses", "streams"):
+        found[column] = [value for row, value in enumerate(found[column]) if row not in rows]
+    found["actions"] = "".join(letter for row, letter in enumerate(found["actions"]) if row not in rows)
+
+
+def longer_by_a_byte(found: Record) -> None:
+    found["sizes"][8] += 1
+
+
+def never_given_back(found: Record) -> None:
+    drop(found, 10, 11)
+
+
+def fails(found: Record) -> None:
+    found["parts"][1][2] = "RuntimeError: no"
+
+
+def test_the_same_events_elsewhere_are_equal() -> None:
+    found = compare(record(), record(base=1 << 40))
+
+    assert (found.verdict, found.differences, found.moved) == ("equal", (), 0)
+    assert (found.events, found.parts, found.equal_parts) == (len(_ROWS), 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("plant", "card", "twin"),
+    [
+        (longer_by_a_byte, ("+2048",), ("+2049",)),
+        (never_given_back, ("-2048",), ()),
+        (fails, ("ran",), ("RuntimeError: no",)),
+    ],
+)
+def test_a_planted_difference_is_found_in_its_part(
+    plant: Callable[[Record], None], card: tuple[str, ...], twin: tuple[str, ...]
+) -> None:
+    other = record(base=1 << 40)
+    plant(other)
+
+    found = compare(record(), other)
+
+    assert found.verdict == "requests"
+    [difference] = found.differences
+    assert (difference.part, difference.card, difference.twin) == ("second", card, twin)
+    assert found.equal_parts == 1
+
+
+def test_another_segment_for_the_same_requests_is_told_apart() -> None:
+    other = record()
+    other["sizes"][7] = 20 * MIB
+
+    assert compare(record(), other).verdict == "segments"
+
+
+def test_a_block_in_the_other_of_two_equal_segments_is_told_as_moved() -> None:
+    other = record()
+    for row in (8, 10, 11):
+        other["addresses"][row] = 11 * MIB
+
+    found = compare(record(), other)
+
+    assert (found.verdict, found.moved) == ("places", 1)
+
+
+def test_frees_of_one_moment_may_come_in_another_order() -> None:
+    one, other = record(), record()
+    for each in (one, other):
+        drop(each, 4, 6)  # what went back at once
+    for column in ("sizes", "addresses"):
+        other[column][3:5] = reversed(other[column][3:5])
+
+    assert compare(one, other).verdict == "order of frees"
+
+
+def test_pages_of_an_expandable_segment_are_one_segment() -> None:
+    one = record()
+    one["actions"] = one["actions"].replace("S", "M")
+    one["addresses"] = [2 * MIB + address % MIB if address >= 10 * MIB else address for address in one["addresses"]]
+    other = copy.deepcopy(one)
+    other["addresses"] = [(1 << 40) + address for address in other["addresses"]]
+
+    assert compare(one, other).verdict == "equal"
+
+
+def test_a_file_that_was_cut_off_shows_what_was_whole(tmp_path: Path) -> None:
+    path = tmp_path / "sent.jsonl.gz"
+    for device in ("card", "twin"):
+        files.append(path, {**record(), "device": device})
+    whole = path.stat().st_size
+    files.append(path, {**record(), "device": "twin", "name": "cut off"})
+    path.write_bytes(path.read_bytes()[: whole + 20])
+
+    entries = list(files.read(path))
+
+    assert [each["device"] for each in entries] == ["card", "twin"]
+    assert "1 compared: 1 equal" in table.page(entries)
