@@ -16,6 +16,7 @@ from torch.cuda import memory
 
 from vramkit.allocator import NO_POOL, CachingAllocator, SegmentState, SimulatedOutOfMemory, segments_from_torch
 from vramkit.tape.events import TORCH_ACTIONS, Action
+from vramkit.torch_releases import tie_break_of
 
 MIB = 1 << 20
 
@@ -42,6 +43,9 @@ DEFAULTS = ",".join(filter(_is_known, KEPT))
 """What torch does not reset by itself when settings change at run time, of what this torch knows."""
 UNKNOWN = tuple(each.partition(":")[0] for each in KEPT if each not in DEFAULTS)
 """What only newer ones know."""
+
+IN_POOLS_FREES_WAIT = tie_break_of(torch.__version__) == "address"
+"""While a MemPool is used, torch 2.11 and older take it for a graph's capture, and look at no stream."""
 
 Event = tuple[int, int, int, int]
 Step = tuple[Any, ...]
@@ -216,7 +220,7 @@ def on_simulator(program: Sequence[Step], conf: str, real: Outcome, **options: A
     failed = []
     for number, (what, *arguments) in enumerate(program):
         if what in ("malloc", "pooled"):
-            if arguments[0]:
+            if arguments[0] and (what == "malloc" or not IN_POOLS_FREES_WAIT):
                 # Virtual kernels take no time, so whatever was waiting is over at the next allocation.
                 allocator.synchronize()
             try:
