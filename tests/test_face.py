@@ -124,7 +124,7 @@ def test_that_test_can_fail() -> None:
 
 def test_every_argument_of_a_verb_has_a_type() -> None:
     tree = {each: ast.parse(each.read_text()) for each in (ROOT / "vramkit").rglob("*.py")}
-    verbs = ("profile", "estimate", "auto_batch_size", "fixed", "load", "open_snapshot", "compare")
+    verbs = ("profile", "estimate", "auto_batch_size", "fixed", "load", "open_snapshot", "compare", "summary")
     functions = [
         (node.name, argument.arg, argument.annotation)
         for each in tree.values()
@@ -200,6 +200,9 @@ assert_type(vramkit.load("file.npz"), "vramkit.Profile | vramkit.Estimate")
 compared = vramkit.compare(predicted, result)
 assert_type(compared.tensors[0].difference + compared.peak_reserved.before, int)
 assert_type(compared.exceeds("2%"), bool)
+layers = vramkit.summary(model, input_size=(8, 4), dtypes=torch.float32)
+assert_type(layers.rows[0].multiply_adds, "int | None")
+assert_type(layers.estimate, vramkit.Estimate)
 """
 BAD = """
 import vramkit

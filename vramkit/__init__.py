@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from .estimation.estimate import estimate as estimate
     from .estimation.result import Estimate as Estimate
     from .gpus import GPU as GPU
+    from .layers.result import Summary as Summary
+    from .layers.rows import LayerRow as LayerRow
+    from .layers.summary import summary as summary
     from .loading import load as load
     from .profiling.profiler import profile as profile
     from .programs.batches import Fixed as Fixed
@@ -86,6 +89,9 @@ _HOMES = {
     "BatchSizeRow": "scaling.rows",
     "EngineName": "engines",
     "GPU": "gpus",
+    "summary": "layers.summary",
+    "Summary": "layers.result",
+    "LayerRow": "layers.rows",
     # how large a batch fits
     "auto_batch_size": "batch_size.auto",
     "fit_batch_size": "batch_size.fit",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from shown_pages import header_of
 from subprocesses import loaded_by
 from told_profiles import MIB, training
 
@@ -65,3 +66,16 @@ profile.to_memory_viz({str(tmp_path / "snapshot.pickle")!r})
 profile._repr_html_()
 """
     assert not loaded_by(code) & {"torch", "pandas", "matplotlib"}
+
+
+def test_the_page_is_of_the_second_with_the_first_beside_it(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report.html"
+
+    assert main(["compare", *files, "--html", str(path)]) == 0
+
+    [shown] = header_of(path)["beside"]
+    *_, (name, before, after), _ = shown["rows"]
+    assert (name, after - before) == ("most allocated", 96 * MIB)
+    assert capsys.readouterr().out.endswith("open it in a browser\n")

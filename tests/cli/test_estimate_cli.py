@@ -97,7 +97,7 @@ def test_several_sizes_are_a_table_and_one_that_does_not_fit_is_status_1(capsys:
         ("described:number", "is int"),
         ("described:nothing", "returned NoneType"),
         ("described:misspelt", "a dict with 'optimiser'"),
-        ("described:halfway", "a dict without 'batch'"),
+        ("described:halfway", "described:halfway returned has no 'batch'"),
     ],
 )
 def test_wrong_use_is_one_message_and_status_2(function: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,53 @@ def test_an_estimate_with_its_batch_sizes(
     assert [each["batch_size"] for each in found["batch_sizes"]] == [8, 16]
     assert found["batch_sizes"][0]["peak_allocated"] == found["result"]["devices"][0]["peak_allocated"]
     assert found["result"]["gpu"]["name"] == "t4"
+
+
+def test_a_layer_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "layered.py").write_text("import torch\ndef model():\n    return torch.nn.Linear(784, 10)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ["summary", "layered:model", "--engine", "fake", "--gpu", "t4", "--input-size", "784"]
+
+    code = main([*arguments, "--batch-size", "64", "--json", "-"])
+
+    found = json.loads(capsys.readouterr().out)
+    assert (code, found["kind"], found["fits"], found["batch_size"]) == (0, "summary", True, 64)
+    assert (found["parameters"], found["multiply_adds"]) == (7850, 64 * 7840)
+    assert [(each["name"], each["output_shape"]) for each in found["layers"]] == [("Linear", [64, 10])]
+    assert main(["summary", "layered:model", "--gpu", "t4"]) == 2
+    assert "neither a batch nor an input_size" in capsys.readouterr().err
+
+
+def test_a_comparison_and_its_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = training().profile(), training(bytes_per_number=8).profile()
+    files = [str(tmp_path / "a.npz"), str(tmp_path / "b.npz")]
+    before.save(files[0])
+    after.save(files[1])
+
+    assert main(["compare", *files, "--fail-above", "2%", "--json", "-"]) == 1
+
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], [found["before"], found["after"]]) == ("compare", files)
+    assert (found["fail_above"], found["exceeded"]) == ("2%", True)
+    assert found["devices"] == json.loads(json.dumps(vramkit.compare(before, after).to_dict()["devices"]))
+    assert main(["compare", *files, "--json", str(tmp_path / "c.json")]) == 0
+    assert capsys.readouterr().out == f"{vramkit.compare(before, after)}\n"
+    assert json.loads((tmp_path / "c.json").read_text())["exceeded"] is None
+
+
+def test_every_verb_has_it_and_the_page_says_what_each_writes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    verbs = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
+    page = (Path(vramkit.__file__).parents[1] / "docs" / "json.md").read_text()
+
+    assert {"run", "compare", "summary"} <= {*verbs}
+    for verb in verbs:
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        assert "--json FILE" in capsys.readouterr().out
+        assert f"\n| `{verb}` | `" in page
 
 
 def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:

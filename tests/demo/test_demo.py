@@ -24,6 +24,57 @@ LAYERS = (784, 128, 10)
 NUMBER = 4  # bytes of a float32
 
 
+@pytest.mark.parametrize(("data", "count", "first"), [("grey", 101_770, 100_480), ("colour", 394_634, 393_344)])
+def test_the_classifiers_of_grey_and_of_colour_images(data: str, count: int, first: int) -> None:
+    from vramkit.demo import images, training
+
+    layers = training.layers_for(images.SHAPES[data])
+    model = training.Classifier(layers)
+
+    assert sum(each.numel() for each in model.parameters()) == count
+    assert sum(each.numel() for each in model.hidden.parameters()) == first
+    assert Textbook(layers=layers, batch=1).parameter_count == count
+
+
+@pytest.mark.parametrize(("data", "per_image"), [("grey", 3_136), ("colour", 12_288)])
+def test_real_images_are_contiguous_numbers_from_0_to_1_of_ten_classes(data: str, per_image: int) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("PIL")
+    from vramkit.demo import images
+
+    found = images.load(data)
+
+    assert "scikit-learn" in found.source
+    assert found.pixels.shape == (len(found.labels), *images.SHAPES[data])
+    assert found.pixels[0].nbytes == per_image
+    assert found.pixels.flags.c_contiguous  # or a batch is copied when it is flattened
+    assert 0 <= found.pixels.min() < 0.1 < 0.9 < found.pixels.max() <= 1
+    assert sorted(set(found.labels.tolist())) == list(range(10))
+
+
+def test_without_scikit_learn_images_are_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vramkit.demo import images
+
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+
+    for data, shape in images.SHAPES.items():
+        found = images.load(data)
+        assert "generated images" in found.source
+        assert found.pixels.shape[1:] == shape
+
+
+def test_images_are_drawn_two_rows_of_pixels_in_a_line() -> None:
+    from vramkit.demo import images
+
+    grey = np.zeros((2, 1, 4, 3), np.float32)
+    grey[0, :, :2] = 1
+    red = np.zeros((1, 3, 2, 1), np.float32)
+    red[0, 0, 0] = 1
+
+    assert images.drawn(grey, colours=False) == "@@@\n"
+    assert images.drawn(red, colours=True) == "\x1b[38;2;255;0;0;48;2;0;0;0m▀\x1b[0m"
+
+
 def test_the_textbook_of_the_digit_classifier() -> None:
     count = 784 * 128 + 128 + 128 * 10 + 10
     book = Textbook(layers=LAYERS, batch=64)
@@ -51,14 +102,12 @@ def test_the_textbooks_parts_sum_and_only_data_grows_with_the_batch(
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.virtual_gpu)])
 @pytest.mark.parametrize("batch", [64, 100])
 def test_measured_and_textbook_agree_but_for_what_is_said(device: str, batch: int) -> None:
-    from vramkit.demo import training
+    from vramkit.demo import images, training
 
     random = np.random.default_rng(0)
-    digits = training.Digits(
-        random.random((256, LAYERS[0]), np.float32), random.integers(LAYERS[-1], size=256), "made here"
-    )
+    made = images.Images(random.random((256, 1, 28, 28), np.float32), random.integers(10, size=256), "made here")
 
-    result, losses, failed, accuracy = training.train(digits, device, steps=3, batch_size=batch, make=training.adam)
+    result, losses, failed, accuracy = training.train(made, device, steps=3, batch_size=batch, make=training.adam)
 
     book = Textbook(layers=LAYERS, batch=batch)
     measured = {category: training.most(result, category) for category in Category}
@@ -77,7 +126,9 @@ def test_measured_and_textbook_agree_but_for_what_is_said(device: str, batch: in
 @pytest.mark.parametrize("where", ["cpu", pytest.param("virtual", marks=pytest.mark.virtual_gpu)])
 def test_the_demo_explains_itself_on_two_screens(where: str, tmp_path: Path) -> None:
     device = ["--device", "cpu"] if where == "cpu" else ["--gpu", "rtx4090"]
-    options = ["--steps", "20", "--batch-size", "32", "--html", "demo.html", *device]
+    data = "grey" if where == "cpu" else "colour"
+    layers = LAYERS if where == "cpu" else (3_072, 128, 10)
+    options = ["--data", data, "--steps", "20", "--batch-size", "32", "--html", "demo.html", *device]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "vramkit", "demo", *options],
         capture_output=True,
@@ -101,7 +152,7 @@ def test_the_demo_explains_itself_on_two_screens(where: str, tmp_path: Path) -> 
     assert ("the CPU computes the values" in " ".join(lines)) == (where == "virtual")
     for size in (64, 256, 1024, 4096):
         for optimizer in ("sgd", "adam"):
-            assert f"{Textbook(layers=LAYERS, batch=size, optimizer=optimizer).total:,}" in done.stdout
+            assert f"{Textbook(layers=layers, batch=size, optimizer=optimizer).total:,}" in done.stdout
 
 
 def test_the_cpu_says_plainly_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

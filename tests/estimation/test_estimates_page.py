@@ -69,3 +69,22 @@ def test_the_command_line_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     curve = header_of(tmp_path / "report.html")["prediction"]["curve"]
     assert [point["batch_size"] for point in curve] == [8, 24]
+
+
+def test_what_was_measured_has_what_was_predicted_beside_it(estimate: vramkit.Estimate, tmp_path: Path) -> None:
+    model = torch.nn.Linear(512, 512)
+    with vramkit.profile(model, device="cpu") as prof:
+        model(torch.zeros(8, 512)).sum().backward()
+    profile, path = prof.result, tmp_path / "measured.html"
+
+    profile.to_html(path, beside=estimate)
+
+    [shown] = header_of(path)["beside"]
+    rows = {name: figures for name, *figures in shown["rows"]}
+    assert shown["heads"] == ["predicted", "measured"]
+    assert rows["gradients"] == [estimate.peak.gradients, profile.peak.gradients]
+    assert rows["most allocated"] == [estimate.peak_allocated, profile.peak_allocated]
+    estimate.to_html(path, batch_sizes=[], beside=profile)
+    assert header_of(path)["beside"][0]["heads"] == ["measured", "predicted"]
+    estimate.to_html(path, batch_sizes=[])
+    assert header_of(path)["beside"] == []

@@ -25,7 +25,7 @@ def test_a_document_is_json_and_its_parts_sum_to_what_is_allocated(tape: Tape) -
     for moment in (device["peak"], device["final"]):
         parts = sum(getattr(result.peak if moment is device["peak"] else result.final, name) for name in _parts(moment))
         assert parts + moment["slack"] == moment["allocated"]
-        assert moment["allocated"] + moment["cached"] == moment["reserved"]
+        assert moment["allocated"] + moment["cached"] + moment["graph_pools"] == moment["reserved"]
     assert device["peak"]["allocated"] == device["peak_allocated"] == result.peak_allocated
     assert device["highest"] == {category.name: result.timeline.of(category).max(initial=0) for category in Category}
     assert [each["peak_allocated"] for each in device["steps"]] == [each.peak_allocated for each in result.steps]
@@ -52,12 +52,12 @@ def test_metrics_are_flat_numbers_that_sum_as_the_peak_does(tape: Tape) -> None:
     metrics = Profile(tape=tape, capacity=100, outside=7).metrics()
 
     assert all(type(value) is int for value in metrics.values())
-    above = {"cached", "outside"}
+    above = {"cached", "graph_pools", "outside"}
     whole = sum(metrics[f"peak_{part.name}"] for part in fields(vramkit.Breakdown) if part.name not in above)
     assert whole == metrics["peak_allocated"] == tape.peak_allocated
     assert metrics["peak_used"] == tape.peak_reserved + 7
 
 
 def _parts(moment: dict[str, object]) -> set[str]:
-    sums = {"requested", "allocated", "reserved", "used", "slack", "cached", "outside"}
+    sums = {"requested", "allocated", "reserved", "used", "slack", "cached", "graph_pools", "outside"}
     return set(moment) - sums - {"step", "phase", "module"}

@@ -30,7 +30,7 @@ def test_categories_and_slack_sum_to_allocated_at_every_moment(tape: Tape) -> No
     for moment in range(len(timeline)):
         at = timeline.breakdown_at(moment)
         assert sum(at.of(category) for category in Category) + at.slack == at.allocated == timeline.allocated[moment]
-        assert at.allocated + at.cached == at.reserved == timeline.reserved[moment]
+        assert at.allocated + at.cached + at.graph_pools == at.reserved == timeline.reserved[moment]
 
 
 @given(tapes())

@@ -310,6 +310,17 @@ def test_it_builds_without_warnings_from_the_headers_that_come_with_torch(
 
 
 @pytest.mark.virtual_gpu
+@pytest.mark.parametrize("children", [False, True])
+def test_kernels_are_compiled_where_the_compiler_finds_this_gpu(children: bool) -> None:
+    code = 'import os; result = os.environ["TORCHINDUCTOR_COMPILE_THREADS"]'
+    workers_want_a_gpu = build.find_torch().release < (2, 14)
+
+    threads = run_on("t4", code, environment={"TORCHINDUCTOR_COMPILE_THREADS": "8"}, children=children)
+
+    assert threads == ("1" if workers_want_a_gpu and not children else "8")
+
+
+@pytest.mark.virtual_gpu
 def test_imports_of_a_library_are_read_without_binutils() -> None:
     from vramkit.virtual_gpu.elf import imported_names
 
@@ -338,3 +349,21 @@ def test_children_cannot_be_served_from_a_folder_that_the_loader_cannot_name(tmp
 
     assert "has a space or a colon in its name" in answer
     assert "Set XDG_CACHE_HOME" in answer
+
+
+@pytest.mark.virtual_gpu
+def test_compiled_kernels_go_to_a_cache_of_virtual_gpus() -> None:
+    users = {"TORCHINDUCTOR_CACHE_DIR": "/users/inductor", "TRITON_CACHE_DIR": "/users/triton"}
+    names = [*users, "TORCH_COMPILE_CACHE_KEY_TAG"]
+    child = f"import os; print(*(os.environ[name] for name in {names}))"
+    code = f"""
+    import os, subprocess, sys
+    result = [os.environ[name] for name in {names}]
+    result.append(subprocess.run([sys.executable, "-c", {child!r}], capture_output=True, text=True).stdout.strip())
+    """
+
+    *found, inherited = run_on("t4", code, environment=users)
+
+    folder = cache.cache_folder() / "compiled"
+    assert found == [str(folder / "inductor"), str(folder / "triton"), "virtual GPU"]
+    assert inherited == " ".join(found)

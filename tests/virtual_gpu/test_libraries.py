@@ -43,7 +43,9 @@ FACTORED: dict[str, Asked] = {
     "qr": lambda a: torch.matmul(*L.qr(a[..., :4])),
     "cholesky": lambda a: L.cholesky(positive(a)),
     "eigh": lambda a: L.eigvalsh(positive(a)),
+    "eig": lambda a: L.eig(a).eigenvalues.abs().sort().values,
     "eigvals": lambda a: L.eigvals(a).abs().sort().values,
+    "matrix_exp": L.matrix_exp,
     "solve": lambda a: L.solve(a, a[..., :2]),
     "lu": lambda a: tuple(L.lu(a)),
     "lstsq": lambda a: L.lstsq(a[..., :4], a[..., :2]).solution,
@@ -109,7 +111,7 @@ def test_rows_of_an_embedding_with_sparse_gradients_are_trained_as_on_the_cpu() 
 
 
 @pytest.mark.parametrize("size", [4, 200], ids=["computed", "too large"])
-@pytest.mark.parametrize("name", ["svd", "inv", "cholesky", "eigh", "solve", "lstsq", "det", "ldl", "eigvals"])
+@pytest.mark.parametrize("name", ["svd", "inv", "cholesky", "eigh", "solve", "lstsq", "det", "ldl", "eig", "eigvals"])
 def test_a_factorization_succeeds_whatever_another_tensor_left_behind(name: str, size: int) -> None:
     # 200 x 200 numbers are too many to be computed: what says that it succeeded must not be a leftover.
     a = torch.eye(size, device="cuda")
@@ -120,6 +122,29 @@ def test_a_factorization_succeeds_whatever_another_tensor_left_behind(name: str,
         FACTORED[name](a)
 
     assert prof.result.notes == ()
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (4, 64, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_routine_for_eigenvalues_of_symmetric_matrices_answers(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    # cuSOLVER has several, and torch chooses by size, type and batch; of doubles these are too many to compute.
+    a = numbers(*shape).to(dtype)
+    a = a + a.mT
+
+    values, vectors = L.eigh(a.cuda())
+
+    assert vectors.shape == shape
+    assert dtype is torch.float64 or torch.allclose(values.cpu(), L.eigvalsh(a), atol=1e-3)
+
+
+def test_exponentials_of_matrices_that_were_not_computed_take_what_those_of_zeros_take() -> None:
+    many = torch.empty(3, 200, 200, device="cuda")
+    few = many.flatten()[:48].view(3, 4, 4)
+
+    assert L.matrix_exp(many).shape == many.shape
+    assert taken_by(lambda: L.matrix_exp(few)) == taken_by(lambda: L.matrix_exp(torch.zeros_like(few)))[1:]
 
 
 def test_a_matrix_that_has_no_factors_is_refused_as_on_a_card() -> None:

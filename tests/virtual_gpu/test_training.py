@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 
@@ -385,6 +386,24 @@ def test_a_cuda_graph_keeps_its_memory_in_a_pool_of_its_own() -> None:
 
     assert y.shape == x.shape
     assert tuple(graph.pool()) in pools
+
+
+def test_who_synchronises_finds_that_the_autograd_thread_has_let_go() -> None:
+    model, x = torch.nn.Linear(512, 512).cuda(), torch.zeros(8, 512, device="cuda")
+    model(x).sum().backward()
+    torch.cuda.synchronize()
+    before, left = torch.cuda.memory_allocated(), set()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60)  # as on a busy machine: the thread waits for Python's lock until it is handed over
+    try:
+        for _ in range(50):
+            torch.autograd.grad(model(x).sum(), [*model.parameters()])
+            torch.cuda.synchronize()
+            left.add(torch.cuda.memory_allocated() - before)
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert left == {0}
 
 
 def test_random_numbers_can_be_drawn_in_a_captured_graph() -> None:

@@ -6,6 +6,7 @@ import ctypes
 import math
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -36,9 +37,11 @@ ASKED: dict[str, Callable[[torch.Tensor], Any]] = {
     "topk": lambda x: tuple(x.float().topk(2)),
     "argsort": lambda x: x.argsort(stable=True),
     "cumsum": lambda x: x.cumsum(0),
+    "cummax": lambda x: tuple(x.cummax(0)),
     "unique": lambda x: x.unique(return_inverse=True, return_counts=True),
     "unique_consecutive": lambda x: x.sort().values.unique_consecutive(return_counts=True),
     "unique of rows": lambda x: torch.stack([x, x]).T.unique(dim=0),
+    "segment_reduce": lambda x: torch.segment_reduce(x.repeat_interleave(x).double(), "max", lengths=x[x > 0]),
     "repeat_interleave": lambda x: x.repeat_interleave(x),
     "bincount": lambda x: x.bincount(),
     "one_hot": lambda x: F.one_hot(x),
@@ -89,6 +92,61 @@ def test_results_of_out_and_in_place_operators_are_written_where_they_belong() -
 
     assert out.tolist() == [1, 2, 3, 4]
     assert a.tolist() == [1, 0, 0, 10]
+
+
+def test_each_of_several_out_arguments_is_written_however_often() -> None:
+    x = torch.tensor([3.0, 1.0, 2.0], device="cuda")
+    values, places = torch.empty(3, device="cuda"), torch.empty(3, dtype=torch.long, device="cuda")
+
+    for _ in range(30):
+        torch.topk(x, 3, out=(values, places))
+        assert (values.tolist(), places.tolist()) == ([3, 2, 1], [0, 2, 1])
+        torch.sort(x, out=(values, places))
+        assert (values.tolist(), places.tolist()) == ([1, 2, 3], [1, 2, 0])
+
+
+def summed_bags(device: str, **how: Any) -> torch.Tensor:
+    places = torch.arange(12, device=device) * 7 % 20
+    offsets = torch.tensor([0, 4, 4, 9, 12], device=device)
+    table = torch.linspace(-1, 1, 120, device=device).view(20, 6).sin().requires_grad_()
+    bags = F.embedding_bag(places, table, offsets if how.get("include_last_offset") else offsets[:-1], **how)
+    weights = torch.arange(1.0, 1 + bags.numel(), device=device).view_as(bags)
+    return torch.autograd.grad((bags * weights).sum(), table)[0].to_dense()
+
+
+def log_sigmoid(device: str) -> torch.Tensor:
+    x = torch.linspace(-4, 4, 9, device=device, requires_grad=True)
+    return torch.autograd.grad(F.logsigmoid(x).sum(), x)[0]
+
+
+def sign(device: str) -> torch.Tensor:
+    x = torch.linspace(-4, 4, 9, device=device, requires_grad=True)
+    return torch.autograd.grad(x.sgn().sum(), x)[0]
+
+
+def norm_in_evaluation(device: str) -> torch.Tensor:
+    x = torch.linspace(-4, 4, 24, device=device, requires_grad=True)
+    mean, variance = torch.zeros(3, device=device), torch.full((3,), 4.0, device=device)
+    output, *_ = torch.native_batch_norm(x.view(2, 3, 4), None, None, mean, variance, False, 0.1, 1e-5)
+    return torch.autograd.grad(output.pow(2).sum(), x)[0]
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        *(partial(summed_bags, mode=mode) for mode in ("sum", "mean", "max")),
+        *(partial(summed_bags, mode=mode, include_last_offset=True) for mode in ("sum", "mean", "max")),
+        partial(summed_bags, mode="sum", sparse=True),
+        partial(summed_bags, mode="mean", padding_idx=7),
+        log_sigmoid,
+        sign,  # a tensor of zeros that has no memory
+        norm_in_evaluation,
+    ],
+)
+def test_a_backward_is_as_on_the_cpu_whatever_each_forward_keeps_for_it(
+    gradient: Callable[[str], torch.Tensor],
+) -> None:
+    assert torch.allclose(gradient("cuda").cpu(), gradient("cpu"), atol=1e-5)
 
 
 def test_a_thread_of_its_own_computes_from_its_first_operator_on() -> None:
@@ -350,3 +408,14 @@ def test_a_child_that_never_asked_for_vramkit_computes_as_its_parent_does() -> N
     """
 
     assert run_on("t4", code).split() == ["FOUND", "2", "False"]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_operators_that_take_functions_run() -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    q = torch.zeros(1, 1, 64, 16, device="cuda")
+    output = flex_attention(q, q, torch.ones_like(q), score_mod=lambda score, *_: score)
+
+    assert output.shape == q.shape
+    assert bool((output == 1).all())

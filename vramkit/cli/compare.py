@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from .printing import show
+from .saving import JSON, PAGE, STDOUT, add_html_option, check_can_save, write_json, write_page
 from .view import open_result
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ def add_to(verbs: Verbs) -> None:
         "no growth. Allocated memory is exactly repeatable; reserved memory decides what fits, and moves in steps of 2 "
         "MiB and more",
     )
+    add_html_option(parser)
+    parser.add_argument("--json", metavar="FILE", help="also write everything as JSON; -: to stdout, and no text")
     parser.set_defaults(main=main)
 
 
@@ -38,11 +42,25 @@ def main(options: argparse.Namespace) -> int:
     """Print the comparison of two files. Returns the exit code."""
     from ..comparison.result import compare
 
+    if options.json is not None:
+        check_can_save(JSON, options.json)
+    if options.html is not None:
+        check_can_save(PAGE, options.html)
     before, after = open_result(options.before), open_result(options.after)
     comparison = compare(before, after)
     exceeded = options.fail_above is not None and comparison.exceeds(options.fail_above)
-    print(comparison.report())
-    if options.fail_above is not None:
-        grew = "grew by more than" if exceeded else "did not grow by more than"
-        print(f"\nPeak memory {grew} {options.fail_above}.")
+    written = ""
+    if options.html is not None:
+        written = write_page(lambda path: after.to_html(path, beside=before), options.html)
+    if options.json != STDOUT:
+        show(comparison.report())
+        if options.fail_above is not None:
+            grew = "grew by more than" if exceeded else "did not grow by more than"
+            show(f"\nPeak memory {grew} {options.fail_above}.")
+        if written:
+            show(f"\n{written}")
+    if options.json is not None:
+        files = {"before": options.before, "after": options.after}
+        limit = {"fail_above": options.fail_above, "exceeded": None if options.fail_above is None else exceeded}
+        write_json({"kind": "compare", **files, **limit, **comparison.to_dict()}, options.json)
     return int(exceeded)

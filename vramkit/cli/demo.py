@@ -1,14 +1,16 @@
-"""``vramkit demo``: a digit classifier's training step, measured, explained, and held against the textbook."""
+"""``vramkit demo``: an image classifier's training step, measured, explained, and held against the textbook."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceError, DoesNotFit, UsageError
 from ..gpus.installed import cuda_devices
+from .colours import shows_colours
 from .printing import show
 from .saving import JSON, PAGE, STDOUT, add_html_option, check_can_save, write_json, write_page
 
@@ -22,9 +24,17 @@ def add_to(verbs: Verbs) -> None:
     """Add the verb to the command line."""
     parser = verbs.add_parser(
         "demo",
-        help="train a small digit classifier and explain its memory",
-        description="Trains a 784-128-10 network on handwritten digits for a few steps, prints where the memory went, "
-        "and holds it against the textbook's formulas. Uses this machine's GPU, else the virtual GPU, else the CPU.",
+        help="train a small image classifier and explain its memory",
+        description="Trains a network of two layers on grey or colour images for a few steps, prints where the memory "
+        "went, and holds it against the textbook's formulas. Uses this machine's GPU, else the virtual GPU, else the "
+        "CPU.",
+    )
+    parser.add_argument(
+        "--data",
+        choices=("grey", "colour"),
+        default="grey",
+        help="digits of 1x28x28 pixels and 101,770 parameters, or pieces of photographs, 3x32x32 and 394,634 (default: "
+        "%(default)s)",
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where that can be, real or virtual")
     parser.add_argument("--gpu", metavar="NAME|SIZE|real", help="a virtual GPU of this kind (see `vramkit gpus`)")
@@ -63,12 +73,21 @@ def main(options: argparse.Namespace) -> int:
             tell(f"{write_page(result.to_html, options.html)}\n")
 
     try:
-        shown = training.show(where, place, steps=options.steps, batch_size=options.batch_size, tell=tell, keep=keep)
+        shown = training.show(
+            options.data,
+            where,
+            place,
+            colours=shows_colours(sys.stdout),
+            steps=options.steps,
+            batch_size=options.batch_size,
+            tell=tell,
+            keep=keep,
+        )
     except (torch.OutOfMemoryError, MemoryError) as error:  # outside of what is measured: while these were made
         part = "this many images don't fit" if isinstance(error, MemoryError) else "not even its model fits"
         raise DoesNotFit("The demo was to run on this device", part, str(error)) from error
     if options.json is not None:
-        write_json({"kind": "demo", "place": place, **_document(shown)}, options.json)
+        write_json({"kind": "demo", "data": options.data, "place": place, **_document(shown)}, options.json)
     return int(shown.ran_out)
 
 

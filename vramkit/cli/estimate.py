@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import inspect
-import os
-import sys
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..errors import UsageError, VramkitError
 from ..sizes import format_size
+from .functions import HELP, arguments_from, check_arguments, step_traceback_told
 from .printing import show
 from .saving import JSON, PAGE, STDOUT, add_html_option, check_can_save, save, write_json, write_page
 
@@ -21,8 +16,9 @@ if TYPE_CHECKING:
     from ..scaling.rows import BatchSizeRow
     from . import Verbs
 
-_ASKED = "vramkit estimate was given a function"
 _SAVED = "The estimate"
+
+_VERB = "vramkit estimate"
 
 
 def add_to(verbs: Verbs) -> None:
@@ -35,7 +31,7 @@ def add_to(verbs: Verbs) -> None:
         epilog="Exit code: 0 if it fits (with several batch sizes: each of them), 1 if it does not, 2 for wrong use "
         "and for a function or a step that fails.",
     )
-    parser.add_argument("function", metavar="MODULE:FUNCTION", help="as from this folder, such as package.train:build")
+    parser.add_argument("function", metavar="MODULE:FUNCTION", help=HELP)
     parser.add_argument("--gpu", metavar="NAME|SIZE", help="a card of `vramkit gpus`, or a size such as '24 GiB'")
     parser.add_argument("--batch-size", type=int, nargs="+", metavar="N", help="resize the batch; several: a table too")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: 3)")
@@ -49,14 +45,8 @@ def add_to(verbs: Verbs) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Predict, and print. Returns the exit code."""
-    try:
+    with step_traceback_told():
         return _predict(options)
-    except VramkitError as error:
-        from ..programs.failures import StepTraceback
-
-        if isinstance(error.__cause__, StepTraceback):  # of which the error's own text speaks
-            print(error.__cause__, file=sys.stderr)
-        raise
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -66,7 +56,7 @@ def _predict(options: argparse.Namespace) -> int:
         check_can_save(JSON, options.json)
     if options.html is not None:
         check_can_save(PAGE, options.html)
-    given = _arguments(options.function)
+    given = arguments_from(_VERB, options.function)
     sizes: list[int] = options.batch_size or []
     named = {
         "gpu": options.gpu,
@@ -77,20 +67,7 @@ def _predict(options: argparse.Namespace) -> int:
     given |= {name: value for name, value in named.items() if value is not None}
     from ..estimation.estimate import estimate
 
-    known = inspect.signature(estimate).parameters
-    if unknown := [name for name in given if name not in known]:
-        raise UsageError(
-            _ASKED,
-            f"{options.function} returned a dict with {', '.join(map(repr, unknown))}",
-            "vramkit.estimate has no such argument",
-            f"It has {', '.join(known)}",
-        )
-    if missing := [name for name in ("model", "batch") if name not in given]:
-        raise UsageError(
-            _ASKED,
-            f"{options.function} returned a dict without {' and '.join(map(repr, missing))}",
-            instead=f"It returned {', '.join(map(repr, given))}",
-        )
+    check_arguments(_VERB, options.function, given, estimate)
     found: Estimate = estimate(**given)
     tell = _nothing if options.json == STDOUT else show
     tell(found.report())
@@ -128,58 +105,3 @@ def table(rows: tuple[BatchSizeRow, ...]) -> str:
         for row in rows
     ]
     return "\n".join(lines)
-
-
-def _arguments(name: str) -> dict[str, Any]:
-    """What the function that is meant returns, as arguments of ``vramkit.estimate``."""
-    result = _result_of(name)
-    if isinstance(result, Mapping):
-        return {str(key): value for key, value in result.items()}
-    if isinstance(result, (tuple, list)) and len(result) == 2:
-        return {"model": result[0], "batch": result[1]}
-    raise UsageError(
-        _ASKED,
-        f"{name} returned {type(result).__name__}",
-        "It has to say what is trained",
-        'Return (model, batch), or a dict such as {"model": model, "batch": batch, "optimizer": torch.optim.AdamW}',
-    )
-
-
-def _result_of(name: str) -> object:
-    try:
-        return _function(name)()
-    except VramkitError:
-        raise
-    except (Exception, SystemExit) as error:
-        from ..programs.failures import StepTraceback, failure_of
-
-        failure = failure_of("call it", error)
-        raise UsageError(
-            f"vramkit estimate was to call {name}",
-            f"it raised {failure.kind}: {failure.text}",
-            instead="Make sure that it can be imported here and called without arguments; the traceback above says "
-            "where it stopped",
-        ) from StepTraceback(f"in {name}", failure.traceback)
-
-
-def _function(name: str) -> Callable[[], object]:
-    module_name, colon, path = name.partition(":")
-    if not (module_name and colon and path) or module_name.startswith("."):
-        raise UsageError(_ASKED, f"{name!r} names none", instead="Write MODULE:FUNCTION, such as package.train:build")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and misses something itself
-        raise UsageError(
-            _ASKED, f"there is no module {module_name!r}", instead="Call it from the folder that holds it"
-        ) from error
-    for part in path.split("."):
-        if not hasattr(found, part):
-            raise UsageError(_ASKED, f"{module_name!r} has no {path!r}", instead="Name a function without arguments")
-        found = getattr(found, part)
-    if not callable(found):
-        raise UsageError(_ASKED, f"{name} is {type(found).__name__}", instead="Name a function without arguments")
-    return found  # type: ignore[no-any-return] # what it takes and returns shows when it is called

@@ -6,17 +6,20 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from typing import TextIO
+
+from .colours import coloured, shows_colours
 
 
 def show(text: str) -> None:
     """Print to the standard output; what its encoding lacks is shown as Python would write it."""
-    print(_encodable(text, getattr(sys.stdout, "encoding", None)), flush=True)
+    print(_shown(text, sys.stdout), flush=True)
 
 
 def tell(text: str) -> None:
     """Write to the standard error stream, after whatever the script wrote."""
     flush()
-    survive(lambda: print(_encodable(text, getattr(sys.stderr, "encoding", None)), file=sys.stderr, flush=True))
+    survive(lambda: print(_shown(text, sys.stderr), file=sys.stderr, flush=True))
 
 
 def flush() -> None:
@@ -40,6 +43,9 @@ def survive(write: Callable[[], object]) -> None:
         os.close(nowhere)
 
 
-def _encodable(text: str, encoding: str | None) -> str:
-    name = encoding or "utf-8"
+def _shown(text: str, stream: TextIO | None) -> str:
+    """As the stream can show it: in colours, or without what its encoding lacks."""
+    if shows_colours(stream):
+        text = coloured(text)
+    name = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(name, "backslashreplace").decode(name)

@@ -10,10 +10,10 @@ from functools import cached_property
 
 import numpy as np
 
-from ..reports.moment import owners
 from ..reports.tree import shown_name, starred_names
 from ..tape.events import Ints, Module, Phase, Table
 from ..tape.memory import MemoryResult
+from ..tape.owners import owners
 from .matching import label_of, match_lines, match_modules
 
 
@@ -33,7 +33,7 @@ class Side:
     @cached_property
     def owner(self) -> Ints:
         """Of each of these the module that it belongs to, by its place in ``Pair.modules``; -1: none."""
-        return np.append(self.place, -1)[owners(self.result)[self._rows]]
+        return np.append(self.place, -1)[owners(self.result.tape)[self._rows]]
 
     @cached_property
     def recomputed(self) -> Ints:

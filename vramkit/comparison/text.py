@@ -21,8 +21,13 @@ _ROWS = 8
 _STEPS = 6
 _FAR = 10.0  # times; the figures themselves say more than a percentage
 _SINGULAR = {**{c: name.removesuffix("s") for c, name in CATEGORY_NAMES.items()}, Category.TEMPORARY: "temporary"}
-_NOT_CATEGORIES = {"slack": "rounding and unsplit slack", "cached": "cached", "outside": "CUDA context, others"}
-_LEFT_OUT = ("cached",)  # it is of the peak of allocated memory, and reserved memory has another
+_NOT_CATEGORIES = {
+    "slack": "rounding and unsplit slack",
+    "cached": "cached",
+    "graph_pools": "graph pools",
+    "outside": "CUDA context, others",
+}
+_LEFT_OUT = ("cached", "graph_pools")  # they are of the peak of allocated memory, and reserved memory has another
 
 
 class Compared(Protocol):

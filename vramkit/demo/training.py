@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import gc
-import importlib
+import math
 import textwrap
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -19,11 +15,11 @@ from ..profiling.profiler import profile
 from ..results.profile import Profile
 from ..sizes import format_size
 from ..tape.events import Category
+from .images import CLASSES, Data, Images, drawn, load
 from .textbook import Textbook
 
-LAYERS = (784, 128, 10)
 BATCHES = (64, 256, 1024, 4096)
-_SIDE = 28
+_WIDTH_OF_HIDDEN = 128
 _WIDTH = 100
 _ROWS = (
     (Category.PARAMETER, "parameters", "parameters"),
@@ -34,64 +30,29 @@ _ROWS = (
 )
 
 
-class DigitClassifier(nn.Module):
-    """Two fully connected layers with a ReLU between them."""
+class Classifier(nn.Module):
+    """Two fully connected layers with a ReLU between them.
 
-    def __init__(self) -> None:
+    Args:
+        layers: widths, from the input to the output.
+    """
+
+    def __init__(self, layers: tuple[int, ...]) -> None:
         super().__init__()
-        inputs, width, classes = LAYERS
+        inputs, width, classes = layers
         self.hidden = nn.Linear(inputs, width)
         self.relu = nn.ReLU()
         self.output = nn.Linear(width, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Scores of the ten digits for images of shape ``(batch, 784)``."""
-        scores: torch.Tensor = self.output(self.relu(self.hidden(images)))
+        """Scores of the classes for images of shape ``(batch, channels, height, width)``."""
+        scores: torch.Tensor = self.output(self.relu(self.hidden(images.flatten(1))))
         return scores
 
 
-@dataclass(frozen=True)
-class Digits:
-    """Labelled images. Not tensors: on the CPU the profile would show the whole set beside each batch."""
-
-    images: npt.NDArray[np.float32]
-    """Shape ``(count, 784)``."""
-    labels: npt.NDArray[np.int64]
-    """Shape ``(count,)``."""
-    source: str
-    """Where they are from."""
-
-    def batches(self, size: int, device: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches of any size on a device, without end; an image comes up as often as it has to."""
-        generator = np.random.default_rng(0)
-        while True:
-            chosen = generator.integers(len(self.images), size=size)
-            # No name for a batch here: it would live on, into the making of the next one.
-            yield (
-                torch.from_numpy(self.images[chosen]).to(device),
-                torch.from_numpy(self.labels[chosen]).to(device),
-            )
-
-
-def load_digits() -> Digits:
-    """Scikit-learn's handwritten digits, up-sampled to 28x28; without it, generated images of that shape."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            sklearn = importlib.import_module("sklearn.datasets")
-    except ImportError:
-        generator = np.random.default_rng(0)
-        images = generator.random((2048, LAYERS[0]), np.float32)
-        labels = generator.integers(LAYERS[-1], size=2048)
-        return Digits(images, labels, "generated images (scikit-learn, which brings real digits, is not installed)")
-    images, labels = sklearn.load_digits(return_X_y=True)
-    small = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
-    large = nn.functional.interpolate(small, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False)
-    return Digits(
-        large.reshape(-1, LAYERS[0]).numpy(),
-        np.asarray(labels, np.int64),
-        f"scikit-learn's {len(labels):,} handwritten digits, up-sampled from 8x8 to {_SIDE}x{_SIDE}",
-    )
+def layers_for(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """The classifier's widths for images of a shape."""
+    return math.prod(shape), _WIDTH_OF_HIDDEN, CLASSES
 
 
 class Trained(NamedTuple):
@@ -107,29 +68,29 @@ class Trained(NamedTuple):
 
 
 def train(
-    digits: Digits, device: str, *, steps: int, batch_size: int, make: Callable[[nn.Module], torch.optim.Optimizer]
+    images: Images, device: str, *, steps: int, batch_size: int, make: Callable[[nn.Module], torch.optim.Optimizer]
 ) -> Trained:
     """Train a new classifier."""
     torch.manual_seed(0)
     losses: list[torch.Tensor] = []
     failed = False
-    model = DigitClassifier().to(device)
+    model = Classifier(layers_for(images.pixels.shape[1:])).to(device)
     optimizer = make(model)
-    batches = digits.batches(batch_size, device)
+    batches = images.batches(batch_size, device)
     measuring = profile(model, optimizer, device=device)
     try:
         with measuring:
             for _ in range(steps):
-                images, labels = next(batches)
+                pixels, labels = next(batches)
                 optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(model(images), labels)
+                loss = nn.functional.cross_entropy(model(pixels), labels)
                 torch.autograd.backward(loss)
                 optimizer.step()
                 losses.append(loss.detach().cpu())
-                del images, labels, loss
+                del pixels, labels, loss
     except torch.OutOfMemoryError:
         failed = True
-    accuracy = 0.0 if failed else _accuracy(model, digits, device)
+    accuracy = 0.0 if failed else _accuracy(model, images, device)
     # The next training starts with as little as this one did.
     del model, optimizer, batches
     gc.collect()
@@ -137,9 +98,9 @@ def train(
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, digits: Digits, device: str) -> float:
-    told = model(torch.from_numpy(digits.images).to(device)).argmax(1).cpu()
-    return float((told == torch.from_numpy(digits.labels)).float().mean())
+def _accuracy(model: nn.Module, images: Images, device: str) -> float:
+    told = model(torch.from_numpy(images.pixels).to(device)).argmax(1).cpu()
+    return float((told == torch.from_numpy(images.labels)).float().mean())
 
 
 def adam(model: nn.Module) -> torch.optim.Optimizer:
@@ -169,9 +130,11 @@ class Shown(NamedTuple):
 
 
 def show(
+    data: Data,
     where: str,
     place: str,
     *,
+    colours: bool,
     steps: int,
     batch_size: int,
     tell: Callable[[str], object],
@@ -180,58 +143,74 @@ def show(
     """Train, and explain everything.
 
     Args:
+        data: which images.
         where: "cuda", "virtual" (CUDA without values) or "cpu".
         place: a sentence that says where it runs.
+        colours: draw images in colours; False: in ASCII.
         steps: of the training.
         batch_size: images in a batch.
         tell: prints.
         keep: is called with the profile once it is printed.
     """
     device = "cpu" if where == "cpu" else "cuda"
-    digits = load_digits()
+    images = load(data)
+    shape = images.pixels.shape[1:]
+    layers = layers_for(shape)
+    size = "x".join(map(str, shape))
     for line in (
-        f"Training a {'-'.join(map(str, LAYERS))} classifier with Adam on {digits.source}: {steps} steps of "
+        f"Training a {'-'.join(map(str, layers))} classifier with Adam on {images.source}: {steps} steps of "
         f"{batch_size} images.",
         place,
+        f"Three of them: {size} numbers each, {layers[0]:,} of 4 B.",
     ):
         tell(textwrap.fill(line, _WIDTH))
-    first = train(digits, device, steps=steps, batch_size=batch_size, make=adam)
+    third = len(images.pixels) // 3
+    tell(f"{drawn(images.pixels[third // 2 :: third][:3], colours=colours)}\n")
+    first = train(images, device, steps=steps, batch_size=batch_size, make=adam)
     result, losses, failed, accuracy = first
     if where == "virtual":
         tell("So there is no loss and no accuracy to show.")
     elif losses:
-        right = "" if failed else f" Then {accuracy:.0%} of the {len(digits.images):,} images are told rightly."
+        right = "" if failed else f" Then {accuracy:.0%} of the {len(images.pixels):,} images are told rightly."
         tell(f"Loss: {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last.{right}")
     tell(f"\n{result}\n")
     keep(result)
     if failed:
         return Shown(first, {}, {})
-    with_adam = {size: train(digits, device, steps=3, batch_size=size, make=adam) for size in BATCHES}
-    with_sgd = {size: train(digits, device, steps=3, batch_size=size, make=sgd) for size in BATCHES}
+    with_adam = {size: train(images, device, steps=3, batch_size=size, make=adam) for size in BATCHES}
+    with_sgd = {size: train(images, device, steps=3, batch_size=size, make=sgd) for size in BATCHES}
     shown = Shown(first, with_adam, with_sgd)
     if shown.ran_out:
         tell("The textbook's batches do not all fit on this device, so there is no table.")
     else:
         tell(
-            table({n: each.profile for n, each in with_adam.items()}, {n: each.profile for n, each in with_sgd.items()})
+            table(
+                layers,
+                {n: each.profile for n, each in with_adam.items()},
+                {n: each.profile for n, each in with_sgd.items()},
+            )
         )
     return shown
 
 
-def table(with_adam: dict[int, Profile], with_sgd: dict[int, Profile]) -> str:
+def table(layers: tuple[int, ...], with_adam: dict[int, Profile], with_sgd: dict[int, Profile]) -> str:
     """The textbook's bytes beside those that were measured, and why they differ.
 
     Args:
-        with_adam: profiles of the classifier, trained with Adam, by batch size.
+        layers: widths of the classifier.
+        with_adam: profiles of it, trained with Adam, by batch size.
         with_sgd: the same with plain SGD.
     """
-    books = {size: Textbook(layers=LAYERS, batch=size) for size in with_adam}
-    plain = {size: Textbook(layers=LAYERS, batch=size, optimizer="sgd") for size in with_sgd}
+    books = {size: Textbook(layers=layers, batch=size) for size in with_adam}
+    plain = {size: Textbook(layers=layers, batch=size, optimizer="sgd") for size in with_sgd}
     count = next(iter(books.values())).parameter_count
     lines = [
-        f"The textbook and the measurement, in bytes: {count:,} parameters of 4 B, {4 * LAYERS[0]:,} B an image, "
-        f"{4 * LAYERS[1]} B of hidden",
-        "activations an image. Measured is the most that a category held at any time.",
+        *textwrap.wrap(
+            f"The textbook and the measurement, in bytes: {count:,} parameters of 4 B, of them "
+            f"{layers[0]:,} x {layers[1]} + {layers[1]} in the first layer; {4 * layers[0]:,} B an image, "
+            f"{4 * layers[1]} B of hidden activations an image. Measured is the most that a category held at any time.",
+            _WIDTH,
+        ),
         "",
         _line("batch size", "", list(books)),
     ]
@@ -261,13 +240,13 @@ def _differences(books: dict[int, Textbook], measured: dict[int, Profile]) -> It
     counters = most(result, Category.OPTIMIZER_STATE) - book.optimizer_state
     labels = most(result, Category.INPUT) - book.inputs
     activations = most(result, Category.ACTIVATION) - book.activations
-    per_image = 2 * 4 * LAYERS[-1]
+    per_image = 2 * 4 * CLASSES
     sentences = [
         (counters, "Adam's step counters: one number for each parameter tensor, on the CPU"),
         (labels, f"labels: {labels // size} B an image, an int64 that the loss needs on the device"),
         (
             activations,
-            f"saved tensors: {per_image} B an image are the {LAYERS[-1]} scores and their log-softmax, which the loss "
+            f"saved tensors: {per_image} B an image are the {CLASSES} scores and their log-softmax, which the loss "
             f"saves for its backward; the other {activations - per_image * size} B are the loss itself and its weight",
         ),
         (result.peak.slack, "rounding at the peak: the allocator hands out multiples of 512 B, and keeps small rests"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from ..gpus import GPU
+    from ..programs.layer_count import LayerCounts
     from ..results.profile import Profile
 
 EngineName = Literal["virtual", "fake"]
@@ -28,8 +29,12 @@ class Run:
     """``torch.cuda.max_memory_reserved()``, bytes."""
     profile: Profile | None
     """The whole tape, where it was asked for."""
+    measured_kernels: bool = False
+    """``torch.compile`` measured kernels in it, whose buffers count; a later run finds what it has chosen."""
     notes: tuple[str, ...] = ()
     """What had to be assumed, in sentences."""
+    layers: LayerCounts | None = None
+    """What its layers are, where that was asked for."""
 
 
 class Session(Protocol):
@@ -51,3 +56,6 @@ class Session(Protocol):
             UsageError: the program itself fails, other than by running out of memory; the cause is its traceback.
             DeviceError: it ended without an answer.
         """
+
+    def count_layers(self, gpu: GPU, batch_size: int) -> LayerCounts:
+        """Run one step of the program, and count what is in its layers. Arguments and errors as of ``run``."""

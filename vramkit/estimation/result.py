@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
-from typing import Any, cast, get_args
+from typing import Any, ClassVar, cast, get_args
 
 from typing_extensions import deprecated
 
@@ -50,6 +50,8 @@ class Estimate(ReadableResult):
     A copy in another process (pickled), and what ``vramkit.load`` makes of a saved one, has the figures, and can't run
     the program again.
     """
+
+    origin: ClassVar[str] = "predicted"
 
     engine: EngineName
     """What made the prediction: "virtual" ran the step on the virtual GPU, "fake" on fake tensors."""
@@ -167,7 +169,13 @@ class Estimate(ReadableResult):
         }
         return {**super().to_dict(), **prediction}
 
-    def to_html(self, path: str | PathLike[str], *, batch_sizes: Iterable[int] | None = None) -> None:
+    def to_html(
+        self,
+        path: str | PathLike[str],
+        *,
+        beside: ReadableResult | None = None,
+        batch_sizes: Iterable[int] | None = None,
+    ) -> None:
         """Write everything as one web page, as a profile's, with what other batch sizes need beside the known cards.
 
         ::
@@ -176,6 +184,7 @@ class Estimate(ReadableResult):
 
         Args:
             path: of the file; ``.html`` is usual. An existing file is replaced.
+            beside: another result, whose figures are shown beside this one's.
             batch_sizes: which other sizes, as for ``batch_sizes``: some of them are run. None: powers of two times this
                 estimate's, from a quarter to eight times, as far as the program can be run again. Empty: none.
 
@@ -193,7 +202,7 @@ class Estimate(ReadableResult):
             curve=curve,
             why_no_curve=why,
         )
-        write_page(self, path, self.report(), prediction)
+        write_page(self, path, self.report(), prediction=prediction, beside=beside)
 
     def _curve(self, asked: Iterable[int] | None) -> tuple[tuple[BatchSizeRow, ...], str]:
         """What rising batch sizes need; or why nobody knows."""
@@ -301,7 +310,7 @@ def _gpu(saved: Mapping[str, object]) -> GPU:
 
 
 def _failure(saved: Mapping[str, object]) -> OutOfMemory:
-    parts = record(saved["breakdown"], "the failure's breakdown")
+    parts = {"graph_pools": 0, **record(saved["breakdown"], "the failure's breakdown")}  # older files lack it
     return OutOfMemory(
         event=integer(saved["event"], "the failure's event", minimum=-1),
         requested=integer(saved["requested"], "the request that failed"),

@@ -13,7 +13,6 @@ import numpy as np
 
 from ..allocator import NO_POOL, SegmentState
 from ..errors import printable
-from ..reports.moment import owners
 from ..reports.sentences import CATEGORY_NAMES, place
 from ..reports.tree import shown_name
 from ..tape.action_codes import ALLOC as _ALLOC
@@ -21,6 +20,7 @@ from ..tape.action_codes import FREE as _FREE
 from ..tape.action_codes import OOM as _OOM
 from ..tape.events import TORCH_ACTIONS, Action, Category, Ints, Phase
 from ..tape.memory import MemoryResult
+from ..tape.owners import owners
 from ..tape.source_lines import source_line
 from .held import held_at_end, usable_addresses
 
@@ -77,7 +77,7 @@ class _Writer:
 
     def __init__(self, result: MemoryResult) -> None:
         self._result = result
-        self._owner = owners(result)
+        self._owner = owners(result.tape)
         self._address, self._has_places = usable_addresses(result.tape)
         self._labels: dict[tuple[int, ...], tuple[str, _Frames]] = {}
         self._stacks: dict[int, _Frames] = {-1: []}

@@ -47,10 +47,13 @@ def _table(result: MemoryResult) -> str:
     held = moment_of(result).breakdown
     on_cpu = result.device == "cpu"
     parts = bridge(held, on_cpu=on_cpu)
-    rows = [_row(name, size, color) for name, color, size in parts if name not in ("cached", "CUDA context, others")]
+    above = ("cached", "graph pools", "CUDA context, others")
+    rows = [_row(name, size, color) for name, color, size in parts if name not in above]
     rows.append(_row("= held by tensors" if on_cpu else "= allocated", held.allocated))
     if not on_cpu:
-        rows += [_row("cached", held.cached), _row("= reserved", held.reserved)]
+        rows.append(_row("cached", held.cached))
+        rows += [_row("graph pools", held.graph_pools)] * bool(held.graph_pools)
+        rows.append(_row("= reserved", held.reserved))
     if held.outside:
         rows += [_row("CUDA context, others", held.outside), _row("= used on the device", held.used)]
     return f'<table style="border-collapse:collapse">{"".join(rows)}</table>'

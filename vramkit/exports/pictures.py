@@ -28,7 +28,7 @@ COLORS = {
 }
 """Of each category, as in the web page; people who see few colours can tell them apart."""
 
-SLACK, CACHED, OUTSIDE, RESERVED = "#d6dbe2", "#eef1f5", "#59626f", "#1b2129"
+SLACK, CACHED, POOLS, OUTSIDE, RESERVED = "#d6dbe2", "#eef1f5", "#aab3bf", "#59626f", "#1b2129"
 
 
 @dataclass(frozen=True)
@@ -81,5 +81,6 @@ def bridge(held: Breakdown, *, on_cpu: bool) -> list[tuple[str, str, int]]:
     """The parts of a breakdown that are not empty, from the bottom up: name, colour, bytes. They sum to ``used``."""
     parts = [(CATEGORY_NAMES[each], COLORS[each], held.of(each)) for each in Category]
     parts.append(("rounding" if on_cpu else "rounding and slack", SLACK, held.slack))
-    parts += [("cached", CACHED, held.cached), ("CUDA context, others", OUTSIDE, held.outside)]
+    parts += [("cached", CACHED, held.cached), ("graph pools", POOLS, held.graph_pools)]
+    parts.append(("CUDA context, others", OUTSIDE, held.outside))
     return [part for part in parts if part[2]]

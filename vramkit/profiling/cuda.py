@@ -25,6 +25,7 @@ from ..tape.events import TORCH_ACTIONS, Action, Ints
 from ..torch_internals import allocator
 from ..torch_internals.versions import TIE_BREAK
 from ..virtual_gpu import current
+from .graphs import Graphs
 from .hooks import Hooks
 from .marks import Marks, padded
 
@@ -65,6 +66,7 @@ class CudaHistory:
             self.marks = Marks(allocator.set_metadata, stamps=True, name=f"v{next(_recordings)}")
         else:
             self.marks = Marks(lambda _number: self._counts.append(self._count()))
+        self._graphs = Graphs(self.marks)
         self.hooks = Hooks(
             self.marks,
             torch.Tensor.data_ptr,
@@ -91,6 +93,7 @@ class CudaHistory:
         self._first = self._read()
         self._old_peaks = [torch.cuda.max_memory_allocated(device) for device in self._devices]
         self._counts = [self._first.after]
+        self._graphs.install(stack)
         self.hooks.install(stack)
 
     def stop(self, error: BaseException | None = None) -> None:
@@ -187,7 +190,7 @@ class CudaHistory:
             outside=outside,
             capacity=capacity,
             lost=lost,
-            notes=[*notes, *followed.notes],
+            notes=[*notes, *followed.notes, *filter(None, [self._graphs.note()])],
         )
 
 

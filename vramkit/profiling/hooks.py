@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from ..attribution.recording import Kind
 from ..torch_internals.autograd import RUN_BACKWARD
-from ..torch_internals.modules import restore_in_dynamo
+from ..torch_internals.modules import restore_in_dynamo, stand_in_dynamo
 from .backward_hooks import BackwardHooks
 from .following import Following
 from .marks import Marks
@@ -112,6 +112,7 @@ class Hooks:
         choose, plain = self._choose, torch.nn.Module.__call__
         call = choose(self._calls.wrap(plain), plain)
         own(stack, restore_in_dynamo, call)
+        stand_in_dynamo(call)
         _replace(stack, torch.nn.Module, "__call__", call)
         packing = torch.autograd.graph.saved_tensors_hooks
         enter = packing.__enter__

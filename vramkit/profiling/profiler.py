@@ -306,6 +306,7 @@ def _result_of(
 ) -> Profile:
     recordings, marks, modules = source.recordings(), source.marks, source.hooks.modules
     said = limits.notes(marks, modules.by_index())
+    said += filter(None, [modules.compiled_note()])
     if ended_by is not None:
         said.insert(0, f"The program ended by an exception. {ended_by}")
     versions = {"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..tape.events import Module
-from ..torch_internals.modules import children_of, eager, parameters_of
+from ..torch_internals.modules import children_of, compiles_itself, eager, parameters_of
 from .tensors import parts_of, tensors_in
 
 
@@ -31,6 +31,7 @@ class TrackedModules:
         """Names of modules that ran before the model that they are part of, and what they are called since."""
         self.adopted: set[int] = set()
         """Modules that were taken for models until the model was met that they are part of."""
+        self._compiled: dict[int, None] = {}
         self._given: set[int] = set()  # models that the user has named
         self._roots: dict[str, int] = {}  # how often a name was asked for
         self._unused: dict[str, list[int]] = {}  # of each class: modules that died and may be made anew, oldest first
@@ -59,6 +60,21 @@ class TrackedModules:
         with self._lock:
             counted = zip(self._met, self.calls, self.shapes, strict=True)
             return [replace(module, calls=calls, output_shape=shape) for module, calls, shape in counted]
+
+    def compiled_note(self) -> str:
+        """What to say of modules that ``torch.compile`` has compiled with those in them; empty: there are none."""
+        with self._lock:
+            opened = {met.parent for met, calls in zip(self._met, self.calls, strict=True) if calls}
+            whole = {met.parent for met in self._met} - opened
+            names = [self._met[each].name for each in self._compiled if each in whole and self.calls[each]]
+        if not names:
+            return ""
+        which = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more modules"
+        return (
+            f"torch.compile has compiled {which} as a whole: the layers inside are one program, in which nobody knows "
+            "whose kernel allocates. What it allocates counts as the compiled module's own, and its layers' calls are "
+            "not seen."
+        )
 
     def places(self) -> list[int]:
         """Of each module by its index: its place in `described`."""
@@ -147,6 +163,8 @@ class TrackedModules:
             index = self._meet_eager(module, name, parent, counted)
         if wrapper is not module:
             self._watch(wrapper, index)
+        if wrapper is not module or compiles_itself(module):
+            self._compiled[index] = None
         return index
 
     def _meet_eager(self, module: torch.nn.Module, name: str, parent: int, counted: set[int]) -> int:

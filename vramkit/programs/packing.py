@@ -39,6 +39,8 @@ class Parcel:
     """Some tensor of the batch was on a CUDA device: the user's step gets its batch there."""
     is_compiled: bool
     """Something in it comes from ``torch.compile``."""
+    is_autotuned: bool
+    """And is to choose its kernels by their times (``mode="max-autotune"``)."""
     models: tuple[str, ...]
     """Names of the models that were passed."""
 
@@ -72,7 +74,14 @@ def pack(program: Program, *, apart: bool = False) -> Parcel:
         except Exception as error:  # whatever a user's __getstate__ raises
             raise _refusal(program, error) from error
     move = any(tensor.device.type == "cuda" for tensor in tensors_of(program.batch))
-    return Parcel(sender.file.getvalue(), tuple(sender.notes), move, sender.is_compiled, (*program.models,))
+    return Parcel(
+        content=sender.file.getvalue(),
+        notes=tuple(sender.notes),
+        move_batch=move,
+        is_compiled=sender.is_compiled,
+        is_autotuned=sender.is_autotuned,
+        models=(*program.models,),
+    )
 
 
 def _trains_others(program: Program) -> bool:

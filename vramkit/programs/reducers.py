@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from ..torch_internals import optimizers
 from ..torch_internals.autograd import results_of
-from ..torch_internals.modules import give_own_class, give_property
+from ..torch_internals.modules import OWN_COMPILED, give_own_class, give_property
 
 
 def is_module_of_its_own_class(value: object) -> bool:
@@ -49,6 +49,24 @@ def _parametrized(make: Callable[..., torch.nn.Module], arguments: tuple[Any, ..
     for name in names:
         give_property(module, name)
     return module
+
+
+def compiled_again(compiler: Callable[..., Any], function: Callable[..., Any]) -> Any:
+    """What ``torch.compile`` makes of a function: its own result holds what belongs to a thread."""
+    return compiler(function)
+
+
+def as_compiled(module: torch.nn.Module) -> Any:
+    """A module that ``module.compile()`` has compiled, and stays so: its own pickle leaves that out.
+
+    None: it has none, or is pickled in a way of its own.
+    """
+    compiled = vars(module).get(OWN_COMPILED)
+    if compiled is None:
+        return None
+    reduced: Any = module.__reduce_ex__(2)
+    make, arguments, state, *rest = reduced
+    return (make, arguments, {**state, OWN_COMPILED: compiled}, *rest) if isinstance(state, dict) else None
 
 
 def code_from(filename: str, make: Callable[..., types.CodeType], arguments: tuple[Any, ...]) -> types.CodeType:

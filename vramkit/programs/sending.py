@@ -17,7 +17,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from ..torch_internals import storages
-from ..torch_internals.modules import is_compiled
+from ..torch_internals.modules import chooses_by_time, compiled_by, is_compiled
 from . import reducers
 from .batches import VALUES_KEPT, Fixed, leaves_of
 from .program import Program
@@ -47,6 +47,8 @@ class Sender(cloudpickle.Pickler):  # type: ignore[misc] # which has no types
         """What had to be assumed, in sentences."""
         self.is_compiled = False
         """Something that was sent comes from ``torch.compile``."""
+        self.is_autotuned = False
+        """And is to choose its kernels by their times (``mode="max-autotune"``)."""
         held = [t for model in program.models.values() for t in (*model.parameters(), *model.buffers())]
         self._has_cuda = torch.cuda.is_available()
         valueless = {_key(tensor) for tensor in held if _is_plain(tensor)}
@@ -75,7 +77,9 @@ class Sender(cloudpickle.Pickler):  # type: ignore[misc] # which has no types
         return _KIND, key, storage.nbytes(), value.dtype, data
 
     def reducer_override(self, value: Any) -> Any:
-        self.is_compiled |= isinstance(value, (types.FunctionType, torch.nn.Module)) and is_compiled(value)
+        if isinstance(value, (types.FunctionType, torch.nn.Module)) and is_compiled(value):
+            self.is_compiled = True
+            self.is_autotuned |= chooses_by_time(value)
         if isinstance(value, torch.Tensor) and _is_plain(value):
             kind = value.device.type
             if kind == "meta" and type(value) is torch.Tensor:
@@ -96,6 +100,10 @@ class Sender(cloudpickle.Pickler):  # type: ignore[misc] # which has no types
             return importlib.import_module, (value.__name__,)
         elif isinstance(value, torch.nn.Module) and parametrize.is_parametrized(value):
             return reducers.as_parametrized(value)
+        elif isinstance(value, torch.nn.Module) and (compiled := reducers.as_compiled(value)) is not None:
+            return compiled
+        elif isinstance(value, types.FunctionType) and (parts := compiled_by(value)) is not None:
+            return reducers.compiled_again, parts
         elif isinstance(value, torch.device) and value.type == "cpu" and not self._has_cuda:
             # `device = torch.device("cuda" if torch.cuda.is_available() else "cpu")`, in a step that moves a batch.
             self.notes[_DEVICE_NOTE] = None

@@ -14,7 +14,8 @@ from typing_extensions import Self
 
 from ..tape.events import Category, Ints, Module
 from ..tape.memory import MemoryResult
-from .moment import Moment, owners
+from ..tape.owners import owners
+from .moment import Moment
 from .tree import Node, merged_tree
 
 _COLUMNS = {
@@ -83,7 +84,7 @@ def module_rows(result: MemoryResult, moment: Moment, limit: int = 6) -> list[Mo
     tape = result.tape
     sums = np.zeros((len(tape.modules) + 1, len(PARTS)), np.int64)  # the last row: no module
     table = tape.allocations[moment.alive]
-    np.add.at(sums, (owners(result)[moment.alive], part_of_category()[table["category"]]), table["requested"])
+    np.add.at(sums, (owners(tape)[moment.alive], part_of_category()[table["category"]]), table["requested"])
     roots = [_add_up(root, sums) for root in merged_tree(tape.modules)]
     rows = opened(roots, limit)
     rows.sort(key=lambda row: -row.size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from ..tape.breakdown import Breakdown
 from ..tape.events import Action, Category, Ints, Phase, Table, Tape
 from ..tape.memory import MemoryResult, OutOfMemory
+from ..tape.owners import owners
 from .tree import starred_names
 
 
@@ -120,7 +120,7 @@ def largest_tensors(result: MemoryResult, moment: Moment, limit: int = 5) -> lis
     """
     tape = result.tape
     table = tape.allocations[moment.alive]
-    owner = owners(result)[moment.alive]
+    owner = owners(tape)[moment.alive]
     order = np.argsort(-table["requested"], kind="stable")
     groups: dict[tuple[int, int, int, bool], list[int]] = {}
     for i in order.tolist():
@@ -157,34 +157,3 @@ def _names(result: MemoryResult, table: Table, owner: Ints, starred: list[str]) 
             label = label.replace(name, starred[module])  # of many equal ones the number of each says nothing
         labels.append(label)
     return tuple(dict.fromkeys(label for label in labels if label))
-
-
-def owners(result: MemoryResult) -> Ints:
-    """The module that each allocation belongs to: index into ``Tape.modules``, -1 for none; shape ``(allocations,)``.
-
-    A parameter, its gradient and its state belong to the module that has the parameter, whoever made them; everything
-    else to the module in whose forward or backward it was made. A library's workspace belongs to nobody: the first
-    module that needs it is not to blame.
-    """
-    tape = result.tape
-    index = {module.name: i for i, module in enumerate(tape.modules)}
-    named = [_module_of(name, index) for name in tape.names]
-    by_name = np.array([*named, -1], np.int64)[tape.allocations["name"]]  # a name of -1 takes the last item
-    category = tape.allocations["category"]
-    made_in = tape.allocations["module"].astype(np.int64)
-    return np.where(
-        category == Category.WORKSPACE,
-        -1,
-        np.where((tape.allocations["name"] >= 0) & (category != Category.OUTPUT), by_name, made_in),
-    )
-
-
-def _module_of(name: str, index: Mapping[str, int]) -> int:
-    """The module that has a tensor, by its name; -1: none.
-
-    "GPT.blocks.0.up.weight", "exp_avg of GPT.blocks.0.up.weight", "GPT.blocks.0.up.weight.quant_state.absmax"
-    """
-    module = name.rpartition(" of ")[2].rpartition(".")[0]
-    while module and module not in index:
-        module = module.rpartition(".")[0]
-    return index.get(module, -1)

@@ -318,7 +318,8 @@ def _fragmentation(scene: Scene) -> Iterator[Advice]:
         matters = cached >= failed.requested
         text = "so much is cached, in pieces that were too small"
     else:
-        cached = result.peak_reserved - result.peak_allocated
+        pools = int(result.timeline.graph_pools[int(result.timeline.reserved.argmax())])
+        cached = max(0, result.peak_reserved - result.peak_allocated - pools)
         matters = cached * 10 >= (result.capacity or result.peak_reserved)
         text = "so much more is held than was ever allocated at once"
     if matters and cached >= _SEGMENTS:

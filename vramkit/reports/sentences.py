@@ -100,10 +100,10 @@ def failure(result: MemoryResult, moment: Moment) -> str:
     failures = len(result.out_of_memory)
     several = f" {counted(failures, 'allocation')} failed; this is the last." * (failures > 1)
     free = f"{format_size(max(0, result.capacity - held.used))} of {format_size(result.capacity)} were free, and the"
+    more = format_size(held.cached + held.graph_pools)
     return (
         f"{format_size(failed.requested)} ({failed.requested:,} B) were asked for {when(result, moment)}."
-        f" {free if result.capacity else 'The'} allocator held {format_size(held.cached)} more that it could not use "
-        f"for this.{several}"
+        f" {free if result.capacity else 'The'} allocator held {more} more that it could not use for this.{several}"
     )
 
 

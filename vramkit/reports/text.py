@@ -99,6 +99,8 @@ def _bridge(result: MemoryResult, moment: Moment) -> Iterator[str]:
     function = "memory_allocated()" if moment.failed else "max_memory_allocated()"
     yield _line("=", "allocated", held.allocated) + f"  torch.cuda.{function}"
     yield _line("+", "cached: held, not allocated", held.cached)
+    if result.tape.has_graph_pools:
+        yield _line("+", "graph pools", held.graph_pools) + "  CUDA graphs' own, free to nobody else"
     highest = "" if moment.failed or result.peak_reserved == held.reserved else " then"
     function = "memory_reserved()" if moment.failed or highest else "max_memory_reserved()"
     yield _line("=", f"reserved{highest}", held.reserved) + f"  torch.cuda.{function}"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..comparison.result import Comparison, compare
 from ..exports.frame import frame
 from ..exports.memory_viz import write_memory_viz
 from ..exports.notebook import fragment
 from ..exports.perfetto import write_perfetto
 from ..exports.plot import image, plot
+from ..reports.html.beside import Beside
 from ..reports.html.page import page
 from ..reports.html.prediction import Prediction
 from ..reports.text import report
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 class ReadableResult(MemoryResult):
     """A result that shows itself, and that a file keeps."""
+
+    origin: ClassVar[str] = "measured"
+    """How its figures came about: "measured" or "predicted"."""
 
     def report(self) -> str:
         """One screen of text: the bridge, the categories at the peak, the modules, and what would help most."""
@@ -51,23 +56,27 @@ class ReadableResult(MemoryResult):
         """Everything but the single allocations, as JSON can carry it: what ``--json`` of the command line writes."""
         return document(self)
 
-    def to_html(self, path: str | PathLike[str]) -> None:
+    def to_html(self, path: str | PathLike[str], *, beside: ReadableResult | None = None) -> None:
         """Write everything as one web page: memory over time, and of each moment the modules, segments and tensors.
 
         ::
 
             profile.to_html("report.html")
+            profile.to_html("report.html", beside=estimate)
 
         The page is one file that loads nothing from anywhere, and runs on any browser since 2023. It has every moment
         of up to 250,000; of a longer recording so many that no category's peak is missing.
 
         Args:
             path: of the file; ``.html`` is usual. An existing file is replaced.
+            beside: another result, whose figures are shown beside this one's: the estimate of what was measured, or an
+                earlier profile.
 
         Raises:
             OSError: it can't be written.
+            UsageError: what is given beside it is no result.
         """
-        write_page(self, path, self.report())
+        write_page(self, path, self.report(), beside=beside)
 
     def to_perfetto(self, path: str | PathLike[str]) -> None:
         """Write a trace that https://ui.perfetto.dev and chrome://tracing open.
@@ -145,7 +154,12 @@ class ReadableResult(MemoryResult):
 
 
 def write_page(
-    result: MemoryResult, path: str | PathLike[str], text: str, prediction: Prediction | None = None
+    result: ReadableResult,
+    path: str | PathLike[str],
+    text: str,
+    *,
+    prediction: Prediction | None = None,
+    beside: ReadableResult | None = None,
 ) -> None:
     """Write a result as a web page; see `ReadableResult.to_html`.
 
@@ -154,7 +168,25 @@ def write_page(
         path: of the file.
         text: the result's report.
         prediction: what an estimate has besides.
+        beside: another result to show beside it.
     """
-    content = page(result, text, prediction).encode()
+    content = page(result, text, prediction, [] if beside is None else _beside(result, beside)).encode()
     with replacing(path) as file:
         file.write(content)
+
+
+def _beside(result: ReadableResult, other: ReadableResult) -> list[Beside]:
+    """The figures of two results, for each device of the first."""
+    words = (other.origin, result.origin)
+    heads = words if words[0] != words[1] else ("the other", "this one")
+    by_device = {id(each.after): each for each in compare(other, result).each_device()}
+    return [
+        Beside(heads=heads, rows=_rows(by_device[id(each)]), reasons=by_device[id(each)].reasons)
+        for each in result.each_device()
+    ]
+
+
+def _rows(comparison: Comparison) -> list[tuple[str, int, int]]:
+    parts = [(each.name.replace("_", " "), each) for each in comparison.categories if each.before or each.after]
+    peaks = (("most allocated", comparison.peak_allocated), ("most reserved", comparison.peak_reserved))
+    return [(name, each.before, each.after) for name, each in (*parts, *peaks)]

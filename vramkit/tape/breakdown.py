@@ -16,9 +16,10 @@ class Breakdown:
     """Where the memory of one device was at one moment, in bytes.
 
     The parts up to ``outputs`` are what the program asked for. With ``slack`` they are what the allocator counts as
-    allocated, with ``cached`` what it holds of the device, and with ``outside`` what nvidia-smi shows::
+    allocated, with ``cached`` and ``graph_pools`` what it holds of the device, and with ``outside`` what nvidia-smi
+    shows::
 
-        parts + slack = allocated;  allocated + cached = reserved;  reserved + outside = used
+        parts + slack = allocated;  allocated + cached + graph_pools = reserved;  reserved + outside = used
     """
 
     parameters: int = 0
@@ -49,6 +50,9 @@ class Breakdown:
     """Bytes in blocks beyond what was asked for: rounding to 512, and the rest of blocks too small to split off."""
     cached: int = 0
     """Bytes that the allocator holds and has given to nobody."""
+    graph_pools: int = 0
+    """Bytes that private pools, of CUDA graphs or a ``torch.cuda.MemPool``, hold beside what is allocated in them: free
+    to nobody else, and what a graph's replays write to."""
     outside: int = 0
     """Bytes on the device that are not this allocator's: CUDA context, libraries, other processes; 0: not known."""
 
@@ -65,7 +69,7 @@ class Breakdown:
     @property
     def reserved(self) -> int:
         """Bytes that the allocator holds: ``torch.cuda.memory_reserved()``."""
-        return self.allocated + self.cached
+        return self.allocated + self.cached + self.graph_pools
 
     @property
     def used(self) -> int:
@@ -89,10 +93,10 @@ class Breakdown:
         return f"Breakdown(allocated {format_size(self.allocated)}: {parts or 'nothing'})"
 
 
-def breakdown(parts: list[int], *, slack: int, cached: int, outside: int) -> Breakdown:
+def breakdown(parts: list[int], *, slack: int, cached: int, graph_pools: int, outside: int) -> Breakdown:
     """A `Breakdown` from one number of bytes a category, in the order of `Category`."""
     sizes = dict(zip(_FIELDS.values(), parts, strict=True))
-    return Breakdown(**sizes, slack=slack, cached=cached, outside=outside)
+    return Breakdown(**sizes, slack=slack, cached=cached, graph_pools=graph_pools, outside=outside)
 
 
 def category_of(asked: str, given: object) -> Category:

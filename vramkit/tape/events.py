@@ -240,13 +240,14 @@ class Tape:
         """Change of the bytes that the program asked for at each event; shape ``(events,)``."""
         return self._signed("requested")
 
-    def _signed(self, column: str) -> Ints:
+    def _signed(self, column: str, rows: Table | None = None) -> Ints:
         result = np.zeros(len(self.events), np.int64)
-        born, died = self.allocations["born"], self.allocations["died"]
+        table = self.allocations if rows is None else rows
+        born, died = table["born"], table["died"]
         alive = born >= 0
-        result[born[alive]] += self.allocations[column][alive]
+        result[born[alive]] += table[column][alive]
         dead = died >= 0
-        result[died[dead]] -= self.allocations[column][dead]
+        result[died[dead]] -= table[column][dead]
         return result
 
     @cached_property
@@ -260,6 +261,28 @@ class Tape:
         if self.device == "cpu":
             return self.allocated
         return self.initial_reserved + np.cumsum(_RESERVED_SIGN[self.events["action"]] * self.events["size"])
+
+    @cached_property
+    def has_graph_pools(self) -> bool:
+        """Whether anything was ever reserved in a private pool: of CUDA graphs, or a ``torch.cuda.MemPool``."""
+        return bool(self.events["pool"].any() or self.segments["pool"].any() or self.allocations["pool"].any())
+
+    @cached_property
+    def graph_pools(self) -> Ints:
+        """Bytes that private pools hold and no allocation has, in each moment; shape ``(events + 1,)``.
+
+        Row 0 is before the first event. They are reserved, and free to nobody else: the replays of a CUDA graph write
+        to them, whatever the allocator knows of it.
+        """
+        result = np.zeros(len(self.events) + 1, np.int64)
+        if self.has_graph_pools and self.device != "cpu":
+            held = self.allocations[self.allocations["pool"].any(axis=1)]
+            before = self.segments["size"][self.segments["pool"].any(axis=1)].sum()
+            result[0] = before - held["block"][held["born"] < 0].sum()
+            reserved = _RESERVED_SIGN[self.events["action"]] * self.events["size"] * self.events["pool"].any(axis=1)
+            result[1:] = reserved - self._signed("block", held)
+            np.cumsum(result, out=result)
+        return np.maximum(result, 0)
 
     @cached_property
     def flushes(self) -> npt.NDArray[np.bool_]:

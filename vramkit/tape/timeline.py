@@ -74,6 +74,11 @@ class Timeline:
         return np.concatenate([np.array([self.tape.initial_reserved]), self.tape.reserved])
 
     @property
+    def graph_pools(self) -> Ints:
+        """Bytes that private pools hold and nothing has; see `Breakdown.graph_pools`; shape ``(moments,)``."""
+        return self.tape.graph_pools
+
+    @property
     def slack(self) -> Ints:
         """Bytes in blocks beyond what was asked for; shape ``(moments,)``."""
         requested: Ints = self.by_category.sum(axis=1)
@@ -98,7 +103,9 @@ class Timeline:
         parts = [int(size) for size in self.by_category[moment]]
         allocated, reserved = int(self.allocated[moment]), int(self.reserved[moment])
         slack = allocated - sum(parts)
-        return breakdown(parts, slack=slack, cached=max(0, reserved - allocated), outside=self.outside)
+        free = max(0, reserved - allocated)
+        pools = min(free, int(self.graph_pools[moment]))
+        return breakdown(parts, slack=slack, cached=free - pools, graph_pools=pools, outside=self.outside)
 
     @deprecated("Timeline.at(moment) is Timeline.breakdown_at(moment) now: at() of an estimate means a batch size")
     def at(self, moment: int) -> Breakdown:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ..errors import printable
 from ..sizes import format_size
 from .events import Category, Ints, Module, Phase, Tape
+from .owners import owners
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,10 @@ class ModuleUsage:
     """Name of the class."""
     parameters: int = 0
     """Bytes of parameters; a tensor that two modules share counts where it was met first."""
+    gradients: int = 0
+    """Highest bytes of its parameters' gradients that were alive at once."""
+    optimizer_state: int = 0
+    """Highest bytes of its parameters' optimizer state that were alive at once."""
     activations: int = 0
     """Highest bytes of activations, made in its forward, that were alive at once."""
     temporaries: int = 0
@@ -127,6 +132,10 @@ def module_tree(tape: Tape) -> tuple[ModuleUsage, ...]:
     table, events = tape.allocations, tape.events
     peak_event = tape.peak_event
     owner = np.where(table["module"] >= 0, rank[np.maximum(table["module"], 0)], -1)
+    belongs = owners(tape)
+    holder = np.where(belongs >= 0, rank[np.maximum(belongs, 0)], -1)
+    gradients = _Spans.of(tape, holder, table["category"] == Category.GRADIENT)
+    states = _Spans.of(tape, holder, table["category"] == Category.OPTIMIZER_STATE)
     activations = _Spans.of(tape, owner, table["category"] == Category.ACTIVATION)
     temporaries = _Spans.of(tape, owner, table["category"] == Category.TEMPORARY)
     at_peak = np.zeros(len(modules) + 1, np.int64)
@@ -153,6 +162,8 @@ def module_tree(tape: Tape) -> tuple[ModuleUsage, ...]:
             name=info.name,
             kind=info.kind,
             parameters=int(parameters[end] - parameters[first]),
+            gradients=gradients.highest(first, end),
+            optimizer_state=states.highest(first, end),
             activations=activations.highest(first, end),
             temporaries=temporaries.highest(first, end),
             at_peak=int(at_peak[end] - at_peak[first]),

@@ -31,6 +31,24 @@ has_kernel: Callable[[str, str], bool] = look_up(
 )
 """Whether an operator, by name and overload, has a kernel of its own for a dispatch key."""
 
+_parsed: Callable[[str], Any] = look_up("torch._C._dispatch_key_parse", "values", fallback=None)
+_higher_order: dict[str, Any] = look_up("torch._ops._higher_order_ops", "values", fallback={})
+_passed_by: list[Any] = look_up("torch._ops._HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS", "values", fallback=[])
+
+
+def pass_higher_order(key: str) -> None:
+    """Let operators that take functions (``flex_attention``, ``cond``) pass by a key, for which none has a kernel.
+
+    Args:
+        key: its name in C++.
+    """
+    if _parsed is not None:
+        parsed = _parsed(key)
+        _passed_by.append(parsed)  # for those that are made later
+        for operator in _higher_order.values():
+            operator.fallthrough(parsed)
+
+
 VIEWS: Any = look_up("torch._C.DispatchKey.ADInplaceOrView", "fake engine")
 """The key of what remembers views and versions."""
 

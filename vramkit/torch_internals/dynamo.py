@@ -1,5 +1,6 @@
-"""``torch._dynamo`` left out of a process until something asks it for more than to keep away. Knows Python's imports
-and the two functions that torch itself calls where nothing is compiled.
+"""``torch._dynamo`` left out of a process until something asks it for more than to keep away, and what it counts.
+
+Knows Python's imports, and the two functions that torch itself calls where nothing is compiled.
 
 Every optimizer of torch imports it at its first step, which takes longer than to import torch: 1.5 s, for a break in a
 graph that nobody traces. A process that only imitates a few steps has better things to do.
@@ -41,6 +42,16 @@ def come() -> ModuleType:
             function.__dict__.pop("__dynamo_disable", None)
         _set(importlib.import_module(_NAME))
     return importlib.import_module(_NAME)
+
+
+def measurements() -> int:
+    """How many measurements of kernels ``torch.compile`` has made in this process, to choose among their variants.
+
+    Each takes buffers on the device. Choices are kept in a cache, and are not measured for again.
+    """
+    utils = sys.modules.get("torch._dynamo.utils")
+    counted = getattr(utils, "counters", {}).get("inductor", {})
+    return sum(count for name, count in counted.items() if name.startswith("benchmarking."))
 
 
 def _set(module: ModuleType) -> None:

@@ -6,6 +6,7 @@ Knows where torch keeps things; sends, hooks and runs nothing.
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,9 @@ def is_replica(module: torch.nn.Module) -> bool:
     """Whether ``DataParallel`` has made a module for one call."""
     return bool(getattr(module, _REPLICA, False))
 
+
+RECURRENT: Any = look_up("torch.ops.aten._cudnn_rnn", "programs", fallback=None)
+"""The operator that is a whole recurrent layer on CUDA; None: there is none."""
 
 # -- hooks ------------------------------------------------------------------------------------------------------------
 
@@ -102,7 +106,30 @@ _WRAPPED = word_of("torch._dynamo.OptimizedModule._orig_mod", "programs", "profi
 
 def is_compiled(value: object) -> bool:
     """Whether ``torch.compile`` made a function or a module."""
-    return _COMPILED_FROM in vars(value) or type(value).__name__ == "OptimizedModule"
+    return _COMPILED_FROM in getattr(value, "__dict__", ()) or type(value).__name__ == "OptimizedModule"
+
+
+def chooses_by_time(value: object) -> bool:
+    """Whether what ``torch.compile`` made is to choose between libraries' kernels and its own by their times."""
+    configuration = getattr(value, "get_compiler_config", None)
+    found = configuration() if callable(configuration) else None
+    return isinstance(found, dict) and bool(found.get("max_autotune"))
+
+
+OWN_COMPILED = word_of("torch.nn.Module._compiled_call_impl", "programs", "profile")
+"""Where a module keeps what its own ``compile()`` has made of it."""
+
+
+def compiles_itself(module: torch.nn.Module) -> bool:
+    """Whether ``module.compile()`` was called."""
+    return vars(module).get(OWN_COMPILED) is not None
+
+
+def compiled_by(function: types.FunctionType) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+    """What made a function by compiling, and of what, if ``torch.compile`` did: ``first(second)`` makes it again."""
+    original = vars(function).get(_COMPILED_FROM) if _COMPILED_FROM else None
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    return (cells["self"].cell_contents, original) if original is not None and "self" in cells else None
 
 
 def in_compiled(module: torch.nn.Module) -> torch.nn.Module | None:
@@ -125,8 +152,22 @@ def eager_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != _WRAPPED)
 
 
+def stand_in_dynamo(call: Callable[..., Any]) -> None:
+    """Let dynamo take ``call`` for ``Module.__call__`` as torch made it, before it takes its place.
+
+    That one dynamo passes over on its way to a module's forward. Anything else it traces and guards, so that what is
+    compiled while ``call`` is there would be compiled anew when it goes.
+    """
+    _exchange_in_dynamo(torch.nn.Module.__call__, call)
+
+
 def restore_in_dynamo(call: Callable[..., Any]) -> None:
-    """Dynamo keeps what ``Module.__call__`` was when it was first imported; that must not be ``call``."""
-    utils = sys.modules.get("torch._dynamo.utils")
-    if utils is not None and getattr(utils, "unpatched_nn_module_call", None) is call:
-        utils.unpatched_nn_module_call = torch.nn.Module.__call__  # type: ignore[attr-defined] # not in its stub
+    """Undo `stand_in_dynamo`, also where dynamo was imported meanwhile: it keeps what it finds in that place."""
+    _exchange_in_dynamo(call, torch.nn.Module.__call__)
+
+
+def _exchange_in_dynamo(old: Callable[..., Any], new: Callable[..., Any]) -> None:
+    for name in ("torch._dynamo.utils", "torch._dynamo.variables.nn_module"):
+        module = sys.modules.get(name)
+        if module is not None and getattr(module, "unpatched_nn_module_call", None) is old:
+            module.unpatched_nn_module_call = new  # type: ignore[attr-defined] # not in its stub

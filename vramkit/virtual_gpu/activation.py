@@ -17,6 +17,7 @@ from ..errors import DeviceError, UsageError
 from ..gpus import GPU
 from ..sizes import parse_size
 from .build import ALIASES, LIBRARY, build, find_torch
+from .cache import cache_folder
 from .handle import AddressOrder, Settings, Values, VirtualGPU
 from .values.library import build_values
 
@@ -25,6 +26,15 @@ ENVIRONMENT = "VRAMKIT_VIRTUAL_GPU"
 
 RUN_ENVIRONMENT = "VRAMKIT_RUN"
 """The variable by which the processes that a measured script starts are told to measure themselves."""
+
+COMPILERS_VARIABLES = (
+    "TRITON_LIBCUDA_PATH",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "TORCH_COMPILE_CACHE_KEY_TAG",
+    "TORCHINDUCTOR_COMPILE_THREADS",
+)
+"""What ``torch.compile`` and Triton are told, in a process with a virtual GPU and in all that it starts."""
 
 COPY_LIMIT = 1 << 20
 """Bytes of the largest copy to a device that is made unless another limit is given."""
@@ -51,7 +61,10 @@ def activate(
 
     The first call on a machine compiles a C library, in about 2 s, into ``~/.cache/vramkit``. Activating again with the
     same settings returns the same handle. It can't be switched off: torch asks for its devices once. The environment is
-    left alone, but for ``TRITON_LIBCUDA_PATH``, by which ``torch.compile`` finds the driver.
+    left alone, but for what ``torch.compile`` reads there: ``TRITON_LIBCUDA_PATH``, by which it finds the driver, and
+    where and under which key it keeps what it has compiled (``TORCHINDUCTOR_CACHE_DIR``, ``TRITON_CACHE_DIR``,
+    ``TORCH_COMPILE_CACHE_KEY_TAG``), which become virtual GPUs' own. Up to torch 2.13 ``TORCHINDUCTOR_COMPILE_THREADS``
+    becomes 1 without ``children``: it has to compile in this process, as its workers would look for a GPU.
 
     *Child processes.* A forked child has it, as far as CUDA survives a fork (torch refuses to start CUDA in one). A
     spawned child or a subprocess is a new process: it calls ``activate`` itself before it imports torch, which a call
@@ -110,12 +123,28 @@ def activate(
         compute = None if values == "none" else _values_library(values)
         active = VirtualGPU(_load(folder), settings)
         active.configure(settings)
-        # Triton (torch.compile) asks ldconfig where the driver is, unless it is told.
-        os.environ.setdefault("TRITON_LIBCUDA_PATH", str(folder))
+        _tell_compilers(folder, children)
         _arm(active, compute)
     if children:
         _bequeath(active.settings, build(find_torch()))
     return active
+
+
+def _tell_compilers(folder: Path, children: bool) -> None:
+    """Set `COMPILERS_VARIABLES`.
+
+    Inductor keeps which variants of a kernel were fastest, by the card's properties, and a virtual card has those of a
+    real one: what was chosen here, where nothing takes time, must not be found there, whatever the user's own cache is.
+    The tag is part of its keys, also of those in a folder that a script sets later, or on a server.
+    """
+    # Triton asks ldconfig where the driver is, unless it is told.
+    os.environ.setdefault("TRITON_LIBCUDA_PATH", str(folder))
+    for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        os.environ[variable] = str(cache_folder() / "compiled" / name)
+    os.environ["TORCH_COMPILE_CACHE_KEY_TAG"] = "virtual GPU"
+    if not children and find_torch().release < (2, 14):
+        # The workers that compile are processes without this GPU, and up to torch 2.13 they look for one.
+        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 
 def _load(folder: Path) -> ctypes.CDLL:

@@ -59,6 +59,12 @@ class Torch:
     """Such as ``"2.14.1+cu130"``."""
 
     @property
+    def release(self) -> tuple[int, int]:
+        """The first two parts of its version; zeros if it has none."""
+        found = re.match(r"(\d+)\.(\d+)", self.version)
+        return (int(found[1]), int(found[2])) if found else (0, 0)
+
+    @property
     def libraries(self) -> list[Path]:
         """The libraries whose CUDA calls have to be answered: torch's own, and its companions'."""
         site = self.folder.parent

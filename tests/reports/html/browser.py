@@ -34,9 +34,17 @@ def running_chromium() -> Iterator[Any]:
 class Opened:
     """A result's page in a browser, with everything that it said or asked for."""
 
-    def __init__(self, browser: Any, result: ReadableResult, folder: Path, **options: Any) -> None:
+    def __init__(
+        self,
+        browser: Any,
+        result: ReadableResult,
+        folder: Path,
+        *,
+        beside: ReadableResult | None = None,
+        **options: Any,
+    ) -> None:
         path = folder / "report.html"
-        result.to_html(path)
+        result.to_html(path, beside=beside)
         self.said: list[str] = []
         self.asked: list[str] = []
         self.page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})

@@ -15,6 +15,7 @@ from told_profiles import GIB, HEAD, MIB, Story, training
 
 from vramkit.allocator import CachingAllocator
 from vramkit.results.profile import Profile
+from vramkit.sizes import format_size
 from vramkit.tape.events import EVENT, Action, Category, Phase
 
 Open = Callable[..., Opened]
@@ -231,3 +232,18 @@ def test_a_phone_needs_no_sideways_scrolling(open_page: Open, scheme: str) -> No
     assert page.page.evaluate("document.documentElement.dataset.theme") == scheme
     page.page.locator("#theme").click()
     assert page.page.evaluate("document.documentElement.dataset.theme") != scheme
+
+
+def test_another_result_is_shown_beside_this_one(open_page: Open) -> None:
+    profile, other = served(), Profile(tape=CachingAllocator().replay(training(bytes_per_number=8).tape()).tape)
+
+    page = open_page(profile, beside=other)
+
+    rows = page.page.locator("#beside tbody tr").all_inner_texts()
+    cells = {name: figures for name, *figures in (row.split("\t") for row in rows)}
+    assert page.text("#beside-title") == "Memory, the other and this one"
+    assert cells["parameters"] == ["15.0 MiB", "15.0 MiB", "equal"]
+    sizes = [format_size(each.peak.activations) for each in (other, profile)]
+    assert cells["activations"] == [*sizes, "−96.0 MiB"]
+    assert all("activations" in why for why in page.page.locator("#beside li").all_inner_texts())
+    assert not open_page(profile).page.locator("#beside-section").is_visible()

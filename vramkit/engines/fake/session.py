@@ -9,7 +9,9 @@ import gc
 import os
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -23,8 +25,10 @@ from ...profiling.profiler import is_measuring
 from ...profiling.settling import tape_of
 from ...programs import settings
 from ...programs.batches import described
+from ...programs.counting import LayerCounter
 from ...programs.failed import Failed
 from ...programs.failures import StepTraceback, batch_moved, failure_of, more_telling, step_failed
+from ...programs.layer_count import LayerCounts
 from ...programs.packing import Parcel, pack
 from ...programs.program import Program
 from ...programs.training import Training
@@ -110,10 +114,27 @@ class FakeSession:
         """See `Session.run`."""
         return self.record(gpu, batch_size, unlimited=unlimited, detailed=detailed)[0]
 
+    def count_layers(self, gpu: GPU, batch_size: int) -> LayerCounts:
+        """See `Session.count_layers`."""
+        counted: list[LayerCounts] = []
+        self.record(gpu, batch_size, unlimited=True, detailed=False, count=counted.append)
+        return counted[-1]
+
     def record(
-        self, gpu: GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True
+        self,
+        gpu: GPU,
+        batch_size: int,
+        *,
+        unlimited: bool = False,
+        detailed: bool = True,
+        count: Callable[[LayerCounts], object] | None = None,
     ) -> tuple[Run, Recorder]:
-        """As `run`, with what was recorded."""
+        """As `run`, with what was recorded.
+
+        Args:
+            gpu, batch_size, unlimited, detailed: as of `run`.
+            count: is told what is in the program's layers. Only one step runs then.
+        """
         if is_measuring():
             raise UsageError(
                 "vramkit.estimate was asked for the fake engine",
@@ -122,10 +143,10 @@ class FakeSession:
                 'Estimate before the profile, or use engine="virtual"',
             )
         with _lock:
-            answer = self._attempt(gpu, batch_size, unlimited, detailed)
+            answer = self._attempt(gpu, batch_size, unlimited, detailed, count)
             if isinstance(answer, Failed) and answer.step and self._gives_batch and not self._move_batch:
                 self._move_batch = True
-                again = self._attempt(gpu, batch_size, unlimited, detailed)
+                again = self._attempt(gpu, batch_size, unlimited, detailed, count)
                 if isinstance(again, Failed):
                     self._move_batch = False
                     answer = more_telling(answer, again)
@@ -145,7 +166,14 @@ class FakeSession:
             check_use(run.profile.tape, self._parcel.models)
         return run, recorder
 
-    def _attempt(self, gpu: GPU, batch_size: int, unlimited: bool, detailed: bool) -> tuple[bool, Recorder] | Failed:
+    def _attempt(
+        self,
+        gpu: GPU,
+        batch_size: int,
+        unlimited: bool,
+        detailed: bool,
+        count: Callable[[LayerCounts], object] | None,
+    ) -> tuple[bool, Recorder] | Failed:
         """Whether the program ran out of memory, and what it asked for; or how it failed."""
         capacity = None if unlimited else gpu.memory
         allocator = DeviceCachingAllocator(
@@ -164,7 +192,7 @@ class FakeSession:
                     opened = unpack(self._parcel.content, receiver_of(mode))
             except Exception as error:
                 return failure_of("unpack a copy of the program", error)
-            answer = self._train(opened, batch_size, mode, recorder, strangers)
+            answer = self._train(opened, batch_size, mode, recorder, strangers, count)
             del opened
             if recorder.lives():
                 wait_for_the_device()
@@ -176,9 +204,16 @@ class FakeSession:
         return answer
 
     def _train(
-        self, opened: Opened, batch_size: int, mode: FakeTensorMode, recorder: Recorder, strangers: Strangers
+        self,
+        opened: Opened,
+        batch_size: int,
+        mode: FakeTensorMode,
+        recorder: Recorder,
+        strangers: Strangers,
+        count: Callable[[LayerCounts], object] | None,
     ) -> tuple[bool, Recorder] | Failed:
-        training = Training(opened.program, batch_size, self._move_batch)
+        program = opened.program if count is None else replace(opened.program, steps=1)
+        training = Training(program, batch_size, self._move_batch)
         hooks = recorder.hooks if recorder.detailed else None
 
         def arrive() -> None:
@@ -198,6 +233,9 @@ class FakeSession:
                 stack.callback(recorder.stop)
                 hooks.install(stack)
                 stack.callback(hooks.finish)
+            if count is not None:
+                counter = stack.enter_context(LayerCounter(program.models))
+                stack.callback(lambda: count(counter.counts()))
             try:
                 training.run(arrive, _nothing if hooks is None else hooks.step)
             except BaseException as error:  # sys.exit() in a step is a failure like any other

@@ -18,6 +18,7 @@ import sys
 import traceback
 import warnings
 from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from ... import virtual_gpu
 from ...gpus import MAX_MEMORY
 from ...programs.failed import Failed
 from ...torch_internals import dynamo
-from ...virtual_gpu.activation import exchange
+from ...virtual_gpu.activation import COMPILERS_VARIABLES, exchange
 from .. import Run
 from .messages import Ended, Open, Request, UsesCuda, send
 
@@ -37,7 +38,6 @@ IDLE = 300
 """Seconds after which a process that nobody asks anything ends. The other side starts a new one."""
 
 _MAX_EVENTS = 5_000_000
-_OWN_VARIABLES = ("TRITON_LIBCUDA_PATH",)  # what activate() sets, for torch.compile
 
 
 def serve(control: int) -> None:
@@ -99,7 +99,7 @@ def _become_session(handle: virtual_gpu.VirtualGPU, connection: int, output: int
 def _session(handle: virtual_gpu.VirtualGPU, asked: Connection) -> None:
     opening: Open = asked.recv()
     os.chdir(opening.folder)
-    own = {name: os.environ[name] for name in _OWN_VARIABLES if name in os.environ}
+    own = {name: os.environ[name] for name in COMPILERS_VARIABLES if name in os.environ}
     os.environ.clear()
     os.environ.update(opening.environment | own)
     sys.path[:] = opening.path
@@ -199,6 +199,7 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
 
     from ...out_of_memory import is_out_of_memory
     from ...profiling.profiler import profile
+    from ...programs.counting import LayerCounter
     from ...programs.failures import failure_of
     from ...programs.training import Training
 
@@ -213,7 +214,11 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
             return found
         opened = found
     on_cuda, program = opened.on_cuda, opened.program
+    counter = None
+    if request.counts_layers:
+        counter, program = LayerCounter(program.models), replace(program, steps=1)
     training = Training(program, request.batch_size, request.move_batch)
+    measured = dynamo.measurements()
 
     def arrive() -> None:
         for tensor in on_cuda:
@@ -225,6 +230,8 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
         if request.detailed:
             measuring = profile(program.models, program.optimizers, device="cuda", max_events=_MAX_EVENTS)
         stack.enter_context(measuring)
+        if counter is not None:
+            stack.enter_context(counter)
         try:
             training.run(arrive, measuring.step if request.detailed else _nothing)
         except BaseException as error:  # sys.exit() in a step is a failure like any other
@@ -237,6 +244,8 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
         peak_allocated=torch.cuda.max_memory_allocated(),
         peak_reserved=torch.cuda.max_memory_reserved(),
         profile=measuring.result if request.detailed else None,
+        layers=None if counter is None else counter.counts(),
+        measured_kernels=dynamo.measurements() > measured,
     )
 
 

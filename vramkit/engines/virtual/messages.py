@@ -36,7 +36,9 @@ class Request:
     batch_size: int
     unlimited: bool
     detailed: bool
-    move_batch: bool
+    move_batch: bool = False
+    counts_layers: bool = False
+    """One step, in which the layers are counted, and not their memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

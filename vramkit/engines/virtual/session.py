@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import weakref
 from dataclasses import replace
@@ -24,6 +25,7 @@ from ...programs import settings
 from ...programs.batches import described
 from ...programs.failed import Failed
 from ...programs.failures import StepTraceback, batch_moved, more_telling, step_failed
+from ...programs.layer_count import LayerCounts
 from ...programs.packing import Parcel, pack
 from ...programs.program import Program
 from ...programs.use import check_use
@@ -33,6 +35,7 @@ from ...torch_internals.needs import missing_for
 from ...virtual_gpu.activation import ENVIRONMENT, RUN_ENVIRONMENT
 from ...virtual_gpu.build import ALIASES, LIBRARY, build, find_torch
 from .. import Run
+from .compiling import CHOSEN_BY_TIME, EACH_SIZE_IS_COMPILED, measured_first
 from .messages import Answer, Ended, Open, Request, UsesCuda, send
 
 # The virtual GPU comes before all that imports torch. Without the collector imports take 20 % less time, and there is
@@ -105,7 +108,8 @@ class VirtualSession:
         self._parcel = parcel
         self._gives_batch = gives_batch
         self._move_batch = parcel.move_batch
-        self._notes = parcel.notes
+        self._notes = (*parcel.notes, *[CHOSEN_BY_TIME] * parcel.is_autotuned)
+        self._compiled: dict[int, float] = {}  # sizes that were run, and seconds
         self._opening = {
             "parcel": parcel.content,
             "environment": _environment(alloc_conf),
@@ -121,15 +125,25 @@ class VirtualSession:
 
     def run(self, gpu: GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True) -> Run:
         """See `Session.run`."""
+        return self._run(gpu, Request(batch_size=batch_size, unlimited=unlimited, detailed=detailed))
+
+    def count_layers(self, gpu: GPU, batch_size: int) -> LayerCounts:
+        """See `Session.count_layers`."""
+        request = Request(batch_size=batch_size, unlimited=True, detailed=False, counts_layers=True)
+        layers = self._run(gpu, request).layers
+        assert layers is not None
+        return layers
+
+    def _run(self, gpu: GPU, request: Request) -> Run:
         if gpu.memory > MAX_MEMORY:
             raise UsageError(
                 f"A prediction for {gpu} was asked for",
                 instead=f"No virtual card is larger than {format_size(MAX_MEMORY)}",
             )
         with self._lock:
-            request = Request(
-                batch_size=batch_size, unlimited=unlimited, detailed=detailed, move_batch=self._move_batch
-            )
+            self._warn_of_compiling(request.batch_size)
+            began = time.monotonic()
+            request = replace(request, move_batch=self._move_batch)
             answer = self._ask(gpu, request)
             if isinstance(answer, Failed) and answer.step and self._gives_batch and not self._move_batch:
                 again = self._ask(gpu, replace(request, move_batch=True))
@@ -138,11 +152,27 @@ class VirtualSession:
                     answer = again
                 elif isinstance(again, Failed):
                     answer = more_telling(answer, again)
+            if isinstance(answer, Run) and answer.measured_kernels:
+                answer = self._settled(gpu, request, answer)
+            self._compiled.setdefault(request.batch_size, time.monotonic() - began)
         if isinstance(answer, Failed):
             raise step_failed(answer, self._called) from StepTraceback("in the helper process", answer.traceback)
         if self._gives_batch and answer.profile is not None and not answer.ran_out:
             check_use(answer.profile.tape, self._parcel.models)
         return replace(answer, notes=(*answer.notes, *self._notes))
+
+    def _warn_of_compiling(self, batch_size: int) -> None:
+        """Warns: UserWarning: a second batch size is about to be compiled."""
+        if self._parcel.is_compiled and len(self._compiled) == 1 and batch_size not in self._compiled:
+            [seconds] = self._compiled.values()
+            warnings.warn(EACH_SIZE_IS_COMPILED.format(seconds=seconds), stacklevel=2)
+
+    def _settled(self, gpu: GPU, request: Request, first: Run) -> Run | Failed:
+        """A run that finds its kernels in the cache, after one that has measured them."""
+        answer = self._ask(gpu, replace(request, move_batch=self._move_batch))
+        if isinstance(answer, Run):
+            answer = replace(answer, notes=(*answer.notes, *filter(None, [measured_first(first, answer)])))
+        return answer
 
     def _open(self, gpu: GPU) -> Open:
         return Open(gpu=gpu, unpack_late=self._unpack_late, **self._opening)  # type: ignore[arg-type] # by their names
@@ -232,7 +262,7 @@ class _Connection:
                 warnings.warn(
                     f"The training step has been running for {PATIENCE:.0f} s on the virtual GPU. Kernels compute "
                     "nothing there, so a loop that waits for a value on the device does not end: give it a number of "
-                    "rounds. Ctrl-C stops the run",
+                    "rounds. torch.compile may take as long, until its cache is filled. Ctrl-C stops the run",
                     stacklevel=2,
                 )
             answer: Answer = self._pipe.recv()

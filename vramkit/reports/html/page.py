@@ -5,19 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
 
 from ...tape.memory import MemoryResult
+from .beside import Beside
 from .payload import payload
 from .prediction import Prediction
 
 _LIBRARY = "uplot.js"
-_SCRIPTS = ("words", "data", "strip", "timeline", "bridge", "modules", "segments", "tensors", "curve", "page")
+_SCRIPTS = ("words", "data", "strip", "timeline", "bridge", "modules", "segments", "tensors", "curve", "beside", "page")
 """In the order in which one needs another; they are one script in the page."""
 
 
-def page(result: MemoryResult, text: str, prediction: Prediction | None = None) -> str:
+def page(result: MemoryResult, text: str, prediction: Prediction | None = None, beside: Sequence[Beside] = ()) -> str:
     """A web page that shows a result, and loads nothing from anywhere.
 
     No name of the result's becomes a part of the page's own text: they are inside of the data, and the page's script
@@ -27,8 +29,9 @@ def page(result: MemoryResult, text: str, prediction: Prediction | None = None) 
         result: with all its devices.
         text: its report as text, which is at the page's end.
         prediction: what an estimate has besides.
+        beside: another result's figures of each device; empty: there is none.
     """
-    header, columns = payload(result, prediction)
+    header, columns = payload(result, prediction, beside)
     scripts = [_asset(_LIBRARY), "\n".join(_asset(f"{name}.js") for name in _SCRIPTS)]
     style = _asset("uplot.css") + _asset("page.css")
     policy = f"default-src 'none'; img-src data:; script-src {_allowed(scripts)}; style-src {_allowed([style])}"

@@ -6,6 +6,7 @@ the first shown moment at which it was there and how many more.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,11 +17,13 @@ from ...errors import printable
 from ...gpus import all_gpus
 from ...tape.events import Category, Ints, Phase, Tape
 from ...tape.memory import MemoryResult
+from ...tape.owners import owners
 from ..advice import advise
-from ..moment import moment_of, owners
+from ..moment import moment_of
 from ..moments import boundaries, failures, flushes, shown_moments
 from ..sentences import CATEGORY_NAMES, PHASE_NAMES, failure, recovered, step_count
 from ..tree import shown_name
+from .beside import Beside
 from .columns import ColumnPlace, Columns
 from .prediction import Prediction
 from .segments import segment_lives
@@ -33,12 +36,15 @@ _POINT = ("batch_size", "peak_allocated", "peak_reserved", "used", "fits")
 _ROUNDING = 512
 
 
-def payload(result: MemoryResult, prediction: Prediction | None = None) -> tuple[dict[str, Any], Columns]:
+def payload(
+    result: MemoryResult, prediction: Prediction | None = None, beside: Sequence[Beside] = ()
+) -> tuple[dict[str, Any], Columns]:
     """Everything that a page shows.
 
     Args:
         result: with all its devices.
         prediction: what an estimate has besides.
+        beside: another result's figures of each device; empty: there is none.
 
     Returns:
         A header for JSON, and the columns that it points to.
@@ -51,6 +57,7 @@ def payload(result: MemoryResult, prediction: Prediction | None = None) -> tuple
         "categories": [CATEGORY_NAMES[category] for category in Category],
         "phases": [PHASE_NAMES[phase] for phase in Phase],
         "prediction": None if prediction is None else _prediction(prediction),
+        "beside": [each.header() for each in beside],
         "devices": [_Device(each, columns, limit).header() for each in devices],
     }
     return header, columns
@@ -78,6 +85,7 @@ class _Device:
         self._result = result
         self._columns = columns
         self._moment = moment_of(result)
+        self._pooled = result.tape.has_graph_pools and result.device != "cpu"
         marks = np.concatenate([failures(result)[-_MAX_MARKS:], flushes(result)[:_MAX_MARKS]])
         always = np.concatenate([[self._moment.event + 1], marks, boundaries(result)])
         self._rows = shown_moments(result, limit, always)
@@ -89,6 +97,7 @@ class _Device:
             "name": printable(result.device_name),
             "capacity": result.capacity,
             "outside": result.outside,
+            "pooled": self._pooled,
             "steps": step_count(result),
             "events": len(tape.events),
             "peak_allocated": result.peak_allocated,
@@ -143,6 +152,7 @@ class _Device:
         seen, begin, count = self._lives(table["born"], table["died"])
         table = table[seen]
         rounded = -(-table["requested"] // _ROUNDING) * _ROUNDING
+        pooled = {"pooled": table["pool"].any(axis=1)} if self._pooled else {}
         return self._add(
             begin=begin,
             count=count,
@@ -153,15 +163,19 @@ class _Device:
             phase=table["phase"],
             step=table["step"],
             module=table["module"],
-            owner=owners(self._result)[seen],
+            owner=owners(self._result.tape)[seen],
             name=table["name"],
+            **pooled,
         )
 
     def _segments(self) -> dict[str, ColumnPlace]:
         born, died, *columns = segment_lives(self._result.tape).T
         seen, begin, count = self._lives(born, died)
-        address, size, stream, expandable = (column[seen] for column in columns)
-        return self._add(begin=begin, count=count, address=address, size=size, stream=stream, expandable=expandable)
+        address, size, stream, expandable, private = (column[seen] for column in columns)
+        pooled = {"pooled": private} if self._pooled else {}
+        return self._add(
+            begin=begin, count=count, address=address, size=size, stream=stream, expandable=expandable, **pooled
+        )
 
     def _modules(self) -> dict[str, Any]:
         modules = self._result.tape.modules

@@ -15,21 +15,24 @@ def segment_lives(tape: Tape) -> Ints:
     """Every segment, and every range of mapped pages, from when to when the allocator held it.
 
     Returns:
-        Shape ``(lives, 6)``: the event with which it came (-1: it was there before), the event with which it went (-1:
-        it stayed), address, bytes, stream, and whether it is of an expandable segment, so that blocks go on from it
-        into the next one. A range that is unmapped in part becomes others at that event.
+        Shape ``(lives, 7)``: the event with which it came (-1: it was there before), the event with which it went (-1:
+        it stayed), address, bytes, stream, whether it is of an expandable segment, so that blocks go on from it into
+        the next one, and whether it is of a private pool. A range that is unmapped in part becomes others at that
+        event.
     """
     ranges = _Ranges()
     for row in tape.segments:
-        ranges.add(-1, int(row["address"]), int(row["size"]), int(row["stream"]), int(row["expandable"]))
+        expandable, private = int(row["expandable"]), int(row["pool"].any())
+        ranges.add(-1, int(row["address"]), int(row["size"]), int(row["stream"]), expandable, private)
     for event in np.flatnonzero((tape.events["action"] >= Action.SEGMENT_ALLOC) & (tape.events["action"] < Action.OOM)):
         row = tape.events[event]
         address, size = int(row["address"]), int(row["size"])
         if row["action"] in _COMES:
-            ranges.add(int(event), address, size, int(row["stream"]), int(row["action"] == Action.SEGMENT_MAP))
+            expandable, private = int(row["action"] == Action.SEGMENT_MAP), int(row["pool"].any())
+            ranges.add(int(event), address, size, int(row["stream"]), expandable, private)
         else:
             ranges.remove(int(event), address, size)
-    return np.array(ranges.lives, np.int64).reshape(-1, 6)
+    return np.array(ranges.lives, np.int64).reshape(-1, 7)
 
 
 class _Ranges:
@@ -40,11 +43,11 @@ class _Ranges:
         self._starts: list[int] = []  # in order
         self._row_at: dict[int, int] = {}
 
-    def add(self, event: int, address: int, size: int, stream: int, expandable: int) -> None:
+    def add(self, event: int, address: int, size: int, stream: int, expandable: int, private: int) -> None:
         if address not in self._row_at:  # of what a damaged trace maps twice, the first stays
             insort(self._starts, address)
             self._row_at[address] = len(self.lives)
-            self.lives.append([event, -1, address, size, stream, expandable])
+            self.lives.append([event, -1, address, size, stream, expandable, private])
 
     def remove(self, event: int, address: int, size: int) -> None:
         """End what lies in a range; what sticks out goes on as a range of its own."""

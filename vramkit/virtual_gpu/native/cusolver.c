@@ -21,6 +21,8 @@ API int cusolverDnCreateParams(any *params) { return make(params); }
 API int cusolverDnDestroyParams(any params) { return discard(params); }
 API int cusolverDnCreateGesvdjInfo(any *info) { return make(info); }
 API int cusolverDnDestroyGesvdjInfo(any info) { return discard(info); }
+API int cusolverDnCreateSyevjInfo(any *info) { return make(info); }
+API int cusolverDnDestroySyevjInfo(any info) { return discard(info); }
 
 /* ---- sizes, in elements */
 
@@ -73,6 +75,9 @@ static int answer_bytes(int64_t elements, cudaDataType type, size_t *on_device, 
           answer(batch * of_jacobi(m, n), size))                                                                       \
   ROUTINE(T, sy##evd_bufferSize, (any h, int job, int uplo, int n, any a, int lda, any w, int *size),                  \
           answer(of_eigen(n, job), size))                                                                              \
+  ROUTINE(T, sy##evj_bufferSize,                                                                                       \
+          (any h, int job, int uplo, int n, any a, int lda, any w, int *size, any how),                                \
+          answer(of_jacobi(n, n), size))                                                                               \
   ROUTINE(T, sy##evjBatched_bufferSize,                                                                                \
           (any h, int job, int uplo, int n, any a, int lda, any w, int *size, any how, int batch),                     \
           answer(of_small_eigen(n, batch), size))
@@ -150,6 +155,9 @@ static int succeed(int *info, int64_t count) {
            int batch),                                                                                                 \
           succeed(info, batch))                                                                                        \
   ROUTINE(T, sy##evd, (any h, int job, int uplo, int n, any a, int lda, any w, any work, int size, int *info),         \
+          succeed(info, 1))                                                                                            \
+  ROUTINE(T, sy##evj,                                                                                                  \
+          (any h, int job, int uplo, int n, any a, int lda, any w, any work, int size, int *info, any how),            \
           succeed(info, 1))                                                                                            \
   ROUTINE(T, sy##evjBatched,                                                                                           \
           (any h, int job, int uplo, int n, any a, int lda, any w, any work, int size, int *info, any how, int batch), \

@@ -72,7 +72,12 @@ cudaError_t cudaSetDevice(int device) {
 }
 cudaError_t cudaDriverGetVersion(int *version) { return *version = CUDART_VERSION, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int *version) { return *version = CUDART_VERSION, cudaSuccess; }
-cudaError_t cudaDeviceSynchronize(void) { return configure(), context_create(current), cudaSuccess; }
+cudaError_t cudaDeviceSynchronize(void) {
+  configure();
+  context_create(current);
+  autograd_rest();
+  return cudaSuccess;
+}
 cudaError_t cudaDeviceReset(void) { return cudaSuccess; }
 cudaError_t cudaDeviceCanAccessPeer(int *yes, int device, int peer) { return *yes = device != peer, cudaSuccess; }
 cudaError_t cudaDeviceEnablePeerAccess(int peer UNUSED, unsigned flags UNUSED) { return cudaSuccess; }

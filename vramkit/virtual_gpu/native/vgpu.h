@@ -90,6 +90,10 @@ bool answered(void *to, size_t size);   /* a copy to the host that is delivered 
 long long elements_counted(void);       /* of the sparse matrix that is being made; below 0: not known */
 void note_copy(const void *at);         /* bytes went to a device */
 
+/* ---- threads.c */
+
+void autograd_rest(void); /* wait until torch's autograd threads sleep */
+
 /* ---- kernels.c */
 
 cudaError_t launched(void);

@@ -64,8 +64,10 @@ class ComputedValues:
     def prepare(self) -> ctypes.CDLL:
         """Do what takes a while (70 ms), once torch is imported; forks of this process then begin at once."""
         if self._library is None:
+            from ...torch_internals.dispatch import pass_higher_order
             from . import twins
 
+            pass_higher_order("Fake")
             twins.register()
             self._library = ctypes.CDLL(str(self._path))
             self._library.values_begin.argtypes = [ctypes.c_int64] * 3 + [_Told]

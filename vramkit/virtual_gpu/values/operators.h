@@ -1,6 +1,8 @@
 /* Which of torch's operators are seen on their way to a device, and what has to be known of each. It knows schemas and
  * names, no tensors. */
 #pragma once
+#include "adapted.h"
+
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <string>
@@ -23,8 +25,10 @@ struct Operator {
   bool spread = false;   /* picks the largest: a router's choice, where it was not computed */
   bool refused = false;  /* the CPU's kernel is not there, or failed for want of one */
   bool sparse = false;   /* makes or takes sparse tensors, and comes apart into operators that are computed themselves */
-  bool checks = false;   /* what its kernel reads only says whether a factorization succeeded */
-  bool widens = false;   /* may return float32 of a half, which the CPU's kernel does not */
+  bool checks = false;   /* what its kernel reads only says whether it was given what it can take, and succeeded */
+  bool apart = false;    /* what its kernel reads of its own operators' results decides how it goes on */
+  bool keeps = false;    /* its CPU kernel is a twin, whose backward reads nothing that the two keep in other shapes */
+  Adapt adapt = nullptr;
   std::string name;
 };
 
@@ -45,10 +49,10 @@ Operator look_at(const c10::OperatorHandle &op) {
   if (!op.hasSchema()) return found;
   const auto &schema = op.schema();
   const std::string &name = found.name = schema.name();
-  bool reads_alias = false;
+  bool reads_alias = false, is_out = false;
   for (const auto &argument : schema.arguments())
     if (const auto *alias = argument.alias_info()) {
-      if (alias->isWrite()) found.mutates = true;
+      if (alias->isWrite()) found.mutates = true, is_out = is_out || argument.kwarg_only();
       else reads_alias = true;
     }
   for (auto tag : op.getTags()) {
@@ -57,12 +61,13 @@ Operator look_at(const c10::OperatorHandle &op) {
   }
   found.counted = any_of(name, {"aten::nonzero", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::_coalesce"});
   found.by_flags = name.rfind("aten::index", 0) == 0 || name.rfind("aten::masked", 0) == 0;
-  found.checks = name.rfind("aten::linalg_", 0) == 0 || name.rfind("aten::_linalg_", 0) == 0;
+  found.checks = name == "aten::segment_reduce";
+  for (auto each : {"aten::linalg_", "aten::_linalg_"}) found.checks = found.checks || name.rfind(each, 0) == 0;
   found.sparse = name.find("sparse") != std::string::npos;
   found.spread = any_of(name, {"aten::topk", "aten::argmax", "aten::max", "aten::multinomial"});
-  const bool is_out = schema.overload_name().find("out") != std::string::npos && found.mutates;
   found.writes_only = is_out || any_of(name, {"aten::copy_", "aten::fill_", "aten::zero_", "aten::normal_", "aten::uniform_",
-      "aten::random_", "aten::bernoulli_", "aten::exponential_", "aten::cauchy_", "aten::log_normal_", "aten::geometric_"});
+      "aten::random_", "aten::bernoulli_", "aten::exponential_", "aten::cauchy_", "aten::log_normal_", "aten::geometric_",
+      "aten::_cummax_helper", "aten::_cummin_helper"});
   if (name.rfind("c10d::", 0) == 0) {
     found.kind = Kind::exchange;
     return found;
@@ -79,7 +84,10 @@ Operator look_at(const c10::OperatorHandle &op) {
       DispatchKey::SparseCUDA, DispatchKey::SparseCsrCUDA}))
     found.kind = Kind::compute;
   found.refused = !op.hasComputedKernelForDispatchKey(DispatchKey::CPU) && !has_kernel(op, {DispatchKey::SparseCPU, DispatchKey::SparseCsrCPU});
-  found.widens = any_of(name, {"aten::_softmax", "aten::_log_softmax"}) && !is_out;
+  found.apart = name == "aten::linalg_matrix_exp";
+  for (auto each : {"aten::_cudnn", "aten::cudnn", "aten::_scaled_dot_product"})
+    found.keeps = found.keeps || name.rfind(each, 0) == 0;
+  found.adapt = adapt_for(name, is_out);
   return found;
 }
 

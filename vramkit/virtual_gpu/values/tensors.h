@@ -35,7 +35,7 @@ bool is_coalesced(const at::Tensor &tensor) {
 enum class Place { host, device, foreign };
 
 Place place_of(const at::Tensor &tensor) {
-  if (!tensor.defined()) return Place::host;
+  if (!tensor.defined() || tensor._is_zerotensor()) return Place::host; /* zeros without memory, as gradients may be */
   auto keys = tensor.key_set();
   if (keys.has(DispatchKey::Python) || tensor.is_quantized() || tensor.is_nested()) return Place::foreign;
   if (is_sparse(tensor)) return tensor.device().is_cuda() ? Place::device : tensor.is_cpu() ? Place::host : Place::foreign;
@@ -64,6 +64,7 @@ at::Tensor sparse_host_view(const at::Tensor &tensor) {
 at::Tensor host_view(const at::Tensor &tensor) {
   if (is_sparse(tensor)) return sparse_host_view(tensor);
   auto options = at::TensorOptions().dtype(tensor.dtype()).device(at::kCPU);
+  if (tensor._is_zerotensor()) return at::zeros(tensor.sizes(), options);
   if (!tensor.numel()) return at::empty_strided(tensor.sizes(), tensor.strides(), options);
   auto view = at::from_blob(tensor.data_ptr(), tensor.sizes(), tensor.strides(), options);
   view._set_conj(tensor.is_conj()); /* lazy, and some operators take them so */

@@ -4,8 +4,8 @@
  * kernel's host code runs as always, so that it allocates what it allocates; then the CPU's kernel writes what the
  * device would have written. It knows torch's dispatcher; which operators have another CPU kernel, twins.py knows.
  *
- * What was not computed (too large, no CPU kernel, written by a compiled kernel) is remembered by storage, and whoever
- * takes a size from it is told to Python. */
+ * Whoever takes a size from what was not computed is told to Python. */
+#include "computed.h"
 #include "operators.h"
 #include "tensors.h"
 
@@ -15,8 +15,6 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
-#include <mutex>
-#include <unordered_map>
 #include <cstring>
 
 using c10::DispatchKey;
@@ -29,7 +27,6 @@ extern "C" { /* of the virtual GPU */
 void vgpu_answer(const long long *counts, int number); /* what the next copies of a count to the host deliver */
 void vgpu_elements(long long number);                  /* of the sparse matrix that is to be made; -1: not known */
 void vgpu_hold(int by);                                /* above 0: this thread's copies and fills on a device do nothing */
-bool vgpu_was_copied(const void *at);                  /* whether the last write there was a copy that nobody else saw */
 void vgpu_each_thread(void (*visit)(void));            /* called when a thread asks CUDA for its device */
 }
 
@@ -45,48 +42,8 @@ struct {
 
 thread_local bool answering = false; /* the next count that is copied to the host is known */
 thread_local int inside = 0; /* > 0: in the kernel of an operator that is computed as a whole */
-thread_local int checking = 0; /* > 0: only whether a factorization succeeded is read */
-
-/* ---- what was computed, by storage; a later one at the same address is another */
-
-/* Never destroyed: threads of torch's may outlive what a process ends with. */
-std::mutex &computed_lock = *new std::mutex;
-struct Known {
-  c10::weak_intrusive_ptr<c10::StorageImpl> storage;
-  bool assumed; /* it goes back to a choice that was not computed */
-};
-auto &computed = *new std::unordered_map<c10::StorageImpl *, Known>;
-
-void remember(const at::Tensor &tensor, bool is_right, bool assumed = false) {
-  auto *storage = tensor.storage().unsafeGetStorageImpl();
-  vgpu_was_copied(storage->data()); /* and written to since */
-  std::lock_guard<std::mutex> guard(computed_lock);
-  if (!is_right) {
-    computed.erase(storage);
-    return;
-  }
-  static size_t next_look = 4096;
-  if (computed.size() >= next_look) {
-    for (auto at = computed.begin(); at != computed.end();) at = at->second.storage.expired() ? computed.erase(at) : std::next(at);
-    next_look = std::max<size_t>(4096, 2 * computed.size());
-  }
-  computed.try_emplace(storage, Known{tensor.storage().getWeakStorageImpl(), false}).first->second.assumed = assumed;
-}
-
-enum class Value { unknown, right, assumed };
-
-Value value_of(const at::Tensor &tensor) {
-  auto *storage = tensor.storage().unsafeGetStorageImpl();
-  {
-    std::lock_guard<std::mutex> guard(computed_lock);
-    auto found = computed.find(storage); /* the weak pointer keeps a dead one's place, so none can take it */
-    if (found != computed.end()) return found->second.assumed ? Value::assumed : Value::right;
-  }
-  if (!tensor.numel()) return Value::right;
-  if (!vgpu_was_copied(storage->data())) return Value::unknown;
-  remember(tensor, true);
-  return Value::right;
-}
+thread_local int checking = 0; /* > 0: only whether all is well is read */
+thread_local bool asks_all = false; /* and of flags whether all hold (are finite), not whether any (it failed) */
 
 /* ---- tensors */
 
@@ -129,21 +86,22 @@ struct OnHost {
   ~OnHost() { inside = saved; }
 };
 
+bool has_view(const at::Tensor &tensor) {
+  return place_of(tensor) == Place::device || (tensor.defined() && tensor._is_zerotensor());
+}
+
 c10::IValue for_host(const c10::IValue &value, const at::Generator &generator) {
-  if (value.isTensor()) {
-    const auto &tensor = value.toTensor();
-    return place_of(tensor) == Place::device ? c10::IValue(host_view(tensor)) : value;
-  }
+  if (value.isTensor()) return has_view(value.toTensor()) ? c10::IValue(host_view(value.toTensor())) : value;
   if (value.isTensorList()) {
     c10::List<at::Tensor> views;
-    for (const at::Tensor &each : value.toTensorList()) views.push_back(place_of(each) == Place::device ? host_view(each) : each);
+    for (const at::Tensor &each : value.toTensorList()) views.push_back(has_view(each) ? host_view(each) : each);
     return views;
   }
   if (value.isList() && !value.toListRef().empty()) {
     auto list = value.toList().copy();
     for (size_t i = 0; i < list.size(); i++) {
       c10::IValue each = list.get(i);
-      if (each.isTensor() && place_of(each.toTensor()) == Place::device) list.set(i, host_view(each.toTensor()));
+      if (each.isTensor() && has_view(each.toTensor())) list.set(i, host_view(each.toTensor()));
     }
     return list;
   }
@@ -184,6 +142,8 @@ bool compute(const c10::OperatorHandle &op, Operator &known, Stack &host, std::o
       before = shared.get_state();
       shared.set_current_seed(*seed);
     }
+    /* In torch 2.11 and older a kernel with several `out` arguments returns references to what was dropped. */
+    const Stack held = host;
     op.redispatchBoxed(DispatchKeySet(host_key(op, host)), &host);
     if (before.defined()) shared.set_state(before);
     return true;
@@ -272,7 +232,7 @@ Stack for_host(const Operator &what, at::ArrayRef<c10::IValue> arguments, const 
   Stack host;
   host.reserve(arguments.size());
   for (const auto &each : arguments) host.push_back(for_host(each, generator));
-  if (what.widens && host[2].toBool()) host[0] = host[0].toTensor().to(at::kFloat), host[2] = false;
+  if (what.adapt) what.adapt(host);
   return host;
 }
 
@@ -308,6 +268,7 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   if (!settings.on) return pass_on(op, keys, stack);
   Operator &what = known(op);
   Checking guard(what.checks);
+  if (checking && any_of(what.name, {"aten::all", "aten::any"})) asks_all = what.name == "aten::all";
   if (what.kind == Kind::pass || (inside && !what.dynamic)) return pass_on(op, keys, stack);
   if (what.kind == Kind::exchange) return exchange(op, what, keys, stack);
 
@@ -349,10 +310,16 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   if (sparse && what.kind == Kind::copy) return pass_on(op, keys, stack); /* it copies its parts */
   if (!known_sizes && what.dynamic && !answering && (what.kind != Kind::read || is_count(*some))) tell(what, false);
   if (assumed_sizes && what.dynamic && !answering && (what.kind != Kind::read || some->scalar_type() == at::kBool)) tell(what, true);
+  if (!known_inputs && fits && checking && what.name == "aten::unique_consecutive") {
+    /* In matrix_exp, of how often each matrix is to be squared: not at all. */
+    std::memset(some->data_ptr(), 0, some->nbytes());
+    remember(*some, true, true);
+    known_inputs = assumed = true;
+  }
   if (what.kind == Kind::read) {
     const auto zero = zero_of(some->scalar_type());
     pass_on(op, keys, stack);
-    if (!known_inputs) stack->back() = zero;
+    if (!known_inputs) stack->back() = checking && asks_all && zero.isBoolean() ? at::Scalar(true) : zero;
     return;
   }
   if (!fits || what.refused || !known_inputs) { /* what would come of leftovers is nobody's: a scaler might skip its step */
@@ -379,7 +346,7 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   if (seed) generator = at::detail::createCPUGenerator(*seed);
   const auto among = choices(what, arguments);
   bool done = false;
-  Stack host;
+  Stack host, given;
   if ((what.dynamic || sparse) && !what.mutates) { /* how many there are has to be known before the kernel asks */
     host = for_host(what, arguments, generator);
     done = compute(op, what, host, seed);
@@ -392,9 +359,10 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
     Elements filled(makes_sparse, number);
     pass_on(op, keys, stack); /* what it calls inside finds its own values */
   } else {
-    const Stack given = arguments.vec();
+    given = arguments.vec();
     {
-      Inside guard(what.mutates);
+      std::optional<Inside> guard;
+      if (!what.apart) guard.emplace(what.mutates);
       pass_on(op, keys, stack);
     }
     bool too_large = false;
@@ -407,6 +375,10 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
     }
   }
   if (done && host.size() != op.schema().returns().size()) done = false;
+  /* What was written by an operator that returns nothing. */
+  for (size_t i = 0; done && what.writes_only && host.empty() && i < given.size(); i++)
+    if (const auto *alias = schema_arguments[i].alias_info(); alias && alias->isWrite())
+      each_tensor(given[i], [&](const at::Tensor &each) { remember(each, true, assumed); });
   each_result(op, stack, [&](size_t i, c10::IValue &result, bool written) {
     if (done && !written && (result.isBool() || result.isScalar())) result = host[i];
     std::vector<at::Tensor> results, twins;
@@ -422,20 +394,28 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
         }
         continue;
       }
+      bool right = done;
       if (done && !written && j < twins.size() && twins[j].defined()) {
         OnHost guard;
         if (twins[j].sizes() != each.sizes() && what.dynamic && result.isTensor() && !is_sparse(result.toTensor())) {
           each = at::empty(twins[j].sizes(), each.options()); /* its kernel asked in a way that is not known here */
           result = each;
         }
-        if (each.scalar_type() == at::kByte && each.dim() == 1 && twins[j].dim() == 1 && twins[j].numel() < each.numel())
-          host_view(each).narrow(0, 0, twins[j].numel()).copy_(twins[j]); /* a reserve space is its kernel's own affair */
-        else if (twins[j].sizes() == each.sizes() && each.numel() && !contains(taken, each)) host_view(each).copy_(twins[j]);
+        /* A reserve space is its kernel's own affair; of bags there may be one less than offsets. */
+        const bool begins = each.scalar_type() == at::kByte || what.name.rfind("aten::_embedding_bag", 0) == 0;
+        if (begins && each.dim() == 1 && twins[j].dim() == 1 && twins[j].numel() < each.numel())
+          host_view(each).zero_().narrow(0, 0, twins[j].numel()).copy_(twins[j]);
+        else if (twins[j].sizes() != each.sizes()) {
+          /* Another thing, which the CPU's backward would read wrongly; of what is empty it reads nothing. */
+          right = what.keeps || !twins[j].numel();
+          if (right && !what.keeps) host_view(each).zero_();
+        }
+        else if (each.numel() && !contains(taken, each)) host_view(each).copy_(twins[j]);
       }
       if (!each.numel() || contains(taken, each)) continue;
       if (sparse && !written && j < twins.size() && twins[j].sizes() != each.sizes()) continue; /* from its own operators */
-      remember(each, done, assumed); /* what the two kernels keep in other shapes is nobody else's */
-      if (!written && !done) leave_uncomputed(what, each, among);
+      remember(each, right, assumed);
+      if (!written && !right) leave_uncomputed(what, each, among);
     }
   });
 }

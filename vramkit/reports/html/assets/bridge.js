@@ -98,9 +98,9 @@ function sums(held, parts, device, onCpu) {
     element("span", { class: `share-bar ${key}`, style: { width: `${(160 * size) / (held.allocated || 1)}px` } }),
   ];
   const categories = parts
-    .slice(0, -3)
+    .slice(0, -4)
     .map((part, i) => ({ ...part, ever: device.series.categories[i].some((size) => size > 0) }));
-  const [slack, cached, outside] = parts.slice(-3);
+  const [slack, cached, pools, outside] = parts.slice(-4);
   const rows = categories
     .filter(({ ever }) => ever)
     .sort((a, b) => b.size - a.size)
@@ -117,6 +117,9 @@ function sums(held, parts, device, onCpu) {
   );
   if (!onCpu) {
     rows.push(line("", swatch("cached"), cached.name, cached.size, "freed blocks, and rests of segments"));
+    if (device.pooled) {
+      rows.push(line("", swatch("pools"), pools.name, pools.size, "CUDA graphs' own, free to nobody else"));
+    }
     rows.push(line("sum", "=", "reserved", held.reserved, "torch.cuda.memory_reserved()"));
   }
   if (outside.size) {

@@ -62,13 +62,28 @@ function prepare(report, device) {
     addUp(reserved);
   }
   [...series, allocated].forEach(addUp);
-  device.series = { categories: series, allocated, reserved };
+  device.series = { categories: series, allocated, reserved, pools: freeInPools(device) };
 
   device.modules.children = device.modules.name.map(() => []);
   device.modules.roots = [];
   device.modules.parent.forEach((parent, i) => {
     (parent >= 0 ? device.modules.children[parent] : device.modules.roots).push(i);
   });
+}
+
+/** Bytes that private pools hold and nothing has, at each moment. */
+function freeInPools(device) {
+  const free = new Float64Array(device.count + 1);
+  if (!device.pooled) return free;
+  const add = ({ begin, count, pooled }, size, sign) =>
+    begin.forEach((first, i) => {
+      free[first] += sign * pooled[i] * size[i];
+      free[first + count[i]] -= sign * pooled[i] * size[i];
+    });
+  add(device.segments, device.segments.size, 1);
+  add(device.allocations, device.allocations.block, -1);
+  addUp(free);
+  return free;
 }
 
 function addUp(numbers) {
@@ -81,12 +96,13 @@ function breakdownAt(device, moment) {
   const allocated = device.series.allocated[moment];
   const reserved = device.series.reserved[moment];
   const slack = allocated - categories.reduce((sum, each) => sum + each, 0);
-  const cached = Math.max(0, reserved - allocated);
+  const free = Math.max(0, reserved - allocated);
+  const pools = Math.max(0, Math.min(free, device.series.pools[moment]));
   return {
-    parts: [...categories, slack, cached, device.outside],
+    parts: [...categories, slack, free - pools, pools, device.outside],
     allocated,
-    reserved: allocated + cached,
-    used: allocated + cached + device.outside,
+    reserved: allocated + free,
+    used: allocated + free + device.outside,
   };
 }
 

@@ -127,6 +127,7 @@
     part("drawn").hidden = empty;
     if (timeline) timeline.destroy();
     timeline = null;
+    drawOther(device);
     drawAdvice(device);
     fill(part("to-peak"), device.failed ? "Failure" : "Peak");
     fill(
@@ -193,6 +194,14 @@
     fill(part("tensors-only"), only);
     drawSegments(report, device, part("segments"), moment, inside);
     drawTensors(report, device, part("tensors"), moment, inside);
+  }
+
+  function drawOther(device) {
+    const shown = report.beside[devices.indexOf(device)];
+    part("beside-section").hidden = !shown;
+    if (!shown) return;
+    fill(part("beside-title"), `Memory, ${shown.heads[0]} and ${shown.heads[1]}`);
+    drawBeside(shown, part("beside"));
   }
 
   function drawAdvice(device) {

@@ -318,7 +318,7 @@ function drawTimeline(report, device, box, pin) {
       rect.top + Math.max(0, u.cursor.top),
       element("div", { class: "tip-title" }, whenText(report, device, moment)),
       parts
-        .slice(0, -2)
+        .slice(0, -3)
         .filter(({ size }) => size > 0)
         .reverse()
         .map(({ key, name, size }) => tipRow(key, name, size)),

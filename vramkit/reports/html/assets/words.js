@@ -66,6 +66,7 @@ function partsOf(report) {
     ...report.categories.map((name, index) => ({ name, key: `category-${index}` })),
     { name: "rounding and unsplit slack", key: "slack" },
     { name: "cached: held, not allocated", key: "cached" },
+    { name: "graph pools", key: "pools" },
     { name: "CUDA context, others", key: "outside" },
   ];
 }

@@ -1,0 +1,46 @@
+"""torch's private names of graphed callables. Knows where ``make_graphed_callables`` keeps the tensors of a graph."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+_KINDS = {
+    "static_input_surface": "static input",
+    "static_outputs": "static output",
+    "static_grad_outputs": "static gradient of output",
+    "static_grad_inputs": "static gradient of input",
+}
+"""Variables of the function that torch makes of a callable, and what they hold. A torch that calls them something else
+has none of these names, and then nothing is found."""
+_DEPTH = 4  # of functions in functions
+
+
+def static_tensors(graphed: Callable[..., Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a graphed callable's replays read and write, each with what it is: ``"static output 0"``; no parameters.
+
+    Args:
+        graphed: a module or a function that ``torch.cuda.make_graphed_callables`` returned.
+    """
+    called = graphed.forward if isinstance(graphed, torch.nn.Module) else graphed
+    for name, value in _closed_over(called, _DEPTH):
+        for i, tensor in enumerate(value if name in _KINDS and isinstance(value, tuple) else ()):
+            if isinstance(tensor, torch.Tensor) and not isinstance(tensor, torch.nn.Parameter):
+                yield f"{_KINDS[name]} {i}", tensor
+
+
+def _closed_over(value: object, depth: int) -> Iterator[tuple[str, object]]:
+    if isinstance(value, type):
+        for each in vars(value).values():
+            yield from _closed_over(getattr(each, "__func__", None), depth)
+    elif isinstance(value, types.FunctionType) and depth:
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            try:
+                inner = cell.cell_contents
+            except ValueError:  # it is empty
+                continue
+            yield name, inner
+            yield from _closed_over(inner, depth - 1)
