@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--gpu", default="a100-80gb", help="default: %(default)s")
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, metavar="NAME", help=f"of: {', '.join(COLUMNS)}")
     parser.add_argument("--cpu-python", metavar="PATH", help="an interpreter whose torch is a build without CUDA")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures, bytes")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -216,6 +217,9 @@ def main() -> None:
             worker.said[name] = worker.ask(name)
             print(f"{cell(worker.said[name], measured[name]):{WIDTH}}", end="", flush=True)
         print(flush=True)
+    if options.json:
+        figures = {name: {each.column: each.said[name] for each in workers} for name in measured}
+        options.json.write_text(json.dumps({"measured": measured, "said": figures}))
     print()
     for worker in workers:
         print(summary(worker, measured), flush=True)

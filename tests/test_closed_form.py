@@ -81,7 +81,9 @@ OPTIMIZERS: dict[str, Factory] = {
     "rmsprop, centered, momentum": with_(torch.optim.RMSprop, centered=True, momentum=0.9),
     "rprop": torch.optim.Rprop,
 }
-OTHERS = {"muon": (Matrices, torch.optim.Muon), "sparse adam": (Sparse, torch.optim.SparseAdam)}
+OTHERS = {"sparse adam": (Sparse, torch.optim.SparseAdam)}
+if hasattr(torch.optim, "Muon"):  # since torch 2.9
+    OTHERS["muon"] = (Matrices, torch.optim.Muon)
 
 
 def most(result: MemoryResult, category: Category) -> int:

@@ -199,7 +199,6 @@ _FORMS: dict[type[torch.optim.Optimizer], _Form] = {
     torch.optim.Adam: _Form(lambda group: 3 if group["amsgrad"] else 2),
     torch.optim.Adamax: _Form(2),
     torch.optim.ASGD: _Form(1, counters=3, on_device=True),
-    torch.optim.Muon: _Form(1, counters=0),
     torch.optim.NAdam: _Form(2, counters=2),
     torch.optim.RAdam: _Form(2),
     torch.optim.RMSprop: _Form(lambda group: 1 + (group["momentum"] > 0) + bool(group["centered"])),
@@ -207,6 +206,8 @@ _FORMS: dict[type[torch.optim.Optimizer], _Form] = {
     torch.optim.SGD: _Form(lambda group: int(group["momentum"] != 0), counters=0),
     torch.optim.SparseAdam: _Form(2, counters=0),
 }
+if (_muon := getattr(torch.optim, "Muon", None)) is not None:  # since torch 2.9
+    _FORMS[_muon] = _Form(1, counters=0)
 
 
 def _form_of(kind: type[torch.optim.Optimizer]) -> _Form | None:

@@ -16,10 +16,36 @@ from torch.cuda import memory
 
 from vramkit.allocator import NO_POOL, CachingAllocator, SegmentState, SimulatedOutOfMemory, segments_from_torch
 from vramkit.tape.events import TORCH_ACTIONS, Action
+from vramkit.torch_releases import tie_break_of
 
 MIB = 1 << 20
-DEFAULTS = "large_segment_size_mb:20,expandable_segments:False,throw_on_cudamalloc_oom:False"
-"""What torch does not reset by itself when settings change at run time."""
+
+
+def configure(conf: str) -> None:
+    """Change the settings at run time."""
+    _configure(conf)
+
+
+# torch 2.8 has it for CUDA alone.
+_configure = getattr(torch._C, "_accelerator_setAllocatorSettings", None) or torch.cuda.memory._set_allocator_settings
+
+
+def _is_known(setting: str) -> bool:
+    try:
+        configure(setting)
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
+KEPT = ("large_segment_size_mb:20", "expandable_segments:False", "throw_on_cudamalloc_oom:False")
+DEFAULTS = ",".join(filter(_is_known, KEPT))
+"""What torch does not reset by itself when settings change at run time, of what this torch knows."""
+UNKNOWN = tuple(each.partition(":")[0] for each in KEPT if each not in DEFAULTS)
+"""What only newer ones know."""
+
+IN_POOLS_FREES_WAIT = tie_break_of(torch.__version__) == "address"
+"""While a MemPool is used, torch 2.11 and older take it for a graph's capture, and look at no stream."""
 
 Event = tuple[int, int, int, int]
 Step = tuple[Any, ...]
@@ -63,11 +89,6 @@ def clear() -> None:
     torch.cuda.reset_peak_memory_stats()
     torch.cuda.reset_accumulated_memory_stats()
     assert torch.cuda.memory_reserved() == 0, "an earlier test in this process left tensors on the device"
-
-
-def configure(conf: str) -> None:
-    """Change the settings at run time."""
-    torch._C._accelerator_setAllocatorSettings(conf)
 
 
 def on_torch(program: Sequence[Step], conf: str) -> Outcome:
@@ -199,7 +220,7 @@ def on_simulator(program: Sequence[Step], conf: str, real: Outcome, **options: A
     failed = []
     for number, (what, *arguments) in enumerate(program):
         if what in ("malloc", "pooled"):
-            if arguments[0]:
+            if arguments[0] and (what == "malloc" or not IN_POOLS_FREES_WAIT):
                 # Virtual kernels take no time, so whatever was waiting is over at the next allocation.
                 allocator.synchronize()
             try:

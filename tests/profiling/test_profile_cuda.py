@@ -620,3 +620,49 @@ result = [len(batches), prof.result.final.gradients]
 
 def test_modules_run_in_a_forked_worker_of_a_loader() -> None:
     assert run_on("t4", _WORKER) == [2, (4 + 1) * 4]
+
+
+@pytest.mark.parametrize("has_metadata", [True, False])
+def test_running_out_of_memory_inside_a_forward_is_told_as_inside_it(
+    has_metadata: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_metadata:
+        monkeypatch.setattr(cuda_source.allocator, "HAS_METADATA", False)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).cuda()
+    model[1].register_forward_pre_hook(lambda module, arguments: torch.empty(1 << 45, dtype=torch.uint8, device="cuda"))
+
+    with vramkit.profile(model) as prof, contextlib.suppress(torch.OutOfMemoryError):
+        model(torch.zeros(4, 8, device="cuda"))
+
+    [failure] = prof.result.out_of_memory
+    assert (failure.phase, failure.module) == (Phase.FORWARD, "Sequential.1")
+
+
+def test_of_tensors_as_large_as_a_kept_workspace_the_first_that_lives_on_is_the_workspace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As torch 2.9 to 2.11 keep 1 MiB for cuBLASLt; here a layer plays the library."""
+    size = 1 << 20
+    sizes = cuda_source.allocator.workspace_sizes()
+    monkeypatch.setattr(cuda_source.allocator, "workspace_sizes", lambda: sizes | {size})
+    kept: list[torch.Tensor] = []
+
+    class Layer(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch.empty(size, dtype=torch.uint8, device="cuda")  # gone at once
+            if not kept:
+                kept.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+            return x.expand(size // 4).exp()  # kept for the backward, which never comes
+
+    model = nn.Sequential(Layer())
+    x = torch.zeros(1, device="cuda", requires_grad=True)
+    with vramkit.profile(model, device="cuda") as prof:
+        for _ in range(2):
+            output = model(x)
+            prof.step()
+
+    table = prof.result.tape.allocations
+    of_size = table[table["requested"] == size]
+    assert of_size["category"].tolist().count(Category.WORKSPACE) == 1
+    assert of_size["category"].tolist()[1] == Category.WORKSPACE
+    assert output.nbytes == size

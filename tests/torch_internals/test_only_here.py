@@ -67,7 +67,8 @@ def test_every_private_operator_of_the_list_is_used() -> None:
 
 
 def test_no_other_file_has_a_private_name_in_a_string() -> None:
-    last = {name.path.rpartition(".")[2] for name in TABLE} - set(PRIVATE)
+    # Operators' names are data to whoever knows what they compute.
+    last = {name.path.rpartition(".")[2] for name in TABLE if not name.path.startswith("torch.ops.aten.")}
     inside = (ROOT / "torch_internals", OVERLAY, KERNELS)
 
     found = [

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError, shown
+from ..torch_releases import rounds_limit
 
 MIN_BLOCK = 512
 SMALL_SIZE = 1 << 20
@@ -172,9 +173,9 @@ class AllocatorConf:
 def memory_limit(fraction: float, memory: int) -> int | None:
     """Bytes that a process may have of a device's memory under a memory fraction; None: it sets no limit.
 
-    To the nearest byte: a fraction that was computed from a limit means that limit.
+    To the nearest byte, as torch has it by now: a fraction that was computed from a limit means that limit.
     """
-    return None if fraction >= 1 else int(fraction * memory + 0.5)
+    return None if fraction >= 1 else int(fraction * memory + 0.5 * rounds_limit())
 
 
 class _Parser:

@@ -11,11 +11,12 @@ from typing import Any
 from ..errors import UsageError, shown
 from ..sizes import format_size
 from ..tape.action_codes import ALLOC, FREE, FREE_COMPLETED
+from ..torch_releases import TieBreak
 from . import stats
 from .blocks import Block, ExpandableRange, LinkedBlock, merge
 from .conf import MIN_BLOCK, SMALL_SIZE, UNLIMITED, AllocatorConf
 from .device import AddressOrder, AddressSpace
-from .reserve import Reserve, TieBreak
+from .reserve import Reserve
 from .states import NO_POOL, BlockState, PoolId, SegmentState
 
 

@@ -13,13 +13,13 @@ from typing import Literal
 from ..errors import UsageError, VramkitError, shown
 from ..sizes import format_size
 from ..tape.action_codes import OOM, SEGMENT_ALLOC, SEGMENT_FREE, SEGMENT_MAP, SEGMENT_UNMAP
+from ..torch_releases import TieBreak
 from .blocks import AGE_SHIFT, SIZE_SHIFT, Block, ExpandableRange, LinkedBlock, Pool, merge
 from .conf import SMALL_SEGMENT, SMALL_SIZE, UNLIMITED, AllocatorConf, memory_limit
 from .device import Addresses, AddressOrder, AddressSpace, DriverMemory
 from .states import NO_POOL, PoolId
 from .stats import Usage
 
-TieBreak = Literal["age", "address"]
 """Which of equally large free blocks is taken: of the oldest segment, or of the lowest address."""
 
 Event = tuple[int, int, int, int]

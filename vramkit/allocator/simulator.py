@@ -9,12 +9,12 @@ from ..errors import UsageError
 from ..sizes import format_size, parse_size
 from ..tape.action_codes import OOM
 from ..tape.events import TORCH_ACTIONS, Tape
+from ..torch_releases import TieBreak, installed_tie_break
 from .blocks import Block
 from .conf import UNLIMITED, AllocatorConf
 from .core import DeviceCachingAllocator
 from .device import AddressOrder, AddressSpace
 from .replay import Replay, replay
-from .reserve import TieBreak
 from .states import NO_POOL, PoolId, SegmentState
 from .stats import Usage, flatten
 
@@ -31,7 +31,7 @@ class CachingAllocator:
         allocator.free(block)
         allocator.memory_stats()["reserved_bytes.all.peak"]
 
-    Every rule is that of torch 2.14's ``DeviceCachingAllocator`` (c10/cuda/CUDACachingAllocator.cpp): the same
+    Every rule is that of ``DeviceCachingAllocator`` in torch 2.8 to 2.14 (c10/cuda/CUDACachingAllocator.cpp): the same
     requests in the same order give the same segments, blocks and statistics.
 
     Args:
@@ -42,8 +42,9 @@ class CachingAllocator:
         context: bytes of the device, or a text, that the CUDA context and other processes take. They count against the
             capacity, not against ``per_process_memory_fraction``.
         addresses: gives the segments' addresses in place of ``address_order``: a recording's own.
-        tie_break: which of equally large free blocks is taken. "age": of the oldest segment, as torch since 2.13 does,
-            so that addresses decide nothing. "address": the lowest, as torch 2.11 and older do.
+        tie_break: which of equally large free blocks is taken. "age": of the oldest segment, as torch since 2.12 does,
+            so that addresses decide nothing. "address": the lowest, as torch 2.11 and older do. None: as the torch that
+            is installed; in a `replay` that comes first, as the tape's.
         history: `snapshot` has every event, not only those of segments.
 
     Raises:
@@ -63,18 +64,19 @@ class CachingAllocator:
         address_order: AddressOrder = "falling",
         context: int | str = 0,
         addresses: AddressSpace | None = None,
-        tie_break: TieBreak = "age",
+        tie_break: TieBreak | None = None,
         history: bool = False,
     ) -> None:
         conf = conf if isinstance(conf, AllocatorConf) else AllocatorConf.parse(conf)
         self._max_split_size_at_start = conf.max_split_size
+        self._breaks_ties_as_tape = tie_break is None
         self._device = DeviceCachingAllocator(
             None if capacity is None else parse_size(capacity),
             conf,
             address_order=address_order,
             context=parse_size(context),
             addresses=addresses,
-            tie_break=tie_break,
+            tie_break=installed_tie_break() if tie_break is None else tie_break,
             history=history,
         )
 
@@ -122,6 +124,8 @@ class CachingAllocator:
         """
         if not isinstance(tape, Tape):
             raise UsageError("A tape was to be replayed", f"got {tape!r}", instead="Give a Tape, such as profile.tape")
+        if self._breaks_ties_as_tape and not self._device.age:  # it has made no segment yet
+            self._device.tie_break = tape.tie_break
         return replay(self._device, tape, flushes=flushes)
 
     # -- the cache and the settings --------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ def attribute(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]
         device=recording.device,
         alloc_conf=recording.alloc_conf,
         stacks=_stacks(recording, allocations),
+        tie_break=recording.tie_break,
     )
 
 
@@ -232,19 +233,23 @@ def _settle(recording: Recording, story: Story, context: Contexts, table: Table,
 def _doubtful(table: Table, candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Candidates for a workspace that are rather tensors of that size.
 
-    A workspace of 8,519,680 bytes is told by its size: tensors seldom have it. One of 32 MiB is not; of those, the
-    first of each stream and side of autograd is believed, if it lives on: there is one for each thread that multiplies.
-    Wrong where a program keeps a tensor of just 32 MiB that it made before its first matrix product.
+    A workspace of 8,519,680 bytes is told by its size: tensors seldom have it. One of 32 MiB or of 1 MiB is not; of
+    those, the first of each stream and side of autograd that lives on is believed, if it came in the first step that
+    asked for so much: there is one for each thread that multiplies. Wrong where a program keeps a tensor of just that
+    size that it made before its first matrix product.
     """
     result = np.zeros(len(table), bool)
-    seen: set[tuple[int, bool]] = set()
+    first: dict[tuple[int, int, bool], int] = {}  # the step in which such a size was asked for first
+    seen: set[tuple[int, int, bool]] = set()
     for row in np.flatnonzero(candidates):
         size = int(table["requested"][row])
         if size & (size - 1):
             continue
-        key = int(table["stream"][row]), table["phase"][row] in (Phase.BACKWARD, Phase.RECOMPUTE)
-        result[row] = key in seen or table["died"][row] >= 0
-        seen.add(key)
+        key = size, int(table["stream"][row]), bool(table["phase"][row] in (Phase.BACKWARD, Phase.RECOMPUTE))
+        step = first.setdefault(key, int(table["step"][row]))
+        result[row] = key in seen or table["died"][row] >= 0 or table["step"][row] > step
+        if not result[row]:
+            seen.add(key)
     return result
 
 

@@ -258,7 +258,7 @@ class Story:
         phase, module, zone = contexts.phase, contexts.module, contexts.zone
         # Segments come and go as the cache has it, and workspaces only in a thread's first backward.
         of_blocks = recording.action <= Action.FREE_COMPLETED
-        of_blocks &= ~np.isin(recording.size, sorted(recording.workspace_sizes))
+        of_blocks &= ~_workspaces(recording, contexts.step)
         for each_phase in (Phase.FORWARD, Phase.EVALUATION, Phase.BACKWARD, Phase.RECOMPUTE):
             of_phase = of_blocks & (phase == each_phase)
             if each_phase in (Phase.FORWARD, Phase.EVALUATION):
@@ -283,3 +283,22 @@ class Story:
                     match = next((modules for other, modules in known.items() if other.startswith(key)), None)
                 if match is not None:
                     module[rows] = match[: len(rows)]
+
+
+def _workspaces(recording: Recording, step: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Which events are of workspaces that libraries keep; shape ``(events,)``.
+
+    Tensors can have a size that is a power of two: of such a one it is what came in the first step that asked for so
+    much, and was never given back.
+    """
+    found: npt.NDArray[np.bool_] = np.isin(recording.size, sorted(recording.workspace_sizes))
+    frees = np.flatnonzero(recording.action == Action.FREE)
+    freed = dict(zip(recording.address[frees].tolist(), frees.tolist(), strict=True))  # when each address was, last
+    first: dict[int, int] = {}  # of each size: the step in which it was asked for first
+    for event in np.flatnonzero(found & (recording.size & (recording.size - 1) == 0)):
+        if recording.action[event] != Action.ALLOC:
+            found[event] = False
+            continue
+        earliest = first.setdefault(int(recording.size[event]), int(step[event]))
+        found[event] = freed.get(int(recording.address[event]), -1) < event and step[event] == earliest
+    return found

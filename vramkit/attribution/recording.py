@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..allocator import NO_POOL, PoolId
 from ..tape.events import SEGMENT, Category, Ints, Table
 from ..tape.stacks import StackTree
+from ..torch_releases import TieBreak
 
 
 class Kind(enum.IntEnum):
@@ -134,6 +135,8 @@ class Recording:
     segments: Table = field(default_factory=lambda: np.zeros(0, SEGMENT))
     """dtype ``SEGMENT``: what the allocator held before the first event."""
     alloc_conf: str = ""
+    tie_break: TieBreak = "age"
+    """Which of equally large free blocks the allocator took."""
     workspace_sizes: frozenset[int] = frozenset()
     """Bytes that a library asks for as its workspace."""
     outside: int = 0

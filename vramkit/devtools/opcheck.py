@@ -126,12 +126,14 @@ def on_fakes(call: Callable[[], object], gpu: GPU) -> Asked:
     from ..engines.fake.in_place import counts_of_the_only_holder
     from ..engines.fake.isolation import apart, cuda_for_fakes
     from ..engines.fake.recorder import Recorder
+    from ..gpus import CUBLASLT_WORKSPACE, cublas_workspace
     from ..tape.events import Action
     from ..torch_internals.fakes import FakeTensorMode
 
     allocator = DeviceCachingAllocator(history=True)
     recorder = Recorder(allocator, gpu, detailed=True)
-    recorder.has_workspace = {False: True, True: True}  # as on the device, after its warm-up
+    kept = (cublas_workspace(gpu), CUBLASLT_WORKSPACE)
+    recorder.workspaces = {(size, side) for size in kept for side in (False, True)}  # as on the device, after warm-up
     try:
         with ExitStack() as stack:
             stack.enter_context(apart())

@@ -21,10 +21,11 @@ from ..results import archive, document
 from ..results.checks import DamagedError, integer, items, record, text
 from ..results.readable import ReadableResult, write_page
 from ..scaling.largest import MAX_PREDICTED_BATCH, Largest
+from ..scaling.replays import allocator_of, replayed
 from ..scaling.rows import BatchSizeRow, Rows
 from ..sizes import format_size
 from ..tape.breakdown import Breakdown
-from ..tape.events import Phase
+from ..tape.events import Phase, Tape
 from ..tape.memory import MemoryResult, OutOfMemory
 
 _TIMES_A_QUARTER = (1, 2, 4, 8, 16, 32)
@@ -343,13 +344,29 @@ def predict(session: Session, gpu: GPU, batch_size: int) -> Estimate:
         capacity=gpu.memory,
         outside=gpu.context,
         versions=profile.versions,
-        notes=(*profile.notes, *run.notes),
+        notes=(*profile.notes, *run.notes, *_of_other_addresses(profile.tape, gpu)),
         engine=session.engine,
         gpu=gpu,
         batch_size=batch_size,
         failure=failure,
         _session=session,
     )
+
+
+def _of_other_addresses(tape: Tape, gpu: GPU) -> list[str]:
+    """What would be reserved if the driver placed segments the other way round, where that matters."""
+    if tape.tie_break == "age":
+        return []
+    falling, rising = (
+        replayed(tape, allocator_of(tape, gpu.memory, context=gpu.context, address_order=order)).reserved
+        for order in ("falling", "rising")
+    )
+    if falling != tape.peak_reserved or falling == rising:
+        return []
+    return [
+        "Of equally large free blocks this torch takes the one with the lowest address. It was assumed that the driver "
+        f"places segments downwards; upwards, {format_size(rising)} would be reserved at most."
+    ]
 
 
 def _somewhere(run: Run) -> OutOfMemory:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from .catalogue import CATALOGUE, GENERIC, GPU, MAX_MEMORY, all_gpus, find
 from .installed import Device, cuda_devices
-from .workspaces import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER, cublas_workspace
+from .workspaces import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER, CUBLASLT_WORKSPACE, cublas_workspace
 
 __all__ = [
     "CATALOGUE",
+    "CUBLASLT_WORKSPACE",
     "CUBLAS_WORKSPACE",
     "CUBLAS_WORKSPACE_HOPPER",
     "GENERIC",

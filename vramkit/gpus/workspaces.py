@@ -1,4 +1,4 @@
-"""The workspace that torch gives cuBLAS, and cuBLASLt with it: one for each handle and stream, by the card. No torch.
+"""The workspaces that torch gives cuBLAS and cuBLASLt: one for each handle and stream, by the card. No torch.
 
 As ``getChosenWorkspaceSize`` in ATen/cuda/CublasHandlePool.cpp has it by default; ``CUBLAS_WORKSPACE_CONFIG`` changes
 it.
@@ -12,6 +12,9 @@ CUBLAS_WORKSPACE = 8_519_680
 """Bytes, on cards before Hopper."""
 CUBLAS_WORKSPACE_HOPPER = 33_554_432
 """Bytes, on Hopper and since."""
+CUBLASLT_WORKSPACE = 1_048_576
+"""Bytes that torch up to 2.11 gives cuBLASLt of its own, on every card, where ``CUBLASLT_WORKSPACE_SIZE`` says nothing
+else. Later ones let it use cuBLAS's."""
 
 
 def cublas_workspace(gpu: GPU) -> int:

@@ -24,6 +24,7 @@ from ..snapshots.stacks import with_stacks
 from ..snapshots.trace import columns_of, conf_text_of, follow_trace, recording_of
 from ..tape.events import TORCH_ACTIONS, Action, Ints
 from ..torch_internals import allocator
+from ..torch_internals.versions import TIE_BREAK
 from ..virtual_gpu import current
 from .graphs import Graphs
 from .hooks import Hooks
@@ -32,6 +33,8 @@ from .marks import Marks, padded
 _recordings = itertools.count(1)
 _COUNTED = frozenset(name for name, action in TORCH_ACTIONS.items() if action in (Action.ALLOC, Action.FREE))
 _TRIES = 3
+_Counts = tuple[tuple[int, int], ...]
+"""Of each device: allocations plus frees since the process began, and allocations that failed."""
 
 
 @dataclass
@@ -58,7 +61,7 @@ class CudaHistory:
                 "only torch's own caching allocator keeps a history",
                 "Leave backend:cudaMallocAsync out of PYTORCH_CUDA_ALLOC_CONF",
             )
-        self._counts: list[Sequence[int]] = []
+        self._counts: list[_Counts] = []
         self._metadata = self.use_metadata and allocator.HAS_METADATA
         if self._metadata and allocator.set_metadata is not None:
             # Threads keep what an earlier recording stamped them with, and programs may have metadata of their own. A
@@ -95,7 +98,7 @@ class CudaHistory:
             allocator.set_metadata("")
         self._first = self._read()
         self._old_peaks = [torch.cuda.max_memory_allocated(device) for device in self._devices]
-        self._counts = [self._first.counts_after]
+        self._counts = [self._first.after]
         self._graphs.install(stack)
         self.hooks.install(stack)
 
@@ -128,22 +131,22 @@ class CudaHistory:
                 break
         return _Reading(snapshot, before, after)
 
-    def _count(self) -> tuple[int, ...]:
-        """Allocations plus frees since the process began, for each device."""
-        return tuple(
-            (count := torch.cuda.memory_stats_as_nested_dict(device)["allocation"]["all"])["allocated"] + count["freed"]
-            for device in self._devices
-        )
+    def _count(self) -> _Counts:
+        found = []
+        for device in self._devices:
+            stats = torch.cuda.memory_stats_as_nested_dict(device)
+            count = stats["allocation"]["all"]
+            found.append((count["allocated"] + count["freed"], stats["num_ooms"]))
+        return tuple(found)
 
     def _recording(self, device: int, outside: int, capacity: int) -> Recording | None:
         first, last = self._first.segments(device), self._last.segments(device)
         # At least so many: what came between a snapshot and a count is in doubt, and no reason to say that it was lost.
-        happened = self._last.counts_before[device] - self._first.counts_after[device]
+        happened = self._last.before[device][0] - self._first.after[device][0]
         entries, lost = _since(self._last.trace(device), len(self._first.trace(device)), happened)
         if not entries and not first and not lost:
             return None
         columns = columns_of(entries)
-        counts = np.isin(columns.action, (Action.ALLOC, Action.FREE))
         notes = []
         if not lost and not _leads_to(first, last, columns.action, columns.size):
             lost = 1
@@ -182,9 +185,10 @@ class CudaHistory:
             position[position == 0] = -1 if lost else 0
             recording = replace(recording, line=line, at_module=at_module)
         else:
+            counts = np.isin(columns.action, (Action.ALLOC, Action.FREE, Action.OOM))
             counter = (
-                np.array([each[device] for each in padded(self._counts, numbers)], np.int64)
-                - self._last.counts_before[device]
+                np.array([sum(each[device]) for each in padded(self._counts, numbers)], np.int64)
+                - sum(self._last.before[device])
                 + int(counts.sum())
             )
             position = _positions(counter, columns.action, counts)
@@ -194,6 +198,7 @@ class CudaHistory:
             recording,
             mark=mark,
             position=position,
+            tie_break=TIE_BREAK,
             workspace_sizes=allocator.workspace_sizes(),
             outside=outside,
             capacity=capacity,
@@ -208,9 +213,9 @@ class _Reading:
 
     snapshot: Mapping[str, Any]
     """torch's."""
-    counts_before: Sequence[int]
-    """How many allocations and frees there had been, for each device, just before the snapshot."""
-    counts_after: Sequence[int]
+    before: _Counts
+    """What had happened just before the snapshot."""
+    after: _Counts
     """And just after it."""
 
     def segments(self, device: int) -> list[SegmentState]:
@@ -252,7 +257,7 @@ def _leads_to(
 
 
 def _positions(counter: Ints, action: npt.NDArray[np.uint8], counts: npt.NDArray[np.bool_]) -> Ints:
-    """Index of the first event after so many allocations and frees, for each mark."""
+    """Index of the first event after so many allocations, frees and failures, for each mark."""
     after = np.concatenate([np.zeros(1, np.int64), np.flatnonzero(counts) + 1])
     # A free is two entries where no other stream uses the block, and the counters move at the first.
     completes = np.append(action == Action.FREE_COMPLETED, False)

@@ -4,7 +4,8 @@ Format 3. ``meta`` is JSON as UTF-8 bytes: ``{"format": 3, "kind": "Profile", "d
 the n-th device are the arrays ``n.events``, ``n.allocations`` and ``n.segments``. What a kind of result has besides, is
 in ``particulars``, of which only that kind knows what it means. Of a device whose stacks were recorded there are
 ``frames`` in ``meta``, and the arrays ``n.stacks`` and ``n.stack_of``. Format 1 lacks the columns ``pool``; format 2
-the categories after ``OTHER``, the phase ``EVALUATION``, and what was evaluated.
+the categories after ``OTHER``, the phase ``EVALUATION``, and what was evaluated. Where a device says nothing of
+``tie_break``, it was "age".
 
 Knows the whole format, and no kind of result.
 """
@@ -38,6 +39,7 @@ from .checks import (
     record,
     text,
     texts,
+    tie_break,
 )
 from .files import TooLargeError, replacing
 
@@ -98,6 +100,7 @@ def save(result: MemoryResult, path: str | PathLike[str], particulars: Mapping[s
                 "versions": one.versions,
                 "notes": list(one.notes),
                 "alloc_conf": one.tape.alloc_conf,
+                "tie_break": one.tape.tie_break,
                 "modules": [asdict(module) for module in one.tape.modules],
                 "names": list(one.tape.names),
                 "evaluations": [asdict(each) for each in one.tape.evaluations],
@@ -162,6 +165,7 @@ class _Reader:
             device=device_name(saved["device"]),
             alloc_conf=text(saved["alloc_conf"], "the allocator's settings"),
             stacks=self._stacks(number, saved.get("frames"), len(tables["allocations"])),
+            tie_break=tie_break(saved.get("tie_break", "age")),
         )
         return MemoryResult(
             tape=tape,

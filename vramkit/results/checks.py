@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from typing import cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from ..errors import shown
 from ..tape.events import Action, Category, Evaluation, Module, Phase, Table
 from ..tape.stacks import Frame, Stacks, Whose
+from ..torch_releases import TieBreak
 
 MAX_NUMBER = (1 << 62) - 1
 """Of a number, and of the sum of all sizes: neither then overflows 64 bits, whatever is added up."""
@@ -74,6 +76,13 @@ def integer(value: object, what: str, *, minimum: int = 0, maximum: int = MAX_NU
     if type(value) is not int or not minimum <= value <= maximum:
         raise _wrong(value, what)
     return value
+
+
+def tie_break(value: object) -> TieBreak:
+    """How the allocator broke ties."""
+    if value not in get_args(TieBreak):
+        raise _wrong(value, "the tie-break")
+    return cast(TieBreak, value)
 
 
 def device_name(value: object) -> str:

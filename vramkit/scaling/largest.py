@@ -4,12 +4,11 @@ and tapes; no torch.
 
 from __future__ import annotations
 
-from ..allocator import DeviceCachingAllocator
 from ..engines import Session
 from ..errors import DoesNotFit
 from ..gpus import GPU
 from ..tape.events import Tape
-from .replays import conf_of, largest, replayed
+from .replays import allocator_of, largest, replayed
 from .requests import Families, requests_of
 
 MAX_PREDICTED_BATCH = 1 << 24
@@ -111,8 +110,7 @@ class Largest:
 
             def reserved(size: int) -> int | None:
                 tape = family.at(size)
-                allocator = DeviceCachingAllocator(self._gpu.memory, conf_of(tape), context=self._gpu.context)
-                peaks = replayed(tape, allocator)
+                peaks = replayed(tape, allocator_of(tape, self._gpu.memory, context=self._gpu.context))
                 return peaks.reserved if peaks.fits else None
 
             return largest(reserved, self._gpu.memory, self._low, self._high)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from ..allocator import AllocatorConf, DeviceCachingAllocator
+from ..allocator import AddressOrder, AllocatorConf, DeviceCachingAllocator
 from ..allocator.conf import UNLIMITED
 from ..allocator.replay import replay
 from ..errors import UsageError
@@ -60,12 +60,36 @@ class Forecast:
         return self._known[batch_size]
 
     def _replayed(self, tape: Tape) -> Peaks:
+        # Only where ties are broken by address does it matter where a driver puts segments, and that nobody knows.
+        orders: tuple[AddressOrder, ...] = ("falling",) if tape.tie_break == "age" else ("falling", "rising")
+        return max((self._served(tape, order) for order in orders), key=lambda each: (not each.fits, each.reserved))
+
+    def _served(self, tape: Tape, address_order: AddressOrder) -> Peaks:
         # The limit comes from the machine: torch can be given another fraction than its settings say.
         conf = replace(conf_of(tape), per_process_memory_fraction=1.0, throw_on_cudamalloc_oom=False)
-        allocator = DeviceCachingAllocator(self.capacity if conf.looks_at_capacity else None, conf)
+        allocator = DeviceCachingAllocator(
+            self.capacity if conf.looks_at_capacity else None,
+            conf,
+            address_order=address_order,
+            tie_break=tape.tie_break,
+        )
         if conf.looks_at_capacity:
             allocator.limit = self.limit
         return replayed(tape, allocator)
+
+
+def allocator_of(
+    tape: Tape, capacity: int | None = None, *, context: int = 0, address_order: AddressOrder = "falling"
+) -> DeviceCachingAllocator:
+    """An empty allocator that would serve a tape as the one did that made it.
+
+    Args:
+        tape: says the settings, and how ties are broken.
+        capacity, context, address_order: as of `vramkit.CachingAllocator`.
+    """
+    return DeviceCachingAllocator(
+        capacity, conf_of(tape), context=context, address_order=address_order, tie_break=tape.tie_break
+    )
 
 
 def replayed(tape: Tape, allocator: DeviceCachingAllocator) -> Peaks:

@@ -8,13 +8,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..allocator import AllocatorConf, DeviceCachingAllocator
+from ..allocator import AllocatorConf
 from ..engines import Session
 from ..engines.enough_memory import enough
 from ..gpus import GPU
 from ..tape.events import Tape
 from .lines import Lines, evenness
-from .replays import conf_of, replayed
+from .replays import allocator_of, conf_of, replayed
 from .requests import Requests, requests_of
 
 
@@ -121,10 +121,9 @@ class Rows:
     def _keep(self, size: int, tape: Tape, allocated: int, reserved: int) -> bool:
         """Keep what a size asked for, if the simulator serves it as it was served, and on a card of any size."""
         requests = requests_of(size, tape)
-        conf = conf_of(tape)
-        if conf.looks_at_capacity:
+        if conf_of(tape).looks_at_capacity:
             return False
-        peaks = replayed(requests.tape, DeviceCachingAllocator(conf=conf))
+        peaks = replayed(requests.tape, allocator_of(tape))
         if (peaks.allocated, peaks.reserved) != (allocated, reserved):
             return False
         self._requests[size] = requests
@@ -145,9 +144,9 @@ class Rows:
 
     def _served(self, tape: Tape, size: int) -> BatchSizeRow:
         conf = conf_of(tape)
-        peaks, fits = replayed(tape, DeviceCachingAllocator(conf=conf)), True
+        peaks, fits = replayed(tape, allocator_of(tape)), True
         if not self._has_room(peaks.reserved, conf):
-            on_card = replayed(tape, DeviceCachingAllocator(self.gpu.memory, conf, context=self.gpu.context))
+            on_card = replayed(tape, allocator_of(tape, self.gpu.memory, context=self.gpu.context))
             peaks, fits = (on_card if on_card.fits else peaks), on_card.fits
         return self._row(size, peaks.allocated, peaks.reserved, fits=fits, was_run=False)
 

@@ -140,6 +140,8 @@ def recording_of(device: str, columns: Columns, followed: Followed) -> Recording
         before=followed.before,
         segments=followed.segments,
         alloc_conf=followed.alloc_conf,
+        # Entries name their private pool since torch 2.12, as old as ties by age are.
+        tie_break="address" if columns.pool is None else "age",
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..torch_releases import TieBreak
 from .stacks import Stacks
 
 
@@ -212,6 +213,8 @@ class Tape:
     """``PYTORCH_CUDA_ALLOC_CONF`` during the recording."""
     stacks: Stacks | None = None
     """Where in the program each allocation was made; None: nobody looked."""
+    tie_break: TieBreak = "age"
+    """Which of equally large free blocks the allocator took; see `vramkit.CachingAllocator`."""
 
     def __repr__(self) -> str:
         return f"Tape({len(self.events):,} events, {len(self.allocations):,} allocations on {self.device})"

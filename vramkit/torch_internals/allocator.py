@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from ..gpus import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER
+from ..gpus import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER, CUBLASLT_WORKSPACE
 from .names import look_up, place_of
+from .versions import LT_HAS_WORKSPACE, LT_KEEPS_WORKSPACE
 
 _METADATA = "2.11 to 2.14"
 
@@ -57,10 +58,12 @@ _workspace_size: Callable[[], int] | None = look_up(
 
 
 def workspace_sizes() -> frozenset[int]:
-    """What cuBLAS may ask torch for, once for each handle and stream, bytes; cuBLASLt shares it."""
+    """What cuBLAS and cuBLASLt may ask torch for, and then keep for each handle and stream, bytes."""
+    of_lt = {CUBLASLT_WORKSPACE} if LT_HAS_WORKSPACE and LT_KEEPS_WORKSPACE else set()
     if _workspace_size is not None:
-        return frozenset({int(_workspace_size())})
-    return frozenset({CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER})  # as CUBLAS_WORKSPACE_CONFIG has not changed them
+        return frozenset({int(_workspace_size()), *of_lt})
+    # As CUBLAS_WORKSPACE_CONFIG has not changed them.
+    return frozenset({CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER, *of_lt})
 
 
 def _holds_memory(device: int) -> bool:

@@ -59,7 +59,20 @@ def make_fake(meta: torch.Tensor, device: torch.device) -> Any:
     return made
 
 
+def _is_dense(tensor: torch.Tensor) -> bool:
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return tensor.numel() == 0
+            expected *= size
+    return True
+
+
 is_dense: Callable[[torch.Tensor], bool] = look_up(
-    "torch._prims_common.is_non_overlapping_and_dense_or_false", "fake engine", versions="2.11 to 2.14"
+    "torch._prims_common.is_non_overlapping_and_dense_or_false",
+    "fake engine",
+    versions="2.11 to 2.14",
+    fallback=_is_dense,
 )
 """Whether every element has a place of its own, and no gaps are between them."""

@@ -33,7 +33,7 @@ Need = Literal[
 ]
 """What a private name is for."""
 
-CHECKED = "2.13 and 2.14"
+CHECKED = "2.8 to 2.14"
 """The versions of torch that the tests run with, so that they have every name which says nothing else."""
 
 _NOTHING: Any = object()

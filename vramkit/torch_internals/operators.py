@@ -24,7 +24,6 @@ PRIVATE = (
     "_foreach_norm",
     "_fused_adagrad_",
     "_fused_rms_norm",
-    "_fused_rms_norm_backward",
     "_fused_sgd_",
     "_index_put_impl_",
     "_is_all_true",
@@ -60,6 +59,11 @@ PRIVATE = (
 
 for _name in PRIVATE:
     look_up(f"torch.ops.aten.{_name}", "fake engine")
+
+fused_rms_norm_backward: Any | None = look_up(
+    "torch.ops.aten._fused_rms_norm_backward", "fake engine", versions="2.9 to 2.14", fallback=None
+)
+"""What CUDA calls for ``rms_norm`` in a backward; in a torch without it, ``rms_norm`` is made of other operators."""
 
 local_scalar: Any = look_up("torch.ops.aten._local_scalar_dense.default", "fake engine")
 """What ``tensor.item()`` is to a dispatch mode."""

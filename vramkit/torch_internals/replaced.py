@@ -6,6 +6,9 @@ Imported only where an operator is to run on fakes.
 
 from __future__ import annotations
 
+from typing import Any
+
+from .fakes import FakeTensor
 from .names import look_up
 
 BESIDE_A_DEVICE = (
@@ -33,6 +36,7 @@ BESIDE_A_DEVICE = (
 WITHOUT_A_DEVICE = (
     "torch.Tensor._is_view",
     "torch._C.Generator",
+    "torch._C._AutoDispatchBelowAutograd",
     "torch._C._conv_determine_backend_memory_format",
     "torch._C._dispatch_get_all_op_names",
     "torch._C._get_sdp_priority_order",
@@ -51,10 +55,13 @@ WITHOUT_A_DEVICE = (
 """CUDA's choices in a process that has no CUDA device."""
 
 DEVICES = "torch._subclasses.fake_tensor.FakeTensor._normalize_fake_device"
-"""Likewise; younger than the others."""
+"""Likewise, where a fake's device passes through it; before torch 2.12 the device is a plain attribute."""
 
 for _path in BESIDE_A_DEVICE:
     look_up(_path, "fake engine")
 for _path in WITHOUT_A_DEVICE:
     look_up(_path, "fake engine without CUDA")
-look_up(DEVICES, "fake engine without CUDA", versions="2.12 to 2.14")
+_instead: dict[str, Any] = {} if "fake_device" in vars(FakeTensor) else {"fallback": None}
+_devices: object = look_up(DEVICES, "fake engine without CUDA", versions="2.12 to 2.14", **_instead)
+HAS_DEVICES: bool = _devices is not None
+"""Whether they do; else whoever replaces it replaces the attribute."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DeviceError
+from ..torch_releases import check
 from .cache import keep
 from .elf import imported_names
 
@@ -75,7 +76,7 @@ def find_torch() -> Torch:
     """The torch that ``import torch`` would load, without loading it.
 
     Raises:
-        DeviceError: this is not Linux on x86-64 or aarch64, there is no torch, or it is not a CUDA build.
+        DeviceError: this is not Linux on x86-64 or aarch64, there is no torch, or it is too old or not a CUDA build.
     """
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
         raise DeviceError(
@@ -94,6 +95,7 @@ def find_torch() -> Torch:
         text = (folder / "version.py").read_text(errors="replace")
     match = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", text, re.MULTILINE)
     version = match[1] if match else "unknown"
+    check(_ASKED, version)
     if not (folder / "lib" / "libtorch_cuda.so").exists():
         raise DeviceError(
             _ASKED,

@@ -71,8 +71,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         self.assumed: dict[str, int] = {}
         """What is only a bound, and how many bytes at most are in question at a moment."""
         self._remarks: dict[str, None] = {}
-        self.has_workspace = {False: False, True: False}
-        """Whether cuBLAS has its workspace: for the thread that runs forwards, and for the autograd thread."""
+        self.workspaces: set[tuple[int, bool]] = set()
+        """Bytes of the workspaces that libraries keep, each for the thread that runs forwards (False) or the autograd
+        thread (True)."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -185,11 +186,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
                 self._return_waiting()
             return block
 
-    def take_cublas_workspace(self, *, in_backward: bool) -> None:
-        """Take cuBLAS's workspace, unless the thread's handle has one; it is kept."""
-        if not self.has_workspace[in_backward]:
-            self.has_workspace[in_backward] = True
-            self.take(cublas_workspace(self.gpu))
+    def take_workspace(self, size: int, *, in_backward: bool) -> None:
+        """Take a workspace that a library keeps, unless the thread's handle has one of that size."""
+        if (size, in_backward) not in self.workspaces:
+            self.workspaces.add((size, in_backward))
+            self.take(size)
 
     def give(self, block: Block | None) -> None:
         """Give a block back; storages die at any moment, also while another one is being served."""
@@ -270,7 +271,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
             at_module=np.full(len(columns), NO_MODULE, np.int32),
             position=np.array(padded(self._positions, len(self.marks.kept) + 1), np.int64),
             alloc_conf=alloc_conf,
-            workspace_sizes=frozenset({cublas_workspace(self.gpu)}),
+            tie_break=self.allocator.tie_break,
+            workspace_sizes=frozenset({cublas_workspace(self.gpu), *(size for size, _ in self.workspaces)}),
             outside=self.gpu.context,
             capacity=self.gpu.memory,
         )

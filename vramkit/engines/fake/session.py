@@ -41,6 +41,7 @@ from ...torch_internals.fakes import (
     FakeTensorMode,
     UnsupportedOperatorException,
 )
+from ...torch_internals.versions import TIE_BREAK
 from .. import Run
 from .in_place import counts_of_the_only_holder
 from .isolation import apart, cuda_for_fakes
@@ -175,7 +176,9 @@ class FakeSession:
     ) -> tuple[bool, Recorder] | Failed:
         """Whether the program ran out of memory, and what it asked for; or how it failed."""
         capacity = None if unlimited else gpu.memory
-        allocator = DeviceCachingAllocator(capacity, self._conf, context=gpu.context, history=detailed)
+        allocator = DeviceCachingAllocator(
+            capacity, self._conf, context=gpu.context, tie_break=TIE_BREAK, history=detailed
+        )
         recorder = Recorder(allocator, gpu, detailed=detailed)
         froze_itself = gc.get_freeze_count() > 0
         with apart():

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 
 from ....allocator import Block
-from ....gpus import GPU
+from ....gpus import CUBLASLT_WORKSPACE, GPU, cublas_workspace
 from ....torch_internals.autograd import graph_task
+from ....torch_internals.versions import LT_KEEPS_WORKSPACE
 
 
 class KernelRecorder(Protocol):
@@ -37,8 +38,8 @@ class KernelRecorder(Protocol):
     def remark(self, note: str) -> None:
         """Say something in the prediction's notes."""
 
-    def take_cublas_workspace(self, *, in_backward: bool) -> None:
-        """Take a workspace, unless the thread's handle has one."""
+    def take_workspace(self, size: int, *, in_backward: bool) -> None:
+        """Take a workspace that a library keeps, unless the thread's handle has one of that size."""
 
 
 class Call:
@@ -108,7 +109,16 @@ class Call:
 
     def cublas_workspace(self) -> None:
         """Take cuBLAS's workspace, unless this thread's handle has it; it is kept."""
-        self._recorder.take_cublas_workspace(in_backward=self.in_backward)
+        self._recorder.take_workspace(cublas_workspace(self.gpu), in_backward=self.in_backward)
+
+    def cublaslt_workspace(self) -> None:
+        """Take the workspaces of a product by cuBLASLt, where torch gives it one of its own."""
+        if LT_KEEPS_WORKSPACE:
+            self.cublas_workspace()
+            self._recorder.take_workspace(CUBLASLT_WORKSPACE, in_backward=self.in_backward)
+        else:
+            with self.holding(CUBLASLT_WORKSPACE):
+                self.cublas_workspace()
 
     def assume(self, what: str, size: int) -> None:
         """Say in the prediction's notes what is only a bound.

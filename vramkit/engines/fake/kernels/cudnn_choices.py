@@ -200,5 +200,8 @@ def habits_of(problem: Problem, gpu: GPU) -> Habits:
 
 
 def _allows_tensor_float() -> bool:
-    precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined] # made when it is asked for
+    convolutions = getattr(torch.backends.cudnn, "conv", None)
+    if convolutions is None:  # torch 2.8
+        return torch.backends.cudnn.allow_tf32
+    precision: str = convolutions.fp32_precision
     return precision == "tf32"

@@ -7,12 +7,29 @@ from collections.abc import Sequence
 
 import torch
 
+from ....torch_internals.versions import LT_HAS_WORKSPACE, SINCE_2_10
 from .call import Call
 from .copies import matrix_copies
 from .registry import rule
 
 aten = torch.ops.aten
 _LITTLE = 64 << 10  # bytes: norms, and which matrices have which
+
+
+def _is_for_lt(bias: torch.Tensor, matrix: torch.Tensor, beta: float, result: torch.Tensor) -> bool:
+    """Whether cuBLASLt adds a vector to a product. Where it shares cuBLAS's workspace, that makes no difference."""
+    return (
+        LT_HAS_WORKSPACE
+        and (bias.dim() == 1 or (SINCE_2_10 and bias.dim() == 2 and bias.shape[0] == 1))
+        and (result.dtype == matrix.dtype or SINCE_2_10)
+        and bias.is_contiguous()
+        and bias.numel() == matrix.shape[1]
+        and min(matrix.shape) > 1
+        and beta == 1
+        and not result.is_complex()
+        and result.is_contiguous()
+        and result.numel() > 0
+    )
 
 
 def _product(call: Call, one: torch.Tensor, other: torch.Tensor) -> None:
@@ -29,9 +46,14 @@ def mm(call: Call, self: torch.Tensor, mat2: torch.Tensor) -> None:
 
 
 @rule(aten.addmm, aten._addmm_activation)
-def addmm(call: Call, mat1: torch.Tensor, mat2: torch.Tensor) -> None:
+def addmm(call: Call, self: torch.Tensor, mat1: torch.Tensor, mat2: torch.Tensor, beta: float = 1) -> None:
     """A product that is added to something."""
-    _product(call, mat1, mat2)
+    call.output()
+    with call.holding(*matrix_copies(mat1, mat2)):
+        if _is_for_lt(self, mat2, beta, call.result):
+            call.cublaslt_workspace()
+        else:
+            call.cublas_workspace()
 
 
 @rule(aten.addbmm, aten.baddbmm)

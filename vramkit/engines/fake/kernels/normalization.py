@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ....torch_internals.operators import fused_rms_norm_backward
 from .arithmetic import ceil_div, last_power_of_two
 from .call import Call
 from .copies import copies
@@ -23,7 +24,7 @@ def layer_norm(call: Call, input: torch.Tensor) -> None:
             call.output(index)
 
 
-@rule(aten.native_layer_norm_backward, aten._fused_rms_norm_backward)
+@rule(aten.native_layer_norm_backward, *filter(None, [fused_rms_norm_backward]))
 def layer_norm_backward(call: Call, grad_out: torch.Tensor, input: torch.Tensor) -> None:
     """A copy of the input unless it is contiguous, the results, then a copy of the gradient."""
     with call.holding(*copies(input)):

@@ -14,7 +14,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._device import _device_constructors
 
-from .patches import put
+from ....torch_internals.replaced import HAS_DEVICES
+from .patches import put, put_data, runs_here
 
 CUDA = torch.device("cuda", 0)
 META = torch.device("meta")
@@ -40,7 +41,6 @@ def install_makers(stack: ExitStack) -> None:
 
 def _install_fakes(stack: ExitStack) -> None:
     make = torch.Tensor._make_subclass
-    normalize = FakeTensor._normalize_fake_device
 
     def make_subclass(cls: Any, data: Any, requires_grad: bool = False, **options: Any) -> Any:
         keys = options.get("device_for_backend_keys")
@@ -48,19 +48,38 @@ def _install_fakes(stack: ExitStack) -> None:
             options["dispatch_device"] = False  # so C++ sees the device of the data: meta
         return make(cls, data, requires_grad, **options)
 
-    def normalized(device: torch.device) -> torch.device:
-        return CUDA if device.type in ("cuda", "meta") else normalize(device)
-
     def is_cuda(tensor: FakeTensor) -> bool:
         return tensor.fake_device.type == "cuda"
 
     put(stack, torch.Tensor, "_make_subclass", staticmethod(make_subclass))
-    put(stack, FakeTensor, "_normalize_fake_device", staticmethod(normalized))
+    _install_normalized(stack)
     put(stack, FakeTensor, "is_cuda", property(is_cuda))
     put(stack, FakeTensor, "is_meta", property(lambda tensor: tensor.fake_mode.in_kernel_invocation))
     put(stack, FakeTensor, "get_device", lambda tensor: 0 if is_cuda(tensor) else -1)
     # The fake mode's memory of results must not be that of a process without an overlay.
     put(stack, FakeTensorMode, "_cached_dispatch_impl", _dispatch_anew)
+
+
+def _install_normalized(stack: ExitStack) -> None:
+    """Let a fake's device be the GPU wherever one of its names is given."""
+    if not HAS_DEVICES:
+        put_data(stack, FakeTensor, "fake_device", _Device())
+        return
+    normalize = FakeTensor._normalize_fake_device
+
+    def normalized(device: torch.device) -> torch.device:
+        return CUDA if device.type in ("cuda", "meta") else normalize(device)
+
+    put(stack, FakeTensor, "_normalize_fake_device", staticmethod(normalized))
+
+
+class _Device:
+    """A plain attribute, the device of a fake, that is normalized when it is set. It is read as before: what has no
+    ``__get__`` gives way to the object's own."""
+
+    def __set__(self, tensor: FakeTensor, device: torch.device) -> None:
+        is_ours = runs_here() and device.type in ("cuda", "meta")
+        vars(tensor)["fake_device"] = CUDA if is_ours else device
 
 
 def _dispatch_anew(mode: FakeTensorMode, func: Any, types: Any, args: Any, kwargs: Any) -> Any:

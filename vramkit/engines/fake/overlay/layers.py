@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ....torch_internals.operators import fused_rms_norm_backward
 from .patches import Kernels, put
 
 aten = torch.ops.aten
@@ -17,8 +18,10 @@ aten = torch.ops.aten
 
 def install(kernels: Kernels, stack: ExitStack) -> None:
     """Replace them."""
-    for operator in (aten._fused_rms_norm.default, aten.silu_backward.default, aten.mish_backward.default):
+    for operator in (aten.silu_backward.default, aten.mish_backward.default):
         kernels.exists(operator)
+    if fused_rms_norm_backward is not None:
+        kernels.exists(aten._fused_rms_norm.default)
     kernels.composite(aten.dropout.default, _dropout)
     kernels.composite(aten._batch_norm_impl_index.default, _batch_norm)
     for operator, kernel in ((aten.softmax.int, aten._softmax), (aten.log_softmax.int, aten._log_softmax)):

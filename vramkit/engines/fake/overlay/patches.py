@@ -80,6 +80,11 @@ def put(stack: ExitStack, owner: Any, name: str, value: Any, *, theirs: Any = _M
     _set(stack, owner, name, chosen)
 
 
+def put_data(stack: ExitStack, owner: type, name: str, descriptor: object) -> None:
+    """Let a descriptor, which asks `runs_here` itself, be an attribute of a class until the stack closes."""
+    _set(stack, owner, name, descriptor)
+
+
 def _set(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
     if name in vars(owner):
         stack.callback(setattr, owner, name, vars(owner)[name])
@@ -244,14 +249,31 @@ class Kernels:
             self._library.impl(operator, _unreachable, "CUDA")  # type: ignore[no-untyped-call] # torch's
 
     def _impl(self, operator: Any, kernel: Callable[..., Any], key: str) -> None:
-        own = torch.library.get_kernel(operator, key)
+        own = _kernel_of(operator, key)
 
         def call(keys: Any, *args: Any, **kwargs: Any) -> Any:
             if runs_here() and (has_fakes(args) or has_fakes(kwargs.values())):
                 return kernel(*args, **kwargs)
-            return own.call_boxed(keys, *args, **kwargs)
+            return own(keys, *args, **kwargs)
 
         self._library.impl(operator, call, key, with_keyset=True)  # type: ignore[no-untyped-call] # torch's
+
+
+def _kernel_of(operator: Any, key: str) -> Callable[..., Any]:
+    """torch's own kernel of an operator, which gets the keys first."""
+    if hasattr(torch.library, "get_kernel"):
+        return torch.library.get_kernel(operator, key).call_boxed
+
+    # torch 2.8 hands none out. Whoever has tensors with CUDA's keys in a process without a device has fakes of his own:
+    # his operators are made of others, and are not cast.
+    def take_apart(keys: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch._C._DisableAutocast():
+            if torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), _PARTS.name):
+                return operator._op_dk(_PARTS, *args, **kwargs)
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator(*args, **kwargs)
+
+    return take_apart
 
 
 def _unreachable(*args: object, **kwargs: object) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def install(kernels: Kernels, stack: ExitStack, gpu: GPU) -> None:
     kernels.composite(aten.gru_cell.default, _gru_cell)
     kernels.autocast(aten._cudnn_rnn.default, _cast_all)
     put(stack, torch.backends.cudnn, "is_acceptable", _is_acceptable)
-    put(stack, torch.backends.cudnn.rnn, "get_cudnn_mode", _MODES.__getitem__)
+    put(stack, import_module("torch.backends.cudnn.rnn"), "get_cudnn_mode", _MODES.__getitem__)
     put(stack, torch, "_use_cudnn_rnn_flatten_weight", lambda: True)
     put(stack, torch, "_cudnn_rnn_flatten_weight", _for_fakes(_flatten, torch._cudnn_rnn_flatten_weight))
     put(stack, torch._VF, "_pack_padded_sequence", _for_fakes(_pack, torch._VF._pack_padded_sequence))
