@@ -8,7 +8,7 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 from ..errors import UsageError, shown
 from ..gpus import GPU, MAX_MEMORY
@@ -105,7 +105,7 @@ class VirtualGPU:
     Devices are numbered as the machine does, whatever ``CUDA_VISIBLE_DEVICES`` says.
     """
 
-    __slots__ = ("_library", "_settings", "_tells", "values")
+    __slots__ = ("_library", "_settings", "_tell", "_told", "values")
 
     def __init__(self, library: ctypes.CDLL, settings: Settings) -> None:
         library.vgpu_configure.argtypes = [ctypes.c_char_p]
@@ -138,7 +138,8 @@ class VirtualGPU:
         library.vgpu_limit.restype = ctypes.c_char_p
         self._library = library
         self._settings = settings
-        self._tells: list[Any] = []  # C may be about to call any of them
+        self._tell: Callable[[int, int], object] | None = None
+        self._told = _TELL(self._pass_on)  # one for ever: C may be about to call it at any time
         self.values: ComputedValues | None = None
         """What is computed on its devices; None: nothing."""
 
@@ -198,9 +199,13 @@ class VirtualGPU:
         Args:
             tell: takes two addresses, 0 for none; None: nobody asks any more.
         """
-        told = _TELL() if tell is None else _TELL(lambda read, written: (tell(read or 0, written or 0), None)[1])
-        self._tells.append(told)
-        self._library.vgpu_on_exchange(told)
+        self._tell = tell
+        self._library.vgpu_on_exchange(_TELL() if tell is None else self._told)
+
+    def _pass_on(self, read: int | None, written: int | None) -> None:
+        tell = self._tell
+        if tell is not None:  # a thread may be on its way here when nobody asks any more
+            tell(read or 0, written or 0)
 
     @property
     def limits_met(self) -> int:
