@@ -56,15 +56,15 @@ def tie_break_of(version: str) -> TieBreak:
 
 def installed_tie_break() -> TieBreak:
     """How the torch of this process breaks ties; where there is none, as the newest does."""
-    return tie_break_of(_installed())
+    return tie_break_of(installed())
 
 
 def rounds_limit() -> bool:
     """Whether the torch of this process takes part of a memory to the nearest byte; older ones cut it off."""
-    return release_of(_installed()) >= _NEAREST
+    return release_of(installed()) >= _NEAREST
 
 
-def _installed() -> str:
+def installed() -> str:
     """The version of the torch that is imported, or would be; empty: there is none."""
     torch = sys.modules.get("torch")
     return _found() if torch is None else str(vars(torch).get("__version__", ""))

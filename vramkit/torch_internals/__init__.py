@@ -6,8 +6,6 @@ that is too old is refused by the first import of anything in here.
 
 from __future__ import annotations
 
-import torch
+from ..torch_releases import check, installed
 
-from ..torch_releases import check
-
-check("vramkit was to work with torch", torch.__version__)
+check("vramkit was to work with torch", installed())  # without importing torch: a virtual GPU comes before it
