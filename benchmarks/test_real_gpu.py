@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.real_gpu import files, table
+from benchmarks.real_gpu.chunks import Chunks
 from benchmarks.real_gpu.comparing import compare
 from benchmarks.real_gpu.recording import Record
+from vramkit import gpus
 
 MIB = 1 << 20
 _ROWS = (
@@ -132,3 +134,38 @@ def test_a_file_that_was_cut_off_shows_what_was_whole(tmp_path: Path) -> None:
 
     assert [each["device"] for each in entries] == ["card", "twin"]
     assert "1 compared: 1 equal" in table.page(entries)
+
+
+RECORDINGS = sorted((Path(__file__).parent / "real_gpu" / "recordings").glob("*.jsonl.gz"))
+
+
+@pytest.mark.parametrize("path", RECORDINGS, ids=[path.name.split(".jsonl")[0] for path in RECORDINGS])
+@pytest.mark.parametrize("what", ["rising", "comes and goes"])
+def test_a_cards_segments_lie_where_the_rule_puts_them(path: Path, what: str) -> None:
+    [found] = [each for each in files.read(path) if each["kind"] == "addresses" and each["device"] == "card"]
+    [(_, newest), (_, older)] = found["rising"][
+        :2
+    ]  # what the context has left: 2 MiB, and of an older chunk 24 or more
+    top = found["rising"][4][1] + 32 * MIB
+    chunks = Chunks(top, ((26 * MIB, older), (2 * MIB, newest)))
+    sizes: dict[int, int] = {}
+
+    for size, address in found[what]:
+        if size:
+            assert chunks.take(size) == address
+            sizes[address] = size
+        else:
+            chunks.give_back(address, sizes.pop(address))
+
+
+@pytest.mark.parametrize("path", RECORDINGS, ids=[path.name.split(".jsonl")[0] for path in RECORDINGS])
+def test_the_catalogue_has_what_a_card_said_of_itself(path: Path) -> None:
+    [facts] = [each for each in files.read(path) if each["kind"] == "facts" and each["device"] == "card"]
+    said = facts["properties"]
+
+    known = gpus.find(path.name.partition("-")[0])
+
+    assert (known.product, known.memory) == (said["name"], said["total_memory"])
+    assert (known.multiprocessors, known.l2_cache) == (said["multi_processor_count"], said["L2_cache_size"])
+    assert (known.clock_mhz * 1000, known.memory_clock_mhz * 1000) == (said["clock_rate"], said["memory_clock_rate"])
+    assert (known.bus_width, known.capability) == (said["memory_bus_width"], (said["major"], said["minor"]))

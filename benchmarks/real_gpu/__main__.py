@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--write", type=Path, default=Path("real-gpu.jsonl.gz"), metavar="FILE", help="%(default)s")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="run only the twins, against this file's card")
     parser.add_argument("--show", type=Path, metavar="FILE", help="run nothing; print this file's table")
+    parser.add_argument("--markdown", action="store_true", help="with --show: the programs alone, as Markdown")
     parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="programs with this in their names")
     parser.add_argument("--gpu", metavar="NAME", help="the twin's card, if it is not to be the catalogue's")
     parser.add_argument("--limit", type=float, default=240, metavar="S", help="seconds for all (default: %(default)s)")
@@ -38,7 +39,8 @@ def main() -> int:
     parser.add_argument("--stand-in", metavar="NAME", help="a virtual card in place of the real one, to try this tool")
     options = parser.parse_args()
     if options.show:
-        print(table.page(list(files.read(options.show))))
+        entries = list(files.read(options.show))
+        print(table.markdown(entries) if options.markdown else table.page(entries))
         return 0
     twin = _twin(options)
     if twin is None:

@@ -87,6 +87,23 @@ def _programs(entries: list[Entry]) -> Iterator[str]:
     )
 
 
+def markdown(entries: list[Entry]) -> str:
+    """The programs as a table of Markdown."""
+    cards, twins = _sides(entries, "program")
+    lines = [
+        "| program | events | parts equal | allocated, MiB | reserved, MiB | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, card in cards.items():
+        twin = twins.get(name, {})
+        if "actions" in card and "actions" in twin:
+            found = compare(card, twin)
+            peaks = " | ".join(_off(card, twin, peak) for peak in ("peak_allocated", "peak_reserved"))
+            parts = f"{found.equal_parts} of {found.parts}"
+            lines.append(f"| {name} | {found.events:,} | {parts} | {peaks} | {found.verdict} |")
+    return "\n".join(lines)
+
+
 def _off(card: Entry, twin: Entry, peak: str) -> str:
     """The card's peak, and how far the twin is off."""
     if card[peak] == twin[peak]:
