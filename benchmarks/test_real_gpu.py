@@ -11,6 +11,7 @@ import pytest
 from benchmarks.real_gpu import files, table
 from benchmarks.real_gpu.chunks import Chunks
 from benchmarks.real_gpu.comparing import compare
+from benchmarks.real_gpu.libraries import rnn_reserve, rnn_workspace
 from benchmarks.real_gpu.recording import Record
 from vramkit import gpus
 
@@ -169,3 +170,17 @@ def test_the_catalogue_has_what_a_card_said_of_itself(path: Path) -> None:
     assert (known.multiprocessors, known.l2_cache) == (said["multi_processor_count"], said["L2_cache_size"])
     assert (known.clock_mhz * 1000, known.memory_clock_mhz * 1000) == (said["clock_rate"], said["memory_clock_rate"])
     assert (known.bus_width, known.capability) == (said["memory_bus_width"], (said["major"], said["minor"]))
+
+
+LIBRARIES = sorted((Path(__file__).parent / "real_gpu" / "recordings" / "libraries").glob("*.jsonl.gz"))
+
+
+@pytest.mark.parametrize("path", LIBRARIES, ids=[path.name.split(".jsonl")[0] for path in LIBRARIES])
+def test_what_a_recurrent_network_wants_is_as_its_rule_says(path: Path) -> None:
+    rows = [each for each in files.read(path) if each["kind"] == "recurrent" and not each["status"]]
+    assert len(rows) > 10_000
+
+    assert [row for row in rows if rnn_reserve(row) != row["reserve"]] == []
+    standard = [row for row in rows if not row["algorithm"]]
+    assert [row for row in standard if not 0 <= row["inference"] - rnn_workspace(row) <= 256] == []
+    assert all(row["training"] >= row["inference"] for row in standard)
