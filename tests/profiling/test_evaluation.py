@@ -102,12 +102,13 @@ def test_graphs_of_evaluation_are_told_with_their_number_and_bytes(device: str) 
     assert profile.tape.evaluations == (Evaluation(module=0, forwards=3, with_graph=3),)
     table, moment = profile.tape.allocations, moment_of(profile)
     of_evaluation = (table["phase"] == Phase.EVALUATION) & (table["category"] == Category.ACTIVATION) & moment.alive
-    kept = int(table["block"][of_evaluation].sum())
+    blocks = sorted(table["block"][of_evaluation].tolist())
+    kept = sum(blocks)
     # What Tanh and cross_entropy keep, of each batch; the last one's loss is still being computed, or has just been.
     assert kept >= 3 * 512 * WIDTH * 4 + 2 * 512 * CLASSES * 4
     first = advise(profile, moment)[0]
     assert first.text.startswith("evaluate Net under torch.no_grad(): 3 forwards made graphs that no backward followed")
-    assert kept - 2 * 512 * CLASSES * 4 <= first.saves < kept, "a batch's logits and what is computed of them stay"
+    assert kept - sum(blocks[-2:]) <= first.saves < kept, "a batch's logits and what is computed of them stay"
 
 
 @pytest.mark.virtual_gpu

@@ -213,7 +213,7 @@ def test_a_search_tries_every_workspace_and_then_takes_the_plan_that_heuristics_
 def test_a_search_is_told_in_the_notes() -> None:
     x = torch.zeros(2, 3, 19, 19, device="cuda")
     weight = torch.zeros(4, 3, 3, 3, device="cuda")
-    with torch.backends.cudnn.flags(benchmark=True):
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
         with vramkit.profile(device="cuda") as prof:
             F.conv2d(x, weight)
         with vramkit.profile(device="cuda") as found:
