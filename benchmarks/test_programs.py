@@ -8,11 +8,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 import vramkit
+from benchmarks.needs import needs_virtual_gpu
 from benchmarks.programs import compare
-from vramkit import virtual_gpu
 from vramkit.results.profile import Profile
 from vramkit.tape.events import Category
 
@@ -28,10 +26,7 @@ for _ in range(4):
 """
 
 
-@pytest.mark.skipif(
-    virtual_gpu.current() is None and os.environ.get("VRAMKIT_REQUIRE_VIRTUAL_GPU") != "1",
-    reason="needs the virtual GPU",
-)
+@needs_virtual_gpu
 def test_a_label_that_is_not_what_the_objects_say_is_found(tmp_path: Path) -> None:
     script, census, saved = tmp_path / "train.py", tmp_path / "census.json", tmp_path / "profile.npz"
     script.write_text(PROGRAM)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
+from benchmarks.needs import needs_virtual_gpu
 from benchmarks.published.figures import FIGURES, Figure
 from benchmarks.published.running import Row, say
-from vramkit import virtual_gpu
 
 QUICK = [
     each
@@ -25,10 +23,7 @@ QUICK = [
 ]
 
 
-@pytest.mark.skipif(
-    virtual_gpu.current() is None and os.environ.get("VRAMKIT_REQUIRE_VIRTUAL_GPU") != "1",
-    reason="needs the virtual GPU",
-)
+@needs_virtual_gpu
 @pytest.mark.parametrize("figure", QUICK, ids=[each.program for each in QUICK])
 def test_a_published_figure_is_said_again(figure: Figure) -> None:
     if "images" in figure.call:

@@ -22,7 +22,7 @@ class Adam(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": 5e-5})
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
+    def step(self) -> None:
         for group in self.param_groups:
             parameters = [each for each in group["params"] if each.grad is not None]
             gradients = [each.grad for each in parameters]

@@ -34,7 +34,7 @@ Need = Literal[
 """What a private name is for."""
 
 CHECKED = "2.8 to 2.14"
-"""The versions of torch that the tests run with, so that they have every name which says nothing else."""
+"""The versions of torch in which every name was found that says nothing else: 2.8, 2.9, 2.11, 2.12, 2.13 and 2.14."""
 
 _NOTHING: Any = object()
 

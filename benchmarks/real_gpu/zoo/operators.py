@@ -95,10 +95,10 @@ def reductions() -> Iterator[Part]:
 def indexing() -> Iterator[Part]:
     for count in (100, 3072, 3073, 20_000, 60_000):
         for rows in (100, 50_257):
-            places = lambda count=count, rows=rows: known(count, high=rows)  # noqa: E731
+            places = lambda count=count, rows=rows: known(count, high=rows)
             for dtype in (torch.float32, BF16):
                 name = f"{count} of {rows} {dtype}"
-                table = lambda rows=rows, dtype=dtype: x(rows, 64, dtype=dtype)  # noqa: E731
+                table = lambda rows=rows, dtype=dtype: x(rows, 64, dtype=dtype)
                 yield there_and_back(
                     f"embedding {name}", lambda table=table, places=places: F.embedding(places(), table())
                 )
@@ -169,7 +169,7 @@ def randomness() -> Iterator[Part]:
         yield f"randperm {count}", lambda count=count: torch.randperm(count, device="cuda")
         yield f"rand {count}", lambda count=count: torch.rand(count, device="cuda")
     for count in (100, 10_000, 100_000):
-        weights = lambda count=count: torch.rand(8, count, device="cuda")  # noqa: E731
+        weights = lambda count=count: torch.rand(8, count, device="cuda")
         yield f"multinomial {count}", lambda weights=weights: torch.multinomial(weights(), 64)
         yield f"multinomial, replacing {count}", lambda weights=weights: torch.multinomial(weights(), 64, True)
         yield f"multinomial of one {count}", lambda weights=weights: torch.multinomial(weights(), 1)
@@ -241,7 +241,7 @@ def ctc(time: int, batch: int, classes: int, where: str) -> torch.Tensor:
 def images() -> Iterator[Part]:
     for dtype in (torch.float32, BF16):
         for layout in (torch.contiguous_format, LAST):
-            make = lambda dtype=dtype, layout=layout: (  # noqa: E731
+            make = lambda dtype=dtype, layout=layout: (
                 x(8, 32, 56, 56, dtype=dtype, grad=False).contiguous(memory_format=layout).requires_grad_()
             )
             name = f"{dtype} {layout}"

@@ -57,7 +57,7 @@ def epilogues() -> Iterator[Part]:
 
 
 def narrow() -> Iterator[Part]:
-    one = lambda: torch.ones((), device="cuda")  # noqa: E731
+    one = lambda: torch.ones((), device="cuda")
     kinds = (torch.float8_e4m3fn, torch.float8_e5m2)
     for m, k, n in ((32, 64, 128), (1024, 1024, 1024), (4096, 768, 3072)):
         for left in kinds:
@@ -118,8 +118,8 @@ def factorizations() -> Iterator[Part]:
     linalg = torch.linalg
     for dtype in (torch.float32, DOUBLE):
         for shape in ((8, 8), (100, 100), (600, 600), (4, 64, 64), (200, 16, 16), (2, 700, 700)):
-            make = lambda shape=shape, dtype=dtype: definite(*shape, dtype=dtype)  # noqa: E731
-            right = lambda shape=shape, dtype=dtype: x(*shape[:-1], 3, dtype=dtype)  # noqa: E731
+            make = lambda shape=shape, dtype=dtype: definite(*shape, dtype=dtype)
+            right = lambda shape=shape, dtype=dtype: x(*shape[:-1], 3, dtype=dtype)
             name = f"{shape} {dtype}"
             yield there_and_back(f"inv {name}", lambda make=make: linalg.inv(make()))
             yield there_and_back(f"solve {name}", lambda make=make, right=right: linalg.solve(make(), right()))
@@ -170,7 +170,7 @@ def transforms() -> Iterator[Part]:
     fft = torch.fft
     for shape in ((1024,), (64, 1000), (8, 3, 224, 224), (2, 32, 32, 32), (16, 127), (16, 2018), (4, 1 << 18)):
         for dtype in (torch.float32, DOUBLE):
-            make = lambda shape=shape, dtype=dtype: x(*shape, dtype=dtype)  # noqa: E731
+            make = lambda shape=shape, dtype=dtype: x(*shape, dtype=dtype)
             name = f"{shape} {dtype}"
             yield there_and_back(f"rfft {name}", lambda make=make: fft.irfft(fft.rfft(make())))
             yield there_and_back(f"fft {name}", lambda make=make: fft.fft(make()).abs())
@@ -193,7 +193,7 @@ def sparse_products() -> Iterator[Part]:
     for rows, columns in ((100, 80), (256, 256)):
         for layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
             name = f"{rows}x{columns} {layout}"
-            make = lambda r=rows, c=columns, layout=layout: matrix(r, c, layout)  # noqa: E731
+            make = lambda r=rows, c=columns, layout=layout: matrix(r, c, layout)
             yield f"made {name}", make
             yield f"times dense {name}", lambda make=make, c=columns: make() @ x(c, 32, grad=False)
             yield f"times vector {name}", lambda make=make, c=columns: make() @ x(c, grad=False)
