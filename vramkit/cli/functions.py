@@ -21,7 +21,7 @@ HELP = (
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of models by name: arguments of ``vramkit.models.load``."""
     group = parser.add_argument_group("models by name (hf:, timm:, torchvision:)")
-    group.add_argument("--method", metavar="HOW", help="full (default), lora, qlora, freeze:N or inference")
+    group.add_argument("--method", metavar="HOW", help="full (default), lora, freeze:N or inference")
     group.add_argument("--lora", type=int, metavar="RANK", help="train adapters of that rank (8 with --method lora)")
     group.add_argument("--lora-targets", metavar="NAMES", help="all-linear, or modules with commas: q_proj,v_proj")
     group.add_argument("--seq-len", type=int, metavar="N", help="tokens of a text, or of a prompt (512 at most)")

@@ -22,7 +22,7 @@ def apply(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
     if not recipe.trains:
         return model.eval().requires_grad_(False)
     model.train()
-    if recipe.method in ("lora", "qlora"):
+    if recipe.method == "lora":
         return _with_adapters(model, recipe)
     if recipe.frozen_blocks:
         _freeze(model, recipe)

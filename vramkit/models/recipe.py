@@ -29,7 +29,7 @@ PRECISIONS: dict[str, tuple[str, torch.dtype | None]] = {
     "16-mixed": ("float32", torch.float16),
 }
 """Of each precision, in Lightning's words: the dtype of the parameters, and that of autocast."""
-METHODS = "full, lora, qlora, freeze:N or inference"
+METHODS = "full, lora, freeze:N or inference"
 
 _COUNTS = ("batch_size", "seq_len", "max_new_tokens", "image_size", "lora", "accumulate")
 _FREEZE = re.compile(r"freeze:(\d{1,6})")
@@ -80,6 +80,13 @@ class Recipe:
                 f"With that precision parameters are {wanted}",
                 "Leave one of the two out",
             )
+        if self.method == "qlora":
+            raise UsageError(
+                self.asked,
+                "with method='qlora'",
+                "It quantizes weights by kernels of bitsandbytes, which need values and a real GPU",
+                'Run the script by "vramkit run --gpu real", or say method="lora": adapters beside weights in 16 bits',
+            )
         self._check_together()
 
     def _check_together(self) -> None:
@@ -90,7 +97,7 @@ class Recipe:
                 raise UsageError(self.asked, f"with accumulate={self.accumulate}", "Inference accumulates nothing")
         else:
             self.refuse("max_new_tokens", "Only inference makes new tokens", 'Add method="inference"')
-        if self.method not in ("lora", "qlora"):
+        if self.method != "lora":
             for name in ("lora", "lora_targets"):
                 self.refuse(name, f"method={self.method!r} has no adapters", 'Leave it out, or say method="lora"')
 
