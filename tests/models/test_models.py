@@ -94,7 +94,7 @@ def test_a_model_by_name_takes_what_a_plain_script_takes(
         ("hf:FOLDER", {"method": "freeze:9"}, "the model has 2 blocks (its own parts)"),
         ("hf:FOLDER", {"max_new_tokens": 8}, 'Only inference makes new tokens. Add method="inference"'),
         ("hf:FOLDER", {"dtype": "float16", "precision": "bf16-mixed"}, "With that precision parameters are float32"),
-        ("hf:FOLDER", {"optimizer": "adamw9"}, "sgd-momentum, adamw-8bit"),
+        ("hf:FOLDER", {"optimizer": "adamw9"}, "sgd-momentum, one of torch's with -fused"),
         ("hf:FOLDER", {"batch_size": 0}, "batch_size=0"),
         ("timm:vit_tiny", {}, "it has convit_tiny"),
         ("timm:vit_tiny_patch16_224", {"lora": 4}, 'lora_targets="all-linear", or names of modules'),

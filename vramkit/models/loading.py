@@ -66,8 +66,8 @@ def load(
             forward without gradients, of models that write text ``generate()``. Empty: full, with ``lora`` lora.
         lora: rank of the adapters; None: 8, as in PEFT.
         lora_targets: "all-linear", or names of modules, with commas; None: as PEFT has it for the model.
-        optimizer: a class of ``torch.optim`` in any case, "adamw-fused", "sgd-momentum", "adamw-8bit", or
-            "module:Class"; None: "adamw".
+        optimizer: a class of ``torch.optim`` in any case, "adamw-fused", "sgd-momentum", or "module:Class";
+            None: "adamw".
         checkpointing: activations are computed again in the backward.
         attention: "sdpa", "eager", "flash_attention_2", ...; None: transformers chooses.
         accumulate: how many forwards and backwards go before a step of the optimizer.

@@ -12,12 +12,8 @@ import torch
 from ..errors import UsageError, shown
 
 _LR = 1e-4
-_NEEDS = {"sgd-momentum": (torch.optim.SGD, {"momentum": 0.9})}
+_WITH_SETTINGS = {"sgd-momentum": (torch.optim.SGD, {"momentum": 0.9})}
 _FLAGS = ("fused", "foreach")
-_OTHERS = {
-    "adamw-8bit": "bitsandbytes.optim:AdamW8bit",
-    "adamw-paged-8bit": "bitsandbytes.optim:PagedAdamW8bit",
-}
 
 
 def make(asked: str, name: str, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -26,7 +22,7 @@ def make(asked: str, name: str, model: torch.nn.Module) -> torch.optim.Optimizer
     Args:
         asked: what was asked for, as an error's text begins.
         name: of a class of ``torch.optim`` in any case ("adamw"), also with "-fused"; "sgd-momentum";
-            "adamw-8bit" (bitsandbytes); or "module:Class".
+            or "module:Class".
         model: whose parameters that require a gradient are trained.
 
     Raises:
@@ -43,15 +39,14 @@ def make(asked: str, name: str, model: torch.nn.Module) -> torch.optim.Optimizer
 
 
 def _found(asked: str, name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-    if name in _NEEDS:
-        return _NEEDS[name]
-    name = _OTHERS.get(name, name)
+    if name in _WITH_SETTINGS:
+        return _WITH_SETTINGS[name]
     if ":" in name:
         return _of_module(asked, name), {}
     base, _, flag = name.partition("-")
     own = {each.__name__.lower(): each for each in vars(torch.optim).values() if _is_optimizer(each)}
     if base.lower() not in own or flag not in ("", *_FLAGS):
-        known = ", ".join([*own, *_NEEDS, *_OTHERS])
+        known = ", ".join([*own, *_WITH_SETTINGS])
         raise UsageError(
             asked,
             f"with optimizer={shown(name)}",
