@@ -163,8 +163,8 @@ class _Writer:
         what = CATEGORY_NAMES[Category(category)]
         called = shown_name(tape.names[name]) if name >= 0 else ""
         where = shown_name(tape.modules[module].name) if module >= 0 and not called else ""
-        made = f"made {place(Phase(phase))}"
-        frame = {"filename": what, "line": 0, "name": called or made}
+        made = f"made {place(Phase(phase))}" if tape.knows_phases or phase != Phase.OUTSIDE else ""
+        frame = {"filename": what, "line": 0, "name": called or made or what}
         called_by = self._frames(stack) if stack >= 0 else self._modules(module)
         return " | ".join(filter(None, (what, called or where, made))), [frame, *called_by]
 

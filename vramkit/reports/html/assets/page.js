@@ -93,8 +93,10 @@
     const used = device.outside + device.peak_reserved;
     fill(
       part("tiles"),
-      tile("peak allocated", sizeText(device.peak_allocated), bytesText(device.peak_allocated)),
-      device.segments ? tile("peak reserved", sizeText(device.peak_reserved), bytesText(device.peak_reserved)) : null,
+      tile(mostText(device, "allocated"), sizeText(device.peak_allocated), bytesText(device.peak_allocated)),
+      device.segments
+        ? tile(mostText(device, "reserved"), sizeText(device.peak_reserved), bytesText(device.peak_reserved))
+        : null,
       device.capacity
         ? tile(
             "used at most",
@@ -155,12 +157,12 @@
       device.failed && moment === device.moment
         ? "When memory ran out: "
         : moment === device.peak
-          ? "The peak: "
+          ? peakText(device)
           : "";
     fill(part("when"), main ? element("b", {}, main) : null, whenText(report, device, moment));
     fill(
       part("when-more"),
-      `event ${countText(device.moments.row[moment])} of ${countText(device.events)} · `,
+      device.knows_phases ? `event ${countText(device.moments.row[moment])} of ${countText(device.events)} · ` : null,
       `${sizeText(device.series.allocated[moment])} allocated`,
     );
     drawBridge(report, device, part("bridge"), moment);
@@ -255,7 +257,8 @@
           : null,
       );
     };
-    const heads = ["device", "peak allocated", "peak reserved", "of the card", ""].map((text) =>
+    const most = devices.some((device) => device.is_window) ? "most" : "peak";
+    const heads = ["device", `${most} allocated`, `${most} reserved`, "of the card", ""].map((text) =>
       element("th", { scope: "col" }, text),
     );
     const rows = views.map((each) => {
