@@ -40,7 +40,9 @@ def frame(result: MemoryResult) -> DataFrame:
             "phase": coded(np.where(told, table["phase"].astype(np.int64), -1), [each.name for each in Phase]),
             "module": named("module", [module.name for module in tape.modules]),
             "name": named("name", list(tape.names)),
-            "step": table["step"].astype(np.int64) if tape.knows_phases else known(table["born"], table["born"] * 0 - 1),
+            "step": table["step"].astype(np.int64)
+            if tape.knows_phases
+            else known(table["born"], table["born"] * 0 - 1),
             "requested": table["requested"],
             "block": table["block"],
             "born": table["born"],

@@ -105,6 +105,7 @@ class _Writer:
         shown = np.flatnonzero(self._has_places | ~moves | (events["action"] == Action.OOM))
         entries = self._annotations(labels)
         free = np.maximum(0, self._result.capacity - self._result.outside - tape.reserved)
+        free = np.where((events["action"] == Action.OOM) & (events["address"] > 0), events["address"], free)
         columns = [events[name][shown].tolist() for name in ("action", "allocation", "size", "stream", "time")]
         pools = map(tuple, events["pool"][shown].tolist())
         for event, action, row, size, stream, time, at, pool in zip(

@@ -104,6 +104,11 @@ def highest(result: MemoryResult, function: str) -> str:
     return "the highest in what was kept" if result.is_window else f"torch.cuda.max_{function}"
 
 
+def at_most(result: MemoryResult) -> str:
+    """What stands before a result's highest figures: ``"at most "``; of a window it says of what."""
+    return "" if result.is_moment else "in what was kept at most " if result.is_window else "at most "
+
+
 def reserved_at(result: MemoryResult) -> str:
     """Where reserved memory was highest."""
     event = int(result.tape.reserved.argmax()) if len(result.tape.events) else -1

@@ -18,6 +18,7 @@ from .moment import LineUsage, Moment, Tensors, largest_lines, largest_tensors, 
 from .sentences import (
     CATEGORY_NAMES,
     PHASE_NAMES,
+    at_most,
     both_peaks,
     failure,
     highest,
@@ -230,6 +231,6 @@ def _other_device(result: MemoryResult) -> str:
     used = result.peak.outside + result.peak_reserved
     of = f" of {format_size(result.capacity)}" if result.capacity else ""
     return cut(
-        f"Also {result.device}: at most {format_size(result.peak_allocated)} allocated, "
+        f"Also {result.device}: {at_most(result)}{format_size(result.peak_allocated)} allocated, "
         f"{format_size(result.peak_reserved)} reserved, {format_size(used)} used{of}"
     )

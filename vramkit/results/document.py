@@ -98,9 +98,7 @@ def _device(result: MemoryResult) -> dict[str, Any]:
             for each in largest_lines(result, moment)
         ],
         "advice": _advice(result, moment),
-        "out_of_memory": [
-            {**failure(each), "phase": _phase(result.tape, each.phase)} for each in result.out_of_memory
-        ],
+        "out_of_memory": [{**failure(each), "phase": _phase(result.tape, each.phase)} for each in result.out_of_memory],
         "events": len(result.tape.events),
         "notes": list(result.notes),
     }

@@ -84,9 +84,7 @@ def _profile(snapshot: Mapping[str, Any], device: int) -> Profile | None:
     columns = columns_of(entries)
     skipped, followed = follow_from_the_end(columns, conf_text_of(snapshot), last)
     entries, columns = entries[skipped:], columns.after(skipped)
-    recording = with_stacks(
-        recording_of(f"cuda:{device}", columns, followed), entries, snapshot["segments"], device
-    )
+    recording = with_stacks(recording_of(f"cuda:{device}", columns, followed), entries, snapshot["segments"], device)
     tape = labelled(attribute(recording, [], [], []))
     tape = replace(tape, is_window=skipped > 0 or bool(len(tape.segments)))
     return Profile(tape=tape, notes=tuple(notes_of(tape, entries, len(trace), last, followed.notes)))

@@ -62,7 +62,9 @@ def columns_of(entries: Sequence[Mapping[str, Any]]) -> Columns:
     count = len(entries)
     return Columns(
         action=np.fromiter((TORCH_ACTIONS[entry["action"]] for entry in entries), np.uint8, count),
-        address=np.fromiter((_signed(entry.get("addr", entry.get("device_free", 0))) for entry in entries), np.int64, count),
+        address=np.fromiter(
+            (_signed(entry.get("addr", entry.get("device_free", 0))) for entry in entries), np.int64, count
+        ),
         size=np.fromiter((entry["size"] for entry in entries), np.int64, count),
         stream=np.fromiter((entry["stream"] for entry in entries), np.int64, count),
         time=np.fromiter((entry.get("time_us", 0) for entry in entries), np.int64, count),
@@ -125,9 +127,7 @@ def follow_trace(
     return Followed(block=block, before=before, segments=table, alloc_conf=conf_text, notes=notes)
 
 
-def follow_from_the_end(
-    columns: Columns, conf_text: str, last: Sequence[SegmentState]
-) -> tuple[int, Followed]:
+def follow_from_the_end(columns: Columns, conf_text: str, last: Sequence[SegmentState]) -> tuple[int, Followed]:
     """Find the block behind every entry of a trace that may not lead to what the allocator holds after it.
 
     Args:
@@ -141,9 +141,9 @@ def follow_from_the_end(
         try:
             followed = follow_trace(columns.after(skipped), conf_text, None, last)
         except ImpossibleEvent as error:
-            if not skipped and _begins_with_nothing(columns, conf_text):
+            if not last and _begins_with_nothing(columns, conf_text):
                 followed = follow_trace(columns, conf_text, (), last)
-                note = f"The history leads to something else than is held at the end: event {error.event:,}, {error.why}."
+                note = "What the history ends with is not in the file, which has no segment of this device."
                 break
             skipped += error.event + 1
             note = (
