@@ -6,12 +6,14 @@ Run as ``python making.py FOLDER``; the printed JSON has, for each file, what to
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import sys
 from pathlib import Path
 
 import vramkit.virtual_gpu
 
+os.environ["TORCH_DISABLE_ADDR2LINE"] = "1"  # older torches look every frame of C++ up with it, for minutes
 vramkit.virtual_gpu.activate("t4")
 
 import torch  # noqa: E402

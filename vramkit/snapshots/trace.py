@@ -36,10 +36,14 @@ class Columns:
 
     def after(self, count: int) -> Columns:
         """Those after so many entries."""
-        if not count:
-            return self
-        columns = (self.action, self.address, self.size, self.stream, self.time)
-        return Columns(*(each[count:] for each in columns), pool=None if self.pool is None else self.pool[count:])
+        return Columns(
+            action=self.action[count:],
+            address=self.address[count:],
+            size=self.size[count:],
+            stream=self.stream[count:],
+            time=self.time[count:],
+            pool=None if self.pool is None else self.pool[count:],
+        )
 
 
 @dataclass(frozen=True)
@@ -147,8 +151,8 @@ def follow_from_the_end(columns: Columns, conf_text: str, last: Sequence[Segment
                 break
             skipped += error.event + 1
             note = (
-                f"The first {skipped:,} of {count:,} events are left out: the last of them can't be undone from what is "
-                f"held at the end ({error.why})."
+                f"The first {skipped:,} of {count:,} events are left out: the last of them can't be undone from what "
+                f"is held at the end ({error.why})."
             )
         else:
             break

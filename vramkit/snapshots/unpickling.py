@@ -86,7 +86,8 @@ def load_snapshot(path: str | os.PathLike[str], *, max_bytes: int | str = files.
 
     Returns:
         The snapshot as torch gave it: plain containers, numbers and strings, ``"segments"`` and ``"device_traces"``
-        among the keys; a list is taken for segments without a trace. One object may be in it many times, in itself even.
+        among the keys; a list is taken for segments without a trace. One object may be in it many times, in itself
+        even.
 
     Raises:
         SnapshotError: the file is not a snapshot, is damaged, unpacks to more, or would run code if it were opened as

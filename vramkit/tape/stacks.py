@@ -202,7 +202,7 @@ class StackTree:
         return len(self._rows)
 
     def number(self, file: str, line: int, function: str) -> int:
-        """A number for a frame; -1 for vramkit's own, and for what is no Python, but for what `ENGINE` and `CUBLAS` are.
+        """A number for a frame; -1 for vramkit's own, and for what is neither Python nor of `ENGINE` or `CUBLAS`.
 
         Args:
             file, line, function: as of `frame_of`.
