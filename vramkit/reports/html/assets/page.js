@@ -25,9 +25,15 @@
     const name = first.device.startsWith("cpu")
       ? "Memory of tensors on the CPU"
       : `${what} of ${first.name || first.device}`;
-    const others = devices.length > 1 ? ` and ${devices.length - 1} more` : "";
-    document.title = `${name}${others}`;
-    fill(part("title"), name, others);
+    const many = `${devices.length} ${report.tabs === "process" ? "processes" : `${report.tabs}s`}`;
+    const title =
+      report.tabs !== "device"
+        ? `${what} of ${many}, ${first.name || first.device}`
+        : devices.length > 1
+          ? `${name} and ${devices.length - 1} more`
+          : name;
+    document.title = title;
+    fill(part("title"), title);
     const steps = Math.max(...devices.map((device) => device.steps));
     const versions = Object.entries(report.versions).map(([tool, version]) => `${tool} ${version}`);
     const facts = [
@@ -56,7 +62,7 @@
                 "aria-selected": "false",
                 onclick: () => open(each),
               },
-              each ? each.device.device : "Overview",
+              each ? each.device.tab : "Overview",
             ),
           ),
     );
@@ -258,12 +264,16 @@
       );
     };
     const most = devices.some((device) => device.is_window) ? "most" : "peak";
-    const heads = ["device", `${most} allocated`, `${most} reserved`, "of the card", ""].map((text) =>
+    const trained = devices.some((device) => device.steps);
+    const heads = [report.tabs, `${most} allocated`, `${most} reserved`, "of the card", trained ? "steps" : null, ""];
+    const headings = heads.filter((text) => text !== null).map((text) =>
       element("th", { scope: "col" }, text),
     );
+    const reserved = devices.map((device) => device.peak_reserved).sort((a, b) => b - a);
+    const spread = reserved[0] - reserved[reserved.length - 1];
     const rows = views.map((each) => {
       const { device } = each;
-      const link = element("button", { type: "button", class: "link", onclick: () => open(each) }, device.device);
+      const link = element("button", { type: "button", class: "link", onclick: () => open(each) }, device.tab);
       return element(
         "tr",
         {},
@@ -277,16 +287,17 @@
         element("td", { class: "number" }, sizeText(device.peak_allocated)),
         element("td", { class: "number" }, sizeText(device.peak_reserved)),
         element("td", { class: "number" }, shareText(device.outside + device.peak_reserved, device.capacity)),
+        trained ? element("td", { class: "number" }, countText(device.steps)) : null,
         element("td", { class: "wide" }, bar(device)),
       );
     });
     fill(
       part("overview"),
-      element("h2", {}, "Devices"),
+      element("h2", {}, report.tabs === "device" ? "Devices" : report.tabs === "rank" ? "Ranks" : "Processes"),
       element(
         "div",
         { class: "scroll" },
-        element("table", {}, element("thead", {}, element("tr", {}, heads)), element("tbody", {}, rows)),
+        element("table", {}, element("thead", {}, element("tr", {}, headings)), element("tbody", {}, rows)),
       ),
       element(
         "div",
@@ -296,7 +307,8 @@
       element(
         "p",
         { class: "note" },
-        "Each device at its peak, or when its memory ran out. The red line is the card's end.",
+        `Each ${report.tabs} at its peak, or when its memory ran out. The red line is the card's end. `,
+        `The fullest reserved ${sizeText(spread)} more than the emptiest.`,
       ),
     );
   }
