@@ -136,7 +136,7 @@ def test_a_failure_says_what_was_free_and_who_asked(made: Any) -> None:
 def test_private_pools_are_told(made: Any) -> None:
     profile, _ = made["failed"]
 
-    assert any("in 1 private pool" in note and "3.00 MiB of it allocated" in note for note in profile.notes)
+    assert any("in 1 private pool" in note and "3.00 MiB of that allocated" in note for note in profile.notes)
 
 
 @pytest.mark.parametrize("kind", ["whole", "lost", "none"])

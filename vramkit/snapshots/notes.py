@@ -73,7 +73,8 @@ def _pools(last: Sequence[SegmentState]) -> Iterator[str]:
         return
     pools, reserved = len({each.pool for each in pooled}), sum(each.size for each in pooled)
     used = sum(block.size for each in pooled for block in each.blocks if block.state != "inactive")
+    rest = ": the rest is free to nothing outside of it" * (used < reserved)
     yield (
         f"At its end {format_size(reserved)} are in {counted(pools, 'private pool')} (torch.cuda.MemPool, or CUDA "
-        f"graphs), {format_size(used)} of it allocated: the rest is free to nothing outside of the pool."
+        f"graphs), {format_size(used)} of that allocated{rest}."
     )
