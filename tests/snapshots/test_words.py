@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,10 +24,22 @@ WORDS_OF_A_PROFILE = ("between the phases", "step 1", "1 step", "made outside of
 pytestmark = pytest.mark.virtual_gpu
 
 
+Made = dict[str, tuple[vramkit.Profile, dict[str, int]]]
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[vramkit.Profile, dict[str, int]]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("snapshots")
+
+
+@pytest.fixture
+def made(folder: Path) -> Made:
     """Each kind of snapshot as a profile, and what torch's counters said when it was written."""
-    folder = tmp_path_factory.mktemp("snapshots")
+    return make(folder)
+
+
+@functools.cache
+def make(folder: Path) -> Made:
     done = subprocess.run([sys.executable, str(MAKER), str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
@@ -49,7 +61,7 @@ def all_words(profile: vramkit.Profile) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_held_at_the_end_is_torchs_own_figure(made: Any, kind: str) -> None:
+def test_what_is_held_at_the_end_is_torchs_own_figure(made: Made, kind: str) -> None:
     profile, torchs = made[kind]
 
     assert profile.final.allocated == torchs["allocated"]
@@ -57,7 +69,7 @@ def test_what_is_held_at_the_end_is_torchs_own_figure(made: Any, kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_the_whole_history_names_the_highest_as_torch_does(made: Any, kind: str) -> None:
+def test_only_the_whole_history_names_the_highest_as_torch_does(made: Made, kind: str) -> None:
     profile, torchs = made[kind]
 
     assert profile.is_window == (kind != "whole")
@@ -71,7 +83,7 @@ def test_only_the_whole_history_names_the_highest_as_torch_does(made: Any, kind:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_said_of_steps_or_phases_that_nobody_looked_for(made: Any, kind: str) -> None:
+def test_nothing_is_said_of_steps_or_phases_that_nobody_looked_for(made: Made, kind: str) -> None:
     profile, _ = made[kind]
     words = all_words(profile).replace(" in step", "")  # a function of the program's
 
@@ -84,7 +96,7 @@ def test_nothing_is_said_of_steps_or_phases_that_nobody_looked_for(made: Any, ki
 
 
 @pytest.mark.parametrize("kind", [*WINDOWS, *MOMENTS])
-def test_a_history_without_its_beginning_says_so_and_gives_no_advice_of_all_time(made: Any, kind: str) -> None:
+def test_a_history_without_its_beginning_says_so_and_gives_no_advice_of_all_time(made: Made, kind: str) -> None:
     profile, _ = made[kind]
     document = profile.to_dict()["devices"][0]
 
@@ -94,7 +106,7 @@ def test_a_history_without_its_beginning_says_so_and_gives_no_advice_of_all_time
     assert any(note in each for each in profile.notes)
 
 
-def test_torchs_own_frames_say_the_phase(made: Any) -> None:
+def test_torchs_own_frames_say_the_phase(made: Made) -> None:
     records = made["whole"][0].to_records()
     weights = 512 * 512 * 4
     phases = {(row["phase"], row["line"]) for row in records if row["requested"] == weights and row["died"] is None}
@@ -109,7 +121,7 @@ def test_torchs_own_frames_say_the_phase(made: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_as_large_as_a_workspace_are_none(made: Any, kind: str) -> None:
+def test_logits_as_large_as_a_workspace_are_none(made: Made, kind: str) -> None:
     profile, _ = made[kind]
     alike = [row for row in profile.to_records() if row["requested"] == LOGITS and row["died"] is None]
     logits = [row for row in alike if row["line"] == f"making.py:{line_number('zeros(LOGITS')} in main"]
@@ -119,13 +131,13 @@ def test_logits_as_large_as_a_workspace_are_none(made: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "list", "state", "late"])
-def test_stacks_of_blocks_give_what_is_alive_its_line(made: Any, kind: str) -> None:
+def test_stacks_of_blocks_give_what_is_alive_its_line(made: Made, kind: str) -> None:
     lines = {row["line"] for row in made[kind][0].to_records() if row["born"] == -1}
 
     assert f"making.py:{line_number('.cuda()')} in main" in lines
 
 
-def test_a_failure_says_what_was_free_and_who_asked(made: Any) -> None:
+def test_a_failure_says_what_was_free_and_who_asked(made: Made) -> None:
     profile, torchs = made["failed"]
 
     assert profile.out_of_memory[-1].device_free == torchs["free"]
@@ -133,14 +145,14 @@ def test_a_failure_says_what_was_free_and_who_asked(made: Any) -> None:
     assert f"asked for by making.py:{line_number('1 << 40')} in main" in shown(profile)
 
 
-def test_private_pools_are_told(made: Any) -> None:
+def test_private_pools_are_told(made: Made) -> None:
     profile, _ = made["failed"]
 
     assert any("in 1 private pool" in note and "3.00 MiB of that allocated" in note for note in profile.notes)
 
 
 @pytest.mark.parametrize("kind", ["whole", "lost", "none"])
-def test_a_saved_snapshot_still_knows_no_more(made: Any, kind: str, tmp_path: Path) -> None:
+def test_a_saved_snapshot_still_knows_no_more(made: Made, kind: str, tmp_path: Path) -> None:
     profile, _ = made[kind]
     profile.save(tmp_path / "saved.npz")
 

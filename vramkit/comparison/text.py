@@ -202,9 +202,9 @@ def _nowhere(row: TensorDifference, tapes: Sequence[Tape]) -> str:
         return "in no module"
     if row.category is Category.WORKSPACE:
         return "kept by cuBLAS"
-    return (
-        "no line is known" if len({tape.stacks is None for tape in tapes}) == 1 else ""
-    )  # else lines were not matched
+    if len({tape.stacks is None for tape in tapes}) > 1:
+        return ""  # lines of one side only are not matched
+    return "no line is known"
 
 
 def _tensors(comparison: Compared) -> Iterator[str]:

@@ -18,6 +18,7 @@ def frame(result: MemoryResult) -> DataFrame:
     """A row for each allocation, in order of birth; see `ReadableResult.to_frame`."""
     pandas = optional.load("A result was to become a table of pandas", "pandas", "pandas")
     tape = result.tape
+    nobody = np.full(len(tape.allocations), -1)
     told = tape.knows_phases | (tape.allocations["phase"] != Phase.OUTSIDE)
     table, time = tape.allocations, tape.events["time"]
 
@@ -40,9 +41,7 @@ def frame(result: MemoryResult) -> DataFrame:
             "phase": coded(np.where(told, table["phase"].astype(np.int64), -1), [each.name for each in Phase]),
             "module": named("module", [module.name for module in tape.modules]),
             "name": named("name", list(tape.names)),
-            "step": table["step"].astype(np.int64)
-            if tape.knows_phases
-            else known(table["born"], table["born"] * 0 - 1),
+            "step": table["step"].astype(np.int64) if tape.knows_phases else known(table["born"], nobody),
             "requested": table["requested"],
             "block": table["block"],
             "born": table["born"],
