@@ -10,9 +10,10 @@ Where the figures come from:
 * ``capability``, ``multiprocessors``, ``l2_cache``, clocks and bus width: NVIDIA's data sheets, the same records.
 * what follows from the capability alone (threads, blocks and shared memory of a multiprocessor): the table "Technical
   Specifications per Compute Capability" of the CUDA programming guide.
-* ``context`` is **assumed**: it depends on the driver and on which kernels a program loads. The default, 426 MiB, was
-  measured on an RTX 6000 Ada with torch 2.10 (CUDA 13); an RTX 3090 took 256 MiB with torch 2.7. Both are published. An
-  H200 was measured for this (torch 2.11, CUDA 13.0, driver 580.159.04): 527 MiB alone, 751 to 769 in three trainings.
+* ``context`` is **assumed**: it depends on the driver and on which kernels a program loads (``context.py``). The
+  default, 426 MiB, was measured on an RTX 6000 Ada with torch 2.10 (CUDA 13); an RTX 3090 took 256 MiB with torch 2.7.
+  Both are published. An H200 was measured for this (torch 2.11, CUDA 13.0, driver 580.159.04): 751 to 769 MiB in three
+  trainings.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 
 from ..errors import UsageError, shown
 from ..sizes import format_size, parse_size
+from .context import measured_context
 
 MIB = 1 << 20
 
@@ -108,7 +110,9 @@ class GPU:
     bus_width: int = 256
     """Width of the memory bus, bits."""
     context: int = 426 * MIB
-    """Bytes that a CUDA context takes of the device. Assumed: it depends on driver and program."""
+    """Bytes that a CUDA context takes of the device. Assumed: it depends on driver and program. ``vramkit gpus
+    --measure`` measures it, and the catalogue's card has that from then on.
+    """
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -233,8 +237,8 @@ _CARDS = (
     _card("a100-40gb", "NVIDIA A100-SXM4-40GB", 40339, 40960, (8, 0), 108, 40960, 1410, 1215, 5120),
     # YOLO log, torch 2.7 (81,038 and 81,251 elsewhere)
     _card("a100-80gb", "NVIDIA A100-SXM4-80GB", 81153, 81920, (8, 0), 108, 40960, 1410, 1593, 5120),
-    # properties, torch 2.7
-    _card("h100", "NVIDIA H100 80GB HBM3", 81089, 81559, (9, 0), 132, 51200, 1980, 2619, 5120),
+    # properties, torch 2.7; the context: the H200's, which agrees with published ones (context.py)
+    _card("h100", "NVIDIA H100 80GB HBM3", 81089, 81559, (9, 0), 132, 51200, 1980, 2619, 5120, 768),
     # properties
     _card("h100-pcie", "NVIDIA H100 PCIe", 81008, 81559, (9, 0), 114, 51200, 1755, 1593, 5120),
     # measured, torch 2.11: 150,109,880,320 bytes (a YOLO log: 143,156); the context: in training
@@ -278,7 +282,8 @@ def find(gpu: str | int | GPU) -> GPU:
         wanted = _plain(gpu)
         for card in _CARDS:
             if wanted in (_plain(card.name), _plain(card.product)):
-                return card
+                measured = measured_context(card.product)
+                return card if measured is None else dataclasses.replace(card, context=measured)
     try:
         memory = parse_size(gpu)
     except UsageError:
