@@ -208,8 +208,8 @@ cudnnStatus_t cudnnGetRNNWeightParams(cudnnHandle_t handle UNUSED, cudnnRNNDescr
 }
 
 /* Spaces are made of buffers, each rounded up to 32 bytes. A buffer of rows is one for every step of every sequence, a
- * state one for every sequence, direction and layer. What is called outer are copies of the caller's tensors, which
- * packed sequences need not. Persistent kernels keep more copies of the gates. */
+ * state one for every sequence, direction and layer. Packed sequences need no copies of the caller's tensors; persistent
+ * kernels keep more copies of the gates. */
 struct spaces {
   size_t unit, rows, states, in, out, hidden, directions, gates, layers;
   bool lstm, packed, projected, persistent, dropout;
