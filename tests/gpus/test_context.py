@@ -34,7 +34,7 @@ def test_what_was_measured_of_a_card_is_its_context_from_then_on(settings: Path)
     assert gpus.find("t4").context == gpus.CATALOGUE["t4"].context
     other = Device(name="Another", memory=20 << 30, capability=(8, 6), multiprocessors=64, l2_cache=4 << 20)
     assert other.as_gpu().context == 341 * MIB
-    assert str(context.known("NVIDIA L4", 341 * MIB)) == "341.0 MiB was measured on this machine"
+    assert str(context.known("NVIDIA L4", 341 * MIB)) == "as measured on this machine"
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,15 @@ def test_a_file_that_is_none_of_ours_measures_nothing(settings: Path, text: str)
 
 @pytest.mark.parametrize("card", gpus.all_gpus(), ids=lambda card: card.name)
 def test_the_catalogues_contexts_lie_where_contexts_were_seen(card: gpus.GPU) -> None:
-    assert context.known(card.product, card.context) is not None
+    between = context.known(card.product, card.context)
+
+    assert between is not None
+    assert len(str(between)) <= 34  # what a report's line has room for
 
 
 def test_nothing_is_known_of_a_context_that_was_given() -> None:
     assert context.known("NVIDIA H200", 2 * MIB) is None
+    assert str(context.known("NVIDIA H200", 700 * MIB)) == "seen on such cards: 619 to 807 MiB"
 
 
 @pytest.mark.virtual_gpu

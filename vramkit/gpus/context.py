@@ -20,8 +20,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..sizes import format_size
-
 _MIB = 1 << 20
 
 
@@ -32,12 +30,12 @@ class Known:
     least: int
     most: int
     where: str
-    """Where that was seen, as the end of a sentence."""
+    """How that is known, in a few words."""
 
     def __str__(self) -> str:
         if self.least == self.most:
-            return f"{format_size(self.least)} {self.where}"
-        return f"{format_size(self.least)} to {format_size(self.most)} {self.where}"
+            return self.where
+        return f"{self.where}: {self.least // _MIB} to {self.most // _MIB} MiB"
 
 
 _SEEN = {
@@ -47,7 +45,7 @@ _SEEN = {
     # driver of an H200 keeps for itself.
     "NVIDIA H100 80GB HBM3": (624, 796),
 }
-_ELSEWHERE = Known(least=256 * _MIB, most=807 * _MIB, where="on other cards")
+_ELSEWHERE = Known(least=256 * _MIB, most=807 * _MIB, where="seen elsewhere")
 """An RTX 3090 with torch 2.7, published; an H200 with all libraries."""
 
 
@@ -79,11 +77,11 @@ def known(product: str, context: int) -> Known | None:
         context: bytes that it is taken to be.
     """
     if context == measured_context(product):
-        return Known(least=context, most=context, where="was measured on this machine")
+        return Known(least=context, most=context, where="as measured on this machine")
     found = _ELSEWHERE
     if product in _SEEN:
         least, most = (size * _MIB for size in _SEEN[product])
-        found = Known(least=least, most=most, where="on such cards")
+        found = Known(least=least, most=most, where="seen on such cards")
     return found if found.least <= context <= found.most else None
 
 
