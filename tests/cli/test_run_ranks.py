@@ -47,7 +47,7 @@ def test_a_rank_that_is_alone_sees_its_mirrors_and_reports_its_device(tmp_path: 
 def test_several_ranks_are_shown_the_fullest_first(tmp_path: Path) -> None:
     script, document = write(tmp_path / "train.py", TRAINS), tmp_path / "run.json"
 
-    done = command("run", "--gpu", "t4", "--world-size", "40", "--ranks", "0,39", "--json", str(document), str(script))
+    done = command("run", "--gpu", "t4", "--world-size", "40", "--ranks", "0,39", "--alone", "--json", str(document), str(script))
 
     assert done.returncode == 0, done.stderr
     found = json.loads(document.read_text())["processes"]
@@ -106,8 +106,8 @@ def test_objects_of_an_absent_rank_are_an_error_with_a_remedy(tmp_path: Path) ->
 
     assert done.returncode == 1
     assert done.stdout == "[2]\n"
-    assert "Rank 2 of its group is to get objects from rank 0" in done.stderr
-    assert "--ranks all" in done.stderr
+    assert "Rank 2 is to get objects from rank 0, which is not played" in done.stderr
+    assert "Play --ranks 0,2, or all of them" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -115,6 +115,7 @@ def test_objects_of_an_absent_rank_are_an_error_with_a_remedy(tmp_path: Path) ->
     [
         (["--rank", "1"], "--rank was given without --world-size"),
         (["--world-size", "2", "--rank", "2"], "Ranks are 0 to 1"),
+        (["--world-size", "2", "--alone"], "--alone was given without --ranks"),
         (["--world-size", "0"], "at least 1"),
         (["--world-size", "4", "--ranks", "0;3"], "such as 0,32, or all"),
     ],
