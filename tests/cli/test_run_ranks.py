@@ -47,7 +47,8 @@ def test_a_rank_that_is_alone_sees_its_mirrors_and_reports_its_device(tmp_path: 
 def test_several_ranks_are_shown_the_fullest_first(tmp_path: Path) -> None:
     script, document = write(tmp_path / "train.py", TRAINS), tmp_path / "run.json"
 
-    done = command("run", "--gpu", "t4", "--world-size", "40", "--ranks", "0,39", "--alone", "--json", str(document), str(script))
+    ranks = ("--world-size", "40", "--ranks", "0,39", "--alone")
+    done = command("run", "--gpu", "t4", *ranks, "--json", str(document), str(script))
 
     assert done.returncode == 0, done.stderr
     found = json.loads(document.read_text())["processes"]

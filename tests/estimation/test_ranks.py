@@ -47,14 +47,15 @@ def test_each_rank_has_its_own_shard() -> None:
     assert first.device == last.device == "cuda:1"
     assert first.peak.parameters == 3 * WIDTH * 4
     assert last.peak.parameters < first.peak.parameters
-    assert first.fits() and first.at(4).batch_size == 4
+    assert first.fits()
+    assert first.at(4).batch_size == 4
     assert any("Rank 3 of 4 was played alone" in note for note in last.notes)
 
 
 def test_what_no_job_has_is_refused() -> None:
     model = nn.Linear(2, 2)
 
-    with pytest.raises(UsageError, match="(?i)fake tensors have no process group"):
+    with pytest.raises(UsageError, match=r"(?i)fake tensors have no process group"):
         vramkit.estimate(model, torch.zeros(1, 2), world_size=2, engine="fake")
     with pytest.raises(UsageError, match="world_size=64"):
         vramkit.estimate(model, torch.zeros(1, 2), rank=1)

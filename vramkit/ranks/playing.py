@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch.distributed import FileStore
+from torch.distributed import FileStore  # type: ignore[attr-defined] # which it has
 
 from ..torch_internals.distributed import mirror_gloo, rendezvous_handlers, tell_splits
 from ..torch_internals.needs import missing_for, require

@@ -35,7 +35,7 @@ class MirrorStore(Store):
         super().__init__()
         self._world_size = world_size
         self._values: dict[str, bytes] = {}
-        self._shared = shared
+        self._shared: Any = shared  # torch's stores take bytes, and their stubs do not say so
         self._patience = patience
 
     def clone(self) -> MirrorStore:
