@@ -22,7 +22,8 @@ TRAINS = """
     dist.init_process_group("nccl", device_id=torch.device("cuda", local))
     objects = [None] * dist.get_world_size()
     dist.all_gather_object(objects, dist.get_rank())
-    print(local, os.environ["LOCAL_WORLD_SIZE"], os.environ["GROUP_RANK"], objects, torch.cuda.device_count())
+    place = local, os.environ["LOCAL_WORLD_SIZE"], os.environ["GROUP_RANK"], objects, torch.cuda.device_count()
+    print(" ".join(map(str, place)) + "\\n", end="", flush=True)
     model = torch.nn.Linear(64 * (1 + dist.get_rank()), 64).cuda()
     optimizer = torch.optim.AdamW(model.parameters())
     for _ in range(2):
@@ -75,7 +76,7 @@ def test_processes_of_a_launcher_meet_and_each_has_its_own_files(tmp_path: Path)
     dist.broadcast_object_list(told if dist.get_rank() else ["from 0"], 0)
     scattered = [None]
     dist.scatter_object_list(scattered, None if dist.get_rank() else ["a", "b"], 0)
-    print(dist.get_rank(), told, scattered, flush=True)
+    print(f"{dist.get_rank()} {told} {scattered}\\n", end="", flush=True)
     dist.destroy_process_group()
     """,
     )
