@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from .errors import UsageError as UsageError
     from .errors import VramkitError as VramkitError
     from .estimation.estimate import estimate as estimate
+    from .estimation.lengths import LengthCourse as LengthCourse
+    from .estimation.lengths import LengthReplay as LengthReplay
+    from .estimation.lengths import replay_lengths as replay_lengths
     from .estimation.result import Estimate as Estimate
     from .gpus import GPU as GPU
     from .layers.result import Summary as Summary
@@ -89,6 +92,9 @@ _HOMES = {
     # predicted
     "estimate": "estimation.estimate",
     "Estimate": "estimation.result",
+    "replay_lengths": "estimation.lengths",
+    "LengthReplay": "estimation.lengths",
+    "LengthCourse": "estimation.lengths",
     "BatchSizeRow": "scaling.rows",
     "EngineName": "engines",
     "GPU": "gpus",
