@@ -21,9 +21,10 @@ LENGTHS = [100, 37, 300, 38, 211, 300, 57, 120, 119, 280, 37, 64, 150, 300]
 class Block(torch.nn.Module):
     """Every request is affine in the length."""
 
-    def __init__(self) -> None:
+    def __init__(self, bias: bool = False) -> None:
         super().__init__()
-        self.up, self.down = torch.nn.Linear(WIDTH, 8 * WIDTH), torch.nn.Linear(8 * WIDTH, WIDTH)
+        self.up = torch.nn.Linear(WIDTH, 8 * WIDTH, bias=bias)
+        self.down = torch.nn.Linear(8 * WIDTH, WIDTH, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.down(torch.nn.functional.gelu(self.up(x)))
@@ -40,8 +41,13 @@ def batch(length: int) -> torch.Tensor:
     return torch.zeros(ROWS, length, WIDTH)
 
 
-def estimated(model: torch.nn.Module, **arguments: object) -> vramkit.Estimate:
-    return vramkit.estimate(model, batch, optimizer=torch.optim.AdamW, gpu="t4", **arguments)  # type: ignore[arg-type]
+def loss(output: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    """Of as many numbers at every length: a longer sum has a workspace that is not affine."""
+    return output[:, 0].sum()
+
+
+def estimated(model: torch.nn.Module, batch_size: int) -> vramkit.Estimate:
+    return vramkit.estimate(model, batch, optimizer=torch.optim.AdamW, loss=loss, gpu="t4", batch_size=batch_size)
 
 
 def really(model: torch.nn.Module, lengths: list[int]) -> vramkit.Estimate:
@@ -51,6 +57,7 @@ def really(model: torch.nn.Module, lengths: list[int]) -> vramkit.Estimate:
         model,
         lambda _: batch(next(following)),
         optimizer=torch.optim.AdamW,
+        loss=loss,
         gpu="t4",
         steps=len(lengths),
     )
@@ -62,7 +69,7 @@ def test_each_step_is_what_a_run_of_the_same_lengths_takes_to_the_byte() -> None
     replay = vramkit.replay_lengths(estimated(model, batch_size=64), LENGTHS)
     run = really(model, LENGTHS)
 
-    assert replay.uncertain == ()
+    assert (replay.uncertain, replay.margin) == ((), 0)
     assert len(replay.runs) < len({*LENGTHS})
     assert replay.course.reserved.tolist() == [step.peak_reserved for step in run.steps]
     assert replay.course.allocated.tolist() == [step.peak_allocated for step in run.steps]
@@ -71,6 +78,19 @@ def test_each_step_is_what_a_run_of_the_same_lengths_takes_to_the_byte() -> None
     assert names == ["expandable_segments", "longest first", "in buckets of 64"]
     assert replay.others[1].peak_reserved <= replay.course.peak_reserved
     assert f"{len(LENGTHS)} steps of different lengths on Tesla T4" in str(replay)
+
+
+@pytest.mark.virtual_gpu
+def test_workspaces_that_are_on_no_line_are_told_and_what_is_reserved_is_right_all_the_same() -> None:
+    model = Block(bias=True)
+
+    replay = vramkit.replay_lengths(estimated(model, batch_size=64), LENGTHS)
+    run = really(model, LENGTHS)
+
+    assert replay.uncertain == ()
+    assert 0 < replay.margin < 16 << 20
+    assert "off their lines" in str(replay)
+    assert replay.course.reserved.tolist() == [step.peak_reserved for step in run.steps]
 
 
 def test_where_requests_lie_on_no_line_each_length_is_run() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ..allocator import AllocatorConf, DeviceCachingAllocator
 from ..counts import check_count
 from ..engines import Session
@@ -19,7 +21,7 @@ from ..scaling.largest import MAX_PREDICTED_BATCH
 from ..scaling.lengths import NotAlikeError, Piece, course_of, pieces_of
 from ..scaling.lines import evenness
 from ..scaling.replays import conf_of
-from ..scaling.requests import Families, requests_of
+from ..scaling.requests import Families, Requests, requests_of
 from ..sizes import format_size
 from ..tape.events import Ints, Tape
 from .result import Estimate
@@ -83,7 +85,10 @@ class LengthReplay:
     runs: tuple[int, ...]
     """The lengths that were run; every other one's requests were read off lines between these."""
     uncertain: tuple[tuple[int, int], ...] = ()
-    """Stretches of lengths between two runs where requests lie on no line, and figures are near, and not exact."""
+    """Stretches of lengths between two runs where lasting requests lie on no line, and figures are near, not exact."""
+    margin: int = 0
+    """The most bytes by which a passing request of a run, mostly a kernel's workspace, was off what lines through the
+    runs before it said; 0: none was. At lengths that were not run, peaks can be off by about as much."""
 
     def report(self) -> str:
         """The ways of running it, a line each."""
@@ -97,10 +102,12 @@ class LengthReplay:
                 f"  {each.name:22}{format_size(each.peak_reserved):>15}{each.peak_step + 1:>10,}"
                 f"{format_size(each.peak_allocated):>16}{end}"
             )
-        for low, high in self.uncertain:
+        if self.margin:
             lines.append(
-                f"Between lengths {low:,} and {high:,} some requests lie on no line: figures are near, maybe not exact."
+                f"Workspaces that pass within an operator were up to {format_size(self.margin)} off their lines."
             )
+        for low, high in self.uncertain:
+            lines.append(f"Between lengths {low:,} and {high:,} requests lie on no line: figures are near, not exact.")
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -120,8 +127,8 @@ def replay_lengths(estimate: Estimate, lengths: Iterable[int], *, bucket: int = 
 
     Memory that was cached for one length often does not serve the next, so reserved memory grows for thousands of
     steps, and a run ends at step 40,000. Here the shortest and the longest length are run, and some between them until
-    a run asks for what lines through the others had said; then a step of each length is served by the simulated
-    allocator, one after the other.
+    a run's lasting requests are what lines through the others had said; then a step of each length is served by the
+    simulated allocator, one after the other.
 
     Args:
         estimate: of a program whose batch is a callable ``length -> batch``, of at least three steps. Its "batch size"
@@ -136,8 +143,9 @@ def replay_lengths(estimate: Estimate, lengths: Iterable[int], *, bucket: int = 
         UsageError: no lengths, one that is none, an estimate that comes from a file, or a program whose steps leave
             more and more behind.
 
-    Known limitations: exact where every request is affine in the length, which a run of a third length confirms;
-    attention that keeps a score for each two positions is not, and there requests are interpolated (``uncertain``).
+    Known limitations: exact where every request is affine in the length. Attention that keeps a score for each two
+    positions is not: there requests between two runs are interpolated (``uncertain``). Nor are workspaces of some
+    kernels, such as that of the sum for a bias's gradient; ``margin`` says how far those of the runs were off.
     Values that a training meets later, such as a gradient scaler's skipped step, are not seen.
     """
     asked = [check_count(_ASKED, "a length", length, maximum=MAX_PREDICTED_BATCH) for length in lengths]
@@ -179,7 +187,19 @@ def replay_lengths(estimate: Estimate, lengths: Iterable[int], *, bucket: int = 
         others=tuple(others),
         runs=tuple(sorted(probes.runs)),
         uncertain=tuple(probes.uncertain),
+        margin=probes.margin,
     )
+
+
+def _off(requests: Requests, said: Requests) -> int:
+    """The most bytes by which a passing request is off what was said; all of one that was not there at all."""
+    places = max(requests.place.max(initial=0), said.place.max(initial=0)) + 1
+    counts = [np.bincount(each.place, minlength=places) for each in (requests, said)]
+    is_there = counts[0] == counts[1]
+    sizes = [each.tape.allocations["requested"][each.passing] for each in (requests, said)]
+    both = [size[is_there[each.place]] for size, each in zip(sizes, (requests, said), strict=True)]
+    alone = [size[~is_there[each.place]] for size, each in zip(sizes, (requests, said), strict=True)]
+    return int(max(np.abs(both[0] - both[1]).max(initial=0), *(size.max(initial=0) for size in alone)))
 
 
 def _course(
@@ -205,6 +225,7 @@ class _Probes:
     families: Families = field(default_factory=Families)
     runs: dict[int, Tape] = field(default_factory=dict)
     uncertain: list[tuple[int, int]] = field(default_factory=list)
+    margin: int = 0
 
     @property
     def tape(self) -> Tape:
@@ -234,15 +255,21 @@ class _Probes:
         return family.at(length)
 
     def _run(self, length: int) -> bool:
-        """Run a length; whether it asks for what the ones before had said."""
+        """Run a length; whether its lasting requests are what the runs before it had said."""
         run = enough(self.session, self.gpu, length, detailed=True)
         assert run.profile is not None
         requests = requests_of(length, run.profile.tape)
         family = self.families.nearest(length)
-        foreseen = family is not None and requests.asks_as(family.at(length))
+        said = None if family is None else requests_of(length, family.at(length))
         self.families.add(requests)
         self.runs[length] = requests.tape
-        return foreseen
+        if said is None or said.pattern != requests.pattern:
+            return False
+        sizes, foreseen = (each.tape.allocations["requested"] for each in (requests, said))
+        if not np.array_equal(sizes[requests.lasting], foreseen[said.lasting]):
+            return False
+        self.margin = max(self.margin, _off(requests, said))
+        return True
 
     def _between(self, lengths: Sequence[int]) -> None:
         """Look between two lengths that were run."""
