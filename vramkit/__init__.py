@@ -171,6 +171,13 @@ if not TYPE_CHECKING:  # checkers read the imports above; from this they would t
         return value
 
 
+def load_ipython_extension(shell: object) -> None:
+    """What ``%load_ext vramkit`` calls: the magic ``%%vram``."""
+    from .integrations.notebook import register
+
+    register(shell)
+
+
 def _let_them_say_where_they_are() -> None:
     """Every public class and function that was imported by now names the module in which its users find it.
 

@@ -1,5 +1,6 @@
-"""vramkit in a ``Trainer`` of transformers: some steps measured, logged and written as a page. Knows the Trainer's events;
-needs transformers, which is imported with this module.
+"""vramkit in a ``Trainer`` of transformers: some steps measured, logged and written as a page.
+
+Knows the Trainer's events; needs transformers, which is imported with this module.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc] # type checkers don
 
     The first steps of a training are measured. When they have ended, their figures go to the Trainer's own log
     (TensorBoard, W&B, MLflow, ``state.log_history``) as ``memory/peak_allocated`` and so on, in bytes, and the page is
-    written. If the training ends before, by running out of memory or otherwise, the page is of what came until then, and the
-    exception has the report as a note.
+    written. If the training ends before, the page is of what came until then; an exception for lack of memory has the
+    report as a note.
 
     Args:
         trainer: the Trainer, or one that is made of it (TRL's). Its ``train`` is wrapped, so that an exception is seen.
@@ -96,7 +97,11 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc] # type checkers don
         """End a step, and after the last one the measurement."""
         if self._measuring is not None and state.global_step >= self._end_after:
             self._end()
+            should_log = (
+                control.should_log
+            )  # which a log that is written resets: the loss of this step is still to come
             self._log({f"memory/{name}": value for name, value in self.result.metrics().items()})
+            control.should_log = should_log
 
     def _end(self, error: BaseException | None = None) -> None:
         measuring, self._measuring = self._measuring, None
