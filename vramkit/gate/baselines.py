@@ -1,7 +1,7 @@
 """A profile as a baseline, to be kept beside a program's tests: all that a comparison reads, and nothing else.
 
-Times, addresses and folders differ from run to run and from machine to machine; without them the same program writes
-the same file, which is some times smaller. Knows tapes and files; judges nothing.
+Times, addresses and folders differ from run to run and from machine to machine, and say nothing of a program. Knows
+tapes and files; judges nothing.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def open_baseline(path: Path) -> Profile:
 
 
 def compact(result: Profile, root: Path) -> Profile:
-    """A profile with all that a comparison reads, which is the same in each run of a program."""
+    """A profile with all that a comparison reads."""
     versions = {name: text for name, text in result.versions.items() if name in ("torch", "vramkit")}
     return replace(
         result,

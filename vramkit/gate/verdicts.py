@@ -17,7 +17,7 @@ from ..results.profile import Profile
 from ..sizes import format_size, parse_size
 
 TOLERANCE = "1%"
-"""By how much a peak may grow unless something else is said. It covers what another torch rounds up otherwise."""
+"""By how much a peak may grow unless something else is said."""
 
 _MODULES = 8  # among which the one that grew most is looked for
 
