@@ -143,7 +143,8 @@ def _arguments(config: pytest.Config) -> list[str]:
     """What a pytest reads before its options can be replaced."""
     option = config.option
     name = config.pluginmanager.get_name(sys.modules[f"{__package__}.pytest"])
-    found = ["-p", _START, "-p", str(name), "-p", "no:terminal", "-p", "no:cacheprovider", "--rootdir", config.rootpath]
+    # The plugin first: its name is marked for rewriting, which has to come before the package is imported.
+    found = ["-p", str(name), "-p", _START, "-p", "no:terminal", "-p", "no:cacheprovider", "--rootdir", config.rootpath]
     found += [part for plugin in option.plugins if plugin != name for part in ("-p", plugin)]
     found += [part for each in option.override_ini or () for part in ("-o", each)]
     found += [part for each in option.pythonwarnings or () for part in ("-W", each)]
