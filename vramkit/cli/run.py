@@ -12,7 +12,7 @@ from ..errors import DeviceError, UsageError
 from ..gpus.installed import cuda_devices
 from ..virtual_gpu import activate, current
 from ..virtual_gpu.cache import announced
-from . import processes
+from . import limits, processes
 from .endings import INTERRUPTED, StepLimit, Timeout, was_interrupted
 from .printing import flush, tell
 from .processes import Task
@@ -69,8 +69,9 @@ def add_to(verbs: Verbs) -> None:
         description="Runs an unmodified script and prints where its GPU memory went, to stderr, so that the script's "
         "own output stays as it is. Models and optimizers are found by themselves, and so are the processes that the "
         "script starts: the fullest one's report is printed.",
-        epilog="Exit code: the script's own; 0 after --steps; 1 if it ran out of memory or raised; 2 for wrong use; "
-        "124 after --timeout; 130 after Ctrl-C. A script that ends by os._exit() or by a signal leaves no report.",
+        epilog="Exit code: the script's own; 0 after --steps; 1 if it ran out of memory, raised, or took more than "
+        "--limit or --baseline allow; 2 for wrong use; 124 after --timeout; 130 after Ctrl-C. A script that ends by "
+        "os._exit() or by a signal leaves no report.",
     )
     parser.add_argument(
         "--gpu",
@@ -109,6 +110,7 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument(
         "--stacks", action="store_true", help="record which line of the script made each allocation, and report it"
     )
+    limits.add_options(parser)
     add_options(parser)
     parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help="run a module, with what follows")
     parser.add_argument("script", nargs=argparse.REMAINDER, help="the script, and its own arguments")
@@ -135,11 +137,17 @@ def main(options: argparse.Namespace) -> int:
     job = job_of(options)
     job.name_files(options)
     _check(options)
+    allowed = limits.limits_of(options)
     processes.refuse()
     limit, timeout = StepLimit(options.steps), Timeout(options.timeout)
     settings = {name: getattr(options, name) for name in _SETTINGS}
     report = RunReport(
-        script=script, save_as=options.save, page_as=options.html, json_as=options.json, settings=settings
+        script=script,
+        save_as=options.save,
+        page_as=options.html,
+        json_as=options.json,
+        settings=settings,
+        limits=allowed,
     )
     task = Task(
         folder=report.folder,
@@ -175,7 +183,7 @@ def main(options: argparse.Namespace) -> int:
     if measurement.error is not None:
         raise measurement.error
     code = _ended(error, result)
-    report.add(
+    exceeded = report.add(
         Outcome(
             profile=result,
             code=code,
@@ -184,6 +192,8 @@ def main(options: argparse.Namespace) -> int:
             note=_note(options, job) if report.is_virtual else "",
         )
     )
+    if exceeded and not code:
+        return 1
     if isinstance(error, SystemExit):
         raise error  # Python itself knows best what its code means
     return code

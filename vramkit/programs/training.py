@@ -19,6 +19,7 @@ from ..torch_internals.modules import in_compiled
 from .batches import at_size, moved
 from .hooks import put_back
 from .objects import models_of
+from .own_training import brings_training, configured, training_loss
 from .program import Program
 
 MOVE_MODEL = "move the model to the device"
@@ -115,6 +116,8 @@ class Training:
             for each in optimizers:
                 if not hasattr(each, "step"):
                     raise TypeError(f"the optimizer's factory returned {type(each).__name__}")
+        if program.loss is None and brings_training(model):
+            return OwnStep(model, optimizers or configured(model), None, program.autocast, self.device)
         return PlainStep(model, optimizers, program.loss, program.autocast, self.device)
 
 
@@ -166,6 +169,35 @@ class PlainStep:
         return nullcontext() if self.autocast is None else torch.autocast(self.device, self.autocast)
 
 
+class OwnStep(PlainStep):
+    """The training step of a model that brings its own, in the order of Lightning's automatic optimization.
+
+    Gradients are given back when the next ones come, after the forward, and not at the end of a step.
+    """
+
+    def __call__(self, batch: Any) -> None:
+        """One step: the batch to the device, ``training_step``, zero_grad, backward, optimizers."""
+        self.part = MOVE
+        batch = moved(batch, self.device)
+        with self._autocast():
+            if not torch.is_grad_enabled():
+                self.part = CALL
+                call(self.model, batch, takes_part=False)
+                return
+            self.part = OWN
+            loss = training_loss(self.model, batch)
+        for each in self.optimizers or (self.model,):
+            each.zero_grad()
+        self.part = BACKWARD
+        _check_value(loss)
+        self.part = "run the backward"
+        loss.backward()
+        self.part = STEP
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+OWN = "run training_step"
 MAKE, MOVE, CALL = "make the optimizer", "move the batch", "call the model"
 LOSS, NO_LOSS, BACKWARD = "compute the loss", "find a loss in the output", "begin the backward"
 STEP = "step the optimizer"
