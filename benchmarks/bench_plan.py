@@ -46,7 +46,10 @@ def main(names: list[str]) -> None:
         given = case()
         began = time.perf_counter()
         plan = vramkit.plan(**given, optimizer=adamw)
-        print(f"{case.__name__}: {time.perf_counter() - began:.1f} s, {len(plan.variants)} programs\n\n{plan}\n", flush=True)
+        print(
+            f"{case.__name__}: {time.perf_counter() - began:.1f} s, {len(plan.variants)} programs\n\n{plan}\n",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# -- GPT-2 medium: 24 blocks of width 1024, 16 heads, 50,257 tokens, 1,024 positions ----------------------------------------
+# -- GPT-2 medium: 24 blocks of width 1024, 16 heads, 50,257 tokens, 1,024 positions --
 
 
 class CausalAttention(nn.Module):
@@ -63,7 +63,7 @@ def tokens(rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.zeros(rows, length, dtype=torch.long), torch.zeros(rows, length, dtype=torch.long)
 
 
-# -- ViT-L/16: 24 blocks of width 1024, 16 heads, patches of 16 ----------------------------------------------------------------
+# -- ViT-L/16: 24 blocks of width 1024, 16 heads, patches of 16 --
 
 
 class ViTBlock(nn.Module):
@@ -100,7 +100,7 @@ def class_loss(output: torch.Tensor, batch: tuple[torch.Tensor, torch.Tensor]) -
     return F.cross_entropy(output, batch[1])
 
 
-# -- Llama 3 8B: 32 blocks of width 4096, 32 heads on 8 of keys and values, 128,256 tokens ------------------------------------
+# -- Llama 3 8B: 32 blocks of width 4096, 32 heads on 8 of keys and values, 128,256 tokens --
 
 
 class LoRALinear(nn.Module):

@@ -1,7 +1,7 @@
-"""A transformer and a CNN, and each change of a plan as a person would make it in their code. No part of vramkit's is here.
+"""A transformer and a CNN, and each change of a plan as a person would make it. No part of vramkit's is here.
 
-As a script, it trains programs of ``PROGRAMS`` by name, each as a fresh process would, and prints what ``vramkit.profile``
-and torch measured.
+As a script it trains those that are named, each as a fresh process would, and prints what ``vramkit.profile`` and torch
+measured.
 """
 
 from __future__ import annotations

@@ -83,9 +83,7 @@ class Planned:
 
 def estimated(kind: type[nn.Module], made: Hand, gpu: str, engine: Any = None) -> tuple[int, int]:
     trained = by_hand(kind, made)
-    estimate = vramkit.estimate(
-        trained.model, batch_of(kind), step=trained, gpu=gpu, alloc_conf="", engine=engine
-    )
+    estimate = vramkit.estimate(trained.model, batch_of(kind), step=trained, gpu=gpu, alloc_conf="", engine=engine)
     return estimate.peak_allocated, estimate.peak_reserved
 
 

@@ -12,8 +12,8 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 def repeated_blocks(model: nn.Module) -> tuple[str, ...]:
     """Paths of the blocks that a model repeats: modules of one class beside each other, made of several modules.
 
-    Of blocks inside blocks the outermost count. A sequence of sequences is looked into first: the stages of a ResNet are
-    no blocks, what is in them is.
+    Of blocks inside blocks the outermost count. A sequence of sequences is looked into first: the stages of a ResNet
+    are no blocks, what is in them is.
     """
     return tuple(_blocks(model, ""))
 

@@ -11,11 +11,11 @@ from textwrap import indent
 from ..programs.program import Rewrite
 from .facts import Facts
 
-_STEP = '''\
+_STEP = """\
 def train_step(batch):
-{body}'''
+{body}"""
 
-_STEP_IN_PARTS = '''\
+_STEP_IN_PARTS = """\
 def backward_of(batch, parts):
 {body}
 
@@ -23,7 +23,7 @@ def train_step(batch):
     parts = {split}
     for part in parts:
         backward_of(part, len(parts))
-{tail}'''
+{tail}"""
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Draft:
             return ""
         before = []
         if self.loss_rows:
-            head = f"torch.nn.functional.linear(hidden, head.weight, head.bias)"
+            head = "torch.nn.functional.linear(hidden, head.weight, head.bias)"
             before.append(f"def loss_of_rows(hidden, batch):\n    return loss({head}, batch)\n")
         if self.scales:
             before.append('scaler = torch.amp.GradScaler("cuda")\n')

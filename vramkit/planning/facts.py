@@ -1,4 +1,4 @@
-"""What can be seen of a program without a run, as far as changes of it depend on that. Knows programs; changes nothing."""
+"""What can be seen of a program without a run, as far as changes depend on that. Knows programs; changes nothing."""
 
 from __future__ import annotations
 
@@ -81,7 +81,12 @@ def facts_of(program: Program, gpu: GPU, batch_size: int, conf: AllocatorConf) -
     parameters = [each for model in models for each in model.parameters()]
     modules = [module for model in models for module in model.modules()]
     optimizers, own = _optimizers(program)
-    trained = {own.get(id(each), id(each)) for one in optimizers or () for group in one.param_groups for each in group["params"]}
+    trained = {
+        own.get(id(each), id(each))
+        for one in optimizers or ()
+        for group in one.param_groups
+        for each in group["params"]
+    }
     idle = [untrained(model, trained) for model in models if optimizers] if len(models) == 1 else []
     form = _form(program.batch)
     leaves = _leaves(program.batch, form)
@@ -196,5 +201,3 @@ def _call(model: nn.Module, program: Program, form: BatchForm) -> str:
 def _last_linear(model: nn.Module) -> str:
     found = [path for path, module in model.named_modules() if type(module) is nn.Linear]
     return found[-1] if found else ""
-
-

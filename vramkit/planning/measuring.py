@@ -105,7 +105,7 @@ class Measuring:
     def _missing_on_host(self, changes: tuple[Change, ...]) -> str:
         """Why this machine can't hold what some changes put on the host; empty: it can.
 
-        Such memory is really written, whatever the engine: a card of 80 GB is imitated on a laptop, and not so its host.
+        Such memory is really written, whatever the engine: a card of 80 GB is imitated on a laptop, its host is not.
         """
         needed = sum(self._whole if each.host_bytes == ALL else each.host_bytes for each in changes)
         if not needed or (available := available_memory()) is None or needed <= available // _SHARE:
@@ -123,9 +123,7 @@ class Measuring:
         if not fits and run.peak_allocated <= room:
             on_card = session.run(self._gpu, self._batch_size, detailed=False)
             fits, run = not on_card.ran_out, run if on_card.ran_out else on_card
-        return Outcome(
-            changes=changes, peak_allocated=run.peak_allocated, peak_reserved=run.peak_reserved, fits=fits
-        )
+        return Outcome(changes=changes, peak_allocated=run.peak_allocated, peak_reserved=run.peak_reserved, fits=fits)
 
     def _is_sure(self) -> bool:
         """Whether an allocator that finds enough memory does as on a card that has so much."""

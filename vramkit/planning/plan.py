@@ -1,5 +1,5 @@
-"""``vramkit.plan``: find what to change so that a training program fits. Checks the call, lets the changes be searched, and
-makes the table of what was run.
+"""``vramkit.plan``: find what to change so that a training program fits. Checks the call, lets changes be searched,
+and makes the table of what was run.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ def plan(
     The arguments are those of ``vramkit.estimate``, and so are the figures: each is that of an estimate of the program
     whose code was changed so. Nothing of yours is changed.
 
-    With a ``step`` of your own only those changes are made that can be made from outside: gradient checkpointing, how the
-    optimizer computes its step, where its state lies, what requires gradients, weights in bfloat16, and expandable
+    With a ``step`` of your own only those changes are made that can be made from outside: gradient checkpointing, how
+    the optimizer computes its step, where its state lies, what requires gradients, weights in bfloat16, and expandable
     segments. ``Plan.left_out`` says so of the others.
 
     Args:
         model, batch, optimizer, step, loss, steps, batch_size, gpu, engine, alloc_conf, autocast: as for
             ``vramkit.estimate``.
-        largest: of so many variants that fit, the cheapest first, the largest batch is searched too, which takes some more
-            runs each; not of those that take a batch in parts.
+        largest: of so many variants that fit, the cheapest first, the largest batch is searched too, which takes some
+            more runs each; not of those that take a batch in parts.
         everything: also run changes that do more to the training than others that fit: memory on the host, weights in
             bfloat16, other optimizers. They take longest to run, and are not needed then.
 
@@ -77,13 +77,13 @@ def plan(
         The variants that were run. ``Plan.cheapest`` is the one that fits and costs least.
 
     Raises:
-        UsageError, DeviceError, DoesNotFit: as ``vramkit.estimate``, of the program as it is. A change with which it does
-            not run is left out, with the reason.
+        UsageError, DeviceError, DoesNotFit: as ``vramkit.estimate``, of the program as it is. A change with which it
+            does not run is left out, with the reason.
 
-    Known limitations: how long a step takes is not known, only which operations it has; small batches and many passes take
-    longer than their operations say. Blocks are found as modules of one class beside each other. Losses of parts are
-    averaged, so a loss has to be a mean over rows. Changes that need other code inside the model (another attention,
-    sharding, quantised weights) are not tried; an optimizer of another package is planned by passing it.
+    Known limitations: how long a step takes is not known, only which operations it has; small batches and many passes
+    take longer than their operations say. Blocks are found as modules of one class beside each other. Losses of parts
+    are averaged, so a loss has to be a mean over rows. Changes that need other code inside the model (another
+    attention, sharding, quantised weights) are not tried; an optimizer of another package is planned by passing it.
     """
     require(_ASKED, "programs")
     program = program_of(

@@ -40,9 +40,10 @@ class Variant:
     fits: bool
     """It ran to its end on the card. Where False, the figures are of the same card with enough memory."""
     effect: Effect
-    """What the changes do to the training, the one that does most: "same": the same numbers, up to the order in which they
-    are added; "precision": products in fewer bits; "transfers": the same numbers, and bytes that cross PCIe in every step;
-    "weights": weights and optimizer state in fewer bits; "training": another training, whose settings have to be found."""
+    """What the changes do to the training, the one that does most. "same": the same numbers, up to the order in which
+    they are added; "precision": products in fewer bits; "transfers": the same numbers, and bytes that cross PCIe in
+    every step; "weights": weights and optimizer state in fewer bits; "training": another training, whose settings have
+    to be found."""
     passes: int
     """How often a step goes through the model."""
     flops: int | None
@@ -109,10 +110,11 @@ class Plan:
 
     @property
     def cheapest(self) -> Variant | None:
-        """Of the variants that fit the one with the least `Variant.cost`; the program as it is where that fits. None: none
-        does.
+        """Of the variants that fit the one with the least `Variant.cost`: the program as it is where that fits. None:
+        none does.
         """
-        return min((each for each in self.variants if each.fits), key=lambda each: each.cost, default=None)
+        fitting = (each for each in self.variants if each.fits)
+        return min(fitting, key=lambda each: (each.cost, each.peak_reserved), default=None)
 
     @property
     def closest(self) -> Variant:
@@ -172,5 +174,5 @@ class Plan:
 
 def _is_better(one: Variant, other: Variant) -> bool:
     """Whether one is as good in everything, and better in something."""
-    first, second = ((*each.cost[:4], each.peak_reserved) for each in (one, other))
+    first, second = ((*each.cost, each.peak_reserved) for each in (one, other))
     return first != second and all(a <= b for a, b in zip(first, second, strict=True))

@@ -1,8 +1,9 @@
-"""Which changes are run together: those that could be the cheapest way to fit, and few others. Knows families of changes
-and what a run came to; runs nothing itself.
+"""Which changes are run together: those that could be the cheapest way to fit, and few others. Knows families of
+changes and what a run came to; runs nothing itself.
 
-It assumes that a stronger form of a change takes no more memory than a milder one, and that another change added to some
-takes no more either. Where that is wrong, what was run is true all the same, and something cheaper may not have been run.
+It assumes that a stronger form of a change takes no more memory than a milder one, and that another change added to
+some takes no more either. Where that is wrong, what was run is true all the same, and something cheaper may not have
+been run.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class Search:
             is_last = severity > Severity.SAME and not any(_severity(each) is severity for each in rest)
             if not is_last and self._try(rest).fits:
                 chosen = rest
-            else:
+            elif rest:  # else it was looked for when it ran alone
                 chosen = rest | {family: self._mildest(rest, family, chosen[family])}
         return True
 

@@ -55,7 +55,9 @@ def _cells(plan: Plan, each: Variant) -> tuple[str, ...]:
 def _table(plan: Plan) -> list[str]:
     shown = _shown(plan)
     cells = [_cells(plan, each) for each in shown]
-    columns = [number for number in range(len(_HEADINGS) - 1) if _HEADINGS[number] == "" or any(row[number] for row in cells)]
+    columns = [
+        number for number in range(len(_HEADINGS) - 1) if _HEADINGS[number] == "" or any(row[number] for row in cells)
+    ]
     widths = [max(len(_HEADINGS[number]), *(len(row[number]) for row in cells)) for number in columns]
 
     def line(row: tuple[str, ...]) -> str:
@@ -75,8 +77,8 @@ def _verdict(plan: Plan) -> Iterator[str]:
     if best is None:
         closest = plan.closest
         yield (
-            f"Nothing that was run fits: {plan.gpu.product} has {format_size(room)} beside the CUDA context. The closest "
-            f"reserves {format_size(closest.peak_reserved)}: {closest.name}."
+            f"Nothing that was run fits: {plan.gpu.product} has {format_size(room)} beside the CUDA context. The "
+            f"closest reserves {format_size(closest.peak_reserved)}: {closest.name}."
         )
     elif best is plan.plain:
         yield "The program fits as it is. The other rows are what single changes would do."
@@ -92,8 +94,8 @@ def _verdict(plan: Plan) -> Iterator[str]:
                 yield f"Numerically: {numbers}."
     yield (
         "Costs: operations of a step by torch's flop counter, relative to the program as it is, bytes between host and "
-        "device, and what the changes do to the training. How long a step takes is not known. * marks what no other row is "
-        "as good as or better than in all of these and in memory."
+        "device, and what the changes do to the training. How long a step takes is not known. * marks the Pareto "
+        "front: no other row is as good or better in all of these and in memory."
     )
 
 

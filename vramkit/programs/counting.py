@@ -121,7 +121,7 @@ class StepCounter:
     """What a program has to be run for."""
 
     def __init__(self, *, sees_copies: bool) -> None:
-        self._copies = _Copies() if sees_copies else None
+        self._copies = _Copies() if sees_copies else None  # type: ignore[no-untyped-call] # torch's
         self._counter = _flop_counter()
         self._stack = ExitStack()
         self._steps = 0

@@ -1,7 +1,7 @@
 """Changes of a program as Python source, which runs beside the program's objects where these have arrived.
 
-Knows what names the source finds and what becomes of those that it sets; knows no change. That the source itself is run,
-and not something that should come to the same, is what makes a figure that of the code that was shown.
+Knows what names the source finds and what becomes of those that it sets; knows no change. That the source itself is
+run, and not something that should come to the same, makes a figure that of the code that was shown.
 """
 
 from __future__ import annotations

@@ -115,9 +115,9 @@ class FakeSession:
     def rewritten(self, rewrite: Rewrite, alloc_conf: str | None = None) -> FakeSession:
         """See `Session.rewritten`."""
         other = copy(self)
-        other._rewrite = rewrite
+        vars(other).update(_rewrite=rewrite)
         if alloc_conf is not None:
-            other._conf, other._conf_text = AllocatorConf.parse(alloc_conf), alloc_conf
+            vars(other).update(_conf=AllocatorConf.parse(alloc_conf), _conf_text=alloc_conf)
         return other
 
     def run(self, gpu: GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True) -> Run:

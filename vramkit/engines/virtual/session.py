@@ -128,10 +128,10 @@ class VirtualSession:
     def rewritten(self, rewrite: Rewrite, alloc_conf: str | None = None) -> VirtualSession:
         """See `Session.rewritten`. What the two share is what runs the program, and its lock."""
         other = copy(self)
-        other._rewrite = rewrite
+        vars(other).update(_rewrite=rewrite)
         if alloc_conf is not None:
-            other._opening = {**self._opening, "environment": _environment(alloc_conf)}
-            other._connections = {}
+            opening = {**self._opening, "environment": _environment(alloc_conf)}
+            vars(other).update(_opening=opening, _connections={})
         return other
 
     def run(self, gpu: GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True) -> Run:

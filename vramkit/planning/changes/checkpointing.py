@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..draft import Draft
 from ..facts import Facts
@@ -63,15 +64,11 @@ def _listed(paths: tuple[str, ...]) -> str:
         for place, part in enumerate(parts := path.split(".")):
             if not part.isdigit():
                 continue
-            numbers = [_number(each, parts, place) for each in paths]
-            if len(numbers) < 3 or None in numbers:
-                continue
-            strides = {after - before for before, after in zip(numbers, numbers[1:], strict=False)}  # type: ignore[operator]
-            if len(strides) == 1:
-                [stride] = strides
+            numbers = [each for path in paths if (each := _number(path, parts, place)) is not None]
+            strides = {after - before for before, after in pairwise(numbers)}
+            if len(numbers) == len(paths) > 2 and len(strides) == 1:
                 pattern = ".".join([*parts[:place], "{number}", *parts[place + 1 :]])
-                bounds = f"{numbers[0]}, {numbers[-1] + 1}, {stride}"  # type: ignore[operator]
-                return f'(f"{pattern}" for number in range({bounds}))'
+                return f'(f"{pattern}" for number in range({numbers[0]}, {numbers[-1] + 1}, {strides.pop()}))'
         break
     return repr(paths)
 

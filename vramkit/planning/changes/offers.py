@@ -1,4 +1,4 @@
-"""Every kind of change, from those that cost least on. A new kind is a function in a file of this folder, and a row here."""
+"""Every kind of change, from those that cost least on. A new kind is a function in this folder and a row here."""
 
 from __future__ import annotations
 

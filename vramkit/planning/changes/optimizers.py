@@ -29,7 +29,7 @@ def _refusal(facts: Facts, name: str) -> LeftOut | None:
     if not facts.trains or facts.optimizers == 0:
         return LeftOut(name=name, reason=NOTHING_TRAINS if not facts.trains else "There is no optimizer.")
     if facts.optimizers != 1:
-        return LeftOut(name=name, reason="There are several optimizers, or nobody knows which." " Make each of them so.")
+        return LeftOut(name=name, reason="There are several optimizers, or nobody knows which. Make each of them so.")
     if facts.optimizer is None or not facts.optimizer.kind:
         return LeftOut(name=name, reason="The optimizer is none of torch.optim that is made of parameters and numbers.")
     return None
@@ -80,7 +80,9 @@ def _another(kind: str, options: dict[str, object], numbers: str) -> Kind:
             return refusal
         assert facts.optimizer is not None
         if facts.own_step:
-            return LeftOut(name=name, reason="Your step has the optimizer that was passed. Pass it this one, and plan that.")
+            return LeftOut(
+                name=name, reason="Your step has the optimizer that was passed. Pass it this one, and plan that."
+            )
         if facts.optimizer.kind not in _LESS_STATE:
             return LeftOut(name=name, reason=f"{facts.optimizer.kind} keeps no more than it would.")
         own = dict(facts.optimizer.options)

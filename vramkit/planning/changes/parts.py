@@ -76,7 +76,7 @@ def loss_in_parts(facts: Facts) -> Family | LeftOut:
     if refusal := _refusal(facts, name):
         return refusal
     if not facts.has_loss:
-        return LeftOut(name=name, reason="The model computes its own loss. Return its last layer's output, and pass loss=.")
+        return LeftOut(name=name, reason="The model computes its own loss. Return the last layer's output, pass loss=.")
     if not facts.head or facts.compiled:
         return LeftOut(name=name, reason="The model has no linear layer that could be called from outside.")
     return Family(
@@ -104,8 +104,8 @@ def _refusal(facts: Facts, name: str) -> LeftOut | None:
     if not facts.splits:
         return LeftOut(
             name=name,
-            reason="The batch is not plain tensors with the rows in dimension 0: give a tensor, or a tuple, list or dict "
-            "of tensors.",
+            reason="The batch is not plain tensors with the rows in dimension 0: give a tensor, or a tuple, list or "
+            "dict of tensors.",
         )
     return None
 

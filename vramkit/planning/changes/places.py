@@ -70,8 +70,8 @@ def frozen(facts: Facts) -> Family | LeftOut:
     if not facts.untrained_modules and not facts.untrained_parameters:
         return LeftOut(
             name=name,
-            reason="Everything that requires gradients is in an optimizer. For what is frozen, autograd keeps nothing that "
-            "no_grad would save, unless something below it trains.",
+            reason="Everything that requires gradients is in an optimizer. For what is frozen, autograd keeps nothing "
+            "that no_grad would save, unless something below it trains.",
         )
     return Family(
         slot=name,

@@ -127,7 +127,9 @@ def half_weights(facts: Facts) -> Family | LeftOut:
             reason="The card computes bfloat16 by detours (capability below 8.0), and in float16 weights do not train.",
         )
     if facts.floats_in_batch and (facts.own_step or facts.batch_form == "other"):
-        return LeftOut(name=name, reason="The batch would have to be cast in your step." if facts.own_step else _UNKNOWN)
+        return LeftOut(
+            name=name, reason="The batch would have to be cast in your step." if facts.own_step else _UNKNOWN
+        )
     if facts.autocast is not None:
         return LeftOut(name=name, reason="The step runs under autocast, which keeps weights as they are.")
     return Family(
