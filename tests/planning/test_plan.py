@@ -47,15 +47,15 @@ BATCH = (torch.zeros(8, 4096, dtype=torch.long), torch.zeros(8, 4096, dtype=torc
 PLAIN: dict[str, Any] = {"loss": loss, "optimizer": torch.optim.AdamW, "engine": "fake", "alloc_conf": ""}
 
 
-def planned(gpu: str, **others: Any) -> vramkit.Plan:
-    return vramkit.plan(Small(), BATCH, **{**PLAIN, **others}, gpu=gpu)
+def planned(gpu: str, model: nn.Module | None = None, **others: Any) -> vramkit.Plan:
+    return vramkit.plan(Small() if model is None else model, BATCH, **{**PLAIN, **others}, gpu=gpu)
 
 
 def reasons(plan: vramkit.Plan) -> dict[str, str]:
     return {each.name: each.reason for each in plan.left_out}
 
 
-def ran_by_hand(variant: vramkit.Variant) -> vramkit.Estimate:
+def ran_by_hand(variant: vramkit.Variant, gpu: vramkit.GPU) -> vramkit.Estimate:
     """An estimate of the code that a plan shows, written into a script."""
     names: dict[str, Any] = {"torch": torch, "model": Small(), "loss": loss}
     names["optimizer"] = torch.optim.AdamW(names["model"].parameters())
@@ -66,7 +66,7 @@ def ran_by_hand(variant: vramkit.Variant) -> vramkit.Estimate:
         BATCH,
         optimizer=names["optimizer"],
         step=names["train_step"],
-        gpu="t4",
+        gpu=gpu,
         engine="fake",
         alloc_conf="",
     )
@@ -83,7 +83,7 @@ def test_the_cheapest_fits_and_its_code_has_its_peaks_in_a_script_too() -> None:
     assert best.cost == min(each.cost for each in plan.variants if each.fits)
     assert best in plan.front
     assert {each.used - each.peak_reserved for each in plan.variants} == {plan.gpu.context}
-    found = ran_by_hand(best)
+    found = ran_by_hand(best, plan.gpu)
     assert (found.peak_allocated, found.peak_reserved) == (best.peak_allocated, best.peak_reserved)
     again = [each for each in plan.variants if each.changes and "checkpoint all" in each.name]
     assert again
@@ -116,7 +116,7 @@ def test_a_step_of_your_own_is_changed_from_outside_alone() -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    plan = planned("t4", optimizer=optimizer, step=step, loss=None)
+    plan = planned("t4", model, optimizer=optimizer, step=step, loss=None)
 
     tried = {each.name for each in plan.variants}
     assert {"AdamW(fused=True)", "AdamW(foreach=False)", "checkpoint all of 3 blocks"} < tried
