@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from .planning.changes import LeftOut as LeftOut
     from .planning.plan import plan as plan
     from .planning.result import Plan as Plan
-    from .planning.result import Variant as Variant
+    from .planning.variant import Variant as Variant
     from .profiling.profiler import profile as profile
     from .programs.batches import Fixed as Fixed
     from .programs.batches import fixed as fixed
@@ -102,7 +102,7 @@ _HOMES = {
     # what to change so that it fits
     "plan": "planning.plan",
     "Plan": "planning.result",
-    "Variant": "planning.result",
+    "Variant": "planning.variant",
     "LeftOut": "planning.changes",
     # how large a batch fits
     "auto_batch_size": "batch_size.auto",

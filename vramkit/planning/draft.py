@@ -7,9 +7,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import gcd
 from textwrap import indent
+from typing import TYPE_CHECKING
 
 from ..programs.program import Rewrite
-from .facts import Facts
+
+if TYPE_CHECKING:
+    from .facts import Facts
 
 _STEP = """\
 def train_step(batch):

@@ -28,8 +28,9 @@ from .changes import Change, LeftOut, Severity
 from .changes.offers import offers
 from .facts import facts_of
 from .measuring import Measuring
-from .result import EFFECTS, Plan, Variant
+from .result import Plan
 from .search import Outcome, Search
+from .variant import EFFECTS, Variant
 
 _ASKED = "vramkit.plan was called"
 

@@ -2,78 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..engines import EngineName
 from ..exports import optional
 from ..gpus import GPU
-from .changes import LeftOut, Severity
+from .changes import LeftOut
+from .text import Shown, fragment, report
+from .variant import Variant, is_better
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-Effect = Literal["same", "precision", "transfers", "weights", "training"]
-EFFECTS: Mapping[Severity, Effect] = {
-    Severity.SAME: "same",
-    Severity.PRECISION: "precision",
-    Severity.TRANSFERS: "transfers",
-    Severity.WEIGHTS: "weights",
-    Severity.TRAINING: "training",
-}
-_ORDER = [*EFFECTS.values()]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
-    """A training program with some changes, as it was run."""
-
-    changes: tuple[str, ...]
-    """What is changed, in short; empty: the program as it is."""
-    peak_allocated: int
-    """Highest ``memory_allocated()``, bytes."""
-    peak_reserved: int
-    """Highest ``memory_reserved()``, bytes."""
-    used: int
-    """``peak_reserved`` and the CUDA context, bytes."""
-    fits: bool
-    """It ran to its end on the card. Where False, the figures are of the same card with enough memory."""
-    effect: Effect
-    """What the changes do to the training, the one that does most. "same": the same numbers, up to the order in which
-    they are added; "precision": products in fewer bits; "transfers": the same numbers, and bytes that cross PCIe in
-    every step; "weights": weights and optimizer state in fewer bits; "training": another training, whose settings have
-    to be found."""
-    passes: int
-    """How often a step goes through the model."""
-    flops: int | None
-    """Operations of a step, by torch's ``FlopCounterMode``: of matrix products, convolutions and attention, in forward,
-    backward, and what is computed again. None: they were not counted."""
-    operations: float | None
-    """``flops``, relative to the program as it is."""
-    transferred: int | None
-    """Bytes that a step copies between host and device, the batch included; None: not counted, or not known."""
-    numbers: tuple[str, ...]
-    """What changes numerically, for each of the changes."""
-    code: str
-    """What to write: the code that was run."""
-    largest_batch_size: int | None = None
-    """The largest batch with which it fits; None: it was not searched. A batch in parts can be of any size."""
-
-    @property
-    def name(self) -> str:
-        """The changes, in one line."""
-        return " + ".join(self.changes) or "as it is"
-
-    @property
-    def cost(self) -> tuple[int, float, int, int, int]:
-        """What variants are ordered by: effect, operations, bytes over PCIe, passes, and how many changes there are."""
-        operations = float("inf") if self.operations is None else round(self.operations, 3)
-        return _ORDER.index(self.effect), operations, self.transferred or 0, self.passes, len(self.changes)
-
-    def __repr__(self) -> str:
-        fits = "fits" if self.fits else "does not fit"
-        return f"Variant({self.name}: {fits})"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -125,13 +65,11 @@ class Plan:
     def front(self) -> tuple[Variant, ...]:
         """The Pareto front: variants to which no other is as good or better in memory and in each part of the cost."""
         counted = [each for each in self.variants if each.operations is not None]
-        return tuple(each for each in counted if not any(_is_better(other, each) for other in counted))
+        return tuple(each for each in counted if not any(is_better(other, each) for other in counted))
 
     def report(self) -> str:
         """The table as text, what the cheapest variant is, and the code for it."""
-        from .text import report  # which needs this file
-
-        return report(self)
+        return report(self._shown())
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON can carry it; ``docs/json.md`` says what it has."""
@@ -160,9 +98,20 @@ class Plan:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from .text import fragment
+        return fragment(self._shown())
 
-        return fragment(self)
+    def _shown(self) -> Shown:
+        return Shown(
+            gpu=self.gpu,
+            engine=self.engine,
+            batch_size=self.batch_size,
+            variants=self.variants,
+            cheapest=self.cheapest,
+            closest=self.closest,
+            front=self.front,
+            left_out=self.left_out,
+            notes=self.notes,
+        )
 
     def __str__(self) -> str:
         return self.report()
@@ -170,9 +119,3 @@ class Plan:
     def __repr__(self) -> str:
         best = self.cheapest
         return f"Plan({self.gpu.product}: {len(self.variants)} variants, cheapest {best.name if best else 'none'})"
-
-
-def _is_better(one: Variant, other: Variant) -> bool:
-    """Whether one is as good in everything, and better in something."""
-    first, second = ((*each.cost, each.peak_reserved) for each in (one, other))
-    return first != second and all(a <= b for a, b in zip(first, second, strict=True))

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
 
+from ..engines import EngineName
+from ..gpus import GPU
 from ..reports.layout import cut, note, sections, wrapped
 from ..sizes import format_size
-
-if TYPE_CHECKING:
-    from .result import Plan, Variant
+from .changes import LeftOut
+from .variant import Variant
 
 _HEADINGS = ("", "reserved", "allocated", "fits", "operations", "over PCIe", "effect", "largest", "change")
 _MOST_UNFIT = 12
 _CELL = "text-align:right;white-space:nowrap;padding:1px 8px"
 
 
-def report(plan: Plan) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What is shown of a plan; the fields are those of `Plan`."""
+
+    gpu: GPU
+    engine: EngineName
+    batch_size: int
+    variants: Sequence[Variant]
+    cheapest: Variant | None
+    closest: Variant
+    front: Sequence[Variant]
+    left_out: Sequence[LeftOut]
+    notes: Sequence[str]
+
+
+def report(plan: Shown) -> str:
     """The whole text: at most 100 characters a line, but for code."""
     lines = [line for sentence in _verdict(plan) for line in wrapped(sentence, "")]
     code = [] if plan.cheapest is None else [f"    {line}".rstrip() for line in plan.cheapest.code.splitlines()]
@@ -26,18 +42,18 @@ def report(plan: Plan) -> str:
     return sections([[cut(_title(plan))], _table(plan), lines, code, ["Not tried:", *left] if left else [], notes])
 
 
-def _title(plan: Plan) -> str:
+def _title(plan: Shown) -> str:
     rows = f" with batch size {plan.batch_size}" if plan.batch_size else ""
     return f"vramkit: ways to fit {plan.gpu.product}{rows} ({plan.engine} engine)"
 
 
-def _shown(plan: Plan) -> list[Variant]:
+def _shown(plan: Shown) -> list[Variant]:
     """The program as it is, all that fit, and of the others the smallest."""
     fitting = [each for each in plan.variants[1:] if each.fits]
-    return [plan.plain, *fitting, *[each for each in plan.variants[1:] if not each.fits][:_MOST_UNFIT]]
+    return [plan.variants[0], *fitting, *[each for each in plan.variants[1:] if not each.fits][:_MOST_UNFIT]]
 
 
-def _cells(plan: Plan, each: Variant) -> tuple[str, ...]:
+def _cells(plan: Shown, each: Variant) -> tuple[str, ...]:
     mark = ">" if each is plan.cheapest else "*" if each in plan.front else ""
     largest = "" if each.largest_batch_size is None else f"{each.largest_batch_size:,}"
     return (
@@ -52,7 +68,7 @@ def _cells(plan: Plan, each: Variant) -> tuple[str, ...]:
     )
 
 
-def _table(plan: Plan) -> list[str]:
+def _table(plan: Shown) -> list[str]:
     shown = _shown(plan)
     cells = [_cells(plan, each) for each in shown]
     columns = [
@@ -71,7 +87,7 @@ def _table(plan: Plan) -> list[str]:
     return lines
 
 
-def _verdict(plan: Plan) -> Iterator[str]:
+def _verdict(plan: Shown) -> Iterator[str]:
     room = plan.gpu.memory - plan.gpu.context
     best = plan.cheapest
     if best is None:
@@ -80,7 +96,7 @@ def _verdict(plan: Plan) -> Iterator[str]:
             f"Nothing that was run fits: {plan.gpu.product} has {format_size(room)} beside the CUDA context. The "
             f"closest reserves {format_size(closest.peak_reserved)}: {closest.name}."
         )
-    elif best is plan.plain:
+    elif best is plan.variants[0]:
         yield "The program fits as it is. The other rows are what single changes would do."
     else:
         yield f"> The least costly that fits: {best.name}."
@@ -99,7 +115,7 @@ def _verdict(plan: Plan) -> Iterator[str]:
     )
 
 
-def fragment(plan: Plan) -> str:
+def fragment(plan: Shown) -> str:
     """The table as a piece of HTML without scripts."""
     head = "".join(f'<th style="{_CELL}">{escape(each)}</th>' for each in _HEADINGS)
     rows = "".join(

@@ -10,9 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
-from ..draft import Draft
-from ..facts import Facts
+if TYPE_CHECKING:
+    from ..draft import Draft
+    from ..facts import Facts
 
 
 class Severity(IntEnum):
@@ -74,7 +76,7 @@ class LeftOut:
 
 ALL = -1
 
-Kind = Callable[[Facts], "Family | LeftOut"]
+Kind = Callable[["Facts"], "Family | LeftOut"]
 """What a file of this folder has for a kind."""
 
 OWN_STEP = "Your step decides about that. Make the change in it, and plan that step."
