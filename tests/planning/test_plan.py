@@ -106,9 +106,9 @@ def test_where_nothing_fits_the_report_says_how_near_it_comes() -> None:
     assert reasons(plan)["gradient checkpointing"].startswith("The model repeats no block")
 
 
-def test_a_step_of_your_own_is_changed_from_outside_alone() -> None:
+def with_own_step(**options: Any) -> dict[str, Any]:
     model = Small()
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), **options)
 
     def step(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
         inputs, targets = (each.to("cuda") for each in batch)
@@ -116,15 +116,22 @@ def test_a_step_of_your_own_is_changed_from_outside_alone() -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    plan = planned("t4", model, optimizer=optimizer, step=step, loss=None)
+    return {"model": model, "optimizer": optimizer, "step": step}
+
+
+def test_a_step_of_your_own_is_changed_from_outside_alone() -> None:
+    given = with_own_step()
+
+    plan = planned("t4", **given, loss=None)
 
     tried = {each.name for each in plan.variants}
     assert {"AdamW(fused=True)", "AdamW(foreach=False)", "checkpoint all of 3 blocks"} < tried
     assert {"autocast", "micro-batches with accumulation", "last layer and loss in parts"} < {*reasons(plan)}
-    assert not optimizer.state
-    assert optimizer.defaults["fused"] is None
+    assert not given["optimizer"].state
+    assert given["optimizer"].defaults["fused"] is None
     fused = next(each for each in plan.variants if each.name == "AdamW(fused=True)")
-    found = planned("t4", optimizer=lambda parameters: torch.optim.AdamW(parameters, fused=True)).plain
+    made = with_own_step(fused=True)
+    found = vramkit.estimate(**made, batch=BATCH, gpu="t4", engine="fake", alloc_conf="")
     assert (fused.peak_allocated, fused.peak_reserved) == (found.peak_allocated, found.peak_reserved)
 
 
