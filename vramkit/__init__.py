@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     from .layers.rows import LayerRow as LayerRow
     from .layers.summary import summary as summary
     from .loading import load as load
+    from .planning.changes import LeftOut as LeftOut
+    from .planning.plan import plan as plan
+    from .planning.result import Plan as Plan
+    from .planning.variant import Variant as Variant
     from .profiling.profiler import profile as profile
     from .programs.batches import Fixed as Fixed
     from .programs.batches import fixed as fixed
@@ -102,6 +106,11 @@ _HOMES = {
     "summary": "layers.summary",
     "Summary": "layers.result",
     "LayerRow": "layers.rows",
+    # what to change so that it fits
+    "plan": "planning.plan",
+    "Plan": "planning.result",
+    "Variant": "planning.variant",
+    "LeftOut": "planning.changes",
     # how large a batch fits
     "auto_batch_size": "batch_size.auto",
     "fit_batch_size": "batch_size.fit",

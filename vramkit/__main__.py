@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from ._version import __version__
-from .cli import compare, demo, estimate, gpus, run, summary, view
+from .cli import compare, demo, estimate, gpus, plan, run, summary, view
 from .errors import DoesNotFit, VramkitError
 
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"vramkit {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for verb in (demo, run, estimate, summary, view, compare, gpus):
+    for verb in (demo, run, estimate, plan, summary, view, compare, gpus):
         verb.add_to(verbs)
     options = parser.parse_args(arguments)
     try:

@@ -54,7 +54,7 @@ def test_what_a_tokenizer_returns_stays_what_it_is() -> None:
 
 
 def test_a_wrapper_takes_what_is_inside() -> None:
-    assert training._positions(nn.DataParallel(Takes())) == training._positions(Takes()) == 2
+    assert training.positions_of(nn.DataParallel(Takes())) == training.positions_of(Takes()) == 2
 
 
 @dataclass(frozen=True)

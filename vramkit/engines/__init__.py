@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from ..gpus import GPU
-    from ..programs.layer_count import LayerCounts
+    from ..programs.layer_count import LayerCounts, StepCount
+    from ..programs.program import Rewrite
     from ..results.profile import Profile
 
 EngineName = Literal["virtual", "fake"]
@@ -35,6 +36,8 @@ class Run:
     """What had to be assumed, in sentences."""
     layers: LayerCounts | None = None
     """What its layers are, where that was asked for."""
+    step: StepCount | None = None
+    """What a step does, where that was asked for."""
 
 
 class Session(Protocol):
@@ -59,3 +62,14 @@ class Session(Protocol):
 
     def count_layers(self, gpu: GPU, batch_size: int) -> LayerCounts:
         """Run one step of the program, and count what is in its layers. Arguments and errors as of ``run``."""
+
+    def count_step(self, gpu: GPU, batch_size: int) -> StepCount:
+        """Run two steps of the program, and count what the second one does. Arguments and errors as of ``run``."""
+
+    def rewritten(self, rewrite: Rewrite, alloc_conf: str | None = None) -> Session:
+        """The same program with changes, which are made where it runs: nothing is sent again.
+
+        Args:
+            rewrite: the changes.
+            alloc_conf: text of ``PYTORCH_CUDA_ALLOC_CONF``; None: this session's.
+        """

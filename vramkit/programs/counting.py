@@ -10,7 +10,7 @@ import math
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import Self
 
 from ..torch_internals.autograd import graph_task
+from ..torch_internals.dispatch import TorchDispatchMode
 from ..torch_internals.modules import RECURRENT, children_of, parameters_of, unwrapped
-from .layer_count import LayerCount, LayerCounts
+from .layer_count import LayerCount, LayerCounts, StepCount
 
 _DIMENSIONS: tuple[tuple[tuple[type[nn.Module], ...], int], ...] = (
     ((nn.Conv1d, nn.ConvTranspose1d, nn.RNNBase), 3),
@@ -48,20 +49,14 @@ class LayerCounter:
         self._took_one_sample = False
         self._here = threading.local()
         self._stack = ExitStack()
-        formulas = {} if RECURRENT is None else {RECURRENT: _recurrent}
-        self._counter = FlopCounterMode(display=False, custom_mapping=formulas)
-        self._counter.mod_tracker = _NoModules()  # type: ignore[assignment] # see there
+        self._counter = _flop_counter()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             for key, module in self._modules.items():
                 stack.enter_context(module.register_forward_pre_hook(self._begins))
                 stack.enter_context(module.register_forward_hook(self._ender(key), always_call=True))
-            if "torch._dynamo" in sys.modules:  # compiled kernels are no operators
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            fast_path = torch.backends.mha.get_fastpath_enabled()
-            stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
-            torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer, without a formula
+            stack.enter_context(_operators())
             stack.enter_context(self._counter)
             self._stack = stack.pop_all()
         return self
@@ -113,6 +108,84 @@ class LayerCounter:
         """Of each module that runs in this thread: the count when it began, and what modules inside it have had."""
         stack: list[list[int]] = vars(self._here).setdefault("stack", [])
         return stack
+
+
+class StepCounter:
+    """Counts one whole step: that after the first one, as the optimizer's state is there by then.
+
+    Args:
+        sees_copies: tensors tell whether they are on the device.
+    """
+
+    STEPS = 2
+    """What a program has to be run for."""
+
+    def __init__(self, *, sees_copies: bool) -> None:
+        self._copies = _Copies() if sees_copies else None  # type: ignore[no-untyped-call] # torch's
+        self._counter = _flop_counter()
+        self._stack = ExitStack()
+        self._steps = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def after_step(self) -> None:
+        """A step has ended."""
+        self._steps += 1
+        if self._steps == self.STEPS:
+            self._stack.close()
+            return
+        self._stack.enter_context(_operators())
+        if self._copies is not None:
+            self._stack.enter_context(self._copies)
+        self._stack.enter_context(self._counter)
+
+    def count(self) -> StepCount:
+        """What was counted."""
+        return StepCount(
+            flops=self._counter.get_total_flops(),
+            transferred=None if self._copies is None else self._copies.transferred,
+        )
+
+
+class _Copies(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
+    """Adds up what is copied between the host and a device."""
+
+    transferred = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.name() in _SOURCES:
+            source = args[_SOURCES[func.name()]]
+            if (source.device.type == "cpu") != (result.device.type == "cpu"):
+                self.transferred += source.numel() * source.element_size()
+        return result
+
+
+_SOURCES = {"aten::copy_": 1, "aten::_to_copy": 0}
+"""Operators that copy, and which of their arguments is copied."""
+
+
+def _flop_counter() -> FlopCounterMode:
+    formulas = {} if RECURRENT is None else {RECURRENT: _recurrent}
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment] # see there
+    return counter
+
+
+@contextmanager
+def _operators() -> Iterator[None]:
+    """Everything runs as operators, while this holds."""
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # compiled kernels are no operators
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
+        torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer, without a formula
+        yield
 
 
 class _NoModules:

@@ -28,3 +28,13 @@ class LayerCounts:
     """By the number of the model and the path below it, empty for the model itself; outermost first."""
     took_one_sample: bool
     """Whether a layer was called with a tensor that has no batch dimension, and allows that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCount:
+    """What a whole training step does: forward, backward, what is computed again, and optimizer."""
+
+    flops: int
+    """As torch's ``FlopCounterMode`` counts them: two for a multiply-add."""
+    transferred: int | None
+    """Bytes that are copied between the host and the device; None: not known."""

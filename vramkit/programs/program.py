@@ -13,6 +13,19 @@ if TYPE_CHECKING:
     from .hooks import Hook
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewrite:
+    """What a program's code becomes. Both texts find ``torch``, ``model`` (``models`` where there are several),
+    ``loss``, ``loss_of``, ``call_model`` and ``to_cuda``.
+    """
+
+    on_cpu: str = ""
+    """Runs before the models are moved to the device."""
+    on_gpu: str = ""
+    """Runs once they are there, and also finds ``optimizer`` (``optimizers`` where it is not one) and their
+    ``parameters``. It may set ``optimizer`` anew, and make a ``train_step``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Program:
     """A training program, as it was given to ``vramkit.estimate`` and checked there."""
@@ -40,6 +53,8 @@ class Program:
     """The rank that it is in a distributed job, whose other ranks are its mirrors; None: there is no job."""
     make_models: Callable[[], object] | None = None
     """Makes the models where they are trained, when the job is there; then none is sent."""
+    rewrite: Rewrite | None = None
+    """Changes that are made where it runs."""
 
 
 def functions_of(program: Program) -> tuple[object, ...]:

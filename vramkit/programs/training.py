@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -21,6 +22,7 @@ from .hooks import put_back
 from .objects import models_of
 from .own_training import brings_training, configured, training_loss
 from .program import Program
+from .rewriting import Rewriting
 
 MOVE_MODEL = "move the model to the device"
 
@@ -43,6 +45,7 @@ class Training:
     doing: str = MOVE_MODEL
     """What is going on, as the end of "was to ..."; for the text of an error."""
     _sample: list[object] = field(default_factory=list)
+    _holds: list[object] = field(default_factory=list)
     _step: Callable[[object], object] | None = None
 
     def run(self, before_steps: Callable[[], object], after_step: Callable[[], object]) -> None:
@@ -58,6 +61,9 @@ class Training:
             self.program = replace(self.program, models=models_of("vramkit.estimate was called", made))
             self.doing = MOVE_MODEL
         program = self.program
+        rewriting = self._rewriting()
+        if rewriting is not None:
+            rewriting.on_cpu()
         for model in program.models.values():
             model.to(self.device)
         if isinstance(program.loss, torch.nn.Module):
@@ -65,7 +71,9 @@ class Training:
         self._move_states()
         before_steps()
         self.doing = MAKE
-        self._step = step = program.step or self._plain_step()
+        self._step = step = program.step or self._plain_step(rewriting)
+        if rewriting is not None and program.step is not None:
+            rewriting.on_gpu(program.optimizers)
         with _mode(program.gradients), self._default_device(), put_back(program.hooks):
             for number in range(program.steps):
                 self.doing = f"make the batch of step {number + 1} of {program.steps}"
@@ -105,7 +113,17 @@ class Training:
                 self.doing = f"{step.part} in {place}"
             raise
 
-    def _plain_step(self) -> Callable[[object], object]:
+    def _rewriting(self) -> Rewriting | None:
+        if self.program.rewrite is None:
+            return None
+        takes_part = self.program.loss is not None
+        return Rewriting(
+            self.program.rewrite,
+            self.program,
+            {"loss_of": loss_of, "call_model": partial(call, takes_part=takes_part)},
+        )
+
+    def _plain_step(self, rewriting: Rewriting | None) -> Callable[[object], object]:
         program = self.program
         [model] = program.models.values()
         optimizers: Sequence[torch.optim.Optimizer] = program.optimizers
@@ -116,6 +134,11 @@ class Training:
             for each in optimizers:
                 if not hasattr(each, "step"):
                     raise TypeError(f"the optimizer's factory returned {type(each).__name__}")
+        if rewriting is not None:
+            optimizers, step = rewriting.on_gpu(optimizers)
+            if step is not None:
+                self._holds += optimizers
+                return step
         if program.loss is None and brings_training(model):
             return OwnStep(model, optimizers or configured(model), None, program.autocast, self.device)
         return PlainStep(model, optimizers, program.loss, program.autocast, self.device)
@@ -226,10 +249,10 @@ def call(model: torch.nn.Module, batch: Any, *, takes_part: bool) -> Any:
     """
     if isinstance(batch, Mapping):
         names = {str(name) for name in batch}
-        known = _keywords(model) if takes_part else None
+        known = keywords_of(model) if takes_part else None
         return model(**{name: batch[name] for name in batch if known is None or name in known & names})
     if isinstance(batch, (tuple, list)):
-        most = _positions(model) if takes_part else None
+        most = positions_of(model) if takes_part else None
         return model(*batch[:most])
     return model(batch)
 
@@ -245,7 +268,7 @@ def _module_of(model: torch.nn.Module) -> torch.nn.Module | None:
     return model.module if isinstance(model, parallel) else None
 
 
-def _keywords(model: torch.nn.Module) -> set[str] | None:
+def keywords_of(model: torch.nn.Module) -> set[str] | None:
     """Names that a forward takes; None: any."""
     parameters = _parameters(model)
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
@@ -253,7 +276,7 @@ def _keywords(model: torch.nn.Module) -> set[str] | None:
     return {each.name for each in parameters}
 
 
-def _positions(model: torch.nn.Module) -> int | None:
+def positions_of(model: torch.nn.Module) -> int | None:
     """How many positional arguments a forward takes at most; None: any number."""
     parameters = _parameters(model)
     if any(each.kind is each.VAR_POSITIONAL for each in parameters):

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import replace
 from typing import Literal
 
@@ -25,12 +26,12 @@ from ...profiling.profiler import is_measuring
 from ...profiling.settling import tape_of
 from ...programs import settings
 from ...programs.batches import described
-from ...programs.counting import LayerCounter
+from ...programs.counting import LayerCounter, StepCounter
 from ...programs.failed import Failed
 from ...programs.failures import StepTraceback, batch_moved, failure_of, more_telling, step_failed
-from ...programs.layer_count import LayerCounts
+from ...programs.layer_count import LayerCounts, StepCount
 from ...programs.packing import Parcel, pack
-from ...programs.program import Program
+from ...programs.program import Program, Rewrite
 from ...programs.training import Training
 from ...programs.unpacking import Opened, unpack
 from ...programs.use import check_use
@@ -109,6 +110,15 @@ class FakeSession:
         self._conf_text = alloc_conf
         self._notes = (*parcel.notes, *notes, *[_COMPILED] * parcel.is_compiled)
         self._settings = settings.read()
+        self._rewrite: Rewrite | None = None
+
+    def rewritten(self, rewrite: Rewrite, alloc_conf: str | None = None) -> FakeSession:
+        """See `Session.rewritten`."""
+        other = copy(self)
+        vars(other).update(_rewrite=rewrite)
+        if alloc_conf is not None:
+            vars(other).update(_conf=AllocatorConf.parse(alloc_conf), _conf_text=alloc_conf)
+        return other
 
     def run(self, gpu: GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True) -> Run:
         """See `Session.run`."""
@@ -120,6 +130,12 @@ class FakeSession:
         self.record(gpu, batch_size, unlimited=True, detailed=False, count=counted.append)
         return counted[-1]
 
+    def count_step(self, gpu: GPU, batch_size: int) -> StepCount:
+        """See `Session.count_step`. Where fakes have no device of their own, nobody sees what is copied."""
+        counter = StepCounter(sees_copies=torch.cuda.is_available())
+        self.record(gpu, batch_size, unlimited=True, detailed=False, count=counter)
+        return counter.count()
+
     def record(
         self,
         gpu: GPU,
@@ -127,13 +143,13 @@ class FakeSession:
         *,
         unlimited: bool = False,
         detailed: bool = True,
-        count: Callable[[LayerCounts], object] | None = None,
+        count: Callable[[LayerCounts], object] | StepCounter | None = None,
     ) -> tuple[Run, Recorder]:
         """As `run`, with what was recorded.
 
         Args:
             gpu, batch_size, unlimited, detailed: as of `run`.
-            count: is told what is in the program's layers. Only one step runs then.
+            count: is told what is in the program's layers, and only one step runs then; or counts a step.
         """
         if is_measuring():
             raise UsageError(
@@ -172,7 +188,7 @@ class FakeSession:
         batch_size: int,
         unlimited: bool,
         detailed: bool,
-        count: Callable[[LayerCounts], object] | None,
+        count: Callable[[LayerCounts], object] | StepCounter | None,
     ) -> tuple[bool, Recorder] | Failed:
         """Whether the program ran out of memory, and what it asked for; or how it failed."""
         capacity = None if unlimited else gpu.memory
@@ -210,9 +226,11 @@ class FakeSession:
         mode: FakeTensorMode,
         recorder: Recorder,
         strangers: Strangers,
-        count: Callable[[LayerCounts], object] | None,
+        count: Callable[[LayerCounts], object] | StepCounter | None,
     ) -> tuple[bool, Recorder] | Failed:
-        program = opened.program if count is None else replace(opened.program, steps=1)
+        program = replace(opened.program, rewrite=self._rewrite)
+        if count is not None:
+            program = replace(program, steps=StepCounter.STEPS if isinstance(count, StepCounter) else 1)
         training = Training(program, batch_size, self._move_batch)
         hooks = recorder.hooks if recorder.detailed else None
 
@@ -233,11 +251,14 @@ class FakeSession:
                 stack.callback(recorder.stop)
                 hooks.install(stack)
                 stack.callback(hooks.finish)
-            if count is not None:
+            after_step = _nothing if hooks is None else hooks.step
+            if isinstance(count, StepCounter):
+                after_step = stack.enter_context(count).after_step
+            elif count is not None:
                 counter = stack.enter_context(LayerCounter(program.models))
                 stack.callback(lambda: count(counter.counts()))
             try:
-                training.run(arrive, _nothing if hooks is None else hooks.step)
+                training.run(arrive, after_step)
             except BaseException as error:  # sys.exit() in a step is a failure like any other
                 if isinstance(error, KeyboardInterrupt):
                     raise

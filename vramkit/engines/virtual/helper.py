@@ -213,7 +213,7 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
 
     from ...out_of_memory import is_out_of_memory
     from ...profiling.profiler import profile
-    from ...programs.counting import LayerCounter
+    from ...programs.counting import LayerCounter, StepCounter
     from ...programs.failures import failure_of
     from ...programs.training import Training
 
@@ -229,10 +229,13 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
         if isinstance(found, Failed):
             return found
         opened = found
-    on_cuda, program = opened.on_cuda, opened.program
-    counter = None
+    on_cuda, program = opened.on_cuda, replace(opened.program, rewrite=request.rewrite)
+    counter: LayerCounter | None = None
+    step_counter: StepCounter | None = None
     if request.counts_layers:
         counter, program = LayerCounter(program.models), replace(program, steps=1)
+    if request.counts_step:
+        step_counter, program = StepCounter(sees_copies=True), replace(program, steps=StepCounter.STEPS)
     training = Training(program, request.batch_size, request.move_batch)
     measured = dynamo.measurements()
 
@@ -250,8 +253,11 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
         stack.enter_context(measuring)
         if counter is not None:
             stack.enter_context(counter)
+        after_step = measuring.step if request.detailed else _nothing
+        if step_counter is not None:
+            after_step = stack.enter_context(step_counter).after_step
         try:
-            training.run(arrive, measuring.step if request.detailed else _nothing)
+            training.run(arrive, after_step)
         except BaseException as error:  # sys.exit() in a step is a failure like any other
             if not is_out_of_memory(error):
                 return failure_of(training.doing, error)
@@ -263,6 +269,7 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
         peak_reserved=torch.cuda.max_memory_reserved(),
         profile=measuring.result if request.detailed else None,
         layers=None if counter is None else counter.counts(),
+        step=None if step_counter is None else step_counter.count(),
         measured_kernels=dynamo.measurements() > measured,
     )
 

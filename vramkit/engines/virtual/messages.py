@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 
 from ...gpus import GPU
 from ...programs.failed import Failed
+from ...programs.program import Rewrite
 from ...ranks.place import Place
 from .. import Run
 
@@ -42,6 +43,10 @@ class Request:
     move_batch: bool = False
     counts_layers: bool = False
     """One step, in which the layers are counted, and not their memory."""
+    counts_step: bool = False
+    """Two steps, in the second of which operations and copies are counted."""
+    rewrite: Rewrite | None = None
+    """Changes of the program."""
 
 
 @dataclass(frozen=True, kw_only=True)

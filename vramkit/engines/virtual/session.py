@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 import weakref
+from copy import copy
 from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -25,9 +26,9 @@ from ...programs import settings
 from ...programs.batches import described
 from ...programs.failed import Failed
 from ...programs.failures import StepTraceback, batch_moved, more_telling, step_failed
-from ...programs.layer_count import LayerCounts
+from ...programs.layer_count import LayerCounts, StepCount
 from ...programs.packing import Parcel, pack
-from ...programs.program import Program
+from ...programs.program import Program, Rewrite
 from ...programs.use import check_use
 from ...ranks.place import Place
 from ...sizes import format_size
@@ -131,6 +132,16 @@ class VirtualSession:
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._unpack_late = False
+        self._rewrite: Rewrite | None = None
+
+    def rewritten(self, rewrite: Rewrite, alloc_conf: str | None = None) -> VirtualSession:
+        """See `Session.rewritten`. What the two share is what runs the program, and its lock."""
+        other = copy(self)
+        vars(other).update(_rewrite=rewrite)
+        if alloc_conf is not None:
+            opening = {**self._opening, "environment": _environment(alloc_conf)}
+            vars(other).update(_opening=opening, _connections={})
+        return other
 
     def run(self, gpu: GPU, batch_size: int, *, unlimited: bool = False, detailed: bool = True) -> Run:
         """See `Session.run`."""
@@ -143,6 +154,12 @@ class VirtualSession:
         assert layers is not None
         return layers
 
+    def count_step(self, gpu: GPU, batch_size: int) -> StepCount:
+        """See `Session.count_step`."""
+        step = self._run(gpu, Request(batch_size=batch_size, unlimited=True, detailed=False, counts_step=True)).step
+        assert step is not None
+        return step
+
     def _run(self, gpu: GPU, request: Request) -> Run:
         if gpu.memory > MAX_MEMORY:
             raise UsageError(
@@ -152,7 +169,7 @@ class VirtualSession:
         with self._lock:
             self._warn_of_compiling(request.batch_size)
             began = time.monotonic()
-            request = replace(request, move_batch=self._move_batch)
+            request = replace(request, move_batch=self._move_batch, rewrite=self._rewrite)
             answer = self._ask(gpu, request)
             if isinstance(answer, Failed) and answer.step and self._gives_batch and not self._move_batch:
                 again = self._ask(gpu, replace(request, move_batch=True))

@@ -1,0 +1,132 @@
+"""Runs a program with some changes, on a card and where that is too small with enough memory, and counts what its step
+does. Knows sessions and changes; chooses neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..allocator import AllocatorConf
+from ..engines import Session
+from ..engines.enough_memory import enough
+from ..errors import DoesNotFit, VramkitError
+from ..gpus import GPU
+from ..programs.layer_count import StepCount
+from ..scaling.largest import Largest
+from ..sizes import format_size
+from .changes import ALL, Change
+from .draft import Draft
+from .facts import Facts
+from .search import Outcome
+
+_SHARE = 4
+"""What is free on the host has to be so many times what a change may put there: others need some, too."""
+
+
+def available_memory() -> int | None:
+    """Bytes of the host's memory that are free or could be; None: nobody says."""
+    try:
+        with open("/proc/meminfo") as lines:
+            sizes = dict(line.split(":", 1) for line in lines)
+        return int(sizes["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+class Measuring:
+    """Runs of one program at one batch size on one card.
+
+    Args:
+        session: of the program as it is.
+        gpu: the card.
+        batch_size: 0: the batch as it was given.
+        facts: of the program.
+        alloc_conf: text of ``PYTORCH_CUDA_ALLOC_CONF``.
+    """
+
+    def __init__(self, session: Session, gpu: GPU, batch_size: int, facts: Facts, alloc_conf: str) -> None:
+        self._session, self._gpu, self._batch_size, self._facts = session, gpu, batch_size, facts
+        self._conf = alloc_conf
+        self._with_conf: dict[str, Session] = {}
+        self._counts: dict[tuple[Change, ...], StepCount] = {}
+        self._whole = 0
+
+    def draft(self, changes: Iterable[Change]) -> Draft:
+        """The program's code with some changes."""
+        draft = Draft(self._facts)
+        for change in changes:
+            change.write(draft)
+        return draft
+
+    def run(self, changes: tuple[Change, ...]) -> Outcome:
+        """Run the program with some changes.
+
+        Raises:
+            VramkitError: it does not run as it is.
+        """
+        try:
+            if missing := self._missing_on_host(changes):
+                return Outcome(changes=changes, failure=missing)
+            outcome = self._run(self._changed(changes), changes)
+            if not changes:
+                self._whole = outcome.peak_allocated
+            return outcome
+        except VramkitError as error:
+            if not changes:
+                raise
+            return Outcome(changes=changes, failure=" ".join(str(error).split()))
+
+    def count(self, changes: tuple[Change, ...]) -> StepCount:
+        """What a step does with some changes; those that compute nothing else don't count."""
+        computing = tuple(each for each in changes if each.computes)
+        if computing not in self._counts:
+            self._counts[computing] = self._changed(computing).count_step(self._gpu, self._batch_size)
+        return self._counts[computing]
+
+    def largest_batch_size(self, changes: tuple[Change, ...]) -> int:
+        """The largest batch with which the changed program fits; 0: none does."""
+        try:
+            return Largest(self._changed(changes), self._gpu).run(self._batch_size)
+        except DoesNotFit:
+            return 0
+
+    def _changed(self, changes: tuple[Change, ...]) -> Session:
+        if not changes:
+            return self._session
+        draft = self.draft(changes)
+        session = self._session
+        if draft.alloc_conf:
+            conf = ",".join(filter(None, [self._conf, draft.alloc_conf]))
+            if conf not in self._with_conf:
+                self._with_conf[conf] = session.rewritten(draft.rewrite(), conf)
+            session = self._with_conf[conf]
+        return session.rewritten(draft.rewrite())
+
+    def _missing_on_host(self, changes: tuple[Change, ...]) -> str:
+        """Why this machine can't hold what some changes put on the host; empty: it can.
+
+        Such memory is really written, whatever the engine: a card of 80 GB is imitated on a laptop, its host is not.
+        """
+        needed = sum(self._whole if each.host_bytes == ALL else each.host_bytes for each in changes)
+        if not needed or (available := available_memory()) is None or needed <= available // _SHARE:
+            return ""
+        return (
+            f"To run it, this machine would have to hold up to {format_size(needed)} in its own memory, of which "
+            f"{format_size(available)} are free. Plan it on a machine with {format_size(_SHARE * needed)}."
+        )
+
+    def _run(self, session: Session, changes: tuple[Change, ...]) -> Outcome:
+        room = self._gpu.memory - self._gpu.context
+        run = enough(session, self._gpu, self._batch_size, detailed=False)
+        fits = run.peak_reserved <= room and self._is_sure()
+        # A card that is smaller than what is reserved may do: torch gives back what it has cached before it fails.
+        if not fits and run.peak_allocated <= room:
+            on_card = session.run(self._gpu, self._batch_size, detailed=False)
+            fits, run = not on_card.ran_out, run if on_card.ran_out else on_card
+        return Outcome(changes=changes, peak_allocated=run.peak_allocated, peak_reserved=run.peak_reserved, fits=fits)
+
+    def _is_sure(self) -> bool:
+        """Whether an allocator that finds enough memory does as on a card that has so much."""
+        conf = AllocatorConf.parse(self._conf)
+        is_whole = conf.large_segment_size == AllocatorConf().large_segment_size
+        return is_whole and not conf.looks_at_capacity

@@ -1,0 +1,182 @@
+"""``vramkit.plan``: find what to change so that a training program fits. Checks the call, lets changes be searched,
+and makes the table of what was run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .. import gpus
+from ..allocator import AllocatorConf
+from ..batch_size.progress import Line
+from ..counts import check_count
+from ..engines import EngineName
+from ..engines.choosing import check_engine, current_gpu, open_session
+from ..gpus import GPU
+from ..programs.arguments import check_grows, program_of
+from ..programs.batches import is_made
+from ..programs.objects import Models, OptimizerOrFactory
+from ..sizes import format_size
+from ..torch_internals.needs import require
+from .changes import Change, LeftOut, Severity
+from .changes.offers import offers
+from .facts import facts_of
+from .measuring import Measuring
+from .result import Plan
+from .search import Outcome, Search
+from .variant import EFFECTS, Variant
+
+_ASKED = "vramkit.plan was called"
+
+
+def plan(
+    model: Models,
+    batch: object,
+    *,
+    optimizer: OptimizerOrFactory | None = None,
+    step: Callable[[Any], object] | None = None,
+    loss: Callable[[Any, Any], torch.Tensor] | None = None,
+    steps: int = 3,
+    batch_size: int | None = None,
+    gpu: str | int | GPU | None = None,
+    engine: EngineName | None = None,
+    alloc_conf: str | None = None,
+    autocast: torch.dtype | None = None,
+    largest: int = 0,
+    everything: bool = False,
+) -> Plan:
+    """Find what to change so that a training program fits a card: changes are made and run, alone and together.
+
+    ::
+
+        model = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(512, 8, batch_first=True), 6)
+        plan = vramkit.plan(model, torch.zeros(64, 256, 512), optimizer=torch.optim.AdamW, gpu="4 GiB")
+        print(plan)
+
+    The arguments are those of ``vramkit.estimate``, and so are the figures: each is that of an estimate of the program
+    whose code was changed so. Nothing of yours is changed.
+
+    With a ``step`` of your own only those changes are made that can be made from outside: gradient checkpointing, how
+    the optimizer computes its step, where its state lies, what requires gradients, weights in bfloat16, and expandable
+    segments. ``Plan.left_out`` says so of the others.
+
+    Args:
+        model, batch, optimizer, step, loss, steps, batch_size, gpu, engine, alloc_conf, autocast: as for
+            ``vramkit.estimate``.
+        largest: of so many variants that fit, the cheapest first, the largest batch is searched too, which takes some
+            more runs each; not of those that take a batch in parts.
+        everything: also run changes that do more to the training than others that fit: memory on the host, weights in
+            bfloat16, other optimizers. They take longest to run, and are not needed then.
+
+    Returns:
+        The variants that were run. ``Plan.cheapest`` is the one that fits and costs least.
+
+    Raises:
+        UsageError, DeviceError, DoesNotFit: as ``vramkit.estimate``, of the program as it is. A change with which it
+            does not run is left out, with the reason.
+
+    Known limitations: how long a step takes is not known, only which operations it has; small batches and many passes
+    take longer than their operations say. Blocks are found as modules of one class beside each other. Losses of parts
+    are averaged, so a loss has to be a mean over rows. Changes that need other code inside the model (another
+    attention, sharding, quantised weights) are not tried; an optimizer of another package is planned by passing it.
+    """
+    require(_ASKED, "programs")
+    program = program_of(
+        _ASKED, model, batch, optimizer=optimizer, step=step, loss=loss, autocast=autocast, steps=steps
+    )
+    if batch_size is not None:
+        batch_size = check_count(_ASKED, "batch_size", batch_size)
+        check_grows(f"{_ASKED} with batch_size={batch_size}", program)
+    if largest:
+        largest = check_count(_ASKED, "largest", largest)
+        check_grows(f"{_ASKED} with largest={largest}", program)
+    conf = _conf(alloc_conf)
+    parsed = AllocatorConf.parse(conf)
+    check_engine(_ASKED, engine)
+    card = current_gpu() if gpu is None else gpus.find(gpu)
+    rows = batch_size or program.batch_size or int(is_made(batch))
+    facts = facts_of(program, card, rows, parsed)
+    session = open_session(program, engine, alloc_conf)
+    measuring = Measuring(session, card, rows, facts, conf)
+    families, left_out = offers(facts)
+    with Line(sys.stderr is not None and sys.stderr.isatty()) as line:
+
+        def measure(changes: tuple[Change, ...]) -> Outcome:
+            line.show(f"vramkit: trying {_name(changes)}")
+            outcome = measuring.run(changes)
+            fits = "fits" if outcome.fits else "does not fit"
+            line.show(f"vramkit: {format_size(outcome.peak_reserved)}, {fits}: {_name(changes)}")
+            return outcome
+
+        search = Search(families, measure)
+        outcomes = search.run(everything=everything)
+        line.show("vramkit: counting operations")
+        variants = _variants(outcomes, measuring, card, largest, line)
+    return Plan(
+        gpu=card,
+        engine=session.engine,
+        batch_size=rows,
+        variants=variants,
+        left_out=(*left_out, *search.left_out, _EIGHT_BITS),
+        notes=session.run(card, rows, unlimited=True, detailed=False).notes,
+    )
+
+
+_EIGHT_BITS = LeftOut(
+    name="8-bit optimizers",
+    reason="They are no part of torch. Pass one as optimizer=, and plan that.",
+)
+
+
+def _conf(given: str | None) -> str:
+    if given is not None:
+        return given
+    return os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF") or ""
+
+
+def _name(changes: Sequence[Change]) -> str:
+    return " + ".join(each.name for each in changes) or "the program as it is"
+
+
+def _variants(
+    outcomes: Sequence[Outcome], measuring: Measuring, card: GPU, largest: int, line: Line
+) -> tuple[Variant, ...]:
+    """A row for each outcome, in the order of a plan."""
+    plain, *others = outcomes
+    whole = measuring.count(()).flops
+    rows = {each.changes: _variant(each, measuring, card, whole) for each in outcomes}
+    fitting = sorted((each for each in others if each.fits), key=lambda each: rows[each.changes].cost)
+    rest = sorted((each for each in others if not each.fits), key=lambda each: each.peak_reserved)
+    for each in [outcome for outcome in (plain, *fitting) if outcome.fits][:largest]:
+        if rows[each.changes].passes == 1:
+            line.show(f"vramkit: searching the largest batch with {_name(each.changes)}")
+            found = measuring.largest_batch_size(each.changes)
+            rows[each.changes] = dataclasses.replace(rows[each.changes], largest_batch_size=found)
+    return tuple(rows[each.changes] for each in (plain, *fitting, *rest))
+
+
+def _variant(outcome: Outcome, measuring: Measuring, card: GPU, whole: int) -> Variant:
+    changes = outcome.changes
+    # What does not fit is counted where it is a single change; others would take time and answer nothing.
+    count = measuring.count(changes) if outcome.fits or len(changes) < 2 else None
+    severity = max((each.severity for each in changes), default=Severity.SAME)
+    return Variant(
+        changes=tuple(each.name for each in changes),
+        peak_allocated=outcome.peak_allocated,
+        peak_reserved=outcome.peak_reserved,
+        used=outcome.peak_reserved + card.context,
+        fits=outcome.fits,
+        effect=EFFECTS[severity],
+        passes=max((each.passes for each in changes), default=1),
+        flops=None if count is None else count.flops,
+        operations=None if count is None else count.flops / whole if whole else 1.0,
+        transferred=None if count is None else count.transferred,
+        numbers=tuple(each.numbers for each in changes),
+        code=measuring.draft(changes).code(),
+    )

@@ -1,0 +1,121 @@
+"""What ``vramkit.plan`` returns: variants of a program as a table. Knows what each was seen to take; needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..engines import EngineName
+from ..exports import optional
+from ..gpus import GPU
+from .changes import LeftOut
+from .text import Shown, fragment, report
+from .variant import Variant, is_better
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Plan:
+    """What to change so that a training program fits a card: what ``vramkit.plan`` returns.
+
+    ::
+
+        plan = vramkit.plan(model, batch, optimizer=torch.optim.AdamW, loss=loss, gpu="rtx4090", batch_size=32)
+        print(plan)
+        print(plan.cheapest.code)
+
+    Every figure is of a program that was run with the changes. Not every combination was.
+    """
+
+    gpu: GPU
+    """The card."""
+    engine: EngineName
+    """What ran the variants, as for ``vramkit.estimate``."""
+    batch_size: int
+    """Rows of the batch; 0: it has no dimension 0."""
+    variants: tuple[Variant, ...]
+    """Everything that was run: first the program as it is, then those that fit, from the least costly on, and then the
+    others, from the smallest on."""
+    left_out: tuple[LeftOut, ...]
+    """Changes that don't apply, can't be made from outside, or did not run, with the reason for each."""
+    notes: tuple[str, ...] = ()
+    """What had to be assumed, in sentences."""
+
+    @property
+    def plain(self) -> Variant:
+        """The program as it is."""
+        return self.variants[0]
+
+    @property
+    def cheapest(self) -> Variant | None:
+        """Of the variants that fit the one with the least `Variant.cost`: the program as it is where that fits. None:
+        none does.
+        """
+        fitting = (each for each in self.variants if each.fits)
+        return min(fitting, key=lambda each: (each.cost, each.peak_reserved), default=None)
+
+    @property
+    def closest(self) -> Variant:
+        """The variant that reserves least."""
+        return min(self.variants, key=lambda each: (each.peak_reserved, each.cost))
+
+    @property
+    def front(self) -> tuple[Variant, ...]:
+        """The Pareto front: variants to which no other is as good or better in memory and in each part of the cost."""
+        counted = [each for each in self.variants if each.operations is not None]
+        return tuple(each for each in counted if not any(is_better(other, each) for other in counted))
+
+    def report(self) -> str:
+        """The table as text, what the cheapest variant is, and the code for it."""
+        return report(self._shown())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON can carry it; ``docs/json.md`` says what it has."""
+        front, cheapest = self.front, self.cheapest
+        return {
+            "engine": self.engine,
+            "gpu": self.gpu.name,
+            "batch_size": self.batch_size or None,
+            "fits": cheapest is not None,
+            "cheapest": None if cheapest is None else self.variants.index(cheapest),
+            "variants": [{**asdict(each), "name": each.name, "on_front": each in front} for each in self.variants],
+            "left_out": [asdict(each) for each in self.left_out],
+            "notes": list(self.notes),
+        }
+
+    def to_frame(self) -> DataFrame:
+        """A table of pandas: a row for each variant, with the fields of `Variant` as columns.
+
+        Raises:
+            UsageError: pandas is not installed; ``vramkit[pandas]`` brings it.
+        """
+        pandas = optional.load("A plan was to become a table of pandas", "pandas", "pandas")
+        frame: DataFrame = pandas.DataFrame([{"name": each.name, **asdict(each)} for each in self.variants])
+        counts = ["flops", "transferred", "largest_batch_size"]
+        return frame.astype(dict.fromkeys(counts, "Int64"))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return fragment(self._shown())
+
+    def _shown(self) -> Shown:
+        return Shown(
+            gpu=self.gpu,
+            engine=self.engine,
+            batch_size=self.batch_size,
+            variants=self.variants,
+            cheapest=self.cheapest,
+            closest=self.closest,
+            front=self.front,
+            left_out=self.left_out,
+            notes=self.notes,
+        )
+
+    def __str__(self) -> str:
+        return self.report()
+
+    def __repr__(self) -> str:
+        best = self.cheapest
+        return f"Plan({self.gpu.product}: {len(self.variants)} variants, cheapest {best.name if best else 'none'})"
