@@ -421,3 +421,15 @@ def test_operators_that_take_functions_run() -> None:
 
     assert output.shape == q.shape
     assert bool((output == 1).all())
+
+
+def test_a_distributions_check_of_what_was_not_computed_says_yes_and_of_what_was_the_truth() -> None:
+    made = torch.randn(256, 256, device="cuda") @ torch.randn(256, 4, device="cuda")  # too large: not computed
+
+    chosen = torch.distributions.Categorical(logits=made, validate_args=True)
+    assert chosen.log_prob(chosen.sample()).shape == (256,)
+    torch.distributions.Normal(made, made.exp(), validate_args=True).log_prob(made)
+
+    with pytest.raises(ValueError, match="found invalid values"):
+        torch.distributions.Normal(0.0, torch.tensor([1.0, -1.0], device="cuda"), validate_args=True)
+    assert not (made == made).all(), "what is no check reads as zero"
