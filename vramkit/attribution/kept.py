@@ -28,7 +28,7 @@ class Seen:
     held: dict[int, int] = field(default_factory=dict)
     """Of those that variables held: the event of the last look that saw it."""
     containers: dict[int, set[str]] = field(default_factory=dict)
-    """Of those that lay in a list or a dict: its name."""
+    """Of those that lay in a list or a dict: its name; and that of the list around it: of pairs, say."""
     used: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
     """Of what models were given: the event, where in the storage it began, and its bytes, for each time."""
 
@@ -45,7 +45,9 @@ class Seen:
         """A variable held an allocation, under a name."""
         self.held[row] = event
         if name.endswith("]"):
-            self.containers.setdefault(row, set()).add(name.rpartition("[")[0])
+            inner = name.rpartition("[")[0]
+            outer, _, place = inner.rpartition("[")
+            self.containers.setdefault(row, set()).update((inner, outer) if place[:-1].isdigit() else (inner,))
 
 
 @dataclass
