@@ -313,6 +313,8 @@ def _fragmentation(scene: Scene) -> Iterator[Advice]:
     result, failed = scene.result, scene.moment.failed
     if not scene.on_gpu or "expandable_segments:True" in result.tape.alloc_conf:
         return
+    if result.is_window and not failed:  # what was allocated at once before it, nobody knows
+        return
     if failed:
         cached = scene.moment.breakdown.cached
         matters = cached >= failed.requested
