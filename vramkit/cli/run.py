@@ -17,7 +17,7 @@ from .endings import INTERRUPTED, StepLimit, Timeout, was_interrupted
 from .printing import flush, tell
 from .processes import Task
 from .progress import Progress, is_terminal
-from .ranks import Job, Processes, add_options, job_of
+from .ranks import PlayedJob, Processes, add_options, job_of
 from .run_report import Outcome, RunReport
 from .saving import JSON, PAGE, add_html_option, check_can_save
 from .script import NotAProgramError, Script, without_our_frames
@@ -36,7 +36,8 @@ _NOTES = {
 _LEAST_COPIES = "1 MiB"
 """What ranks tell each other, such as shapes, has to arrive even where no values are computed."""
 
-_MIRRORS = " Each rank was played alone: what the others send is taken to be what it sends itself."
+_ALONE = " Each rank was played alone: what the others send is taken to be what it sends itself."
+_MIRRORS = " What ranks send that were not played is taken to be what each sends itself."
 
 _SETTINGS = (
     "gpu",
@@ -50,6 +51,7 @@ _SETTINGS = (
     "world_size",
     "rank",
     "ranks",
+    "alone",
     "gpus_per_node",
     "stacks",
 )
@@ -144,7 +146,8 @@ def main(options: argparse.Namespace) -> int:
         max_events=options.max_events,
         steps=options.steps,
         plays_ranks=report.is_virtual,
-        alone_of=job.alone_of,
+        mirrored_of=job.mirrored_of,
+        together=job.together,
         stacks=options.stacks,
     )
     if options.alloc_conf is not None:
@@ -248,13 +251,13 @@ def _why(error: BaseException | None, limit: StepLimit, timeout: Timeout) -> str
     return "end" if error is None or isinstance(error, SystemExit) else "exception"
 
 
-def _note(options: argparse.Namespace, job: Job) -> str:
+def _note(options: argparse.Namespace, job: PlayedJob) -> str:
     handle = current()
     values = options.values or "small"
     if handle is not None and handle.values is None:
         values = "none"
-    alone = "" if job.alone_of is None else _MIRRORS
-    return f"measured on a virtual GPU: memory is as on the card; {_NOTES[values]}{alone}"
+    mirrors = "" if job.mirrored_of is None else _MIRRORS if job.meets else _ALONE
+    return f"measured on a virtual GPU: memory is as on the card; {_NOTES[values]}{mirrors}"
 
 
 def _script(options: argparse.Namespace) -> Script:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -18,7 +18,10 @@ from ..torch_internals import pytree
 from ..torch_internals.modules import in_compiled
 from .batches import at_size, moved
 from .hooks import put_back
+from .objects import models_of
 from .program import Program
+
+MOVE_MODEL = "move the model to the device"
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Training:
     batch_size: int
     move_batch: bool
     device: str = "cuda"
-    doing: str = "move the model to the device"
+    doing: str = MOVE_MODEL
     """What is going on, as the end of "was to ..."; for the text of an error."""
     _sample: list[object] = field(default_factory=list)
     _step: Callable[[object], object] | None = None
@@ -48,6 +51,11 @@ class Training:
             before_steps: called when the models are on the device, before there is an optimizer.
             after_step: called after each step.
         """
+        if self.program.make_models is not None:
+            self.doing = "make the model"
+            made: Any = self.program.make_models()
+            self.program = replace(self.program, models=models_of("vramkit.estimate was called", made))
+            self.doing = MOVE_MODEL
         program = self.program
         for model in program.models.values():
             model.to(self.device)

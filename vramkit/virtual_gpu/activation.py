@@ -185,14 +185,14 @@ def current() -> VirtualGPU | None:
     return _active
 
 
-def exchange(gpu: GPU) -> None:
-    """Make the devices of this process one device, another card. For a fork of a process that has torch and no CUDA.
+def exchange(gpu: GPU, count: int = 1) -> None:
+    """Make the devices of this process others, of another card. For a fork of a process that has torch and no CUDA.
 
     To be called before CUDA is asked for anything: library and torch keep what they read first.
     """
     handle = current()
     assert handle is not None
-    handle.configure(replace(handle.settings, gpu=gpu, count=1))
+    handle.configure(replace(handle.settings, gpu=gpu, count=count))
 
 
 def can_compute_values() -> bool:

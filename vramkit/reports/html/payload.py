@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import printable
-from ...gpus import all_gpus
+from ...gpus import common_gpus
 from ...tape.events import Category, Ints, Phase, Tape
 from ...tape.memory import MemoryResult
 from ...tape.owners import owners
@@ -71,7 +71,7 @@ def payload(
 
 def _prediction(prediction: Prediction) -> dict[str, Any]:
     gpu = prediction.gpu
-    cards = {each.product or each.name: each.memory for each in all_gpus()} | {gpu.product or gpu.name: gpu.memory}
+    cards = {each.product or each.name: each.memory for each in common_gpus()} | {gpu.product or gpu.name: gpu.memory}
     return {
         "engine": prediction.engine,
         "card": gpu.product or gpu.name,
