@@ -243,15 +243,21 @@ def test_parts_of_a_batch_that_a_step_uses_up_are_inputs(steps: int) -> None:
 
 
 @pytest.mark.virtual_gpu
-def test_batches_that_all_lie_there_are_a_data_set() -> None:
-    model, batches = network("cuda"), [torch.zeros(8, N, device="cuda") for _ in range(6)]
+@pytest.mark.parametrize("wrap", [tuple, lambda pair: {"inputs": pair[0], "more": pair[1]}], ids=["tuple", "dict"])
+def test_batches_that_all_lie_there_are_a_data_set(wrap: Callable[[list[torch.Tensor]], Any]) -> None:
+    model, alone = network("cuda"), [torch.zeros(8, N, device="cuda") for _ in range(6)]
+    pairs = [wrap([torch.zeros(4, N, device="cuda") for _ in range(2)]) for _ in range(4)]
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
 
     with vramkit.profile() as prof:
-        for batch in batches:
+        for batch in alone:
             train(model, optimizer, batch)
+        for pair in pairs:
+            for batch in pair.values() if isinstance(pair, dict) else pair:
+                model(batch).sum().backward()
+            optimizer.step()
 
-    assert prof.result.final.datasets == nbytes(batches)
+    assert prof.result.final.datasets == nbytes(alone) + 8 * nbytes([batch])
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -106,3 +106,16 @@ def test_evaluation_is_told_by_the_step_before_it() -> None:
     ]  # fmt: skip
     assert [step.step for step in profile.steps] == [0, 1]
     assert [step.end_allocated for step in profile.steps] == [0, 0], "what evaluation keeps is no step's"
+
+
+def test_where_a_model_is_made_in_more_memory_than_it_trains_in_the_report_says_both() -> None:
+    story = Story()
+    story.free(story.alloc(GIB, Category.TEMPORARY, Phase.OUTSIDE), Phase.OUTSIDE)
+    for step in range(2):
+        story.free(
+            story.alloc((step + 2) * MIB, Category.TEMPORARY, Phase.BACKWARD, step=step), Phase.BACKWARD, step=step
+        )
+    text = " ".join(report(story.profile()).split())
+
+    assert "Most memory was allocated between the phases, before step 1 of 2:" in text
+    assert "Training reached at most 3.00 MiB (in the backward, step 2)." in text

@@ -220,10 +220,26 @@ def test_a_size_that_was_not_computed_is_told_with_operator_and_module() -> None
         (lambda x: x.unique().shape[0], 0),
         (lambda x: x.view(-1, 2).unique(dim=0).shape[0], 0),
         (lambda x: torch.tensor([[3, 3], [0, 0], [3, 3]], device="cuda").unique(dim=0).shape[0], 2),
-        (lambda x: bool((x == x).all()), False),
+        (lambda x: bool((x == 1).all()), False),
+        (lambda x: bool(x.isfinite().all()), True),
+        (lambda x: bool(x.sum().isfinite()), True),
+        (lambda x: bool(x.isnan().any() | x.isinf().any() | (x != x).any()), False),
         (lambda x: x.long()[7].item(), 0),
     ],
-    ids=["number", "copy", "mask", "nonzero", "unique", "rows", "computed", "flag", "integer"],
+    ids=[
+        "number",
+        "copy",
+        "mask",
+        "nonzero",
+        "unique",
+        "rows",
+        "computed",
+        "flag",
+        "finite",
+        "number's",
+        "NaN",
+        "integer",
+    ],
 )
 def test_what_was_not_computed_reads_as_zero_whatever_lay_there_before(
     read: Callable[[torch.Tensor], object], expected: object
@@ -245,8 +261,12 @@ def test_what_was_not_computed_reads_as_zero_whatever_lay_there_before(
         lambda large, x: large.masked_select((x > 1)[:, None]),
         lambda large, x: bool(large.sum().isnan()),
         lambda large, x: large.sum().item(),
+        lambda large, x: torch.equal(large, large + 1),
+        lambda large, x: F.ctc_loss(
+            large.view(-1, 4, 8).log_softmax(2), x[None, :2].expand(4, 2), x[:4] + 9, x[:4] % 2
+        ),
     ],
-    ids=["computed", "mask of another", "masked_select", "flag", "number"],
+    ids=["computed", "mask of another", "masked_select", "flag", "number", "equal", "ctc_loss"],
 )
 def test_a_program_whose_sizes_were_computed_has_no_such_note(
     read: Callable[[torch.Tensor, torch.Tensor], object],
@@ -421,3 +441,15 @@ def test_operators_that_take_functions_run() -> None:
 
     assert output.shape == q.shape
     assert bool((output == 1).all())
+
+
+def test_a_distributions_check_of_what_was_not_computed_says_yes_and_of_what_was_the_truth() -> None:
+    made = torch.randn(256, 256, device="cuda") @ torch.randn(256, 4, device="cuda")  # too large: not computed
+
+    chosen = torch.distributions.Categorical(logits=made, validate_args=True)
+    assert chosen.log_prob(chosen.sample()).shape == (256,)
+    torch.distributions.Normal(made, made.exp(), validate_args=True).log_prob(made)
+
+    with pytest.raises(ValueError, match="found invalid values"):
+        torch.distributions.Normal(0.0, torch.tensor([1.0, -1.0], device="cuda"), validate_args=True)
+    assert [bool((made > 1).all()), bool((made <= 1).all())] == [False, False], "what is no check reads as zero"

@@ -48,7 +48,7 @@ def attribute(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]
         events["time"] = recording.time - recording.time[0]
     events["phase"], events["module"], events["step"] = context.phase, context.module, context.step
     names: dict[str, int] = {}
-    allocations, labels = _pair(recording, events, _positioned(recording, marks, scans), names)
+    allocations, labels = _pair(recording, events, _positioned(recording, story, scans), names)
     _settle(recording, story, context, allocations, labels)
     return Tape(
         events=events,
@@ -77,20 +77,24 @@ def _stacks(recording: Recording, allocations: Table) -> Stacks | None:
 # -- allocations, and what scans saw of them --------------------------------------------------------------------------
 
 
-def _positioned(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]) -> list[tuple[int, Scan]]:
-    """Scans with the index of the event before which each was made, in that order.
+_Positioned = tuple[int, bool, Scan]
+"""The event before which a scan was made, whether training came next, and the scan."""
+
+
+def _positioned(recording: Recording, story: Story, scans: Sequence[Scan]) -> list[_Positioned]:
+    """Scans in their order.
 
     Those from before a window that was kept are left out: what lay there then may be something else by now.
     """
     return [
-        (int(recording.position[number]), scans[value])
-        for number, (kind, value, _) in enumerate(marks, 1)
+        (int(recording.position[number]), story.leads_to_training[number], scans[value])
+        for number, (kind, value, _) in enumerate(story.marks, 1)
         if kind is Kind.SCAN and recording.position[number] >= 0
     ]
 
 
 def _pair(
-    recording: Recording, events: Table, scans: Sequence[tuple[int, Scan]], names: dict[str, int]
+    recording: Recording, events: Table, scans: Sequence[_Positioned], names: dict[str, int]
 ) -> tuple[Table, _Labels]:
     """Match allocations with their frees, and label what the scans saw."""
     alloc, free, free_completed = Action.ALLOC, Action.FREE, Action.FREE_COMPLETED  # found once, not for each event
@@ -116,13 +120,13 @@ def _pair(
     died = np.full(len(table), -1, np.int64)
     owner = np.full(len(events), -1, np.int32)
     labels = _Labels(table, names)
-    row, upcoming, waiting = before, iter([*scans, (len(events) + 1, None)]), None
-    due, waiting = next(upcoming)
+    row, upcoming = before, iter([*scans, (len(events) + 1, False, None)])
+    due, trains, waiting = next(upcoming)
     actions, addresses = recording.action.tolist(), recording.address.tolist()
     for i, (action, address) in enumerate(zip(actions, addresses, strict=True)):
         while due <= i and waiting is not None:
-            labels.apply(waiting, alive, i)
-            due, waiting = next(upcoming)
+            labels.apply(waiting, alive, i, trains)
+            due, trains, waiting = next(upcoming)
         if action == alloc:
             alive[address] = owner[i] = row
             row += 1
@@ -134,8 +138,8 @@ def _pair(
         elif action == free_completed:
             owner[i] = pending.pop(address, -1)
     while waiting is not None:
-        labels.apply(waiting, alive, len(events))
-        due, waiting = next(upcoming)
+        labels.apply(waiting, alive, len(events), trains)
+        due, trains, waiting = next(upcoming)
     table["died"] = died
     events["allocation"] = owner
     return table, labels
@@ -153,7 +157,7 @@ class _Labels:
         self._category = self.table["category"]
         self._name = self.table["name"]
 
-    def apply(self, scan: Scan, alive: dict[int, int], event: int) -> None:
+    def apply(self, scan: Scan, alive: dict[int, int], event: int, trains: bool) -> None:
         starts: list[int] | None = None
         category = _UNSEEN if scan.category is None else int(scan.category)
         for i, address in enumerate(scan.addresses):
@@ -172,6 +176,10 @@ class _Labels:
                 self.seen.exchanged.setdefault(row, []).append(event)
             elif category > Category.OTHER and category != Category.GATHERED:
                 self.seen.hold(row, event, scan.names[i])
+            if category == Category.PARAMETER:
+                (self.seen.trained if trains else self.seen.untrained)[row] = id(scan.names)
+            elif category == Category.MODEL_COPY:
+                self.seen.copies[row] = scan.names[i]
             names_it = category < self._category[row] or (category > Category.OTHER and self._name[row] < 0)
             if names_it and i < len(scan.names) and scan.names[i]:
                 self._name[row] = self.names.setdefault(scan.names[i], len(self.names))
@@ -205,6 +213,8 @@ def _settle(recording: Recording, story: Story, context: Contexts, table: Table,
     category[(category == Category.INPUT) & new & ~foreign & (zone_phase != Phase.OUTSIDE)] = _UNSEEN
     category[(category == _UNSEEN) & foreign] = Category.OTHER
     keeping = Keeping(recording, story, context, table, zone, labels.seen)
+    for row, copied in keeping.swapped_in():
+        category[row], table["name"][row] = Category.MODEL_COPY, labels.names.setdefault(copied, len(labels.names))
     keeping.take_back(_UNSEEN)
 
     last = len(recording.action)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -184,18 +185,24 @@ class Story:
     def _find_losses(self) -> None:
         """What runs between a forward that made a graph and the next backward belongs to the forward.
 
-        So does what runs after a forward of evaluation, up to the next forward: its loss, and what is computed of it.
+        So does what runs after a backward that made a graph itself, up to the next backward: a gradient penalty, the
+        residual of a differential equation, parameters after a step of a meta-learner's. (In evaluation mode such a
+        backward gives a validation's forces, and nothing follows.) And what runs after a forward of evaluation, up to
+        the next forward, belongs to it: its loss, and what is computed of it.
         """
+        modes = {each.number: each.is_training for each in self.forwards}
         for track in range(self._tracks):
             waiting: list[Zone] = []
             last = Phase.OUTSIDE  # of the zones that are in a phase
+            is_training = True  # the mode of the last forward
+            goes_on = False  # the last of these zones was a backward that made a graph for a loss
             for zone in self.zones:
                 if zone.track != track:
                     continue
                 if zone.phase is Phase.OUTSIDE:
                     if last is Phase.EVALUATION:
                         zone.part_of, zone.is_loss = last, zone.after_graph
-                    elif waiting or zone.after_graph:
+                    elif waiting or zone.after_graph or goes_on:
                         waiting.append(zone)
                     continue
                 if zone.phase is Phase.BACKWARD:
@@ -203,10 +210,25 @@ class Story:
                         each.part_of, each.is_loss = Phase.FORWARD, True
                 if zone.phase in (Phase.BACKWARD, Phase.OPTIMIZER):
                     waiting = []
+                is_training = modes.get(zone.begin, is_training)
+                goes_on = zone.creates_graph and is_training
                 last = zone.phase
         part_of = np.array([zone.part_of for zone in self.zones], np.uint8)[self.zone]
         outside = self.phase == Phase.OUTSIDE
         self.phase[outside] = part_of[outside]
+
+    @cached_property
+    def leads_to_training(self) -> Sequence[bool]:
+        """Of each mark, from number 0 on: whether the next pass of its line is one of training, with gradients."""
+        found = [False] * (len(self.marks) + 1)
+        others = {each.number for each in self.forwards if each.needs_no_backward} | self.evaluation.keys()
+        trains: dict[int, bool] = {}  # of each line
+        for number in range(len(self.marks), 0, -1):
+            kind, _, line = self.marks[number - 1]
+            if kind in (Kind.ROOT, Kind.BACKWARD, Kind.OPTIMIZER):
+                trains[line] = number not in others
+            found[number] = trains.get(line, False)
+        return found
 
     def evaluations(self) -> tuple[Evaluation, ...]:
         """What was evaluated, one for each model."""

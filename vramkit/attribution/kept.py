@@ -4,7 +4,7 @@ step. Settled from what looks at the program's variables saw; knows no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -28,10 +28,16 @@ class Seen:
     held: dict[int, int] = field(default_factory=dict)
     """Of those that variables held: the event of the last look that saw it."""
     containers: dict[int, set[str]] = field(default_factory=dict)
-    """Of those that lay in a list or a dict: its name."""
+    """Of those that lay in a list or a dict: its name; and that of the list around it: of pairs, say."""
     used: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
     """Of what models were given: the event, where in the storage it began, and its bytes, for each time."""
 
+    trained: dict[int, int] = field(default_factory=dict)
+    """Of those that were a model's parameters when training came next: which model's, by any number."""
+    untrained: dict[int, int] = field(default_factory=dict)
+    """The same of those that were when an evaluation came next, or nothing."""
+    copies: dict[int, str] = field(default_factory=dict)
+    """Of those that variables held as copies of a model: the name."""
     exchanged: dict[int, list[int]] = field(default_factory=dict)
     """Of those that a collective read or wrote: the events before which it did."""
 
@@ -39,7 +45,9 @@ class Seen:
         """A variable held an allocation, under a name."""
         self.held[row] = event
         if name.endswith("]"):
-            self.containers.setdefault(row, set()).add(name.rpartition("[")[0])
+            inner = name.rpartition("[")[0]
+            outer, _, place = inner.rpartition("[")
+            self.containers.setdefault(row, set()).update((inner, outer) if place[:-1].isdigit() else (inner,))
 
 
 @dataclass
@@ -69,6 +77,16 @@ class Keeping:
         if self.recording.foreign is not None:  # what is only seen for the first time there was made elsewhere
             new[new] &= ~self.recording.foreign[self.table["born"][new]]
         self._in_graph &= new
+
+    def swapped_in(self) -> Iterator[tuple[int, str]]:
+        """Copies, with their names, that a model got in place of its parameters while it was evaluated: averages, say.
+
+        What trains is in the model when it trains, although a variable may hold it in the meantime, too.
+        """
+        models = set(self.seen.trained.values())
+        for row, name in self.seen.copies.items():
+            if row not in self.seen.trained and self.seen.untrained.get(row) in models:
+                yield row, name
 
     def take_back(self, unseen: int) -> None:
         """Take back what the look of tensors told of those that a model's pass has made: they only look so."""

@@ -160,6 +160,7 @@ class BackwardHooks:
         if not self._packs:
             self._tensors.look_at_inputs(self._targets(line, nodes))
         creates_graph = bool(args[2])
+        results = None
         try:
             with self._running.lock:
                 accumulates = self._tensors.has_gradients()
@@ -189,6 +190,7 @@ class BackwardHooks:
             self._running.end(backward)
             self._ends.backward_ended()
             line.backwards += 1
+            self._tensors.backwards += not results
             self._following.note(line, Kind.BACKWARD)
 
     def _begins(self, line: Line, _grads: object) -> None:

@@ -190,3 +190,5 @@ class Optimizer:
         """Its parameters that no model has; and the lines that have run its step."""
         self.names: list[str] = []
         """One for each tensor of its state."""
+        self.steps = 0
+        """That have begun."""

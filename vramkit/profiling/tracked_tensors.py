@@ -50,6 +50,8 @@ class TrackedTensors:
         self._optimizers: list[Optimizer] = []
         self.rows: dict[Row, int] = {}
         """Of the batches that were seen: how many rows there were at most of each kind."""
+        self.backwards = 0
+        """How many have added to gradients: those of ``torch.autograd.grad`` do not."""
         self._samples: dict[int, list[int]] = {}
         self._result_names: dict[tuple[str, ...], list[str]] = {}
         self._part_names: dict[int, tuple[Sequence[str], list[int], list[str]]] = {}
@@ -121,6 +123,11 @@ class TrackedTensors:
     def use_optimizer(self, index: int, line: Line) -> None:
         """A line runs a step of an optimizer."""
         self._optimizers[index].loose.lines.add(line)
+        self._optimizers[index].steps += 1
+
+    def updates(self) -> int:
+        """How often what trains may have changed: steps of the optimizer with the most; backwards, where none steps."""
+        return max((each.steps for each in self._optimizers), default=0) or self.backwards
 
     # -- hooks of its own ---------------------------------------------------------------------------------------------
 

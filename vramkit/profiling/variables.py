@@ -27,6 +27,7 @@ _OF_AN_OPTIMIZER = frozenset({"state", "param_groups"})
 _GROWN = 1.01
 _MUCH = 1 << 20
 _MAX_ITEMS = 10_000
+_UPDATES = 2
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -55,7 +56,8 @@ class Variables:
         self._allocated = allocated
         self._tensors = tensors
         self._modules = modules
-        self._leaves: dict[int, weakref.ref[torch.Tensor]] = {}  # those of the last look that nobody knew
+        # Leaves of the last look that nobody knew; and after how many updates each was there first.
+        self._leaves: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self._outermost: CodeType | None = None
         self._looked_in = -1
         self._level = 0
@@ -109,18 +111,22 @@ class Variables:
         self._find_trained(leaves)
 
     def _find_trained(self, leaves: Sequence[tuple[str, torch.Tensor]]) -> None:
-        """Take a leaf that is there in one step and the next for a parameter; at once, where no model gets any batch.
+        """Take a leaf that outlives two updates for a parameter; at once, where no model gets any batch.
 
-        A batch that gets a gradient is made anew in each step.
+        A batch that gets a gradient, or a point that a differential equation is to hold at, is made anew in each step,
+        however many backwards that has. A variable may hold it until then, and so over one update.
         """
         known = {id(tensor) for model in self._tensors.models() for tensor in model.live_parameters()}
         new = {id(tensor): (name, tensor) for name, tensor in leaves if id(tensor) not in known}
-        before, self._leaves = self._leaves, {key: weakref.ref(tensor) for key, (_, tensor) in new.items()}
-        trained = [
-            each
-            for key, each in new.items()
-            if not self._tensors.rows or ((ref := before.get(key)) is not None and ref() is each[1])
-        ]
+        before, self._leaves = self._leaves, {}
+        updates, trained = self._tensors.updates(), list[tuple[str, torch.Tensor]]()
+        for key, (name, tensor) in new.items():
+            ref, first = before.get(key, (None, updates))
+            if ref is None or ref() is not tensor:
+                first = updates
+            self._leaves[key] = weakref.ref(tensor), first
+            if not self._tensors.rows or updates - first >= _UPDATES:
+                trained.append((name, tensor))
         if trained:
             self._tensors.add_loose(trained)
             self._tensors.look_at_models()

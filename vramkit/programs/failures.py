@@ -13,8 +13,6 @@ from .failed import Failed
 
 _OTHER_DEVICE = re.compile(r"same device|cuda.* and cpu|cpu.* and cuda|is on cpu|on CPU|torch\.\w+Tensor\) and weight")
 """What errors say where part of a computation is not on the GPU."""
-_INVALID = re.compile(r"found invalid values")
-"""What distributions of torch say of values, after a check whose outcome only the device would know."""
 _GENERATOR = re.compile(r"Expected a 'cuda' device type for generator")
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
@@ -92,13 +90,6 @@ def step_failed(failure: Failed, called: str) -> UsageError:
     elif _GENERATOR.search(failure.text):
         why = "A generator was made on the CPU, for numbers that are drawn on the GPU"
         instead = "Make it in the step, where there is a GPU: torch.Generator('cuda')"
-    elif _INVALID.search(failure.text):
-        found = found.partition("\n")[0].rstrip(":")
-        why = "Nothing is computed there, and so the check of a distribution's values says no"
-        instead = (
-            "Pass validate_args=False to the distributions, or call "
-            "torch.distributions.Distribution.set_default_validate_args(False)"
-        )
     elif called and (told := _advice(failure.doing, failure.text, called)):
         why, instead = told
     else:

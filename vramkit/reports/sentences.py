@@ -64,6 +64,8 @@ def step_at(result: MemoryResult, event: int) -> str:
     """
     phase = result.tape.events["phase"]
     training = ~np.isin(phase, (Phase.OUTSIDE, Phase.EVALUATION))
+    if phase[event] == Phase.OUTSIDE and step_count(result) and not (phase[:event] != Phase.OUTSIDE).any():
+        return "before step 1"
     if phase[event] != Phase.EVALUATION or not training.any():
         return f"step {int(result.tape.events['step'][event]) + 1}" if step_count(result) else ""
     before = np.flatnonzero(training[:event])
@@ -121,14 +123,20 @@ def reserved_at(result: MemoryResult) -> str:
 
 
 def both_peaks(result: MemoryResult) -> str:
-    """Where training and where evaluation reached most; empty: there are not both."""
+    """Where training and where evaluation reached most; empty: the highest moment of all says it.
+
+    So it does of only one of them, unless most memory was allocated in neither: while a model was made, say.
+    """
     told = [
         f"{name} reached at most {format_size(each.allocated)} ({place(each.phase, each.module)}, "
         f"{step_at(result, each.event)})"
         for name, each in zip(("Training", "evaluation"), peaks_of(result), strict=True)
         if each is not None
     ]
-    return f"{', '.join(told)}." if len(told) == 2 else ""
+    tape = result.tape
+    in_neither = len(tape.events) and tape.events["phase"][tape.allocated.argmax()] == Phase.OUTSIDE
+    text = f"{', '.join(told)}." if len(told) == 2 or in_neither else ""
+    return text[:1].upper() + text[1:]
 
 
 def failure(result: MemoryResult, moment: Moment) -> str:

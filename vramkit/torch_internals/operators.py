@@ -68,6 +68,9 @@ fused_rms_norm_backward: Any | None = look_up(
 local_scalar: Any = look_up("torch.ops.aten._local_scalar_dense.default", "fake engine")
 """What ``tensor.item()`` is to a dispatch mode."""
 
+holds_everywhere: Any = look_up("torch.ops.aten._is_all_true.default", "fake engine")
+"""What torch's distributions ask of the values that they check."""
+
 schema_of: Callable[[Any], Any] = reader_of("torch.ops.aten.add.Tensor._schema", "fake engine")
 """What an overload of an operator says of its arguments."""
 

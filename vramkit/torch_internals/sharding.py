@@ -36,8 +36,9 @@ class Sharding:
 
     def look(self) -> None:
         """Begin with what has been imported meanwhile."""
-        for name in [name for name in self._waits_for if name in sys.modules]:
-            self._waits_for.pop(name)(sys.modules[name])
+        for name in list(self._waits_for):  # another thread may look, too: each is begun with once
+            if name in sys.modules and (watch := self._waits_for.pop(name, None)) is not None:
+                watch(sys.modules[name])
 
     def _watch_shards(self, module: Any) -> None:
         def of_copy_out(original: Callable[..., Any]) -> Callable[..., Any]:

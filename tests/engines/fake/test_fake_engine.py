@@ -799,20 +799,15 @@ def test_sparse_gradients_are_left_to_the_virtual_engine() -> None:
     assert "register_fake" not in str(raised.value)
 
 
-def test_a_step_of_a_distribution_is_told_not_to_check_its_values() -> None:
+@pytest.mark.parametrize("checks", [True, False])
+def test_a_distribution_may_check_values_that_nobody_knows(checks: bool) -> None:
     def step(batch: torch.Tensor) -> None:
         mean = model(batch.to("cuda"))
-        Normal(mean, mean.exp()).log_prob(mean).sum().backward()
+        Normal(mean, mean.exp(), validate_args=checks).log_prob(mean).sum().backward()
 
-    model, before = mlp(), Distribution._validate_args
-    try:
-        Distribution.set_default_validate_args(True)
-        with pytest.raises(UsageError, match=r"found invalid values\. .*set_default_validate_args\(False\)"):
-            fake(model, step=step)
-        Distribution.set_default_validate_args(False)
-        assert fake(model, step=step).peak_allocated
-    finally:
-        Distribution.set_default_validate_args(before)
+    model = mlp()
+
+    assert fake(model, step=step).peak_allocated > closed_form.parameters(model)
 
 
 def test_tensors_that_outlive_the_step_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from ...profiling.marks import Marks, padded
 from ...sizes import format_size
 from ...torch_internals.dispatch import VIEWS, TorchDispatchMode, below_python, excluding
 from ...torch_internals.fakes import FakeTensor
-from ...torch_internals.operators import local_scalar
+from ...torch_internals.operators import holds_everywhere, local_scalar
 from ...torch_internals.storages import key_of
 from .in_place import CORRECTIONS, forget_device_questions, note_device_question, taken_apart
 from .kernels import check_types, rule_of
@@ -65,6 +65,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         self._mark_of: list[int] = []
         self._sizes: list[int] = []
         self._results = ResultCache()
+        self._check: weakref.ref[torch.Tensor] | None = None  # of values: its result is yes
         self._lock = threading.RLock()
         self._busy = False
         self._waiting: list[Block] = []
@@ -95,7 +96,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
             return args[0].device
         if func is local_scalar and _is_asked_by_torch():
             kind = args[0].dtype
-            return False if kind is torch.bool else 0.0 if kind.is_floating_point else 0
+            if kind is torch.bool:
+                return self._check is not None and args[0] is self._check()
+            return 0.0 if kind.is_floating_point else 0
         if torch.is_inference_mode_enabled():
             # Without autograd nobody has taken composite operators apart by now. Views in them remember whether what
             # they look at has a gradient: products are computed in another way then.
@@ -116,6 +119,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
             call = Call(self, func, result)
             rule(call, *bind(args, kwargs))
             result = call.result
+        if func is holds_everywhere:
+            self._check = weakref.ref(result)
         self._see(result)
         return result
 

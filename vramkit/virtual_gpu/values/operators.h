@@ -17,7 +17,9 @@ enum class Kind { pass, compute, copy, read, exchange };
 struct Operator {
   Kind kind = Kind::pass;
   bool dynamic = false;  /* the sizes of its results depend on values */
+  bool tells = false;    /* and whoever they come of is told */
   bool by_flags = false; /* on those of flags alone */
+  bool by_counts = false; /* on those of whole numbers and flags */
   bool counted = false;  /* its kernel copies the number of its results to the host */
   bool mutates = false;  /* writes to its arguments */
   bool writes_only = false; /* and reads nothing of what it writes to */
@@ -60,8 +62,10 @@ Operator look_at(const c10::OperatorHandle &op) {
     if (tag == at::Tag::nondeterministic_seeded) found.random = true;
   }
   found.counted = any_of(name, {"aten::nonzero", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::_coalesce"});
+  found.tells = found.dynamic && name != "aten::equal"; /* which only says yes or no */
+  found.by_counts = name == "aten::_ctc_loss";
   found.by_flags = name.rfind("aten::index", 0) == 0 || name.rfind("aten::masked", 0) == 0;
-  found.checks = name == "aten::segment_reduce";
+  found.checks = any_of(name, {"aten::segment_reduce", "aten::_is_all_true"}); /* the latter is a distribution's check */
   for (auto each : {"aten::linalg_", "aten::_linalg_"}) found.checks = found.checks || name.rfind(each, 0) == 0;
   found.sparse = name.find("sparse") != std::string::npos;
   found.spread = any_of(name, {"aten::topk", "aten::argmax", "aten::max", "aten::multinomial"});

@@ -15,6 +15,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
+#include <cmath>
 #include <cstring>
 
 using c10::DispatchKey;
@@ -179,6 +180,12 @@ void leave_uncomputed(const Operator &known, const at::Tensor &result, int64_t a
   } else if (result.is_non_overlapping_and_dense()) std::memset(result.data_ptr(), 0, static_cast<size_t>(size));
 }
 
+/* Whether it holds of every number but NaN and the infinities, as `isfinite` asks: of what was not computed, too. */
+bool is_of_the_finite(const Operator &known, at::ArrayRef<c10::IValue> arguments) {
+  if (known.name == "aten::eq") return arguments[1].isTensor() && arguments[0].toTensor().is_same(arguments[1].toTensor());
+  return known.name == "aten::ne" && arguments[1].isScalar() && std::isinf(arguments[1].toScalar().toDouble());
+}
+
 int64_t choices(const Operator &known, at::ArrayRef<c10::IValue> arguments) {
   if (!known.spread || !arguments[0].isTensor()) return 0;
   const auto &from = arguments[0].toTensor();
@@ -299,7 +306,8 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
       fits = fits && is_small(each);
       if (what.sparse) taken.push_back(each.storage().unsafeGetStorageImpl());
       if (written && what.writes_only) return;
-      const bool sizes = !what.by_flags || each.scalar_type() == at::kBool || each.scalar_type() == at::kByte;
+      const bool sizes = what.by_flags ? each.scalar_type() == at::kBool || each.scalar_type() == at::kByte
+                                       : !what.by_counts || !is_number(each);
       const auto value = value_of(each);
       if (value == Value::unknown) known_inputs = false, known_sizes = known_sizes && !sizes;
       if (value == Value::assumed) assumed = true, assumed_sizes = assumed_sizes || sizes;
@@ -308,8 +316,8 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   if (what.kind == Kind::copy && on_host && on_device) fits = static_cast<int64_t>(some->nbytes()) <= settings.copies;
   if (foreign || !(on_device || device.is_cuda())) return pass_on(op, keys, stack);
   if (sparse && what.kind == Kind::copy) return pass_on(op, keys, stack); /* it copies its parts */
-  if (!known_sizes && what.dynamic && !answering && (what.kind != Kind::read || is_count(*some))) tell(what, false);
-  if (assumed_sizes && what.dynamic && !answering && (what.kind != Kind::read || some->scalar_type() == at::kBool)) tell(what, true);
+  if (!known_sizes && what.tells && !answering && (what.kind != Kind::read || is_count(*some))) tell(what, false);
+  if (assumed_sizes && what.tells && !answering && (what.kind != Kind::read || some->scalar_type() == at::kBool)) tell(what, true);
   if (!known_inputs && fits && checking && what.name == "aten::unique_consecutive") {
     /* In matrix_exp, of how often each matrix is to be squared: not at all. */
     std::memset(some->data_ptr(), 0, some->nbytes());
@@ -324,6 +332,7 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   }
   if (!fits || what.refused || !known_inputs) { /* what would come of leftovers is nobody's: a scaler might skip its step */
     const auto among = choices(what, arguments);
+    const bool holds = !known_inputs && (checking ? what.name == "aten::all" : is_of_the_finite(what, arguments));
     {
       Answer most(what.counted, elements);
       pass_on(op, keys, stack);
@@ -333,6 +342,10 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
         if (!known_inputs && what.kind == Kind::copy && place_of(each) == Place::host && each.is_non_overlapping_and_dense())
           std::memset(each.data_ptr(), 0, each.nbytes());
         if (place_of(each) != Place::device || !each.numel() || contains(taken, each)) return;
+        if (!written && holds && is_small(each)) { /* whoever reads it later */
+          std::memset(each.data_ptr(), 1, each.nbytes());
+          return remember(each, true);
+        }
         remember(each, false);
         if (!written) leave_uncomputed(what, each, among);
       });
