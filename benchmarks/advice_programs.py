@@ -1,5 +1,5 @@
-"""Small programs, each with what people do wrong, and with the changes that are advised. A program is given the name of a
-change, and makes it; with "" it is as it was.
+"""Small programs, each with what people do wrong, and with the changes that are advised. A program is given the name
+of a change, and makes it; with "" it is as it was.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def logged_penalty(change: str) -> object:
         batch = torch.randn(2048, 512, device="cuda")
         if step % 3 == 0:
             penalty = model(batch).abs().mean()
-            log.append(float(penalty) if change else penalty)
+            log.append(penalty.item() if change else penalty)
         _step(optimizer, model(batch).pow(2).mean())
     return log
 

@@ -3,9 +3,9 @@
     python benchmarks/bench_advice.py [--only PROGRAM] [--write docs/advice.md]
     python benchmarks/bench_advice.py --folder FOLDER [--gpu t4]
 
-All run in one process on a virtual T4, so that the peaks of two differ by the change alone. With a folder of scripts, those
-that have changed ones in its folder ``remedies`` (``p02_val.py``: ``remedies/p02_nograd.py``) are run, each in a process of
-its own; the advice is printed beside what each change saved.
+All run in one process on a virtual T4, so that the peaks of two differ by the change alone. With a folder of scripts,
+those that have changed ones in its folder ``remedies`` (``p02_val.py``: ``remedies/p02_nograd.py``) are run, each in a
+process of its own; the advice is printed beside what each change saved.
 """
 
 from __future__ import annotations

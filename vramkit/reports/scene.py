@@ -105,6 +105,22 @@ class Scene:
         np.add.at(change, table["died"][dead] + 1, -weights[dead])
         return np.cumsum(change)
 
+    def less_without_graph(self, made: npt.NDArray[np.bool_], weights: Ints | None = None) -> Ints:
+        """Bytes that are not there at each moment if forwards keep nothing for a backward: two tensors of each stay
+        while it runs, what a layer is given and what it returns, and the largest are taken.
+
+        Args:
+            made: what the forwards made.
+            weights: bytes of each allocation that are not there; None: all of those.
+        """
+        less = self.less(np.where(made, self.block, 0) if weights is None else weights)
+        rows = np.flatnonzero(made)
+        for group in grouped(rows, self.fates.maker[rows]):
+            each = self.fates.forwards[self.fates.maker[group[0]]]
+            begin, end = int(each["begin"]) + 1, int(each["end"]) + 1
+            less[begin:end] = np.maximum(0, less[begin:end] - int(np.sort(self.block[group])[-2:].sum()))
+        return less
+
     def saved_over_time(self, less: Ints) -> int:
         """Bytes saved if so many were not there at each moment."""
         if self.moment.failed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -76,15 +75,8 @@ def _of_evaluation(scene: Scene, root: int, held: _Mask, what: str) -> Iterator[
     maker = np.maximum(fates.maker, 0)
     graphs = (fates.forwards["phase"] == Phase.EVALUATION) & fates.forwards["has_grad"]
     graphs &= fates.forwards["module"] == root
-    # Of each forward two tensors stay while it runs: what a layer is given, and what it returns.
     made = (fates.maker >= 0) & graphs[maker] & (scene.category == Category.ACTIVATION)
-    weights = np.where(made | held, scene.block, 0)
-    rows = np.flatnonzero(made)
-    less = scene.less(weights)
-    for group in grouped(rows, fates.maker[rows]):
-        each = fates.forwards[fates.maker[group[0]]]
-        begin, end = int(each["begin"]) + 1, int(each["end"]) + 1
-        less[begin:end] = np.maximum(0, less[begin:end] - int(np.sort(scene.block[group])[-2:].sum()))
+    less = scene.less_without_graph(made, np.where(made | held, scene.block, 0))
     yield Advice(
         saves=scene.saved_over_time(less),
         text=f"evaluate {_name(scene, root)} under torch.no_grad(): {what}, and no backward followed",
@@ -129,36 +121,42 @@ def _summed(scene: Scene) -> Iterator[Advice]:
     """
     fates = scene.fates
     current = fates.last_begun(scene.moment.event)
-    for backward, members in fates.together.items():
-        if not members or not (members[0] <= current and int(fates.backwards["end"][backward]) > scene.moment.event):
+    count, name, groups = 0, "", list[list[int]]()
+    for backward, every in fates.together.items():
+        roots, counts = np.unique(fates.forwards["module"][every], return_counts=True)
+        root = int(roots[counts.argmax()])
+        members = [member for member in every if fates.forwards["module"][member] == root]
+        if len(members) < 2:
             continue
-        roots, counts = np.unique(fates.forwards["module"][members], return_counts=True)
-        root, count = int(roots[counts.argmax()]), int(counts.max())
-        members = [member for member in members if fates.forwards["module"][member] == root]
-        if count < 2 or not all(_has_loss(scene, member) for member in members):
-            continue
+        groups.append(members)
+        if members[0] <= current and int(fates.backwards["end"][backward]) > scene.moment.event:
+            count, name = len(members), _name(scene, root)
+            if not all(_has_loss(scene, member) for member in members):
+                return
+    if count:
         yield Advice(
-            saves=scene.saved_over_time(_apart(scene, members)),
-            text=f"call backward() on each loss, not on their sum: the graphs of {count:,} forwards of "
-            f"{_name(scene, root)} are alive until one backward",
+            saves=scene.saved_over_time(_apart(scene, groups)),
+            text=f"call backward() on each loss, not on their sum: the graphs of {count:,} forwards of {name} are "
+            "alive until one backward",
             is_cause=True,
         )
-        return
 
 
-def _apart(scene: Scene, members: Sequence[int]) -> Ints:
-    """Bytes that are not there at each moment if each of some forwards has its own backward right after it."""
+def _apart(scene: Scene, groups: Sequence[Sequence[int]]) -> Ints:
+    """Bytes that are not there at each moment if each forward of some groups has its own backward right after it."""
     fates, table = scene.fates, scene.result.tape.allocations
-    less = np.zeros(len(scene.result.timeline), np.int64)
-    for member, following in pairwise(members):
-        rows = (fates.maker == member) & (scene.category == Category.ACTIVATION)
-        since = np.full(len(table), int(fates.forwards["begin"][following]), np.int64)
-        less += scene.less(np.where(rows, scene.block, 0), since)
-    early, step = int(fates.forwards["begin"][members[1]]), int(fates.forwards["step"][members[0]])
-    gradients = (scene.category == Category.GRADIENT) & (table["step"] == step) & (table["born"] > early)
+    begins, steps = fates.forwards["begin"], fates.forwards["step"]
+    since = np.full(len(begins) + 1, len(scene.result.tape.events), np.int64)
+    early = np.full(int(steps.max()) + 1, len(scene.result.tape.events), np.int64)  # of each step: its first backward
+    for members in groups:
+        since[[*members[:-1]]] = begins[[*members[1:]]]
+        early[steps[members[0]]] = begins[members[1]]
+    less = scene.less(np.where(scene.category == Category.ACTIVATION, scene.block, 0), since[fates.maker])
+    rows = np.flatnonzero((scene.category == Category.GRADIENT) & (table["step"] < len(early)) & (table["born"] >= 0))
+    rows = rows[table["born"][rows] > early[table["step"][rows]]]
     change = np.zeros(len(less), np.int64)
-    np.add.at(change, table["born"][gradients] + 1, scene.block[gradients])
-    change[early + 1] -= int(scene.block[gradients].sum())
+    np.add.at(change, table["born"][rows] + 1, scene.block[rows])
+    np.add.at(change, early[table["step"][rows]] + 1, -scene.block[rows])
     return less + np.cumsum(change)
 
 
@@ -166,7 +164,7 @@ def _has_loss(scene: Scene, member: int) -> bool:
     """Whether a single number was computed of what a forward's last layer returned, before the next forward."""
     table = scene.result.tape.allocations
     rows = np.flatnonzero(scene.fates.maker == member)
-    large = rows[table["requested"][rows] > _SCALAR]
+    large = rows[(table["requested"][rows] > _SCALAR) & (table["module"][rows] >= 0)]
     return bool(len(large)) and bool((table["requested"][rows[rows > large[-1]]] <= _SCALAR).any())
 
 
@@ -253,7 +251,9 @@ def _activations(scene: Scene) -> _Mask:
 
 
 def _keeps_graph(scene: Scene, rows: _Mask) -> _Mask:
-    """Of each forward whether its graph is kept: it made one, no backward used it, half of what it left is there."""
+    """Of each forward whether its graph is kept: it made one, no backward used it, half of what it left is there. A
+    single tensor is an output that is kept; or the state, where the step's backward freed nothing at all.
+    """
     fates = scene.fates
     count = len(fates.forwards)
     left = (fates.maker >= 0) & np.isin(scene.category, (Category.ACTIVATION, Category.OUTPUT))
@@ -261,7 +261,9 @@ def _keeps_graph(scene: Scene, rows: _Mask) -> _Mask:
     alive = np.bincount(fates.maker[rows], scene.block[rows], count)
     tensors = np.bincount(fates.maker[rows], minlength=count)
     result: _Mask = fates.forwards["made_graph"] & ~fates.is_used & ~fates.is_abandoned
-    result &= (tensors > 1) & (2 * alive >= of_all)
+    steps = fates.forwards["step"]
+    retained = np.isin(steps, fates.backwards["step"]) & ~np.isin(steps, steps[fates.is_used])
+    result &= (tensors > np.where(retained, 0, 1)) & (2 * alive >= of_all)
     return result
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ...sizes import format_size
-from ...tape.events import Category
+from ...tape.events import Category, Phase
 from ...tape.owners import owners
 from ...tape.usage import models_of
 from ..layout import counted
-from ..scene import Scene, grouped
+from ..scene import Scene
 from ..tree import shown_name
 from .advised import Advice
 
@@ -90,15 +90,13 @@ def _frozen(scene: Scene) -> Iterator[Advice]:
     rows = kept & inside[tape.allocations["module"]]
     if not trained.any() or not scene.at(rows) * 4 > scene.moment.breakdown.allocated:
         return
-    weights = np.where(rows, scene.block, 0)
-    chosen = np.flatnonzero(rows)
-    for group in grouped(chosen, fates.maker[chosen]):
-        weights[group[np.argsort(weights[group], kind="stable")[-2:]]] = 0  # what a layer is given, and returns
+    gradients = (scene.category == Category.TEMPORARY) & (tape.allocations["phase"] == Phase.BACKWARD)
+    gradients &= inside[tape.allocations["module"]]
     first = tape.allocations["module"][np.flatnonzero(kept & trained[tape.allocations["module"]])[:1]]
     before = shown_name(tape.modules[int(first[0])].name, 40) if len(first) else "what comes before"
     name = shown_name(tape.modules[int(np.flatnonzero(inside)[0])].name, 40)
     yield Advice(
-        saves=scene.saved(weights),
+        saves=scene.saved_over_time(scene.less_without_graph(rows, np.where(rows | gradients, scene.block, 0))),
         text=f"run {name}, whose layers are frozen, under torch.no_grad(), if {before} before it need not train: "
         f"its activations are kept only for that",
     )
