@@ -59,6 +59,21 @@ class Fates:
         return result
 
     @cached_property
+    def is_idle(self) -> _Mask:
+        """Of each forward whether it made a graph, and no backward ever used one of its model's, though each time one
+        came later in the step: a teacher's that runs with gradients.
+        """
+        forwards, result = self.forwards, np.zeros(len(self.forwards), bool)
+        after = np.searchsorted(self.backwards["begin"], forwards["end"])
+        steps = np.append(self.backwards["step"], -1)
+        waits = forwards["made_graph"] & (forwards["phase"] == Phase.FORWARD) & (steps[after] == forwards["step"])
+        for module in np.unique(forwards["module"][waits]).tolist():
+            of_module = forwards["module"] == module
+            if not self.is_used[of_module].any() and self.is_used.any() and waits[of_module].all():
+                result |= of_module
+        return result
+
+    @cached_property
     def is_abandoned(self) -> _Mask:
         """Of each forward whether it, or what followed it, ran out of memory, and another forward came after that."""
         result = np.zeros(len(self.forwards), bool)

@@ -26,6 +26,8 @@ def _checkpoint(scene: Scene) -> Iterator[Advice]:
     phase = Phase.RECOMPUTE if again else Phase.FORWARD
     inside = (scene.category == Category.ACTIVATION) & (owner >= 0) & (tape.allocations["phase"] == phase)
     inside &= ~scene.left_behind
+    if len(scene.fates.forwards) and not again:
+        inside &= (scene.fates.forwards["has_grad"] & ~scene.fates.is_idle)[scene.fates.maker]
     if again and len(np.unique(owner[inside & scene.moment.alive])) < 2:
         return
     weights = np.where(inside, scene.block, 0)

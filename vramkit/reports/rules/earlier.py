@@ -39,7 +39,7 @@ def _graphs(scene: Scene) -> Iterator[Advice]:
     on. Assumes that under ``no_grad`` two tensors are there at once, what a layer is given and what it returns.
     """
     fates, rows = scene.fates, scene.left_behind
-    is_graph = _keeps_graph(scene, rows)
+    is_graph = _keeps_graph(scene, rows) & ~fates.is_idle
     if Phase.BACKWARD not in scene.phases:
         return
     evaluates = fates.forwards["phase"] == Phase.EVALUATION
@@ -68,6 +68,20 @@ def _graphs(scene: Scene) -> Iterator[Advice]:
                 text = f"keep float(loss) or loss.detach() instead of loss, or run them under torch.no_grad(): {what}, "
                 text += "and no backward used them"
             yield Advice(saves=scene.saved_over_time(less), text=text, is_cause=True)
+
+
+def _teachers(scene: Scene) -> Iterator[Advice]:
+    """Models that run in training steps, and whose graphs no backward ever uses."""
+    fates = scene.fates
+    for root in np.unique(fates.forwards["module"][fates.is_idle]).tolist():
+        idle = fates.is_idle & (fates.forwards["module"] == root)
+        made = _of(scene, idle) & (scene.category == Category.ACTIVATION)
+        yield Advice(
+            saves=scene.saved_over_time(scene.less_without_graph(made)),
+            text=f"run {_name(scene, root)} under torch.no_grad(): its {counted(int(idle.sum()), 'forward')} made "
+            "graphs, and no backward used one",
+            is_cause=True,
+        )
 
 
 def _of_evaluation(scene: Scene, root: int, held: _Mask, what: str) -> Iterator[Advice]:
@@ -321,7 +335,7 @@ def _returned_by(scene: Scene, module: int, row: int) -> int:
     while module >= 0 and modules[module].parent >= 0:
         parent = modules[modules[module].parent]
         elements = int(np.prod(parent.output_shape, dtype=np.int64)) if parent.output_shape else 0
-        if parent.parent < 0 or size not in (2 * elements, 4 * elements):
+        if size not in (2 * elements, 4 * elements):
             break
         own = modules[module].name
         others = [each for each in names if not f"{each}.".startswith(f"{own}.")]
@@ -342,6 +356,7 @@ def _name(scene: Scene, module: int) -> str:
 RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
     _after_failures,
     _graphs,
+    _teachers,
     _kept_outputs,
     _summed,
     _no_graph,

@@ -66,10 +66,10 @@ def _chain(scene: Scene) -> npt.NDArray[np.bool_]:
 
 
 def _output_of(scene: Scene, rows: Ints) -> int:
-    """The last of a layer's allocations that has the size of its output; -1: none has."""
+    """The one of a layer's allocations that has the size of its output; -1: none or several have, as in chunks."""
     requested = scene.result.tape.allocations["requested"][rows]
     fits = np.isin(requested, (2 * scene.of_output[rows], 4 * scene.of_output[rows])) & (requested > 0)
-    return int(rows[np.flatnonzero(fits)[-1]]) if fits.any() else -1
+    return int(rows[fits][0]) if int(fits.sum()) == 1 else -1
 
 
 def _in_backward(scene: Scene, member: int, layer: int, is_layer: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
