@@ -94,9 +94,9 @@ def table(rows: Iterable[Row]) -> str:
     for row in rows:
         said = "no figure" if row.said is None else format_size(row.said)
         mark = "" if row.holds and row.is_found else " (misses)"
-        lines.append(
-            f"| {row.program} | {row.change} | {said} | {format_size(row.saved)}{mark} | {row.line or 'none'} |"
-        )
+        name = f"**{row.program}**" if row.is_cause else row.program
+        line = row.line or "none"
+        lines.append(f"| {name} | {row.change} | {said} | {format_size(row.saved)}{mark} | {line} |")
     claims = [row for row in rows if row.said is not None]
     causes = [row for row in rows if row.is_cause]
     lines += [

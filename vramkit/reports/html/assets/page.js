@@ -218,7 +218,7 @@
           element(
             "div",
             { class: "saves" },
-            isComputed ? element("b", {}, `${ofReserved ? "up to" : "about"} ${sizeText(saves)}`) : null,
+            isComputed ? element("b", {}, `about ${sizeText(saves)}`) : null,
             isComputed
               ? element("span", { class: "saves-bar", style: { width: `${(100 * saves) / highest}%` } })
               : null,
