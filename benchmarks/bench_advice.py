@@ -58,6 +58,7 @@ class Row:
 
 def measured(only: str = "") -> list[Row]:
     """All cases, or those of one program, on the virtual GPU that is active."""
+    sys.path.insert(0, str(Path(__file__).parent))
     from advice_programs import cases  # imports torch
 
     rows, before = list[Row](), dict[str, tuple[int, list[Advice]]]()

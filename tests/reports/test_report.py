@@ -285,6 +285,27 @@ def test_what_expandable_segments_save_is_replayed_and_comes_last() -> None:
     assert not any(each.of_reserved for each in advise(Profile(tape=grown), moment_of(Profile(tape=grown))))
 
 
+def convolved(*, grows: bool) -> Profile:
+    """Three steps of a convolution, the first with a workspace of its own."""
+    story, modules = Story(), (*MODULES[:-1], replace(MODULES[HEAD], kind="Conv2d"))
+    for step in range(3):
+        size = 16 + grows * step
+        kept = story.alloc(size * MIB, Category.ACTIVATION, module=HEAD, step=step)
+        workspace = story.alloc(
+            (2 + 62 * (step == 0)) * MIB, Category.TEMPORARY, Phase.BACKWARD, module=HEAD, step=step
+        )
+        story.free(workspace, Phase.BACKWARD, module=HEAD, step=step)
+        story.free(kept, Phase.BACKWARD, step=step)
+    return story.profile(modules=modules)
+
+
+def test_workspaces_that_only_the_first_step_tried_are_told_from_those_of_another_shape() -> None:
+    [tried] = [size for text, size in texts(convolved(grows=False)).items() if "leave" in text]
+
+    assert tried == (16 + 64) * MIB - (16 + 2) * MIB
+    assert not any("leave" in text for text in texts(convolved(grows=True)))
+
+
 def test_cached_memory_that_is_less_than_a_request_is_not_the_reason_of_a_failure() -> None:
     story = training()
     story.event(Action.OOM, GIB, Phase.BACKWARD)

@@ -86,7 +86,7 @@ def _trials(scene: Scene) -> Iterator[Advice]:
     passes = np.isin(table["phase"], (Phase.FORWARD, Phase.BACKWARD, Phase.EVALUATION))
     tried = moment.alive & (scene.category == Category.TEMPORARY) & passes & convolution[table["module"]]
     later = (table["step"] > moment.step) & passes
-    if not tried.any() or not later.any():
+    if not tried.any() or not later.any() or not _is_first_of_its_shape(scene):
         return
     tried &= ~np.isin(table["requested"], np.unique(table["requested"][later]))
     if not scene.at(tried):
@@ -97,6 +97,16 @@ def _trials(scene: Scene) -> Iterator[Advice]:
         text=f"leave torch.backends.cudnn.benchmark off, or count with the later steps: only step {moment.step + 1} "
         f"tries kernels whose workspaces are so large; later ones reach {format_size(peak)}",
     )
+
+
+def _is_first_of_its_shape(scene: Scene) -> bool:
+    """Whether the moment's step is the first, and the next one keeps tensors of the same sizes: then a kernel that it
+    alone ran was tried, and not needed for another shape.
+    """
+    table = scene.result.tape.allocations
+    kept = scene.category == Category.ACTIVATION
+    sizes = [set(table["requested"][kept & (table["step"] == step)].tolist()) for step in (0, 1)]
+    return scene.moment.step == 0 and sizes[0] == sizes[1]
 
 
 RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_fragmentation, _trials)
