@@ -519,7 +519,7 @@ What would help most (each alone):
     about 50.0 MiB  halve the batch and accumulate gradients over two
     about 32.0 MiB  checkpoint the 3 blocks Net.blocks.* (torch.utils.checkpoint)
                     run the forward, float32 now, under torch.autocast("cuda", torch.bfloat16): what
-                    it saves depends on the layers' code
+                    it saves depends on the code of its layers
 
 Note: What could not be known.
 """

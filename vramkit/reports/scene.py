@@ -107,18 +107,24 @@ class Scene:
 
     def less_without_graph(self, made: npt.NDArray[np.bool_], weights: Ints | None = None) -> Ints:
         """Bytes that are not there at each moment if forwards keep nothing for a backward: two tensors of each stay
-        while it runs, what a layer is given and what it returns, and the largest are taken.
+        while it and its loss run, what a layer is given and what it returns, and the largest are taken.
 
         Args:
             made: what the forwards made.
             weights: bytes of each allocation that are not there; None: all of those.
         """
         less = self.less(np.where(made, self.block, 0) if weights is None else weights)
-        rows = np.flatnonzero(made)
+        rows, passes = np.flatnonzero(made), np.append(self.result.tape.passes["begin"], len(less))
         for group in grouped(rows, self.fates.maker[rows]):
-            each = self.fates.forwards[self.fates.maker[group[0]]]
-            begin, end = int(each["begin"]) + 1, int(each["end"]) + 1
-            less[begin:end] = np.maximum(0, less[begin:end] - int(np.sort(self.block[group])[-2:].sum()))
+            begin = int(self.fates.forwards["begin"][self.fates.maker[group[0]]])
+            end = int(passes[np.searchsorted(passes, begin, side="right")])
+            own = np.zeros(end + 1 - begin, np.int64)  # bytes of this forward that are alive, from its beginning on
+            for column, sign in (("born", 1), ("died", -1)):
+                when = self.result.tape.allocations[column][group] + 1 - begin
+                inside = (when > 0) & (when < len(own))
+                np.add.at(own, when[inside], sign * self.block[group[inside]])
+            stays = np.minimum(np.cumsum(own), int(np.sort(self.block[group])[-2:].sum()))
+            less[begin + 1 : end + 1] -= stays[1 : len(less) - begin]
         return less
 
     def saved_over_time(self, less: Ints) -> int:

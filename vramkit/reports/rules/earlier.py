@@ -261,7 +261,8 @@ def _goes_on(scene: Scene, kept: _Mask, steps: Ints) -> bool:
 
 def _activations(scene: Scene) -> _Mask:
     """What forwards made for a backward, and is alive at the moment."""
-    return (scene.category == Category.ACTIVATION) & scene.moment.alive & (scene.fates.maker >= 0)
+    made: _Mask = (scene.category == Category.ACTIVATION) & scene.moment.alive & (scene.fates.maker >= 0)
+    return made
 
 
 def _keeps_graph(scene: Scene, rows: _Mask) -> _Mask:

@@ -58,10 +58,10 @@ def _idle_models(scene: Scene) -> Iterator[Advice]:
         later = np.unique(fates.forwards["step"][last + 1 :][fates.is_used[last + 1 :] & (ran[last + 1 :] != model)])
         since = int(fates.forwards["step"][last])
         later = later[later > since]
-        kept = (owner == model) & np.isin(scene.category, list(_HELD)) & scene.moment.alive
-        if not scene.at(kept) or (len(later) < 2 and not (scene.moment.failed and scene.moment.step - since > 0)):
+        if not len(later) or (len(later) < 2 and not scene.moment.failed):
             continue
-        if len(later) == 0 or scene.at(kept & (scene.category == Category.PARAMETER)) == 0:
+        kept = (owner == model) & np.isin(scene.category, list(_HELD)) & scene.moment.alive
+        if not scene.at(kept & (scene.category == Category.PARAMETER)):
             continue
         end = np.full(len(tape.allocations), int(fates.forwards["begin"][last + 1]), np.int64)
         parts = [name for category, name in _HELD.items() if scene.at(kept & (scene.category == category))]

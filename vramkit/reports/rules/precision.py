@@ -44,7 +44,7 @@ def _autocast(scene: Scene) -> Iterator[Advice]:
         saves=scene.saved_over_time(less),
         text=f'run the forward, float32 now, under torch.autocast("cuda", torch.{kind})'
         + ", with a torch.amp.GradScaler" * (lacks_bfloat16 and scene.trains)
-        + ": what it saves depends on the layers' code" * (not is_known),
+        + ": what it saves depends on the code of its layers" * (not is_known),
         is_computed=is_known,
     )
 
