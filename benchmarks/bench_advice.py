@@ -22,8 +22,9 @@ from pathlib import Path
 
 import vramkit
 from vramkit import virtual_gpu
-from vramkit.reports.advice import Advice, advise
+from vramkit.reports.advice import advise
 from vramkit.reports.moment import moment_of
+from vramkit.reports.rules.advised import Advice
 from vramkit.sizes import format_size
 
 ENOUGH = 0.1

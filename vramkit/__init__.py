@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from . import closed_form as closed_form
     from . import errors as errors
     from . import gpus as gpus
+    from . import models as models
     from . import virtual_gpu as virtual_gpu
     from .allocator import AddressSpace as AddressSpace
     from .allocator import AllocatorConf as AllocatorConf
@@ -79,7 +80,7 @@ if TYPE_CHECKING:
     from .tape.usage import PhaseUsage as PhaseUsage
     from .tape.usage import StepUsage as StepUsage
 
-_MODULES = ("closed_form", "errors", "gpus", "virtual_gpu")
+_MODULES = ("closed_form", "errors", "gpus", "models", "virtual_gpu")
 _HOMES = {
     # measured, and read again
     "profile": "profiling.profiler",

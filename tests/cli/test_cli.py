@@ -50,6 +50,20 @@ def test_the_catalogue_is_listed_and_torch_is_not_needed() -> None:
         assert f"{gpu.memory:,}" in row
 
 
+def test_cards_that_have_so_much_beside_the_context_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gpus", "--fits", "80 GiB", "--json", "-"]) == 0
+
+    found = json.loads(capsys.readouterr().out)["cards"]
+    wanted = {name for name, card in CATALOGUE.items() if card.memory - card.context >= 80 << 30}
+    assert {each["name"] for each in found} == wanted
+    assert [each["memory"] - each["context"] for each in found] == sorted(
+        each["memory"] - each["context"] for each in found
+    )
+    assert all(each["record"] for each in found)
+    assert any(each["derived"] for each in found)
+    assert main(["gpus", "--fits", "4 TiB"]) == 1
+
+
 def test_devices_are_what_the_driver_lists(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     rows = json.dumps([["A Card", 24 * MIB, 8, 6, 82, 6 * MIB]])
     monkeypatch.setattr(installed, "_LIST", f"print({rows!r})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,29 @@ def test_several_sizes_are_a_table_and_one_that_does_not_fit_is_status_1(capsys:
     assert second.split()[0] == "1,000,000"
     assert second.endswith("does not fit")
     assert last.startswith("The largest batch that fits Virtual GPU 1.00 GiB: ")
+
+
+@pytest.mark.virtual_gpu
+def test_each_card_gets_a_verdict_with_a_table_of_the_sizes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    cards = ["--gpu", "t4", "1 GiB", "--batch-size", "8", "1000000"]
+
+    code = main(["estimate", "described:pair", *cards, "--json", str(tmp_path / "found.json")])
+
+    shown = capsys.readouterr().out
+    document = json.loads((tmp_path / "found.json").read_text())
+    [other] = document["other_gpus"]
+    assert code == 1
+    assert "\nFits Tesla T4" in shown
+    assert "\nDOES NOT FIT Virtual GPU 1.00 GiB:\nbatch size" in shown
+    assert [row["fits"] for row in document["batch_sizes"]] == [True, True]
+    assert [row["fits"] for row in other["batch_sizes"]] == [True, False]
+    assert other["fits"] is False
+
+
+def test_a_function_takes_no_options_of_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "described:pair", "--lora", "8"]) == 2
+
+    assert "--lora" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import command, flat, write
+from shown_pages import header_of
 
 import vramkit
 
@@ -45,11 +46,15 @@ def test_a_rank_that_is_alone_sees_its_mirrors_and_reports_its_device(tmp_path: 
 
 @pytest.mark.virtual_gpu
 def test_several_ranks_are_shown_the_fullest_first(tmp_path: Path) -> None:
-    script, document = write(tmp_path / "train.py", TRAINS), tmp_path / "run.json"
+    script, document, page = write(tmp_path / "train.py", TRAINS), tmp_path / "run.json", tmp_path / "run.html"
+    files = ("--json", str(document), "--html", str(page))
 
-    done = command("run", "--gpu", "t4", "--world-size", "40", "--ranks", "0,39", "--json", str(document), str(script))
+    done = command("run", "--gpu", "t4", "--world-size", "40", "--ranks", "0,39", *files, str(script))
 
     assert done.returncode == 0, done.stderr
+    header = header_of(page)
+    assert (header["tabs"], [each["tab"] for each in header["devices"]]) == ("rank", ["rank 39", "rank 0"])
+    assert sorted(tmp_path.glob("*.html")) == [page]
     found = json.loads(document.read_text())["processes"]
     peaks = {each["rank"]: each["result"]["devices"][0]["peak_allocated"] for each in found}
     assert [each["rank"] for each in found] == [39, 0]

@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
 from vramkit import GPU, UsageError, gpus
+from vramkit.gpus.catalogue import _derived
 from vramkit.virtual_gpu.handle import Settings
 
 
 def test_every_card_is_found_by_name_and_by_product() -> None:
     for card in gpus.all_gpus():
         assert gpus.find(card.name) is card
-        assert gpus.find(card.product) is card
+        assert gpus.find(card.product).product == card.product  # a product can have kinds of several sizes
         assert gpus.CATALOGUE[card.name] is card
 
 
 @pytest.mark.parametrize("spelling", ["A100-40GB", "a100 40gb", "A100_40GB", "a10040gb", "NVIDIA A100-SXM4-40GB"])
 def test_spelling_does_not_matter(spelling: str) -> None:
     assert gpus.find(spelling) is gpus.CATALOGUE["a100-40gb"]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("RTX 3080 12GB", "rtx3080-12gb"),
+        ("GeForce RTX 3080", "rtx3080"),
+        ("NVIDIA GeForce RTX 3080", "rtx3080"),
+        ("rtx 3080 10 GiB", "rtx3080"),
+        ("h100-80gb", "h100"),
+        ("RTX 4070 Ti Super", "rtx4070tisuper"),
+        ("RTX 4090 Mobile", "rtx4090-laptop"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "rtx4090-laptop"),
+        ("RTX 6000 Ada", "rtx6000ada"),
+        ("Tesla P40", "p40"),
+        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", "a100-80gb-3g.40gb"),
+    ],
+)
+def test_a_card_is_found_as_people_write_it(spelling: str, name: str) -> None:
+    assert gpus.find(spelling).name == name
 
 
 def test_a_size_is_a_card_of_that_size() -> None:
@@ -42,8 +64,10 @@ def test_a_described_card_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("name", "near"),
     [
-        ("a100", "nearest are 'a100-40gb', 'a100-80gb'"),
-        ("4090", "nearest are 'rtx4090'"),
+        ("a100", "nearest are 'a100-40gb', 'a100-80gb', 'a100-80gb-pcie'"),
+        ("v100", "nearest are 'v100-16gb', 'v100-32gb'"),
+        ("rtx3080laptop8", "'rtx3080-laptop-8gb'"),
+        ("4090", "nearest are 'rtx4090', 'rtx4090-laptop'"),
         ("rtx 4900", "'rtx4090'"),
     ],
 )
@@ -77,7 +101,7 @@ def test_a_number_without_a_unit_is_asked_for_one_and_no_size_is_recommended(siz
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"capability": (3, 5)}, "Known are 7.0"),
+        ({"capability": (3, 5)}, "Known are 6.0"),
         ({"memory": 0}, "above 0"),
         ({"name": "a;b"}, "may not hold"),
         ({"product": 'a"b'}, "may not hold"),
@@ -88,7 +112,7 @@ def test_a_number_without_a_unit_is_asked_for_one_and_no_size_is_recommended(siz
         ({"memory": 2**70}, r"No virtual card is larger than 4\.00 TiB"),
         ({"context": 10**5000}, r"context=a number of 16,610 bits.*4\.00 TiB"),
         ({"l2_cache": -1}, "from 0 on"),
-        ({"capability": [7, 5]}, "Known are 7.0"),
+        ({"capability": [7, 5]}, "Known are 6.0"),
         ({"capability": (10**5000, 5)}, r"capability \(a number of 16,610 bits, 5\)"),
     ],
 )
@@ -120,7 +144,30 @@ def test_a_name_of_any_length_is_refused_in_a_short_and_printable_text(name: str
     assert str(raised.value).isprintable()
 
 
-def test_a_board_carries_a_little_more_than_cuda_can_use() -> None:
+def test_a_board_carries_a_little_more_than_cuda_can_use_and_a_slice_as_much() -> None:
     for card in gpus.all_gpus():
-        assert 0.95 * card.board_memory < card.memory < card.board_memory, card.name
-        assert card.context < card.memory // 10, card.name
+        is_slice = " MIG " in card.product
+        assert 0.94 * card.board_memory < card.memory <= card.board_memory, card.name
+        assert is_slice == (card.memory == card.board_memory), card.name
+        assert card.context < card.memory // 8, card.name
+
+
+def test_the_memory_that_is_derived_is_marked_and_what_records_say_is_seldom_less() -> None:
+    cards = [card for card in gpus.all_gpus() if " MIG " not in card.product]
+    derived = [card for card in cards if gpus.is_derived(card)]
+    recorded = [card for card in cards if not gpus.is_derived(card)]
+    less = [card.name for card in recorded if card.memory < _derived(card.board_memory >> 20) << 20]
+
+    assert len(gpus.all_gpus()) >= 70
+    assert derived
+    assert [card.memory >> 20 for card in derived] == [_derived(card.board_memory >> 20) for card in derived]
+    assert all(map(gpus.record, gpus.all_gpus()))
+    assert less == ["rtx3070", "a100-40gb"]
+    assert not gpus.is_derived(dataclasses.replace(derived[0], memory=1 << 32))
+
+
+def test_a_name_means_one_card() -> None:
+    plain = [re.sub(r"[\s_\-]+", "", name) for card in gpus.all_gpus() for name in (card.name,)]
+
+    assert len(plain) == len({*plain})
+    assert {card.name for card in gpus.common_gpus()} < {*gpus.CATALOGUE}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from told_profiles import HEAD, MIB, Story
 
@@ -144,3 +146,17 @@ def test_a_teacher_with_gradients_is_to_run_without() -> None:
 
     assert found.text.startswith("run Net.blocks under torch.no_grad(): its 3 forwards made graphs")
     assert 0 < found.saves <= 12 * MIB + 512
+
+
+def test_of_a_file_without_passes_nothing_is_said_of_forwards() -> None:
+    story = Story()
+    for step in range(4):
+        forward(story, step)
+        story.free(story.alloc(MIB, Category.TEMPORARY, Phase.BACKWARD, step=step), Phase.BACKWARD, step=step)
+    tape = story.tape()
+    allocations = tape.allocations.copy()
+    allocations["forward"] = 0
+
+    assert causes(Profile(tape=tape))
+    old = Profile(tape=replace(tape, allocations=allocations, passes=tape.passes[:0]))
+    assert not any("graph" in each.text or "inference" in each.text for each in causes(old))

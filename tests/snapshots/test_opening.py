@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safe_results import assert_can_be_shown
 from torch import nn
 
 import vramkit
@@ -167,3 +168,190 @@ def test_entries_that_lack_something_are_refused(tmp_path: Path, entry: dict[str
 
     with pytest.raises(vramkit.SnapshotError):
         vramkit.open_snapshot(path)
+
+
+# -- histories that don't lead to what is held ------------------------------------------------------------------------
+
+START = 0x7F0000000000
+OTHER = START + (64 << 20)  # of no segment at the end
+
+
+def steps(*named: tuple[str, int, int]) -> list[object]:
+    """Entries of (action, address, size)."""
+    return [
+        entry(action=action, addr=address, size=size, time_us=time)
+        for time, (action, address, size) in enumerate(named)
+    ]
+
+
+WHOLE = (
+    ("segment_alloc", START, 2 << 20),
+    ("alloc", START, 5),
+    ("alloc", START + 512, 1000),
+    ("free_requested", START + 512, 1000),
+    ("free_completed", START + 512, 1000),
+)
+
+
+def test_a_history_that_leads_to_what_is_held_is_whole(tmp_path: Path) -> None:
+    profile = vramkit.open_snapshot(written(tmp_path, steps(*WHOLE), [segment()]))
+
+    assert (profile.peak_allocated, profile.final.allocated, profile.is_window) == (512 + 1024, 512, False)
+    assert not any("event" in note for note in profile.notes)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("free_completed", START, 5),  # is in use afterwards
+        ("free_requested", START + 4096, 5),
+        ("alloc", START + 4096, 5),
+        ("alloc", OTHER, 5),
+        ("segment_alloc", OTHER, 2 << 20),
+        ("segment_free", START, 2 << 20),
+        ("segment_map", OTHER, 2 << 20),
+    ],
+)
+@pytest.mark.parametrize("place", range(len(WHOLE) + 1))
+def test_an_event_that_can_not_be_undone_costs_a_note_and_what_came_before(
+    tmp_path: Path, wrong: tuple[str, int, int], place: int
+) -> None:
+    entries = [*WHOLE[:place], wrong, *WHOLE[place:]]
+
+    profile = vramkit.open_snapshot(written(tmp_path, steps(*entries), [segment()]))
+
+    left = len(profile.tape.events)
+    assert (profile.final.allocated, profile.final.reserved) == (512, 2 << 20)
+    assert left >= len(WHOLE) - place  # what came after it stays
+    assert any("can't be undone" in note for note in profile.notes) == (left < len(entries))
+    assert profile.is_window or left == len(entries)
+    assert_can_be_shown(profile)
+
+
+def test_a_history_that_begins_with_nothing_is_shown_though_its_segments_are_gone(tmp_path: Path) -> None:
+    profile = vramkit.open_snapshot(written(tmp_path, steps(*WHOLE), []))
+
+    assert (profile.peak_allocated, profile.final.allocated, profile.is_window) == (512 + 1024, 512, False)
+    assert any("no segment of this device" in note for note in profile.notes)
+
+
+def test_a_block_that_was_in_no_segment_costs_a_note(tmp_path: Path) -> None:
+    lost = steps(("free_requested", OTHER, 5), ("free_completed", OTHER, 5), *WHOLE)
+
+    profile = vramkit.open_snapshot(written(tmp_path, lost, [segment()]))
+
+    assert len(profile.tape.events) == len(WHOLE)
+    assert any("The first 2 of 7 events are left out" in note for note in profile.notes)
+
+
+# -- what stacks, sizes and lives say ---------------------------------------------------------------------------------
+
+
+def frames(*lines: int) -> list[dict[str, object]]:
+    return [{"filename": "/home/me/train.py", "line": line, "name": "step"} for line in lines]
+
+
+def test_a_block_without_a_stack_takes_no_line_from_its_size(tmp_path: Path) -> None:
+    size = 2 << 20
+    blocks = [
+        {
+            "address": START + number * size, "size": size, "requested_size": size, "state": "active_allocated",
+            "frames": frames(7) * (number != 1),
+        }
+        for number in range(3)
+    ]  # fmt: skip
+    one = segment(segment_type="large", total_size=3 * size, blocks=blocks)
+
+    report = vramkit.open_snapshot(written(tmp_path, [], [one])).report()
+
+    assert "3 x 2.00 MiB  other             by train.py:7 in step" in report
+
+
+def test_an_entry_without_a_stack_has_that_of_its_block_and_no_other(tmp_path: Path) -> None:
+    block = {"address": START, "size": 512, "requested_size": 5, "state": "active_allocated", "frames": frames(7)}
+    rest = {"address": START + 512, "size": (2 << 20) - 512, "requested_size": 0, "state": "inactive"}
+    again = steps(
+        ("segment_alloc", START, 2 << 20),
+        ("alloc", START, 6),
+        ("free_requested", START, 6),
+        ("free_completed", START, 6),
+        ("alloc", START, 5),
+    )
+
+    profile = vramkit.open_snapshot(written(tmp_path, again, [segment(blocks=[block, rest])]))
+
+    assert profile.tape.lines == [None, "train.py:7 in step"]
+
+
+def test_stacks_of_blocks_as_torch_2_0_wrote_them_are_read(tmp_path: Path) -> None:
+    history = [{"addr": START, "real_size": 5, "frames": frames(7)}]
+    blocks = [{"size": 2 << 20, "state": "active_allocated", "history": history}]
+
+    profile = vramkit.open_snapshot(written(tmp_path, [], [segment(blocks=blocks)]))
+
+    assert profile.tape.lines == ["train.py:7 in step"]
+
+
+def of_workspace_size(*lives: tuple[int, bool]) -> tuple[list[object], list[object]]:
+    """Entries and segments of allocations as large as a workspace: each (number of its place, whether it stays)."""
+    size = 8_519_680
+    entries: list[object] = []
+    segments: list[object] = []
+    for place, stays in lives:
+        start = START + place * (32 << 20)
+        blocks = [{"address": start, "size": size, "requested_size": size, "state": "active_allocated"}]
+        entries += steps(("segment_alloc", start, size), ("alloc", start, size))
+        if stays:
+            segments.append(segment(address=start, total_size=size, segment_type="large", blocks=blocks))
+        else:
+            entries += steps(("free_requested", start, size), ("free_completed", start, size))
+            entries += steps(("segment_free", start, size))
+    return entries, segments
+
+
+def workspaces(profile: vramkit.Profile) -> list[int]:
+    """Numbers of the allocations that are shown as workspaces."""
+    return [i for i, row in enumerate(profile.to_records()) if row["category"] == Category.WORKSPACE.name]
+
+
+def test_without_stacks_the_first_that_stays_is_a_workspace_and_none_that_goes(tmp_path: Path) -> None:
+    entries, segments = of_workspace_size((0, True), (1, False), (2, True))
+
+    assert workspaces(vramkit.open_snapshot(written(tmp_path, entries, segments))) == [0]
+
+
+def test_of_one_moment_no_more_than_two_of_a_stream_are_workspaces(tmp_path: Path) -> None:
+    _, two = of_workspace_size((0, True), (1, True))
+    _, three = of_workspace_size((0, True), (1, True), (2, True))
+
+    assert workspaces(vramkit.open_snapshot(written(tmp_path, [], two))) == [0, 1]
+    assert workspaces(vramkit.open_snapshot(written(tmp_path, [], three))) == []
+
+
+def test_torchs_own_frames_decide_what_a_workspace_is(tmp_path: Path) -> None:
+    entries, segments = of_workspace_size((0, True), (1, True))
+    native = {"filename": "??", "line": 0, "name": "at::cuda::getCurrentCUDABlasHandle(bool)"}
+    entries[1]["frames"], entries[3]["frames"] = frames(7), [native, *frames(8)]
+
+    profile = vramkit.open_snapshot(written(tmp_path, entries, segments))
+
+    assert workspaces(profile) == [1]
+    assert profile.tape.lines == ["train.py:7 in step", None]
+
+
+def test_memory_on_a_device_without_a_trace_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "devices.pickle"
+    path.write_bytes(pickle.dumps([segment(), segment(device=3)]))
+
+    assert vramkit.open_snapshot(path).devices == ("cuda:0", "cuda:3")
+
+
+def test_a_program_that_went_on_after_a_failure_did_not_end_there(tmp_path: Path) -> None:
+    failed = entry(action="oom", device_free=1 << 20, size=1 << 40, time_us=9)
+    ended = [*steps(*WHOLE), failed]
+    went_on = [*steps(*WHOLE[:2]), failed, *steps(*WHOLE[2:])]
+
+    assert "OUT OF MEMORY" in vramkit.open_snapshot(written(tmp_path, ended, [segment()])).report()
+    report = " ".join(vramkit.open_snapshot(written(tmp_path, went_on, [segment()])).report().split())
+    assert "OUT OF MEMORY" not in report
+    assert "An allocation failed, of 1.00 TiB at event 3 of 6, and the program went on" in report

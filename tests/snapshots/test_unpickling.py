@@ -103,6 +103,24 @@ def test_a_snapshot_comes_back_as_it_was(tmp_path, protocol):
     assert load_snapshot(path) == SNAPSHOT
 
 
+def test_a_frame_may_end_inside_of_a_pools_id(tmp_path):
+    """Python begins a frame of the protocol after every 64 KiB, wherever that is: most large files have one there."""
+    snapshot = {"segments": [], "device_traces": [[{"pool_id": (3, 300)}]]}
+    pickled, frame = pickle.dumps(snapshot, 4), b"\x95" + struct.pack("<Q", 1)
+    pickled = pickled[:2] + pickled[11:]  # without the one frame around everything
+    pool = b"K\x03M\x2c\x01\x86"
+    assert pool in pickled
+
+    for framed in (b"K\x03%sM\x2c\x01\x86", b"K\x03M\x2c\x01%s\x86", b"%sK\x03M\x2c\x01\x86"):
+        assert load_snapshot(write(tmp_path, pickled.replace(pool, framed % frame))) == snapshot
+
+
+def test_a_list_of_segments_comes_back_as_a_snapshot_without_a_trace(tmp_path):
+    path = write(tmp_path, pickle.dumps(SNAPSHOT["segments"]))
+
+    assert load_snapshot(path) == {"segments": SNAPSHOT["segments"], "device_traces": []}
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path, name):
     path = write(tmp_path, HOSTILE[name])

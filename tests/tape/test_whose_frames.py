@@ -53,6 +53,8 @@ def test_files_cells_and_executed_text_are_the_programs(file: str) -> None:
         ("<eval_with_key>.17", "<eval_with_key>.17"),
         ("/tmp/torchinductor_me/ab/cabz.py", "/tmp/torchinductor_me/ab/cabz.py"),
         (f"/cache/xy/cxy{'a2' * 24}.py", f"/cache/xy/cxy{'a2' * 24}.py"),
+        ("/home/me/run/unsloth_compiled_cache/Trainer.py", "/home/me/run/unsloth_compiled_cache/Trainer.py"),
+        ("/cache/torch_compile_cache/0a1b/rank_0/code.py", "/cache/torch_compile_cache/0a1b/rank_0/code.py"),
         ("/build/aten/src/ATen/Functions.cpp", "/build/aten/src/ATen/Functions.cpp"),
         ("/opt/lib/libtorch_cpu.so", "/opt/lib/libtorch_cpu.so"),
         ("/usr/bin/python3", "/usr/bin/python3"),
@@ -72,6 +74,52 @@ def test_installed_packages_are_libraries_and_shown_without_where_they_lie(file:
     frame = frame_of(file, 3, "f")
 
     assert (frame.whose, frame.file) == (Whose.LIBRARY, "transformers/trainer.py")
+
+
+def test_methods_that_dataclasses_write_are_machinery() -> None:
+    assert frame_of("<string>", 3, "__init__").whose is Whose.MACHINERY
+
+
+def test_code_that_a_model_of_the_hub_brings_is_a_librarys() -> None:
+    frame = frame_of("/home/me/.cache/huggingface/modules/transformers_modules/org/model/modeling.py", 3, "forward")
+
+    assert frame.whose is Whose.LIBRARY
+    assert frame.file == "transformers_modules/org/model/modeling.py"
+
+
+OF_A_BACKWARD = (
+    "at::native::empty_cuda(long)",
+    "torch::autograd::generated::AddmmBackward0::apply(std::vector<at::Tensor>&&)",
+    "torch::autograd::Node::operator()(std::vector<at::Tensor>&&)",
+    "torch::autograd::Engine::evaluate_function(std::shared_ptr<torch::autograd::GraphTask>&)",
+    "torch::autograd::Engine::thread_main(std::shared_ptr<torch::autograd::GraphTask> const&)",
+)
+OF_PYTHON_IN_A_BACKWARD = ("torch::autograd::PyNode::apply(std::vector<at::Tensor>&&)", *OF_A_BACKWARD[3:])
+
+
+def line_of(*frames: tuple[str, int, str]) -> str:
+    tree = StackTree()
+    stacks = tree.stacks(np.array([tree.add([tree.number(*frame) for frame in frames])]))
+    return stacks.texts[stacks.lines[0]] if stacks.lines[0] >= 0 else ""
+
+
+def test_what_only_the_engine_ran_has_its_node_for_a_line() -> None:
+    assert line_of(*(("??", 0, name) for name in OF_A_BACKWARD)) == "autograd engine: AddmmBackward0"
+    assert line_of(*(("", 0, name) for name in OF_A_BACKWARD[3:])) == "autograd engine: backward"
+    assert line_of(("??", 0, OF_A_BACKWARD[0])) == ""
+
+
+def test_a_line_of_the_program_inside_of_a_backward_comes_before_its_node() -> None:
+    native = [("??", 0, name) for name in OF_PYTHON_IN_A_BACKWARD]
+
+    assert line_of(("/home/me/train.py", 3, "backward"), *native) == "train.py:3 in backward"
+    assert line_of((f"{VENV}/flash_attn/ops.py", 7, "backward"), *native) == "ops.py:7 in backward"
+
+
+def test_frames_that_are_no_python_do_not_push_the_programs_out() -> None:
+    native = [("??", 0, "at::native::empty_cuda(long)")] * 500
+
+    assert line_of(*native, ("/home/me/train.py", 3, "step")) == "train.py:3 in step"
 
 
 def test_a_function_that_dynamo_resumes_has_its_own_name() -> None:

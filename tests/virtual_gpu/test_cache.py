@@ -58,6 +58,18 @@ def test_what_was_built_is_used_again() -> None:
     assert names(folder.parent) == {"build"}
 
 
+def test_what_is_built_is_said_before_and_what_is_there_is_not() -> None:
+    said: list[str] = []
+
+    with cache.announced(said.append):
+        keep()
+        keep()
+    cache.keep("another", FILES, make)
+
+    assert len(said) == 1
+    assert "compiling" in said[0]
+
+
 @pytest.fixture
 def loose() -> Iterator[None]:
     before = os.umask(0)

@@ -53,6 +53,45 @@ def test_a_card_gets_its_own_attention_kernel_and_workspace(name: str, kernel: s
     assert size == workspace
 
 
+_EACH_CARD = """
+import ctypes, os
+from vramkit import gpus
+from vramkit.virtual_gpu.activation import exchange
+
+def driver(card):
+    cuda = ctypes.CDLL("libcuda.so.1")
+    name, memory, major, minor = ctypes.create_string_buffer(256), ctypes.c_size_t(), ctypes.c_int(), ctypes.c_int()
+    cuda.cuInit(0)
+    cuda.cuDeviceGetName(name, 256, 0)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), 0)
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, 0)
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, 0)
+    same = name.value.decode() == card.product and memory.value == card.memory
+    return same and (major.value, minor.value) == card.capability
+
+def program(card):
+    layer = torch.nn.Conv2d(3, 8, 3, device="cuda")
+    layer(torch.zeros(2, 3, 32, 32, device="cuda")).sum().backward()
+    q = torch.zeros(2, 4, 256, 64, device="cuda", dtype=torch.float16, requires_grad=True)
+    torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()
+    return torch.cuda.get_device_capability() == card.capability
+
+def fails(card, function):
+    if not os.fork():
+        exchange(card)
+        os._exit(0 if function(card) else 1)
+    return os.wait()[1] != 0
+
+result = [card.name for card in gpus.all_gpus() if fails(card, driver)]
+import torch
+result += [name for name in ("p100", "p40", "b300") if fails(gpus.find(name), program)]
+"""
+
+
+def test_every_card_of_the_catalogue_can_be_had_and_rare_capabilities_convolve_and_attend() -> None:
+    assert run_on("a100-80gb", _EACH_CARD) == []
+
+
 def test_a_card_of_a_given_size_works_convolutions_included() -> None:
     total, peak = run_on(
         "3 GiB",

@@ -145,22 +145,39 @@ def initial_state(
         elif code == SEGMENT_UNMAP:
             ranges.add(where, requested, line, conf.is_small_segment(requested), pools[index])
 
+    homes = _Homes(whole, ranges)
+    outside = [(died, where) for where, died in unsure.items() if homes.end_of(where) < where + owned[where].size]
+    if outside:
+        index, where = max(outside)
+        fail(f"the block at {where:#x} was in no segment")
     births = [(index, each[1]) for index, each in enumerate(columns) if each[0] == ALLOC]
-    return _with_slack(owned, unsure, whole, ranges, births, conf, expandable=expandable)
+    ambiguous = _with_slack(owned, unsure, homes, births, conf, expandable=expandable)
+    return InitialState(segments=assemble([*owned.values()], whole, ranges), ambiguous=ambiguous)
+
+
+class _Homes:
+    """Where segments and mapped ranges end."""
+
+    def __init__(self, whole: dict[int, Extent], ranges: Ranges) -> None:
+        self._sizes = {start: extent[0] for start, extent in [*whole.items(), *ranges.spans.items()]}
+        self._starts = sorted(self._sizes)
+
+    def end_of(self, address: int) -> int:
+        """The end of the segment or range that begins at an address or next before it; 0: none does."""
+        place = bisect_right(self._starts, address)
+        return self._starts[place - 1] + self._sizes[self._starts[place - 1]] if place else 0
 
 
 def _with_slack(
     owned: dict[int, BlockState],
     unsure: dict[int, int],
-    whole: dict[int, Extent],
-    ranges: Ranges,
+    homes: _Homes,
     births: list[tuple[int, int]],
     conf: AllocatorConf,
     *,
     expandable: bool,
-) -> InitialState:
-    """Give every block of unknown size the bytes behind it that can't have been free."""
-    starts = sorted([*whole, *ranges.spans])
+) -> tuple[AmbiguousBlock, ...]:
+    """Give every block of unknown size the bytes behind it that can't have been free; returns those not certain."""
     known = sorted(owned)
     born_at: dict[int, int] = {}
     for index, where in births:
@@ -169,8 +186,7 @@ def _with_slack(
     ambiguous = []
     for where, died in sorted(unsure.items()):
         block = owned[where]
-        home = starts[bisect_right(starts, where) - 1]
-        end = home + (whole[home][0] if home in whole else ranges.spans[home][0])
+        end = homes.end_of(where)
         place = bisect_right(known, where)
         limit = min(end, known[place]) if place < len(known) else end
         smallest = conf.smallest_rest(block.size, expandable=expandable)
@@ -194,5 +210,4 @@ def _with_slack(
             ambiguous.append(
                 AmbiguousBlock(address=where, requested=block.requested, size=block.size, largest=block.size + slack)
             )
-    blocks = list(owned.values())
-    return InitialState(segments=assemble(blocks, whole, ranges), ambiguous=tuple(ambiguous))
+    return tuple(ambiguous)

@@ -47,6 +47,7 @@ class ImpossibleEvent(SnapshotError):  # noqa: N818 - named by what was found
         )
         self.event = event
         self.blocks = blocks
+        self.why = found
 
 
 def follow(

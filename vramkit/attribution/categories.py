@@ -64,6 +64,7 @@ def attribute(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]
         alloc_conf=recording.alloc_conf,
         stacks=_stacks(recording, allocations),
         tie_break=recording.tie_break,
+        is_window=recording.lost > 0,
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import DeviceError, DoesNotFit, UsageError
 from ..gpus.installed import cuda_devices
 from .colours import shows_colours
-from .printing import show
+from .printing import show, tell
 from .saving import JSON, PAGE, STDOUT, add_html_option, check_can_save, write_json, write_page
 
 if TYPE_CHECKING:
@@ -127,10 +127,12 @@ def _choose(device: str | None, gpu: str | None) -> tuple[str, str]:
         return "cpu", "On the CPU: torch can't use this machine's GPU."
     from ..gpus import GENERIC
     from ..virtual_gpu import activate, can_compute_values
+    from ..virtual_gpu.cache import announced
 
     computes = can_compute_values()
     try:
-        card = activate(gpu or GENERIC, values="all" if computes else "none").gpu
+        with announced(tell):
+            card = activate(gpu or GENERIC, values="all" if computes else "none").gpu
     except DeviceError as error:
         if gpu is not None or device is not None:
             raise

@@ -1,44 +1,79 @@
-"""What a verb's MODULE:FUNCTION returns, as arguments of a function of vramkit's. Knows how it is found and called."""
+"""What a verb's NAME or MODULE:FUNCTION comes to, as arguments of a function of vramkit's. Knows models' options."""
 
 from __future__ import annotations
 
-import importlib
+import argparse
 import inspect
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from ..errors import UsageError, VramkitError
+from ..programs import functions
 
-HELP = "as from this folder, such as package.train:build"
+HELP = (
+    "hf:NAME (a model of Hugging Face's hub, or a folder with config.json), timm:NAME, torchvision:NAME; or a "
+    "function, as from this folder, such as package.train:build"
+)
 
 
-def arguments_from(verb: str, name: str) -> dict[str, Any]:
-    """What a function returns, as arguments.
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of models by name: arguments of ``vramkit.models.load``."""
+    group = parser.add_argument_group("models by name (hf:, timm:, torchvision:)")
+    group.add_argument("--method", metavar="HOW", help="full (default), lora, freeze:N or inference")
+    group.add_argument("--lora", type=int, metavar="RANK", help="train adapters of that rank (8 with --method lora)")
+    group.add_argument("--lora-targets", metavar="NAMES", help="all-linear, or modules with commas: q_proj,v_proj")
+    group.add_argument("--seq-len", type=int, metavar="N", help="tokens of a text, or of a prompt (512 at most)")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="with inference: how many are generated (128)")
+    group.add_argument("--image-size", type=int, metavar="N", help="pixels of height and width (the model's)")
+    group.add_argument("--task", metavar="TASK", help="what an hf: model is for, such as sequence-classification")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the parameters")
+    group.add_argument(
+        "--precision",
+        choices=("32-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"),
+        help="true: dtype of the parameters; mixed: autocast over float32",
+    )
+    group.add_argument("--optimizer", metavar="NAME", help="adamw (default), adamw-fused, sgd, ... or MODULE:CLASS")
+    group.add_argument("--checkpointing", action="store_true", default=None, help="compute activations again")
+    group.add_argument("--attention", metavar="KIND", help="sdpa, eager, flash_attention_2, ...")
+    group.add_argument("--accumulate", type=int, metavar="N", help="so many backwards for a step of the optimizer")
+    group.add_argument("--compile", action="store_true", default=None, help="torch.compile the model")
+    group.add_argument("--padded", action="store_true", default=None, help="texts of a batch differ in length")
+
+
+def model_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Which of them were given."""
+    names = (
+        "method", "lora", "lora_targets", "seq_len", "max_new_tokens", "image_size", "task", "dtype", "precision",
+        "optimizer", "checkpointing", "attention", "accumulate", "compile", "padded",
+    )  # fmt: skip
+    return {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
+
+
+def arguments_from(verb: str, name: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a name stands for, as arguments.
 
     Args:
         verb: as it is written: "vramkit estimate".
-        name: "package.module:function".
+        name: "package.module:function", or a model's.
+        options: of a model by name.
 
     Raises:
-        UsageError: there is no such function, it fails, or it returns something else.
+        UsageError: there is none of that name, it fails, or it returns something else.
     """
-    result = _result_of(verb, name)
-    if isinstance(result, Mapping):
-        return {str(key): value for key, value in result.items()}
-    if isinstance(result, (tuple, list)) and len(result) == 2:
-        return {"model": result[0], "batch": result[1]}
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(result, torch.nn.Module):
-        return {"model": result}
-    raise UsageError(
-        _asked(verb),
-        f"{name} returned {type(result).__name__}",
-        "It has to say what is trained",
-        'Return (model, batch), or a dict such as {"model": model, "batch": batch, "optimizer": torch.optim.AdamW}',
-    )
+    if name.partition(":")[0] in ("hf", "timm", "torchvision"):
+        from ..models import load
+
+        return load(name, **(options or {})).arguments()
+    if options:
+        raise UsageError(
+            _asked(verb),
+            f"and --{next(iter(options)).replace('_', '-')}",
+            "What it returns says itself how it is trained",
+            "Leave the option out, or say it in the function",
+        )
+    return functions.arguments_from(verb, name)
 
 
 def check_arguments(verb: str, name: str, given: Mapping[str, object], function: Callable[..., object]) -> None:
@@ -71,47 +106,6 @@ def step_traceback_told() -> Iterator[None]:
         if isinstance(error.__cause__, StepTraceback):  # of which the error's own text speaks
             print(error.__cause__, file=sys.stderr)
         raise
-
-
-def _result_of(verb: str, name: str) -> object:
-    try:
-        return _function(verb, name)()
-    except VramkitError:
-        raise
-    except (Exception, SystemExit) as error:
-        from ..programs.failures import StepTraceback, failure_of
-
-        failure = failure_of("call it", error)
-        raise UsageError(
-            f"{verb} was to call {name}",
-            f"it raised {failure.kind}: {failure.text}",
-            instead="Make sure that it can be imported here and called without arguments; the traceback above says "
-            "where it stopped",
-        ) from StepTraceback(f"in {name}", failure.traceback)
-
-
-def _function(verb: str, name: str) -> Callable[[], object]:
-    asked = _asked(verb)
-    module_name, colon, path = name.partition(":")
-    if not (module_name and colon and path) or module_name.startswith("."):
-        raise UsageError(asked, f"{name!r} names none", instead="Write MODULE:FUNCTION, such as package.train:build")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and misses something itself
-        raise UsageError(
-            asked, f"there is no module {module_name!r}", instead="Call it from the folder that holds it"
-        ) from error
-    for part in path.split("."):
-        if not hasattr(found, part):
-            raise UsageError(asked, f"{module_name!r} has no {path!r}", instead="Name a function without arguments")
-        found = getattr(found, part)
-    if not callable(found):
-        raise UsageError(asked, f"{name} is {type(found).__name__}", instead="Name a function without arguments")
-    return found  # type: ignore[no-any-return] # what it takes and returns shows when it is called
 
 
 def _asked(verb: str) -> str:

@@ -6,15 +6,16 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..gpus import all_gpus
+from ..gpus import GPU, all_gpus, is_derived, record
 from ..gpus.installed import cuda_devices
-from ..sizes import format_size
+from ..sizes import format_size, parse_size
 from .saving import JSON, STDOUT, check_can_save, write_json
 
 if TYPE_CHECKING:
     from . import Verbs
 
-_HEAD = f"{'name':<12}{'product':<27}{'memory':>10}{'bytes':>18}{'capability':>12}{'SMs':>6}"
+_NAME, _PRODUCT = 23, 50
+_HEAD = f"{'name':<{_NAME}}{'product':<{_PRODUCT}}{'memory':>10}{'bytes':>18}{'capability':>12}{'SMs':>6}"
 
 
 def add_to(verbs: Verbs) -> None:
@@ -24,31 +25,49 @@ def add_to(verbs: Verbs) -> None:
         help="the GPUs that are known by name, and this machine's",
         description="Prints the catalogue (what `--gpu NAME` takes), and the CUDA devices of this machine.",
     )
+    parser.add_argument(
+        "--fits",
+        metavar="SIZE",
+        help="only cards with that much beside the CUDA context, such as 18GiB, the smallest first",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write both as JSON; -: to stdout, and no text")
     parser.set_defaults(main=main)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print both tables."""
+    """Print both tables. Returns the exit code: 1 if no card has so much."""
+    cards = all_gpus()
+    if options.fits is not None:
+        wanted = parse_size(options.fits)
+        cards = tuple(sorted((card for card in cards if _free(card) >= wanted), key=_free))
     if options.json is not None:
         check_can_save(JSON, options.json)
-        cards, here = [asdict(gpu) for gpu in all_gpus()], [asdict(device) for device in cuda_devices()]
-        write_json({"kind": "gpus", "cards": cards, "devices": here}, options.json)
+        rows = [{**asdict(card), "derived": is_derived(card), "record": record(card)} for card in cards]
+        here = [asdict(device) for device in cuda_devices()]
+        write_json({"kind": "gpus", "cards": rows, "devices": here}, options.json)
         if options.json == STDOUT:
-            return 0
+            return 0 if cards else 1
     print(_HEAD)
-    for gpu in all_gpus():
-        print(_row(gpu.name, gpu.product, gpu.memory, gpu.capability, gpu.multiprocessors))
-    print("\nA size does as well: --gpu '24 GiB' is a card with that memory, otherwise like the A100.\n", flush=True)
+    for card in cards:
+        row = _row(card.name, card.product, card.memory, card.capability, card.multiprocessors)
+        print(row + "  derived" * is_derived(card))
+    if not cards:
+        print(f"No card has {options.fits} beside the CUDA context.")
+    print("\nA size does as well: --gpu '24 GiB' is a card with that memory, otherwise like the A100.")
+    print("derived: no record of what the driver reports was found; taken from what the board carries.\n", flush=True)
     devices = cuda_devices()
     print("CUDA devices of this machine:" if devices else "This machine has no CUDA device.")
     for index, device in enumerate(devices):
         print(_row(f"cuda:{index}", device.name, device.memory, device.capability, device.multiprocessors))
-    return 0
+    return 0 if cards else 1
+
+
+def _free(card: GPU) -> int:
+    return card.memory - card.context
 
 
 def _row(name: str, product: str, memory: int, capability: tuple[int, int], multiprocessors: int) -> str:
     return (
-        f"{name:<12}{product:<27}{format_size(memory):>10}{memory:>18,}"
+        f"{name:<{_NAME}}{product:<{_PRODUCT}}{format_size(memory):>10}{memory:>18,}"
         f"{'.'.join(map(str, capability)):>12}{multiprocessors:>6}"
     )

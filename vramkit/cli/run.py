@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from ..errors import DeviceError, UsageError
 from ..gpus.installed import cuda_devices
 from ..virtual_gpu import activate, current
+from ..virtual_gpu.cache import announced
 from . import processes
 from .endings import INTERRUPTED, StepLimit, Timeout, was_interrupted
-from .printing import flush
+from .printing import flush, tell
 from .processes import Task
 from .progress import Progress, is_terminal
 from .ranks import Job, Processes, add_options, job_of
@@ -150,13 +151,14 @@ def main(options: argparse.Namespace) -> int:
         os.environ.pop("PYTORCH_ALLOC_CONF", None)
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = options.alloc_conf
     if report.is_virtual:
-        activate(
-            options.gpu,
-            count=options.count or job.devices or 1,
-            values=options.values or "small",
-            copy_limit=options.copy_limit or (_LEAST_COPIES if job.devices is not None else None),
-            children=True,
-        )
+        with announced(tell):
+            activate(
+                options.gpu,
+                count=options.count or job.devices or 1,
+                values=options.values or "small",
+                copy_limit=options.copy_limit or (_LEAST_COPIES if job.devices is not None else None),
+                children=True,
+            )
     measurement = _measurement(task, limit)
     task.bequeath()
     error = _run(job.script(script), measurement, timeout, report)

@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,10 +145,8 @@ class RunReport:
             tell(f"\n{text}")
         if self._save_as is not None:
             self._save(self._save_as, measured)
-        if self._page_as is not None:
-            for name, each in zip(_names(self._page_as, len(measured)), measured, strict=True):
-                assert each.profile is not None
-                tell(f"\n{write_page(each.profile.to_html, name)}")
+        if self._page_as is not None and measured:
+            tell(f"\n{write_page(partial(_write_tabs, measured, text), self._page_as)}")
         if self._json_as is not None:
             write_json(self._document(outcome, measured, unmeasured), self._json_as)
 
@@ -208,6 +207,26 @@ def _text(measured: Sequence[Process], own: Process, lost: Sequence[str], outcom
         count = f"{len(used)} processes used CUDA; the fullest is" if others else "what used CUDA is"
         parts[0] = f"{_filled(f'vramkit: {count} {_name(first, own)}.')}\n{parts[0]}"
     return "\n\n".join(filter(None, parts))
+
+
+def _write_tabs(measured: Sequence[Process], text: str, path: str) -> None:
+    """One page of all processes: a tab for each rank, and each device of a process that used several."""
+    from ..reports.html.tabs import Tabs
+    from ..results.readable import write_page
+
+    first = measured[0].profile
+    assert first is not None
+    if len(measured) == 1:
+        write_page(first, path, text or first.report())
+        return
+    tabs = []
+    for each in measured:
+        assert each.profile is not None
+        used = [one for one in each.profile.each_device() if len(one.tape.events)] or [each.profile]
+        name = f"process {each.pid}" if each.rank is None else f"rank {each.rank}"
+        tabs += [(f"{name}, {one.device}" if len(used) > 1 else name, one) for one in used]
+    kind = "rank" if all(each.rank is not None for each in measured) else "process"
+    write_page(first, path, text or first.report(), tabs=Tabs(kind=kind, of=tabs))
 
 
 def _line(process: Process, own: Process) -> str:

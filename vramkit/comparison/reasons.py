@@ -48,6 +48,7 @@ def reasons(pair: Pair) -> Iterator[str]:
     """Sentences, the ones about the whole program first, then of the few modules that cover most of the change."""
     worth = max(1, max(side.result.peak_allocated for side in pair.sides) // _WORTH)
     yield from _failures(pair)
+    yield from _beginnings(pair)
     yield from _settings(pair)
     yield from _moved(pair, worth)
     yield from _inputs(pair)
@@ -61,11 +62,20 @@ def reasons(pair: Pair) -> Iterator[str]:
 def _failures(pair: Pair) -> Iterator[str]:
     for side, word in zip(pair.sides, ("Before", "After"), strict=True):
         if failed := moment_of(side.result).failed:
-            where = place(failed.phase, failed.module)
+            where = f" {place(failed.phase, failed.module)}" if side.result.tape.knows_phases else ""
             yield (
-                f"{word}, an allocation of {format_size(failed.requested)} failed {where}, and that was the end: "
+                f"{word}, an allocation of {format_size(failed.requested)} failed{where}, and that was the end: "
                 f"this peak is only as high as the memory let it be."
             )
+
+
+def _beginnings(pair: Pair) -> Iterator[str]:
+    """Histories that lack their beginning."""
+    for side, word in zip(pair.sides, ("Before", "After"), strict=True):
+        if side.result.is_moment:
+            yield f"{word}, one moment is known and no history: what was highest is not known."
+        elif side.result.is_window:
+            yield f"{word}, the history begins in the middle: the peak is the highest in what was kept."
 
 
 def _settings(pair: Pair) -> Iterator[str]:
@@ -77,7 +87,7 @@ def _settings(pair: Pair) -> Iterator[str]:
 def _moved(pair: Pair, worth: int) -> Iterator[str]:
     """The peak is in another phase, where other things are alive, though there are no more of them at any time."""
     before, after = pair.sides
-    if before.peak_phase is after.peak_phase:
+    if before.peak_phase is after.peak_phase or not all(side.result.tape.knows_phases for side in pair.sides):
         return
     yield f"The peak is {place(after.peak_phase)} now, and was {place(before.peak_phase)}."
     highest = [side.result.timeline.by_category.max(axis=0) for side in pair.sides]
@@ -193,9 +203,9 @@ def _tensors(pair: Pair, changed: Changed, part: str) -> Iterator[str]:
     went, came = counts[0] - counts[1], counts[1] - counts[0]
     ratio = _same_ratio(went, came)
     if ratio is not None:
-        yield f"{sum(went.values()):,} tensors are {ratio:.4g} times as large" + _wider(
-            pair, changed, went, came, ratio
-        )
+        count = sum(went.values())
+        head = "1 tensor is" if count == 1 else f"{count:,} tensors are"
+        yield f"{head} {ratio:.4g} times as large" + _wider(pair, changed, went, came, ratio)
         return
     words = [f"{_sized(tensors)} {word}" for tensors, word in ((came, "came"), (went, "went")) if tensors]
     if words:

@@ -213,6 +213,7 @@ def _difference(name: str, before: int, after: int) -> Difference:
 
 
 def _document(comparison: Comparison) -> dict[str, Any]:
+    knows = comparison.before.tape.knows_phases and comparison.after.tape.knows_phases
     return {
         "device": comparison.device,
         "peak_allocated": _plain(comparison.peak_allocated),
@@ -224,7 +225,8 @@ def _document(comparison: Comparison) -> dict[str, Any]:
         ],
         "lines": [_plain(row) for row in comparison.lines],
         "tensors": [
-            {**_plain(row), "category": row.category.name, "phase": row.phase.name} for row in comparison.tensors
+            {**_plain(row), "category": row.category.name, "phase": row.phase.name if knows or row.phase else None}
+            for row in comparison.tensors
         ],
         "reasons": list(comparison.reasons),
     }

@@ -8,11 +8,12 @@ from typing import Protocol
 
 from ..errors import printable
 from ..reports.layout import WIDTH, counted, cut, sections, wrapped
-from ..reports.sentences import CATEGORY_NAMES, PHASE_NAMES, place, step_count
+from ..reports.moment import phase_at
+from ..reports.sentences import CATEGORY_NAMES, PHASE_NAMES, at_event, place, step_count
 from ..reports.tree import shown_name
 from ..sizes import format_size
 from ..tape.breakdown import category_of
-from ..tape.events import Category, Phase
+from ..tape.events import Category, Phase, Tape
 from ..tape.memory import MemoryResult
 from .reasons import label, signed
 from .rows import Difference, ModuleDifference, StepDifference, TensorDifference
@@ -72,7 +73,7 @@ def report(comparison: Compared) -> str:
         list(_modules([row for row in comparison.modules if row.difference or any(p.difference for p in row.parts)])),
         list(_steps(comparison.steps)),
         list(_lines(comparison.lines)),
-        list(_tensors(comparison.tensors)),
+        list(_tensors(comparison)),
         [_other(each) for each in comparison.others],
     ]
     if parts[2]:
@@ -85,22 +86,29 @@ def report(comparison: Compared) -> str:
 def _titles(comparison: Compared) -> Iterator[str]:
     for word, result in (("before:", comparison.before), ("after:", comparison.after)):
         facts = [
-            f"{type(result).__name__.lower()} of {result.device_name or result.device}",
-            counted(step_count(result), "step"),
-            _peak_place(result),
-            *([f"torch {result.versions['torch']}"] if "torch" in result.versions else []),
+            f"{_kind(result)} of {cut(result.device_name or result.device, 60)}",
+            *([counted(step_count(result), "step")] if result.tape.knows_phases else []),
+            "one moment" if result.is_moment else f"peak {_peak_place(result)}",
+            *(["begins in the middle"] if result.is_window and not result.is_moment else []),
+            *([cut(f"torch {result.versions['torch']}", 60)] if "torch" in result.versions else []),
         ]
         if not len(result.tape.events) and not len(result.tape.allocations):
             facts = ["not used"]
-        yield cut(f"  {word:8}{', '.join(facts)}")
+        yield from wrapped(printable(", ".join(facts)), f"  {word:8}")
+
+
+def _kind(result: MemoryResult) -> str:
+    return type(result).__name__.lower() if result.tape.knows_phases else "snapshot"
 
 
 def _peak_place(result: MemoryResult) -> str:
     event = result.tape.peak_event
     if event < 0:
-        return "peak before the first event"
+        return "before the first event"
+    if not result.tape.knows_phases:
+        return at_event(result, event, phase_at(result.tape, event))
     row = result.tape.events[event]
-    return f"peak {place(Phase(int(row['phase'])))}, step {int(row['step']) + 1}"
+    return f"{place(Phase(int(row['phase'])))}, step {int(row['step']) + 1}"
 
 
 # -- the sum -----------------------------------------------------------------------------------------------------------
@@ -188,7 +196,19 @@ def _lines(lines: Sequence[Difference]) -> Iterator[str]:
         yield f"  and {len(lines) - _ROWS:,} more"
 
 
-def _tensors(rows: Sequence[TensorDifference]) -> Iterator[str]:
+def _nowhere(row: TensorDifference, tapes: Sequence[Tape]) -> str:
+    """What is said of a tensor without a name, a module and a line."""
+    if all(tape.knows_phases for tape in tapes):
+        return "in no module"
+    if row.category is Category.WORKSPACE:
+        return "kept by cuBLAS"
+    if len({tape.stacks is None for tape in tapes}) > 1:
+        return ""  # lines of one side only are not matched
+    return "no line is known"
+
+
+def _tensors(comparison: Compared) -> Iterator[str]:
+    rows, tapes = comparison.tensors, (comparison.before.tape, comparison.after.tape)
     if not rows:
         return
     yield "Tensors that came, went, or have another size:"
@@ -198,11 +218,13 @@ def _tensors(rows: Sequence[TensorDifference]) -> Iterator[str]:
         )
         sizes = f"{before} -> {after}" if before and after else f"+ {after}" if after else f"- {before}"
         head = f"{signed(row.difference):>13}  {sizes:<32} {_SINGULAR[row.category]:<16} "
-        tail = "" if row.named or (row.line and not row.name) else f" ({PHASE_NAMES[row.phase]})"
+        said = row.phase is not Phase.OUTSIDE or all(tape.knows_phases for tape in tapes)
+        tail = f" ({PHASE_NAMES[row.phase]})" if said and not (row.named or (row.line and not row.name)) else ""
         if not row.name and row.line:
             yield head + cut(row.line, WIDTH - len(head))
             continue
-        yield head + shown_name(row.name or "in no module", WIDTH - len(head) - len(tail)) + tail
+        name = row.name or _nowhere(row, tapes)
+        yield (head + shown_name(name, WIDTH - len(head) - len(tail)) + tail).rstrip()
         if row.line:
             yield " " * len(head) + cut(row.line, WIDTH - len(head))
     if len(rows) > _ROWS:

@@ -95,7 +95,7 @@ class Estimate(ReadableResult):
             return self
         return predict(self._runner("at()"), self.gpu, size)
 
-    def batch_sizes(self, sizes: Iterable[int]) -> tuple[BatchSizeRow, ...]:
+    def batch_sizes(self, sizes: Iterable[int], gpu: str | int | GPU | None = None) -> tuple[BatchSizeRow, ...]:
         """What each of some batch sizes needs.
 
         ::
@@ -109,6 +109,7 @@ class Estimate(ReadableResult):
 
         Args:
             sizes: rows of the batch.
+            gpu: as for ``vramkit.estimate``; None: this estimate's.
 
         Returns:
             A row for each, in the order given; ``was_run`` says which were run.
@@ -118,8 +119,10 @@ class Estimate(ReadableResult):
             DoesNotFit: a size needs more than the largest virtual card has, 4 TiB.
         """
         asked = [self._checked("batch_sizes()", size) for size in sizes]
-        rows = Rows(self._runner("batch_sizes()"), self.gpu)
-        rows.know(self.batch_size, self.tape, fits=self.failure is None)
+        card = self.gpu if gpu is None else gpus.find(gpu)
+        rows = Rows(self._runner("batch_sizes()"), card)
+        if card == self.gpu:
+            rows.know(self.batch_size, self.tape, fits=self.failure is None)
         rows.fill(asked)
         return tuple(rows.rows[size] for size in asked)
 

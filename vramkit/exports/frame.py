@@ -18,10 +18,12 @@ def frame(result: MemoryResult) -> DataFrame:
     """A row for each allocation, in order of birth; see `ReadableResult.to_frame`."""
     pandas = optional.load("A result was to become a table of pandas", "pandas", "pandas")
     tape = result.tape
+    nobody = np.full(len(tape.allocations), -1)
+    told = tape.knows_phases | (tape.allocations["phase"] != Phase.OUTSIDE)
     table, time = tape.allocations, tape.events["time"]
 
-    def coded(column: str, names: list[str]) -> Any:
-        return pandas.Categorical.from_codes(table[column].astype(np.int64), categories=names)
+    def coded(codes: Ints, names: list[str]) -> Any:
+        return pandas.Categorical.from_codes(codes, categories=names)
 
     def named(column: str, names: list[str]) -> Any:
         return np.array([*names, None], object)[table[column]]  # -1 takes the last
@@ -35,11 +37,11 @@ def frame(result: MemoryResult) -> DataFrame:
 
     return pandas.DataFrame(
         {
-            "category": coded("category", [each.name for each in Category]),
-            "phase": coded("phase", [each.name for each in Phase]),
+            "category": coded(table["category"].astype(np.int64), [each.name for each in Category]),
+            "phase": coded(np.where(told, table["phase"].astype(np.int64), -1), [each.name for each in Phase]),
             "module": named("module", [module.name for module in tape.modules]),
             "name": named("name", list(tape.names)),
-            "step": table["step"].astype(np.int64),
+            "step": table["step"].astype(np.int64) if tape.knows_phases else known(table["born"], nobody),
             "requested": table["requested"],
             "block": table["block"],
             "born": table["born"],

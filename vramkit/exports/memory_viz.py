@@ -105,6 +105,7 @@ class _Writer:
         shown = np.flatnonzero(self._has_places | ~moves | (events["action"] == Action.OOM))
         entries = self._annotations(labels)
         free = np.maximum(0, self._result.capacity - self._result.outside - tape.reserved)
+        free = np.where((events["action"] == Action.OOM) & (events["address"] > 0), events["address"], free)
         columns = [events[name][shown].tolist() for name in ("action", "allocation", "size", "stream", "time")]
         pools = map(tuple, events["pool"][shown].tolist())
         for event, action, row, size, stream, time, at, pool in zip(
@@ -163,8 +164,8 @@ class _Writer:
         what = CATEGORY_NAMES[Category(category)]
         called = shown_name(tape.names[name]) if name >= 0 else ""
         where = shown_name(tape.modules[module].name) if module >= 0 and not called else ""
-        made = f"made {place(Phase(phase))}"
-        frame = {"filename": what, "line": 0, "name": called or made}
+        made = f"made {place(Phase(phase))}" if tape.knows_phases or phase != Phase.OUTSIDE else ""
+        frame = {"filename": what, "line": 0, "name": called or made or what}
         called_by = self._frames(stack) if stack >= 0 else self._modules(module)
         return " | ".join(filter(None, (what, called or where, made))), [frame, *called_by]
 

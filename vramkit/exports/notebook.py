@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import printable
 from ..reports.moment import moment_of
-from ..reports.sentences import when
+from ..reports.sentences import at_most, when
 from ..sizes import format_size
 from ..tape.events import Ints
 from ..tape.memory import MemoryResult
@@ -36,9 +36,12 @@ def fragment(result: MemoryResult, report: str) -> str:
 
 def _device(result: MemoryResult) -> str:
     name = f"{result.device} ({printable(result.device_name)})" if result.device_name else result.device
-    figures = f"{format_size(result.peak_allocated)} allocated, {format_size(result.peak_reserved)} reserved at most"
-    moment = when(result, moment_of(result))
-    head = f"<p><b>{escape(name)}</b>: {figures}. The table is of the moment {escape(moment)}.</p>"
+    allocated, reserved = format_size(result.peak_allocated), format_size(result.peak_reserved)
+    moment = "that is known" if result.is_moment else when(result, moment_of(result))
+    head = (
+        f"<p><b>{escape(name)}</b>: {at_most(result)}{allocated} allocated, {reserved} reserved. "
+        f"The table is of the moment {escape(moment)}.</p>"
+    )
     return head + _drawing(result) + _table(result)
 
 

@@ -93,7 +93,7 @@ class _Device:
             yield self._event("thread_sort_index", "M", thread, args={"sort_index": thread})
         yield from self._counters()
         tape = self._result.tape
-        if len(tape.events):
+        if len(tape.events) and tape.knows_phases:
             yield from self._steps(tape)
             yield from self._phases(tape)
             yield from self._modules(tape)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UsageError, printable
-from ..reports.sentences import step_count
+from ..reports.sentences import at_most, step_count
 from ..sizes import format_size
 from ..tape.memory import MemoryResult
 from . import optional
@@ -118,6 +118,6 @@ def _title(result: MemoryResult) -> str:
     steps = step_count(result)
     return (
         f"{result.device}{f' ({name:.60})' if name else ''}"
-        f"{f', {steps} steps' if steps > 1 else ''}: at most {format_size(result.peak_allocated)} allocated, "
+        f"{f', {steps} steps' if steps > 1 else ''}: {at_most(result)}{format_size(result.peak_allocated)} allocated, "
         f"{format_size(result.peak_reserved)} reserved"
     )

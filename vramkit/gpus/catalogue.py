@@ -1,12 +1,15 @@
 """The catalogue of GPUs: what the driver reports of each card. Knows figures and names; knows no torch.
 
-Where the figures come from:
+The cards are the rows of ``cards.csv``. Where its figures come from:
 
-* ``memory`` is ``total_memory`` of ``torch.cuda.get_device_properties`` (``cudaGetDeviceProperties``), in bytes as the
-  driver reports it, which is less than the board carries. Every row says in a comment what kind of public record it was
-  taken from: *properties* (a printed ``_CudaDeviceProperties``), *deviceQuery*, or a *YOLO log* (Ultralytics prints the
-  same figure in MiB). Drivers differ by some ten MiB among each other; a record of a newer driver was preferred.
-* ``board_memory`` is the total that ``nvidia-smi`` shows.
+* ``memory`` is ``total_memory`` of ``torch.cuda.get_device_properties`` (``cudaGetDeviceProperties``) on Linux, in
+  bytes as the driver reports it, which is less than the board carries. ``record`` says what kind of public record it
+  was taken from: *properties* (a printed ``_CudaDeviceProperties``), *deviceQuery*, or a *YOLO log* (Ultralytics prints
+  the same figure in MiB). Drivers differ by some ten MiB among each other; a record of a newer driver was preferred.
+* Where no record was found (an empty field; Windows shows all that the board carries), it is **derived** from the
+  board's total: less 480 MiB, or 5 % if that is less, and at least 1.5 %. All records lack less than that, but an RTX
+  3070's and that of an A100 of 40 GB. `is_derived` tells.
+* ``board_memory`` is the total that ``nvidia-smi`` shows. Of a slice (MIG) it is all that CUDA has.
 * ``capability``, ``multiprocessors``, ``l2_cache``, clocks and bus width: NVIDIA's data sheets, the same records.
 * what follows from the capability alone (threads, blocks and shared memory of a multiprocessor): the table "Technical
   Specifications per Compute Capability" of the CUDA programming guide.
@@ -17,15 +20,19 @@ Where the figures come from:
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import difflib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import UsageError, shown
 from ..sizes import format_size, parse_size
 
 MIB = 1 << 20
+
+_CONTEXT = 426  # MiB
 
 MAX_MEMORY = 4 << 40
 """Bytes: the maximum of a card's memory, as no virtual device can have more."""
@@ -47,6 +54,8 @@ class _Generation:
 
 # Resident threads and blocks of a multiprocessor, its shared memory, and the maximum that one block may opt in to.
 _GENERATIONS = {
+    (6, 0): _Generation(2048, 32, 64, 48),
+    (6, 1): _Generation(2048, 32, 96, 48),
     (7, 0): _Generation(2048, 32, 96, 96),
     (7, 5): _Generation(1024, 16, 64, 64),
     (8, 0): _Generation(2048, 32, 164, 163),
@@ -54,6 +63,7 @@ _GENERATIONS = {
     (8, 9): _Generation(1536, 24, 100, 99),
     (9, 0): _Generation(2048, 32, 228, 227),
     (10, 0): _Generation(2048, 32, 228, 227),
+    (10, 3): _Generation(2048, 32, 228, 227),
     (12, 0): _Generation(1536, 24, 100, 99),
 }
 
@@ -107,7 +117,7 @@ class GPU:
     """Clock of the memory, MHz."""
     bus_width: int = 256
     """Width of the memory bus, bits."""
-    context: int = 426 * MIB
+    context: int = _CONTEXT * MIB
     """Bytes that a CUDA context takes of the device. Assumed: it depends on driver and program."""
 
     def __post_init__(self) -> None:
@@ -163,85 +173,34 @@ class GPU:
         return f"{self.name} ({self.product}, {format_size(self.memory)})"
 
 
-def _card(
-    name: str,
-    product: str,
-    memory_mib: float,
-    board_mib: int,
-    capability: tuple[int, int],
-    multiprocessors: int,
-    l2_kib: int,
-    clock_mhz: int,
-    memory_clock_mhz: int,
-    bus_width: int,
-    context_mib: int = 426,
-) -> GPU:
+def _card(row: dict[str, str]) -> GPU:
+    board = int(row["board_mib"])
+    major, minor = row["capability"].split(".")
     return GPU(
-        name=name,
-        product=product,
-        memory=int(memory_mib * MIB),
-        board_memory=board_mib * MIB,
-        capability=capability,
-        multiprocessors=multiprocessors,
-        l2_cache=l2_kib * 1024,
-        clock_mhz=clock_mhz,
-        memory_clock_mhz=memory_clock_mhz,
-        bus_width=bus_width,
-        context=context_mib * MIB,
+        name=row["name"],
+        product=row["product"],
+        memory=int(float(row["memory_mib"] or _derived(board)) * MIB),
+        board_memory=board * MIB,
+        capability=(int(major), int(minor)),
+        multiprocessors=int(row["multiprocessors"]),
+        l2_cache=int(row["l2_kib"]) * 1024,
+        clock_mhz=int(row["clock_mhz"]),
+        memory_clock_mhz=int(row["memory_clock_mhz"]),
+        bus_width=int(row["bus_width"]),
+        context=int(row["context_mib"] or _CONTEXT) * MIB,
     )
 
 
-_GEFORCE = "NVIDIA GeForce"
+def _derived(board: int) -> int:
+    """MiB that CUDA has of a board's, where nobody published it: rather too few."""
+    return board - int(max(min(480, 0.05 * board), 0.015 * board))
 
-#          name            product                       MiB     board  capab. SMs  L2 KiB  MHz   mem.   bus
-_CARDS = (
-    # properties, 2024 and later (older drivers: 15,079 to 15,109)
-    _card("t4", "Tesla T4", 15095, 15360, (7, 5), 40, 4096, 1590, 5001, 256),
-    # properties
-    _card("v100-16gb", "Tesla V100-SXM2-16GB", 16160, 16384, (7, 0), 80, 6144, 1530, 877, 4096),
-    # YOLO log, torch 2.6
-    _card("v100-32gb", "Tesla V100-SXM2-32GB", 32494, 32768, (7, 0), 80, 6144, 1530, 877, 4096),
-    # properties, torch 1.8
-    _card("rtx2080ti", f"{_GEFORCE} RTX 2080 Ti", 11019, 11264, (7, 5), 68, 5632, 1545, 7000, 352),
-    # properties
-    _card("rtx3060", f"{_GEFORCE} RTX 3060", 11938, 12288, (8, 6), 28, 3072, 1777, 7501, 192),
-    # properties (24,259) and YOLO logs (24,124 to 24,268); the context: published with torch 2.7
-    _card("rtx3090", f"{_GEFORCE} RTX 3090", 24259, 24576, (8, 6), 82, 6144, 1695, 9751, 384, 256),
-    # YOLO log, torch 2.12
-    _card("rtx4060ti", f"{_GEFORCE} RTX 4060 Ti", 7806, 8188, (8, 9), 34, 32768, 2535, 9001, 128),
-    # YOLO logs, torch 1.13 and 2.5 (11,994 and 12,002; Windows says 12,282)
-    _card("rtx4070", f"{_GEFORCE} RTX 4070", 12002, 12282, (8, 9), 46, 36864, 2475, 10501, 192),
-    # properties
-    _card("rtx4080", f"{_GEFORCE} RTX 4080", 16049, 16376, (8, 9), 76, 65536, 2505, 11201, 256),
-    # YOLO logs (24,177 to 24,217; 24,210 with torch 2.5), out-of-memory texts "23.64 GiB"; Windows says 24,563
-    _card("rtx4090", f"{_GEFORCE} RTX 4090", 24210, 24564, (8, 9), 128, 73728, 2520, 10501, 384),
-    # deviceQuery, 33,680,457,728 bytes; out-of-memory texts "31.37 GiB"
-    _card("rtx5090", f"{_GEFORCE} RTX 5090", 32120, 32607, (12, 0), 170, 98304, 2550, 14001, 512),
-    # YOLO logs, torch 2.11 (22,693 with older drivers)
-    _card("l4", "NVIDIA L4", 22563, 23034, (8, 9), 58, 49152, 2040, 6251, 192),
-    # properties
-    _card("l40s", "NVIDIA L40S", 45589, 46068, (8, 9), 142, 98304, 2520, 9001, 384),
-    # properties, CUDA 13.0
-    _card("a10g", "NVIDIA A10G", 22587, 23028, (8, 6), 80, 6144, 1710, 6251, 384),
-    # YOLO log, torch 2.8
-    _card("a30", "NVIDIA A30", 24164, 24576, (8, 0), 56, 24576, 1440, 1215, 3072),
-    # properties
-    _card("a40", "NVIDIA A40", 45416, 46068, (8, 6), 84, 6144, 1740, 7251, 384),
-    # properties
-    _card("a6000", "NVIDIA RTX A6000", 48676, 49140, (8, 6), 84, 6144, 1800, 8001, 384),
-    # deviceQuery, 42,298,834,944 bytes, driver of CUDA 12.2 (40,441 to 40,654 elsewhere)
-    _card("a100-40gb", "NVIDIA A100-SXM4-40GB", 40339, 40960, (8, 0), 108, 40960, 1410, 1215, 5120),
-    # YOLO log, torch 2.7 (81,038 and 81,251 elsewhere)
-    _card("a100-80gb", "NVIDIA A100-SXM4-80GB", 81153, 81920, (8, 0), 108, 40960, 1410, 1593, 5120),
-    # properties, torch 2.7
-    _card("h100", "NVIDIA H100 80GB HBM3", 81089, 81559, (9, 0), 132, 51200, 1980, 2619, 5120),
-    # properties
-    _card("h100-pcie", "NVIDIA H100 PCIe", 81008, 81559, (9, 0), 114, 51200, 1755, 1593, 5120),
-    # measured, torch 2.11: 150,109,880,320 bytes (a YOLO log: 143,156); the context: in training
-    _card("h200", "NVIDIA H200", 143155.9375, 143771, (9, 0), 132, 61440, 1980, 3201, 6016, 768),
-    # properties, torch 2.8 (182,642 elsewhere)
-    _card("b200", "NVIDIA B200", 182631, 183359, (10, 0), 148, 129024, 1965, 3996, 8192),
-)
+
+with (Path(__file__).parent / "cards.csv").open(encoding="utf-8", newline="") as _file:
+    _ROWS = {row["name"]: row for row in csv.DictReader(_file)}
+
+_CARDS = tuple(_card(row) for row in _ROWS.values())
+_ALIASES = {alias: name for name, row in _ROWS.items() for alias in row["aliases"].split()}
 
 CATALOGUE: dict[str, GPU] = {card.name: card for card in _CARDS}
 """Every card by its name."""
@@ -253,8 +212,23 @@ GENERIC = "a100-80gb"
 
 
 def all_gpus() -> tuple[GPU, ...]:
-    """Every card of the catalogue, older ones first."""
+    """Every card of the catalogue, in its order: by kind, older ones first, then slices."""
     return _CARDS
+
+
+def common_gpus() -> tuple[GPU, ...]:
+    """Those that most people mean, for a picture that has no room for all."""
+    return tuple(card for card in _CARDS if _ROWS[card.name]["common"])
+
+
+def is_derived(card: GPU) -> bool:
+    """Whether a card's memory is derived from what its board carries, because nobody published it."""
+    return CATALOGUE.get(card.name) == card and not _ROWS[card.name]["memory_mib"]
+
+
+def record(card: GPU) -> str:
+    """The kind of public record that a card of the catalogue is from; empty for another."""
+    return _ROWS[card.name]["record"] if CATALOGUE.get(card.name) == card else ""
 
 
 def find(gpu: str | int | GPU) -> GPU:
@@ -274,11 +248,8 @@ def find(gpu: str | int | GPU) -> GPU:
     """
     if isinstance(gpu, GPU):
         return gpu
-    if isinstance(gpu, str):
-        wanted = _plain(gpu)
-        for card in _CARDS:
-            if wanted in (_plain(card.name), _plain(card.product)):
-                return card
+    if isinstance(gpu, str) and (name := _NAMES.get(_plain(gpu))) is not None:
+        return CATALOGUE[name]
     try:
         memory = parse_size(gpu)
     except UsageError:
@@ -294,26 +265,38 @@ def find(gpu: str | int | GPU) -> GPU:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"^nvidia|^geforce", "", re.sub(r"^nvidia", "", re.sub(r"[\s_\-]+", "", name.lower())))
+    """A name as people may write it: "NVIDIA GeForce RTX 3080 12GB" is "rtx-3080 12 gb", and a "10GiB" one of 10 GB."""
+    plain = re.sub(r"[\s_\-]+", "", name.lower()).replace("generation", "").replace("mobile", "laptop")
+    return re.sub(r"^(nvidia|geforce|tesla)+|gpu$", "", plain.replace("gib", "gb"))
+
+
+_NAMES = {
+    **{_plain(card.product): card.name for card in reversed(_CARDS)},  # of one product's kinds, the first
+    **{_plain(alias): name for alias, name in _ALIASES.items()},
+    **{_plain(name): name for name in CATALOGUE},
+}
+"""Names of the catalogue by everything that they may be called."""
 
 
 def _unknown(gpu: object, memory: int | None = None) -> UsageError:
     """What to tell of a card that can't be found, or of a size that can't be one's."""
-    names = {_plain(name): name for name in CATALOGUE}
     text = gpu[:_MAX_NAME] if isinstance(gpu, str) else str(memory)
     wanted = _plain(text)
     # "a100" means one of the A100s, however close in letters "h100" may be.
-    near = [name for name in names if len(wanted) > 1 and wanted in name]
-    near += [name for name in difflib.get_close_matches(wanted, names, n=4, cutoff=0.5) if name not in near]
+    within = [_NAMES[name] for name in _NAMES if len(wanted) > 1 and wanted in name]
+    within.sort(key=lambda name: ("g." in name, _CARDS.index(CATALOGUE[name])))  # whole cards before slices
+    close = [_NAMES[name] for name in difflib.get_close_matches(wanted, _NAMES, n=4, cutoff=0.5)]
+    near = list(dict.fromkeys([*within, *close]))
     found = "it is neither in the catalogue nor a size"
     if memory is not None:
         found = f"it would have {format_size(memory)}"
     elif near:
-        found += f"; nearest are {', '.join(repr(names[name]) for name in near[:4])}"
+        found += f"; nearest are {', '.join(map(repr, near[:6]))}"
     number = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*g?i?b?\s*", text, re.IGNORECASE)
     meant = f"Write '{number[1]} GiB' if that is meant; or name" if number and 0 < float(number[1]) <= 4096 else "Name"
     return UsageError(
         f"The GPU {shown(gpu)} was asked for",
         found,
-        instead=f"{meant} one of {', '.join(CATALOGUE)}, a size such as '24 GiB', or describe it with vramkit.GPU(...)",
+        instead=f"{meant} one of those that `vramkit gpus` lists, a size such as '24 GiB', or describe it with "
+        "vramkit.GPU(...)",
     )

@@ -38,7 +38,7 @@ def moment_of(result: MemoryResult) -> Moment:
     """The last allocation of a result that failed, if the training ended there; else the peak."""
     tape = result.tape
     failures = result.out_of_memory
-    failed = failures[-1] if failures and not _went_on(tape, failures[-1].event) else None
+    failed = failures[-1] if failures and not work_after(tape, failures[-1].event).any() else None
     event = failed.event if failed else tape.peak_event
     row = tape.events[event] if event >= 0 else None
     module = int(row["module"]) if row is not None else -1
@@ -47,7 +47,7 @@ def moment_of(result: MemoryResult) -> Moment:
         breakdown=failed.breakdown if failed else result.peak,
         alive=tape.alive_at(event),
         step=int(row["step"]) if row is not None else 0,
-        phase=Phase(int(row["phase"])) if row is not None else Phase.OUTSIDE,
+        phase=phase_at(tape, event),
         module=tape.modules[module].name if module >= 0 else "",
         failed=failed,
         recovered=() if failed else failures,
@@ -88,10 +88,28 @@ def _peak(tape: Tape, chosen: npt.NDArray[np.bool_]) -> Peak | None:
     )
 
 
-def _went_on(tape: Tape, event: int) -> bool:
-    """Whether a model or an optimizer ran after an event: an exception on its way out only frees."""
+def phase_at(tape: Tape, event: int) -> Phase:
+    """Where the program was: where nobody looked, as the frames of what was allocated then say."""
+    if event < 0:
+        return Phase.OUTSIDE
+    row = tape.events[event]
+    if tape.knows_phases or row["allocation"] < 0:
+        return Phase(int(row["phase"]))
+    return Phase(int(tape.allocations["phase"][row["allocation"]]))
+
+
+def work_after(tape: Tape, event: int) -> npt.NDArray[np.bool_]:
+    """Which of the later events a model or an optimizer made: an exception on its way out only frees.
+
+    Where nobody looked for phases, it is as the frames say; where they say nothing either, every allocation.
+    """
     later = tape.events[event + 1 :]
-    return bool(((later["action"] == Action.ALLOC) & (later["phase"] != Phase.OUTSIDE)).any())
+    phase = later["phase"]
+    if not tape.knows_phases:
+        of_allocations = np.append(tape.allocations["phase"], np.uint8(Phase.OUTSIDE))
+        phase = of_allocations[later["allocation"]] if of_allocations.any() else np.uint8(Phase.FORWARD)
+    works: npt.NDArray[np.bool_] = (later["action"] == Action.ALLOC) & (phase != Phase.OUTSIDE)
+    return works
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

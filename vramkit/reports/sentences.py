@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..sizes import format_size
-from ..tape.events import Action, Category, Phase
+from ..tape.events import Category, Phase
 from ..tape.memory import MemoryResult
 from .layout import counted
-from .moment import Moment, peaks_of
+from .moment import Moment, peaks_of, work_after
 from .tree import shown_name
 
 _NAME = 60
@@ -77,11 +77,47 @@ def place(phase: Phase, module: str = "") -> str:
 
 
 def when(result: MemoryResult, moment: Moment) -> str:
-    """``"in the backward of Net.head, step 2 of 3"``."""
+    """``"in the backward of Net.head, step 2 of 3"``; of a snapshot ``"in the backward, at event 812 of 1,097"``."""
     if moment.event < 0:
         return "before the first event"
+    if not result.tape.knows_phases:
+        return at_event(result, moment.event, moment.phase)
     step = step_at(result, moment.event)
     return place(moment.phase, moment.module) + (f", {step} of {step_count(result)}" if step else "")
+
+
+def at_event(result: MemoryResult, event: int, phase: Phase) -> str:
+    """Where a snapshot's history was."""
+    where = f"{place(phase)}, " if phase is not Phase.OUTSIDE else ""
+    return f"{where}at event {event + 1:,} of {len(result.tape.events):,}"
+
+
+def highest(result: MemoryResult, function: str) -> str:
+    """What a result's highest memory is called: torch's function; of a window something that claims less.
+
+    Args:
+        result: of one device.
+        function: torch's name, without ``max_``: ``"memory_allocated()"``.
+    """
+    if result.is_moment:
+        return f"torch.cuda.{function}"
+    return "the highest in what was kept" if result.is_window else f"torch.cuda.max_{function}"
+
+
+def at_most(result: MemoryResult) -> str:
+    """What stands before a result's highest figures: ``"at most "``; of a window it says of what."""
+    return "" if result.is_moment else "in what was kept at most " if result.is_window else "at most "
+
+
+def reserved_at(result: MemoryResult) -> str:
+    """Where reserved memory was highest."""
+    event = int(result.tape.reserved.argmax()) if len(result.tape.events) else -1
+    if event < 0 or result.tape.initial_reserved >= result.peak_reserved:
+        return "before the first event"
+    phase = Phase(int(result.tape.events["phase"][event]))
+    if not result.tape.knows_phases:
+        return at_event(result, event, phase)
+    return place(phase) + (f", {step_at(result, event)}" if step_count(result) else "")
 
 
 def both_peaks(result: MemoryResult) -> str:
@@ -101,11 +137,13 @@ def failure(result: MemoryResult, moment: Moment) -> str:
     assert failed is not None
     failures = len(result.out_of_memory)
     several = f" {counted(failures, 'allocation')} failed; this is the last." * (failures > 1)
-    free = f"{format_size(max(0, result.capacity - held.used))} of {format_size(result.capacity)} were free, and the"
+    free = failed.device_free or max(0, result.capacity - held.used)
+    of = f" of {format_size(result.capacity)}" if result.capacity else " on the device"
+    known = f"{format_size(free)}{of} were free, and the" if result.capacity or failed.device_free else "The"
     more = format_size(held.cached + held.graph_pools)
     return (
         f"{format_size(failed.requested)} ({failed.requested:,} B) were asked for {when(result, moment)}."
-        f" {free if result.capacity else 'The'} allocator held {more} more that it could not use for this.{several}"
+        f" {known} allocator held {more} more that it could not use for this.{several}"
     )
 
 
@@ -114,11 +152,14 @@ def recovered(result: MemoryResult, moment: Moment) -> str:
     if not moment.recovered:
         return ""
     last, many = moment.recovered[-1], len(moment.recovered)
-    events = result.tape.events[last.event + 1 :]
-    again = int(((events["action"] == Action.ALLOC) & (events["phase"] != Phase.OUTSIDE)).argmax())
+    again = int(work_after(result.tape, last.event).argmax())
     since = int(result.tape.allocated[last.event + 1 :][again:].max())
     head = f"{counted(many, 'allocation')} failed, the last" if many > 1 else "An allocation failed,"
-    where = f"{place(last.phase, last.module)} ({step_at(result, last.event)})"
+    where = (
+        f"{place(last.phase, last.module)} ({step_at(result, last.event)})"
+        if result.tape.knows_phases
+        else at_event(result, last.event, last.phase)
+    )
     return (
         f"{head} of {format_size(last.requested)} {where}, and "
         f"the program went on: with at most {format_size(since)} allocated since."

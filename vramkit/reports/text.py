@@ -18,12 +18,12 @@ from .moment import LineUsage, Moment, Tensors, largest_lines, largest_tensors, 
 from .sentences import (
     CATEGORY_NAMES,
     PHASE_NAMES,
+    at_most,
     both_peaks,
     failure,
-    place,
+    highest,
     recovered,
-    step_at,
-    step_count,
+    reserved_at,
     steps_of,
     when,
 )
@@ -57,7 +57,7 @@ def report(result: MemoryResult) -> str:
             list(_bridge(shown, moment)),
             wrapped(both_peaks(shown), ""),
             list(_modules(module_rows(shown, moment), knows_shapes=moment.phase is not Phase.EVALUATION)),
-            list(_tensors(largest_tensors(shown, moment))),
+            list(_tensors(largest_tensors(shown, moment), knows_phases=shown.tape.knows_phases)),
             list(_lines(largest_lines(shown, moment))),
             list(_advice(shown, moment)),
         ]
@@ -84,8 +84,11 @@ def _bridge(result: MemoryResult, moment: Moment) -> Iterator[str]:
     on_cpu = result.device.startswith("cpu")
     if moment.failed:
         yield "What held the memory then:"
+    elif result.is_moment:
+        yield "What was allocated at that moment, the only one that is known:"
     else:
-        yield from wrapped(f"Most memory was allocated {when(result, moment)}:", "")
+        kept = "Of what was kept, most" if result.is_window else "Most"
+        yield from wrapped(f"{kept} memory was allocated {when(result, moment)}:", "")
     ever = result.timeline.by_category.max(axis=0)
     for category in sorted((c for c in Category if ever[c]), key=lambda c: -held.of(c)):
         size = held.of(category)
@@ -98,27 +101,24 @@ def _bridge(result: MemoryResult, moment: Moment) -> Iterator[str]:
         yield _line("=", "held by tensors", held.allocated)
         return
     yield _line("+", "rounding and unsplit slack", held.slack)
-    function = "memory_allocated()" if moment.failed else "max_memory_allocated()"
-    yield _line("=", "allocated", held.allocated) + f"  torch.cuda.{function}"
+    called = "torch.cuda.memory_allocated()" if moment.failed else highest(result, "memory_allocated()")
+    yield _line("=", "allocated", held.allocated) + f"  {called}"
     yield _line("+", "cached: held, not allocated", held.cached)
     if result.tape.has_graph_pools:
-        yield _line("+", "graph pools", held.graph_pools) + "  CUDA graphs' own, free to nobody else"
-    highest = "" if moment.failed or result.peak_reserved == held.reserved else " then"
-    function = "memory_reserved()" if moment.failed or highest else "max_memory_reserved()"
-    yield _line("=", f"reserved{highest}", held.reserved) + f"  torch.cuda.{function}"
+        yield _line("+", "graph pools", held.graph_pools) + "  private: free to nobody else"
+    then = "" if moment.failed or result.peak_reserved == held.reserved else " then"
+    called = "torch.cuda.memory_reserved()" if moment.failed or then else highest(result, "memory_reserved()")
+    yield _line("=", f"reserved{then}", held.reserved) + f"  {called}"
     if held.outside:
         yield _line("+", "CUDA context, others", held.outside) + "  and libraries, other processes"
         part = f", {held.used / result.capacity:.1%}" if result.capacity else ""
         yield _line("=", "used on the device", held.used) + f"  what nvidia-smi shows{part}"
         if (result.tape.allocations["category"] == Category.COMMUNICATION).any():
             yield f"  + {'NCCL':<28}{'not modelled':>12}  its buffers: 0.5 GB and more on a card"
-    if highest:
-        event = int(result.tape.reserved.argmax()) if len(result.tape.events) else -1
-        phase = Phase(int(result.tape.events["phase"][event])) if event >= 0 else Phase.OUTSIDE
-        step = f", {step_at(result, event)}" if event >= 0 and step_count(result) else ""
+    if then:
         yield from wrapped(
-            f"Reserved memory was highest {place(phase)}{step}: {format_size(result.peak_reserved)} "
-            f"({result.peak_reserved:,} B), torch.cuda.max_memory_reserved().",
+            f"Reserved memory was highest {reserved_at(result)}: {format_size(result.peak_reserved)} "
+            f"({result.peak_reserved:,} B), {highest(result, 'memory_reserved()')}.",
             "    ",
         )
 
@@ -157,7 +157,7 @@ def _module_label(row: ModuleRow, width: int) -> str:
     return next((label for label in (name + kind + shape, name + shape, name + kind) if len(label) <= width), short)
 
 
-def _tensors(groups: list[Tensors]) -> Iterator[str]:
+def _tensors(groups: list[Tensors], *, knows_phases: bool) -> Iterator[str]:
     if not groups:
         return
     yield "Largest tensors:"
@@ -165,14 +165,21 @@ def _tensors(groups: list[Tensors]) -> Iterator[str]:
         count = f"{each.count} x " if each.count > 1 else ""
         head = f"{count + format_size(each.size):>18}  {_SINGULAR[each.category]:<16}  "
         if not each.named and each.phase is Phase.OUTSIDE:
-            yield head + (_made_by(each) or "made outside of forward, backward and optimizer step")
+            yield head + (_made_by(each) or _somewhere(each, knows_phases))
             continue
         if not each.named:
             head += f"made in the {PHASE_NAMES[each.phase]}" + " of " * bool(each.names)
-            head += ", in no module" * (not each.names and each.phase is not Phase.OPTIMIZER)
+            head += ", in no module" * (knows_phases and not each.names and each.phase is not Phase.OPTIMIZER)
         yield head + _listed(each.names, WIDTH - len(head))
         if each.lines:
             yield " " * _INDENT + _made_by(each)
+
+
+def _somewhere(tensors: Tensors, knows_phases: bool) -> str:
+    """What is said of tensors that no name, no phase and no line says anything of."""
+    if knows_phases:
+        return "made outside of forward, backward and optimizer step"
+    return "kept by cuBLAS" if tensors.category is Category.WORKSPACE else "no line is known"
 
 
 def _made_by(tensors: Tensors) -> str:
@@ -224,6 +231,6 @@ def _other_device(result: MemoryResult) -> str:
     used = result.peak.outside + result.peak_reserved
     of = f" of {format_size(result.capacity)}" if result.capacity else ""
     return cut(
-        f"Also {result.device}: at most {format_size(result.peak_allocated)} allocated, "
+        f"Also {result.device}: {at_most(result)}{format_size(result.peak_allocated)} allocated, "
         f"{format_size(result.peak_reserved)} reserved, {format_size(used)} used{of}"
     )

@@ -5,7 +5,8 @@ the n-th device are the arrays ``n.events``, ``n.allocations``, ``n.segments`` a
 has besides, is in ``particulars``, of which only that kind knows what it means. Of a device whose stacks were recorded
 there are ``frames`` in ``meta``, and the arrays ``n.stacks`` and ``n.stack_of``. Format 1 lacks the columns ``pool``;
 format 2 the categories after ``OTHER``, the phase ``EVALUATION``, and what was evaluated; format 3 the column
-``forward``, and ``n.passes``. Where a device says nothing of ``tie_break``, it was "age".
+``forward``, and ``n.passes``. Where a device says nothing of ``tie_break``, it was "age"; where
+nothing of ``knows_phases`` and ``is_window``, it was true and false.
 
 Knows the whole format, and no kind of result.
 """
@@ -28,6 +29,7 @@ from ..tape.memory import MemoryResult
 from ..tape.stacks import STACK, Stacks
 from .checks import (
     DamagedError,
+    boolean,
     check_stacks,
     check_tables,
     device_name,
@@ -103,6 +105,8 @@ def save(result: MemoryResult, path: str | PathLike[str], particulars: Mapping[s
                 "notes": list(one.notes),
                 "alloc_conf": one.tape.alloc_conf,
                 "tie_break": one.tape.tie_break,
+                "knows_phases": one.tape.knows_phases,
+                "is_window": one.tape.is_window,
                 "modules": [asdict(module) for module in one.tape.modules],
                 "names": list(one.tape.names),
                 "evaluations": [asdict(each) for each in one.tape.evaluations],
@@ -171,6 +175,8 @@ class _Reader:
             alloc_conf=text(saved["alloc_conf"], "the allocator's settings"),
             stacks=self._stacks(number, saved.get("frames"), len(tables["allocations"])),
             tie_break=tie_break(saved.get("tie_break", "age")),
+            knows_phases=boolean(saved.get("knows_phases", True), "whether phases are known"),
+            is_window=boolean(saved.get("is_window", False), "whether its beginning is missing"),
         )
         return MemoryResult(
             tape=tape,

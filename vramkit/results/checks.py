@@ -78,6 +78,13 @@ def integer(value: object, what: str, *, minimum: int = 0, maximum: int = MAX_NU
     return value
 
 
+def boolean(value: object, what: str) -> bool:
+    """True or false."""
+    if type(value) is not bool:
+        raise _wrong(value, what)
+    return value
+
+
 def tie_break(value: object) -> TieBreak:
     """How the allocator broke ties."""
     if value not in get_args(TieBreak):

@@ -11,9 +11,9 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ..reports.advice import advise
-from ..reports.moment import Moment, largest_lines, largest_tensors, moment_of
+from ..reports.moment import Moment, largest_lines, largest_tensors, moment_of, phase_at
 from ..tape.breakdown import Breakdown
-from ..tape.events import Category, Phase
+from ..tape.events import Category, Phase, Tape
 from ..tape.memory import MemoryResult, OutOfMemory
 from ..tape.usage import ModuleUsage, StepUsage
 
@@ -57,6 +57,7 @@ def failure(failed: OutOfMemory) -> dict[str, Any]:
     return {
         "event": failed.event,
         "requested": failed.requested,
+        "device_free": failed.device_free or None,
         "phase": failed.phase.name,
         "module": failed.module or None,
         "breakdown": breakdown(failed.breakdown),
@@ -72,6 +73,7 @@ def _device(result: MemoryResult) -> dict[str, Any]:
         "capacity": result.capacity or None,
         "outside": result.outside or None,
         "alloc_conf": result.tape.alloc_conf,
+        "is_window": result.is_window,
         "peak_allocated": result.peak_allocated,
         "peak_reserved": result.peak_reserved,
         "peak": {**breakdown(result.peak), **_where(result)},
@@ -83,7 +85,7 @@ def _device(result: MemoryResult) -> dict[str, Any]:
             {
                 **asdict(each),
                 "category": each.category.name,
-                "phase": each.phase.name,
+                "phase": _phase(result.tape, each.phase),
                 "names": list(each.names),
                 "lines": list(each.lines),
             }
@@ -96,7 +98,7 @@ def _device(result: MemoryResult) -> dict[str, Any]:
             for each in largest_lines(result, moment)
         ],
         "advice": _advice(result, moment),
-        "out_of_memory": [failure(each) for each in result.out_of_memory],
+        "out_of_memory": [{**failure(each), "phase": _phase(result.tape, each.phase)} for each in result.out_of_memory],
         "events": len(result.tape.events),
         "notes": list(result.notes),
     }
@@ -108,8 +110,14 @@ def _where(result: MemoryResult) -> dict[str, Any]:
     if tape.peak_event < 0:
         return {"step": None, "phase": None, "module": None}
     row = tape.events[tape.peak_event]
+    if not tape.knows_phases:
+        return {"step": None, "phase": _phase(tape, phase_at(tape, tape.peak_event)), "module": None}
     module = tape.modules[row["module"]].name if row["module"] >= 0 else None
     return {"step": int(row["step"]), "phase": Phase(int(row["phase"])).name, "module": module}
+
+
+def _phase(tape: Tape, phase: Phase) -> str | None:
+    return phase.name if tape.knows_phases or phase is not Phase.OUTSIDE else None
 
 
 def _step(step: StepUsage) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ..exports.plot import image, plot
 from ..reports.html.beside import Beside
 from ..reports.html.page import page
 from ..reports.html.prediction import Prediction
+from ..reports.html.tabs import Tabs
 from ..reports.text import report
 from ..tape.memory import MemoryResult
 from .archive import save
@@ -161,6 +162,7 @@ def write_page(
     *,
     prediction: Prediction | None = None,
     beside: ReadableResult | None = None,
+    tabs: Tabs | None = None,
 ) -> None:
     """Write a result as a web page; see `ReadableResult.to_html`.
 
@@ -170,8 +172,9 @@ def write_page(
         text: the result's report.
         prediction: what an estimate has besides.
         beside: another result to show beside it.
+        tabs: what there is a tab for; None: each of its devices.
     """
-    content = page(result, text, prediction, [] if beside is None else _beside(result, beside)).encode()
+    content = page(result, text, prediction, [] if beside is None else _beside(result, beside), tabs).encode()
     with replacing(path) as file:
         file.write(content)
 

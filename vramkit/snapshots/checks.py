@@ -68,13 +68,13 @@ def _check_entries(trace: Sequence[Mapping[str, Any]]) -> int:
         if action not in TORCH_ACTIONS:
             continue
         size, stream = entry.get("size"), entry.get("stream")
-        address, time = entry.get("addr", 0), entry.get("time_us", 0)
+        address, time = entry.get("addr", entry.get("device_free", 0)), entry.get("time_us", 0)
         if type(size) is not int or not 0 <= size <= _MAX_NUMBER:
             raise _wrong("size", size)
         if type(stream) is not int or not 0 <= stream <= _MAX_NUMBER:
             raise _wrong("stream", stream)
         if type(address) is not int or not 0 <= address <= _MAX_ADDRESS:
-            raise _wrong("addr", address)
+            raise _wrong("addr" if "addr" in entry else "device_free", address)
         if type(time) is not int or not 0 <= time <= _MAX_NUMBER:
             raise _wrong("time_us", time)
         _check_pool(entry.get("pool_id", NO_POOL))
@@ -87,7 +87,7 @@ def _check_segment(segment: Mapping[str, Any]) -> int:
     """Check a segment and its blocks; returns the sum of their sizes."""
     for key in ("address", "stream"):
         _number(key, segment.get(key))
-    _number("device", segment.get("device", 0))
+    _number("device", segment.get("device", 0), _MAX_DEVICES - 1)
     if type(segment.get("segment_type")) is not str:
         raise _wrong("segment_type", segment.get("segment_type"))
     if type(segment.get("is_expandable", False)) is not bool:

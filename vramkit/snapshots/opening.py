@@ -10,14 +10,15 @@ from typing import Any
 from ..allocator import segments_from_torch
 from ..attribution.categories import attribute
 from ..errors import SnapshotError, printable, shortened
-from ..gpus import CUBLAS_WORKSPACE
 from ..results.files import MAX_BYTES, TooLargeError
 from ..results.profile import Profile
 from ..sizes import parse_size
-from ..tape.events import TORCH_ACTIONS, Category, Tape
+from ..tape.events import TORCH_ACTIONS
 from .checks import ImpossibleError, check
+from .labels import labelled
+from .notes import notes_of
 from .stacks import with_stacks
-from .trace import columns_of, conf_text_of, follow_trace, recording_of
+from .trace import columns_of, conf_text_of, follow_from_the_end, recording_of
 from .unpickling import load_snapshot, too_large
 
 
@@ -30,15 +31,17 @@ def open_snapshot(path: str | PathLike[str], *, max_bytes: int | str = MAX_BYTES
         print(profile)
 
     Args:
-        path: of the file. Nothing in it is trusted: a pickle that would run code is refused, and whoever made it, what
-            this returns can be shown.
+        path: of the file, or of a pickle of what ``torch.cuda.memory_snapshot()`` returned. Nothing in it is trusted: a
+            pickle that would run code is refused, and whoever made it, what this returns can be shown.
         max_bytes: how much the file may unpack to, in bytes or as a text: its objects, or its tables. A file of 500 MB
             needs less than 4 GiB; what reads it takes some times as much.
 
     Returns:
         The profile of the fullest device, with the others in it. A snapshot doesn't say what memory was for, so all of
-        it is ``OTHER``, but for cuBLAS's workspaces, which have a size of their own. Where the snapshot has stacks,
-        allocations have the line of the program that made them (`vramkit.profile`, ``stacks``).
+        it is ``OTHER``, but for cuBLAS's workspaces; and it knows no steps. Where the snapshot has stacks, allocations
+        have the line of the program that made them (`vramkit.profile`, ``stacks``), and the phase that torch's own
+        frames say. Where its history begins in the middle, or is not there, ``is_window`` is true: the highest is the
+        highest in what was kept.
 
     Raises:
         SnapshotError: the file is not a snapshot, is damaged, would run code, or unpacks to more.
@@ -50,11 +53,8 @@ def open_snapshot(path: str | PathLike[str], *, max_bytes: int | str = MAX_BYTES
     snapshot = load_snapshot(path, max_bytes=limit)
     try:
         check(snapshot, limit)
-        profiles = [
-            profile
-            for device in range(len(snapshot["device_traces"]))
-            if (profile := _profile(snapshot, device)) is not None
-        ]
+        devices = {*range(len(snapshot["device_traces"])), *(each.get("device", 0) for each in snapshot["segments"])}
+        profiles = [profile for device in sorted(devices) if (profile := _profile(snapshot, device)) is not None]
     except TooLargeError as error:
         raise too_large(asked, limit) from error
     except Exception as error:  # of a file that nobody made with torch, any reader may stumble over anything
@@ -75,24 +75,16 @@ def open_snapshot(path: str | PathLike[str], *, max_bytes: int | str = MAX_BYTES
 
 
 def _profile(snapshot: Mapping[str, Any], device: int) -> Profile | None:
-    entries = [entry for entry in snapshot["device_traces"][device] if entry["action"] in TORCH_ACTIONS]
+    traces = snapshot["device_traces"]
+    trace = traces[device] if device < len(traces) else []
+    entries = [entry for entry in trace if entry["action"] in TORCH_ACTIONS]
     last = segments_from_torch(snapshot["segments"], device=device)
     if not entries and not last:
         return None
     columns = columns_of(entries)
-    followed = follow_trace(columns, conf_text_of(snapshot), None, last)
-    # A snapshot doesn't say of which card it is. Hopper's workspace is left out: tensors often have its size, 32 MiB.
-    recording = recording_of(f"cuda:{device}", columns, followed)
-    recording = replace(recording, workspace_sizes=frozenset({CUBLAS_WORKSPACE}))
-    recording = with_stacks(recording, entries, snapshot["segments"], device)
-    notes = ["A snapshot says where memory was, not what it was for: profile with vramkit.profile to see categories."]
-    if not entries:
-        notes.append("It has no history, so this is one moment only.")
-    return Profile(tape=_unlabelled(attribute(recording, [], [], [])), notes=(*notes, *followed.notes))
-
-
-def _unlabelled(tape: Tape) -> Tape:
-    """A tape whose categories claim no more than a snapshot knows."""
-    table = tape.allocations.copy()
-    table["category"][table["category"] != Category.WORKSPACE] = Category.OTHER
-    return replace(tape, allocations=table)
+    skipped, followed = follow_from_the_end(columns, conf_text_of(snapshot), last)
+    entries, columns = entries[skipped:], columns.after(skipped)
+    recording = with_stacks(recording_of(f"cuda:{device}", columns, followed), entries, snapshot["segments"], device)
+    tape = labelled(attribute(recording, [], [], []))
+    tape = replace(tape, is_window=skipped > 0 or bool(len(tape.segments)))
+    return Profile(tape=tape, notes=tuple(notes_of(tape, entries, len(trace), last, followed.notes)))

@@ -40,10 +40,30 @@ def with_stacks(
     of_blocks = {address: reader.stack(block) for address, block in allocated_blocks(segments, device=device)}
     if not len(reader.tree):
         return recording
-    for address in recording.address[recording.action == Action.FREE].tolist():
-        of_blocks.pop(address, None)  # what lies there now is another allocation
-    before = [replace(each, stack=of_blocks.get(each.address, -1)) for each in recording.before]
+    alive: dict[int, int] = {}
+    freed = set()
+    for event, (action, address) in enumerate(zip(recording.action.tolist(), recording.address.tolist(), strict=True)):
+        if action == Action.ALLOC:
+            alive[address] = event
+        elif action == Action.FREE:
+            alive.pop(address, None)
+            freed.add(address)  # what lies there now is another allocation
+    for address, event in alive.items():
+        if of_entries[event] < 0:  # with context="state" torch keeps stacks of what is alive, and none of entries
+            of_entries[event] = of_blocks.get(address, -1)
+    before = [
+        replace(each, stack=-1 if each.address in freed else of_blocks.get(each.address, -1))
+        for each in recording.before
+    ]
     return replace(recording, stacks=reader.tree, stack=np.array(of_entries, np.int64), before=before)
+
+
+def line_of(entry: Mapping[str, Any]) -> str:
+    """The line of the program that made an entry, ``"train.py:42 in forward"``; empty: it is not known."""
+    reader = _Reader()
+    stacks = reader.tree.stacks(np.array([reader.stack(entry)]))
+    line = int(stacks.lines[0])
+    return stacks.texts[line] if line >= 0 else ""
 
 
 class _Reader:
@@ -93,7 +113,7 @@ class _Reader:
         return found
 
     def _add(self, file: object, line: object, function: object) -> int:
-        if type(file) is not str or not 0 < len(file) <= _MAX_PATH:
+        if type(file) is not str or len(file) > _MAX_PATH:
             return -1
         number = line if type(line) is int and 0 < line <= _MAX_LINE else 0
         return self.tree.number(file, number, function[:_MAX_NAME] if type(function) is str else "?")

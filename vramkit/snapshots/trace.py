@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from ..attribution.recording import NO_MODULE, Before, Recording
 from ..errors import UsageError, shown
 from ..tape.events import SEGMENT, TORCH_ACTIONS, Ints, Table
 
+_TRIES = 4
+"""How often a trace is cut where it can't be undone: each time all of it is looked at."""
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -22,6 +25,7 @@ class Columns:
     action: npt.NDArray[np.uint8]
     """Codes of ``vramkit.tape.events.Action``."""
     address: Ints
+    """Of a failure, bytes that the device had free; 0: not known."""
     size: Ints
     """Bytes as torch records them."""
     stream: Ints
@@ -29,6 +33,17 @@ class Columns:
     """Microseconds."""
     pool: Ints | None
     """torch's id of each entry's private pool, 0, 0 for none; shape ``(entries, 2)``. None: torch didn't say."""
+
+    def after(self, count: int) -> Columns:
+        """Those after so many entries."""
+        return Columns(
+            action=self.action[count:],
+            address=self.address[count:],
+            size=self.size[count:],
+            stream=self.stream[count:],
+            time=self.time[count:],
+            pool=None if self.pool is None else self.pool[count:],
+        )
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,9 @@ def columns_of(entries: Sequence[Mapping[str, Any]]) -> Columns:
     count = len(entries)
     return Columns(
         action=np.fromiter((TORCH_ACTIONS[entry["action"]] for entry in entries), np.uint8, count),
-        address=np.fromiter((_signed(entry.get("addr", 0)) for entry in entries), np.int64, count),
+        address=np.fromiter(
+            (_signed(entry.get("addr", entry.get("device_free", 0))) for entry in entries), np.int64, count
+        ),
         size=np.fromiter((entry["size"] for entry in entries), np.int64, count),
         stream=np.fromiter((entry["stream"] for entry in entries), np.int64, count),
         time=np.fromiter((entry.get("time_us", 0) for entry in entries), np.int64, count),
@@ -74,13 +91,11 @@ def follow_trace(
         conf_text: the allocator's settings.
         first: what the allocator held before the first entry; None: nobody knows, and it is worked out from ``last``.
         last: what it held after the last one.
+
+    Raises:
+        ImpossibleEvent: it can't be worked out from ``last``.
     """
-    notes = []
-    try:
-        conf = AllocatorConf.parse(conf_text)
-    except UsageError:
-        conf = AllocatorConf()
-        notes.append(f"The allocator's settings {shown(conf_text)} are not all known here; the defaults were assumed.")
+    conf, notes = _conf_of(conf_text)
     events = (columns.action, columns.address, columns.size, columns.stream)
     if columns.pool is None and any(each.pool != NO_POOL for each in (*(first or ()), *last)):
         notes.append(
@@ -114,6 +129,57 @@ def follow_trace(
     for i, each in enumerate(first):
         table[i] = (each.address, each.size, each.stream, each.small, each.expandable, each.pool)
     return Followed(block=block, before=before, segments=table, alloc_conf=conf_text, notes=notes)
+
+
+def follow_from_the_end(columns: Columns, conf_text: str, last: Sequence[SegmentState]) -> tuple[int, Followed]:
+    """Find the block behind every entry of a trace that may not lead to what the allocator holds after it.
+
+    Args:
+        columns, conf_text, last: as of `follow_trace`.
+
+    Returns:
+        How many entries at the beginning can't be used, and what the others imply; a note says why.
+    """
+    count, skipped, note = len(columns.action), 0, ""
+    for _ in range(_TRIES):
+        try:
+            followed = follow_trace(columns.after(skipped), conf_text, None, last)
+        except ImpossibleEvent as error:
+            if not last and _begins_with_nothing(columns, conf_text):
+                followed = follow_trace(columns, conf_text, (), last)
+                note = "What the history ends with is not in the file, which has no segment of this device."
+                break
+            skipped += error.event + 1
+            note = (
+                f"The first {skipped:,} of {count:,} events are left out: the last of them can't be undone from what "
+                f"is held at the end ({error.why})."
+            )
+        else:
+            break
+    else:
+        skipped, note = count, "The history is left out: what is held at the end does not follow from it."
+        followed = follow_trace(columns.after(count), conf_text, None, last)
+    return skipped, replace(followed, notes=[*followed.notes, *([note] if note else [])])
+
+
+def _begins_with_nothing(columns: Columns, conf_text: str) -> bool:
+    """Whether all entries are possible if nothing was held before them."""
+    conf, _ = _conf_of(conf_text)
+    try:
+        follow((), columns.action, columns.address, columns.size, columns.stream, conf)
+    except ImpossibleEvent:
+        return False
+    return True
+
+
+def _conf_of(text: str) -> tuple[AllocatorConf, list[str]]:
+    """The settings, and a note where they are not known."""
+    try:
+        return AllocatorConf.parse(text), []
+    except UsageError:
+        return AllocatorConf(), [
+            f"The allocator's settings {shown(text)} are not all known here; the defaults were assumed."
+        ]
 
 
 def recording_of(device: str, columns: Columns, followed: Followed) -> Recording:

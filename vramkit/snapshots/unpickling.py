@@ -27,8 +27,9 @@ _ADVICE = "Write it again with torch.cuda.memory._dump_snapshot(path)"
 _MEMO_AND_CONTAINERS = rb"[hq].|[(\]}aeus)\x94]|j.{4}"
 # A tuple is a private pool's id: one to three numbers, and no other thing. To hash a key of tuples in tuples in tuples
 # would take time without end.
-_SMALL = rb"(?:K.|M..|J.{4})"
-_TUPLE = rb"(?:(?=[KMJ\x85])(?:\x85|%s(?:\x86|%s\x87)))?" % (_SMALL, _SMALL)
+_SMALL = rb"(?:\x95.{8})?(?:K.|M..|J.{4})"  # a frame may end anywhere, inside of a tuple too
+_END = rb"(?:\x95.{8})?"
+_TUPLE = rb"(?:(?=[KMJ\x85\x95])(?:%s\x85|%s(?:%s\x86|%s%s\x87)))?" % (_END, _SMALL, _END, _SMALL, _END)
 _SMALL_OR_TUPLE = rb"K.%s|M..%s|J.{4}%s" % (_TUPLE, _TUPLE, _TUPLE)
 # Whole numbers have at most 64 bits. Of longer ones any number could be alike in the eyes of a dict, and make it slow.
 _SIZED = b"|".join(b"\\x%02x.{%d}" % (size, size) for size in (6, 5, 7, 8, 4, 3, 2, 1))
@@ -79,12 +80,14 @@ def load_snapshot(path: str | os.PathLike[str], *, max_bytes: int | str = files.
         snapshot["segments"][0]["total_size"]
 
     Args:
-        path: a file that ``torch.cuda.memory._dump_snapshot`` or ``torch.cuda.memory._snapshot`` plus ``pickle`` wrote.
+        path: a file that ``torch.cuda.memory._dump_snapshot`` wrote, or ``pickle`` of what ``_snapshot()`` or
+            ``torch.cuda.memory_snapshot()`` returned.
         max_bytes: how much it may unpack to, in bytes or as a text: the file, and its dicts, lists and tuples.
 
     Returns:
         The snapshot as torch gave it: plain containers, numbers and strings, ``"segments"`` and ``"device_traces"``
-        among the keys. One object may be in it many times, in itself even.
+        among the keys; a list is taken for segments without a trace. One object may be in it many times, in itself
+        even.
 
     Raises:
         SnapshotError: the file is not a snapshot, is damaged, unpacks to more, or would run code if it were opened as
@@ -117,6 +120,8 @@ def load_snapshot(path: str | os.PathLike[str], *, max_bytes: int | str = files.
             f"it is damaged, or no pickle of plain data ({type(error).__name__}: {shortened(str(error))})",
             instead=_ADVICE,
         ) from error
+    if isinstance(snapshot, list) and snapshot:  # of memory_snapshot()
+        snapshot = {"segments": snapshot, "device_traces": []}
     if not _is_snapshot(snapshot):
         raise SnapshotError(
             f"The snapshot {name!r} was opened",

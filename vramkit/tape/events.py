@@ -116,7 +116,7 @@ EVENT = np.dtype(
         ("step", "i4"),  # training step, from 0
         ("allocation", "i4"),  # row of Tape.allocations, -1 for segments and OOM
         ("size", "i8"),  # bytes: as requested for ALLOC, FREE, FREE_COMPLETED and OOM; of the segment otherwise
-        ("address", "i8"),  # 0 where the source has none
+        ("address", "i8"),  # 0 where the source has none; of OOM what the device had free, in bytes
         ("stream", "i8"),
         ("time", "i8"),  # microseconds since the tape's first event
         ("pool", "i4", (2,)),  # torch's id of the private pool (a MemPool's, a CUDA graph's); 0, 0: none
@@ -233,6 +233,11 @@ class Tape:
     """Where in the program each allocation was made; None: nobody looked."""
     tie_break: TieBreak = "age"
     """Which of equally large free blocks the allocator took; see `vramkit.CachingAllocator`."""
+    knows_phases: bool = True
+    """Whether the columns ``step`` and ``phase`` of the events were looked for; in a snapshot that torch wrote nobody
+    did, and only the ``phase`` of an allocation may be known, from its stack."""
+    is_window: bool = False
+    """Whether something came before the first event that nobody kept: the highest here need not be the highest ever."""
 
     def __repr__(self) -> str:
         return f"Tape({len(self.events):,} events, {len(self.allocations):,} allocations on {self.device})"

@@ -29,6 +29,8 @@ class OutOfMemory:
     """Name of the module in whose code it happened; empty: in none."""
     breakdown: Breakdown
     """What held the memory at that moment."""
+    device_free: int = 0
+    """Bytes that the device had free then, of all processes; 0: not known."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,15 +83,26 @@ class MemoryResult:
         """Highest ``memory_reserved()`` in bytes: this, and not the allocated memory, decides what fits."""
         return self.tape.peak_reserved
 
+    @property
+    def is_window(self) -> bool:
+        """Whether this begins in the middle: what was highest before is not known."""
+        return self.tape.is_window
+
+    @cached_property
+    def is_moment(self) -> bool:
+        """Whether this is one moment, of which no history was kept: nothing is allocated or freed in it."""
+        tape = self.tape
+        return tape.is_window and not self.out_of_memory and not (tape.deltas.any() or np.diff(tape.reserved).any())
+
     @cached_property
     def steps(self) -> tuple[StepUsage, ...]:
-        """Each training step, with its phases."""
-        return step_table(self.tape, self.phases)
+        """Each training step, with its phases; none of a snapshot that torch wrote, which knows no steps."""
+        return step_table(self.tape, self.phases) if self.tape.knows_phases else ()
 
     @cached_property
     def phases(self) -> tuple[PhaseUsage, ...]:
-        """Each phase of each training step, in the order in which they were first met."""
-        return phase_table(self.tape)
+        """Each phase of each training step, in the order in which they were first met; none of a snapshot."""
+        return phase_table(self.tape) if self.tape.knows_phases else ()
 
     @cached_property
     def by_module(self) -> tuple[ModuleUsage, ...]:
@@ -107,6 +120,7 @@ class MemoryResult:
                 phase=Phase(int(events["phase"][event])),
                 module=self._module_name(int(events["module"][event])),
                 breakdown=self.timeline.breakdown_at(int(event) + 1),
+                device_free=int(events["address"][event]),
             )
             for event in np.flatnonzero(events["action"] == Action.OOM)
         )
@@ -118,17 +132,18 @@ class MemoryResult:
         """Every allocation as a plain dictionary, in order of birth: for pandas, JSON or a query of one's own.
 
         Sizes are bytes, times microseconds; ``died`` and ``freed_at`` are None for what was alive at the end. ``line``
-        is the line that made it, ``"train.py:42 in forward"``, of ``profile(..., stacks=True)``; None: not known.
+        is the line that made it, ``"train.py:42 in forward"``, of ``profile(..., stacks=True)``; None: not known. Of a
+        snapshot ``step`` is None, and ``phase`` is where no frame says it.
         """
         events, modules, names = self.tape.events, self.tape.modules, self.tape.names
-        lines = self.tape.lines
+        lines, knows = self.tape.lines, self.tape.knows_phases
         return [
             {
                 "category": Category(int(row["category"])).name,
-                "phase": Phase(int(row["phase"])).name,
+                "phase": Phase(int(row["phase"])).name if knows or row["phase"] != Phase.OUTSIDE else None,
                 "module": modules[row["module"]].name if row["module"] >= 0 else None,
                 "name": names[row["name"]] if row["name"] >= 0 else None,
-                "step": int(row["step"]),
+                "step": int(row["step"]) if knows else None,
                 "requested": int(row["requested"]),
                 "block": int(row["block"]),
                 "born": int(row["born"]),

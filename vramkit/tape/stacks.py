@@ -17,6 +17,10 @@ import numpy.typing as npt
 
 MAX_DEPTH = 200
 """Frames of one stack that are kept, from the innermost on."""
+ENGINE = "autograd engine"
+"""In place of a file: a frame of the backward that no Python ran. Its function is the node, ``"AddmmBackward0"``."""
+CUBLAS = "cuBLAS"
+"""In place of a file: what cuBLAS takes for itself."""
 
 STACK = np.dtype(
     [
@@ -43,7 +47,10 @@ _MADE = (
     "<__array_function__", "<@beartype", "<attrs generated", "<built-in", "<decorator-gen", "<eval_with_key>",
     "<frozen ", "<lambdifygenerated", "<unknown",
 )  # fmt: skip
-_INSTALLED = re.compile(r".*(?:^|/)(?:site|dist)-packages/|.*\.(?:egg|whl)/", re.DOTALL)
+# The hub's models bring their code along, into a cache that is no package folder.
+_INSTALLED = re.compile(
+    r".*(?:^|/)(?:site|dist)-packages/|.*\.(?:egg|whl)/|.*/huggingface/modules/(?=transformers_modules/)", re.DOTALL
+)
 _OF_PYTHON = re.compile(
     r".*(?:^|/)lib(?:64|32)?/(?:python|pypy)3[\d.]*t?/|.*/python3\d+\.zip/|"
     r"[A-Za-z]:.*/(?:Python3\d+|\w*conda3?|\w*forge3?|envs/[^/]+)/Lib/",
@@ -56,11 +63,19 @@ _OF_TORCH = re.compile(
     re.DOTALL,
 )
 # Inductor calls a file "c" and a hash, in a folder of the two letters that follow the c.
-_OF_INDUCTOR = re.compile(r"(?:^|.*/)(?:torchinductor_[^/]*/.*|([a-z2-7]{2})/c\1[a-z2-7]{40,}\.py)", re.DOTALL)
+_OF_A_COMPILER = re.compile(
+    r"(?:^|.*/)(?:(?:torchinductor_[^/]*|torch_compile_(?:cache|debug)|unsloth_compiled_cache|\.triton/cache)/.*|"
+    r"([a-z2-7]{2})/c\1[a-z2-7]{40,}\.py)",
+    re.DOTALL,
+)
 _OWN = str(Path(__file__).parents[1]).replace("\\", "/") + "/"
 _VRAMKIT = "vramkit/"
 _MACHINERY = ("torch/", "functorch/", "torchgen/", _VRAMKIT)
 _ENGINE = ("torch/autograd/graph.py", "engine_run_backward")  # whatever is before it
+# Of torch's own C++, which snapshots have beside Python: a node of the autograd graph, the engine, cuBLAS's workspaces.
+_NODE = re.compile(r"torch::autograd::(?:\w+::)*(?!PyNode\b)(?P<node>\w+)::apply\(")
+_RUNS_NODES = ("torch::autograd::Engine::evaluate_function", "torch::autograd::Engine::thread_main")
+_OF_CUBLAS = re.compile(r"at::cuda::[gs]et\w*(?:Workspace|BlasHandle|BlasLtHandle)\w*\(")
 _TEXT = re.compile(r'\s*File "(?P<file>[^"\n]*)", line (?P<number>\d{1,9}), in (?P<function>[^\n]*)')
 _PYTHON = (".py", ".pyw", ".ipynb")
 _RESUMED = re.compile(r"torch_dynamo_resume_in_(?P<name>.+)_at_\d+")
@@ -89,8 +104,19 @@ def frame_of(file: str, number: int, function: str) -> Frame:
     file, whose = _read_file(file)
     if whose is Whose.PROGRAM and "." not in file.rpartition("/")[2] and not number and not file.startswith("<"):
         whose = Whose.MACHINERY  # a program in C: its lines are not known
+    if file == "<string>" and function.startswith("__") and function.endswith("__"):
+        whose = Whose.MACHINERY  # dataclasses write such methods
     resumed = _RESUMED.fullmatch(function)
     return Frame(file, number, resumed["name"] if resumed else function, whose)
+
+
+def _native_frame(function: str) -> Frame | None:
+    """What stands for a frame of torch's C++; None: it says nothing of what is allocated."""
+    if found := _NODE.match(function):
+        return Frame(ENGINE, 0, found["node"], Whose.LIBRARY)
+    if function.startswith(_RUNS_NODES):
+        return Frame(ENGINE, 0, "backward", Whose.LIBRARY)
+    return Frame(CUBLAS, 0, "workspace", Whose.MACHINERY) if _OF_CUBLAS.match(function) else None
 
 
 @lru_cache(maxsize=10_000)
@@ -111,7 +137,7 @@ def _read_file(file: str) -> tuple[str, Whose]:
             return path, Whose.MACHINERY if path.startswith(_MACHINERY) else whose
     name = path.rpartition("/")[2]
     is_python = name.endswith(_PYTHON) or ("." not in name and not name.startswith(("python", "??")) and name)
-    return path, Whose.PROGRAM if is_python and not _OF_INDUCTOR.match(path) else Whose.MACHINERY
+    return path, Whose.PROGRAM if is_python and not _OF_A_COMPILER.match(path) else Whose.MACHINERY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,19 +196,27 @@ class StackTree:
         self._rows: dict[tuple[int, int], int] = {}
         self._own: set[int] = set()
         self._engine: set[int] = set()
+        self._native: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def number(self, file: str, line: int, function: str) -> int:
-        """A number for a frame; -1 for what is no Python, and for vramkit's own, which nobody looks for.
+        """A number for a frame; -1 for vramkit's own, and for what is neither Python nor of `ENGINE` or `CUBLAS`.
 
         Args:
             file, line, function: as of `frame_of`.
         """
         frame = frame_of(file, line, function)
         is_python = frame.whose is not Whose.MACHINERY or frame.file.endswith(".py") or frame.file.startswith("<")
-        if not is_python or (frame.whose is Whose.MACHINERY and frame.file.startswith(_VRAMKIT)):
+        if not is_python:
+            native = _native_frame(function)
+            if native is None:
+                return -1
+            number = self._frames.setdefault(native, len(self._frames))
+            self._native.add(number)
+            return number
+        if frame.whose is Whose.MACHINERY and frame.file.startswith(_VRAMKIT):
             return -1
         number = self._frames.setdefault(frame, len(self._frames))
         if frame.whose is Whose.PROGRAM:
@@ -203,11 +237,11 @@ class StackTree:
         if not self._engine.isdisjoint(frames):
             frames = frames[: next(i for i, number in enumerate(frames) if number in self._engine)]
         if forward and self._own.isdisjoint(frames):
-            frames = [*map(self._number_of_text, reversed(forward))]
+            of_engine = [number for number in frames if number in self._native]
+            frames = [*map(self._number_of_text, reversed(forward)), *of_engine]
         row, rows = -1, self._rows
-        for number in reversed(frames[:MAX_DEPTH]):
-            if number >= 0:
-                row = rows.setdefault((number, row), len(rows))
+        for number in reversed([number for number in frames if number >= 0][:MAX_DEPTH]):
+            row = rows.setdefault((number, row), len(rows))
         return row
 
     def _number_of_text(self, text: str) -> int:
@@ -228,7 +262,13 @@ def _texts(frames: Sequence[Frame]) -> list[str]:
     for frame in frames:
         alike.setdefault(frame.file.rpartition("/")[2], {})[frame.file] = None
     short = {file: name for files in alike.values() for file, name in zip(files, _told_apart([*files]), strict=True)}
-    return [f"{short[frame.file]}:{frame.number or '?'} in {frame.function}" for frame in frames]
+    return [_text(frame, short[frame.file]) for frame in frames]
+
+
+def _text(frame: Frame, file: str) -> str:
+    if frame.file in (ENGINE, CUBLAS):
+        return f"{file}: {frame.function}"
+    return f"{file}:{frame.number or '?'} in {frame.function}"
 
 
 def _told_apart(files: Sequence[str]) -> list[str]:

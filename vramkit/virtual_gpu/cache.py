@@ -10,6 +10,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from ..errors import DeviceError
@@ -36,6 +37,23 @@ def cache_folder() -> Path:
     return root / "vramkit"
 
 
+_announce: ContextVar[Callable[[str], object] | None] = ContextVar("announce", default=None)
+
+
+@contextmanager
+def announced(tell: Callable[[str], object]) -> Iterator[None]:
+    """Within the block, what is built is said before: it takes seconds, in which nothing else is seen.
+
+    Args:
+        tell: is called with a sentence.
+    """
+    before = _announce.set(tell)
+    try:
+        yield
+    finally:
+        _announce.reset(before)
+
+
 def keep(name: str, files: Sequence[str], make: Callable[[Path, Path], None]) -> Path:
     """The folder of a name in the cache, with its files in it.
 
@@ -58,6 +76,10 @@ def keep(name: str, files: Sequence[str], make: Callable[[Path, Path], None]) ->
         if not _is_whole(target, files):
             with _scratch(cache, target, files) as scratch:
                 if not _is_whole(target, files):  # somebody else has just made it
+                    if announce := _announce.get():
+                        announce(
+                            "vramkit: compiling a part of the virtual GPU, once for each torch; it takes seconds ..."
+                        )
                     _make(scratch, target, files, make)
     except OSError as error:
         raise DeviceError(

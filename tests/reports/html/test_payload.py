@@ -18,6 +18,7 @@ from vramkit.reports.advice import advise
 from vramkit.reports.html import payload as payload_module
 from vramkit.reports.html.columns import Columns, column, unpacked
 from vramkit.reports.html.segments import segment_lives
+from vramkit.reports.html.tabs import Tabs
 from vramkit.reports.moment import moment_of
 from vramkit.reports.moments import shown_moments
 from vramkit.results.profile import Profile
@@ -200,3 +201,17 @@ def test_each_device_has_its_own_tables() -> None:
     assert [each.header["failed"] for each in devices] == [False, True, False]
     for device, result in zip(devices, (two, failed, three), strict=True):
         agrees(device, result)
+
+
+def test_a_page_of_several_ranks_has_a_tab_for_each_in_their_order() -> None:
+    ranks = [training().profile(), training(bytes_per_number=8).profile()]
+
+    header, _ = payload_module.payload(
+        ranks[1], tabs=Tabs(kind="rank", of=[("rank 1", ranks[1]), ("rank 0", ranks[0])])
+    )
+
+    assert header["tabs"] == "rank"
+    assert [(each["tab"], each["peak_allocated"]) for each in header["devices"]] == [
+        ("rank 1", ranks[1].peak_allocated),
+        ("rank 0", ranks[0].peak_allocated),
+    ]

@@ -13,6 +13,7 @@ from ...tape.memory import MemoryResult
 from .beside import Beside
 from .payload import payload
 from .prediction import Prediction
+from .tabs import Tabs
 
 _LIBRARY = "uplot.js"
 _SCRIPTS = (
@@ -22,7 +23,13 @@ _SCRIPTS = (
 """In the order in which one needs another; they are one script in the page."""
 
 
-def page(result: MemoryResult, text: str, prediction: Prediction | None = None, beside: Sequence[Beside] = ()) -> str:
+def page(
+    result: MemoryResult,
+    text: str,
+    prediction: Prediction | None = None,
+    beside: Sequence[Beside] = (),
+    tabs: Tabs | None = None,
+) -> str:
     """A web page that shows a result, and loads nothing from anywhere.
 
     No name of the result's becomes a part of the page's own text: they are inside of the data, and the page's script
@@ -33,8 +40,9 @@ def page(result: MemoryResult, text: str, prediction: Prediction | None = None, 
         text: its report as text, which is at the page's end.
         prediction: what an estimate has besides.
         beside: another result's figures of each device; empty: there is none.
+        tabs: what there is a tab for; None: each device of the result.
     """
-    header, columns = payload(result, prediction, beside)
+    header, columns = payload(result, prediction, beside, tabs)
     scripts = [_asset(_LIBRARY), "\n".join(_asset(f"{name}.js") for name in _SCRIPTS)]
     style = _asset("uplot.css") + _asset("page.css")
     policy = f"default-src 'none'; img-src data:; script-src {_allowed(scripts)}; style-src {_allowed([style])}"

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import printable
-from ...gpus import all_gpus
+from ...gpus import common_gpus
 from ...tape.events import Category, Ints, Phase, Tape
 from ...tape.memory import MemoryResult
 from ...tape.owners import owners
@@ -27,6 +27,7 @@ from .beside import Beside
 from .columns import ColumnPlace, Columns
 from .prediction import Prediction
 from .segments import segment_lives
+from .tabs import Tabs, tabs_of
 
 MAX_MOMENTS = 250_000
 """Moments that a page has, at most, of all devices together: a file of some megabytes."""
@@ -37,7 +38,10 @@ _ROUNDING = 512
 
 
 def payload(
-    result: MemoryResult, prediction: Prediction | None = None, beside: Sequence[Beside] = ()
+    result: MemoryResult,
+    prediction: Prediction | None = None,
+    beside: Sequence[Beside] = (),
+    tabs: Tabs | None = None,
 ) -> tuple[dict[str, Any], Columns]:
     """Everything that a page shows.
 
@@ -45,27 +49,29 @@ def payload(
         result: with all its devices.
         prediction: what an estimate has besides.
         beside: another result's figures of each device; empty: there is none.
+        tabs: what there is a tab for; None: each device of the result.
 
     Returns:
         A header for JSON, and the columns that it points to.
     """
     columns = Columns()
-    devices = list(result.each_device())
-    limit = max(2, MAX_MOMENTS // len(devices))
+    tabs = tabs or tabs_of(result)
+    limit = max(2, MAX_MOMENTS // len(tabs.of))
     header = {
         "versions": {printable(name): printable(version) for name, version in result.versions.items()},
         "categories": [CATEGORY_NAMES[category] for category in Category],
         "phases": [PHASE_NAMES[phase] for phase in Phase],
         "prediction": None if prediction is None else _prediction(prediction),
         "beside": [each.header() for each in beside],
-        "devices": [_Device(each, columns, limit).header() for each in devices],
+        "tabs": tabs.kind,
+        "devices": [{"tab": printable(name), **_Device(each, columns, limit).header()} for name, each in tabs.of],
     }
     return header, columns
 
 
 def _prediction(prediction: Prediction) -> dict[str, Any]:
     gpu = prediction.gpu
-    cards = {each.product or each.name: each.memory for each in all_gpus()} | {gpu.product or gpu.name: gpu.memory}
+    cards = {each.product or each.name: each.memory for each in common_gpus()} | {gpu.product or gpu.name: gpu.memory}
     return {
         "engine": prediction.engine,
         "card": gpu.product or gpu.name,
@@ -99,6 +105,9 @@ class _Device:
             "capacity": result.capacity,
             "outside": result.outside,
             "pooled": self._pooled,
+            "knows_phases": tape.knows_phases,
+            "is_window": result.is_window,
+            "is_moment": result.is_moment,
             "steps": step_count(result),
             "events": len(tape.events),
             "peak_allocated": result.peak_allocated,

@@ -187,9 +187,8 @@ def _no_graph(scene: Scene) -> Iterator[Advice]:
     several forwards must have left theirs, whole.
     """
     fates = scene.fates
-    if not {Phase.BACKWARD, Phase.OPTIMIZER}.isdisjoint(
-        {Phase(int(each)) for each in scene.result.tape.passes["phase"]}
-    ):
+    passes = {Phase(int(each)) for each in np.unique(scene.result.tape.passes["phase"])}  # older files have none
+    if not {Phase.BACKWARD, Phase.OPTIMIZER}.isdisjoint(passes | scene.phases):
         return
     ended = fates.forwards["made_graph"] & ~fates.forwards["was_left"] & ~fates.is_abandoned
     ended = ended & (fates.forwards["end"] <= scene.moment.event)

@@ -27,6 +27,8 @@ def _fragmentation(scene: Scene) -> Iterator[Advice]:
     result, failed = scene.result, scene.moment.failed
     if not scene.on_gpu or "expandable_segments:True" in result.tape.alloc_conf:
         return
+    if result.is_window and not failed:  # what was allocated at once before it, nobody knows
+        return
     if failed:
         cached = scene.moment.breakdown.cached
         matters = cached >= failed.requested
@@ -61,7 +63,11 @@ def _expandable(scene: Scene) -> int:
     try:
         allocator = CachingAllocator(conf=conf, tie_break=tape.tie_break)
         return allocator.replay(tape, flushes=not _retries(scene)).peak_reserved
-    except VramkitError:  # settings that can't be simulated
+    except (
+        VramkitError,
+        LookupError,
+        ValueError,
+    ):  # settings that can't be simulated, or a file that no allocator made
         return -1
 
 

@@ -118,7 +118,7 @@ function sums(held, parts, device, onCpu) {
   if (!onCpu) {
     rows.push(line("", swatch("cached"), cached.name, cached.size, "freed blocks, and rests of segments"));
     if (device.pooled) {
-      rows.push(line("", swatch("pools"), pools.name, pools.size, "CUDA graphs' own, free to nobody else"));
+      rows.push(line("", swatch("pools"), pools.name, pools.size, "private: free to nobody else"));
     }
     rows.push(line("sum", "=", "reserved", held.reserved, "torch.cuda.memory_reserved()"));
   }

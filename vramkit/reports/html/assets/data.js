@@ -145,8 +145,9 @@ function lastBefore(places, place) {
   return low;
 }
 
-/** Stretches of moments in which step and phase are the same: {first, last, step, phase}. */
+/** Stretches of moments in which step and phase are the same: {first, last, step, phase}. A snapshot knows none. */
 function stretches(device) {
+  if (!device.knows_phases) return [];
   const { step, phase } = device.moments;
   const found = [];
   for (let i = 1; i < device.count; i += 1) {

@@ -25,9 +25,15 @@
     const name = first.device.startsWith("cpu")
       ? "Memory of tensors on the CPU"
       : `${what} of ${first.name || first.device}`;
-    const others = devices.length > 1 ? ` and ${devices.length - 1} more` : "";
-    document.title = `${name}${others}`;
-    fill(part("title"), name, others);
+    const many = `${devices.length} ${report.tabs === "process" ? "processes" : `${report.tabs}s`}`;
+    const title =
+      report.tabs !== "device"
+        ? `${what} of ${many}, ${first.name || first.device}`
+        : devices.length > 1
+          ? `${name} and ${devices.length - 1} more`
+          : name;
+    document.title = title;
+    fill(part("title"), title);
     const steps = Math.max(...devices.map((device) => device.steps));
     const versions = Object.entries(report.versions).map(([tool, version]) => `${tool} ${version}`);
     const facts = [
@@ -56,7 +62,7 @@
                 "aria-selected": "false",
                 onclick: () => open(each),
               },
-              each ? each.device.device : "Overview",
+              each ? each.device.tab : "Overview",
             ),
           ),
     );
@@ -93,8 +99,10 @@
     const used = device.outside + device.peak_reserved;
     fill(
       part("tiles"),
-      tile("peak allocated", sizeText(device.peak_allocated), bytesText(device.peak_allocated)),
-      device.segments ? tile("peak reserved", sizeText(device.peak_reserved), bytesText(device.peak_reserved)) : null,
+      tile(mostText(device, "allocated"), sizeText(device.peak_allocated), bytesText(device.peak_allocated)),
+      device.segments
+        ? tile(mostText(device, "reserved"), sizeText(device.peak_reserved), bytesText(device.peak_reserved))
+        : null,
       device.capacity
         ? tile(
             "used at most",
@@ -155,12 +163,12 @@
       device.failed && moment === device.moment
         ? "When memory ran out: "
         : moment === device.peak
-          ? "The peak: "
+          ? peakText(device)
           : "";
     fill(part("when"), main ? element("b", {}, main) : null, whenText(report, device, moment));
     fill(
       part("when-more"),
-      `event ${countText(device.moments.row[moment])} of ${countText(device.events)} · `,
+      device.knows_phases ? `event ${countText(device.moments.row[moment])} of ${countText(device.events)} · ` : null,
       `${sizeText(device.series.allocated[moment])} allocated`,
     );
     drawBridge(report, device, part("bridge"), moment);
@@ -255,12 +263,17 @@
           : null,
       );
     };
-    const heads = ["device", "peak allocated", "peak reserved", "of the card", ""].map((text) =>
+    const most = devices.some((device) => device.is_window) ? "most" : "peak";
+    const trained = devices.some((device) => device.steps);
+    const heads = [report.tabs, `${most} allocated`, `${most} reserved`, "of the card", trained ? "steps" : null, ""];
+    const headings = heads.filter((text) => text !== null).map((text) =>
       element("th", { scope: "col" }, text),
     );
+    const reserved = devices.map((device) => device.peak_reserved).sort((a, b) => b - a);
+    const spread = reserved[0] - reserved[reserved.length - 1];
     const rows = views.map((each) => {
       const { device } = each;
-      const link = element("button", { type: "button", class: "link", onclick: () => open(each) }, device.device);
+      const link = element("button", { type: "button", class: "link", onclick: () => open(each) }, device.tab);
       return element(
         "tr",
         {},
@@ -274,16 +287,17 @@
         element("td", { class: "number" }, sizeText(device.peak_allocated)),
         element("td", { class: "number" }, sizeText(device.peak_reserved)),
         element("td", { class: "number" }, shareText(device.outside + device.peak_reserved, device.capacity)),
+        trained ? element("td", { class: "number" }, countText(device.steps)) : null,
         element("td", { class: "wide" }, bar(device)),
       );
     });
     fill(
       part("overview"),
-      element("h2", {}, "Devices"),
+      element("h2", {}, report.tabs === "device" ? "Devices" : report.tabs === "rank" ? "Ranks" : "Processes"),
       element(
         "div",
         { class: "scroll" },
-        element("table", {}, element("thead", {}, element("tr", {}, heads)), element("tbody", {}, rows)),
+        element("table", {}, element("thead", {}, element("tr", {}, headings)), element("tbody", {}, rows)),
       ),
       element(
         "div",
@@ -293,7 +307,8 @@
       element(
         "p",
         { class: "note" },
-        "Each device at its peak, or when its memory ran out. The red line is the card's end.",
+        `Each ${report.tabs} at its peak, or when its memory ran out. The red line is the card's end. `,
+        `The fullest reserved ${sizeText(spread)} more than the emptiest.`,
       ),
     );
   }

@@ -24,6 +24,9 @@ function nameOf(device, row) {
 
 function madeIn(report, device, row) {
   const { phase, module } = device.allocations;
+  if (phase[row] === 0 && !device.knows_phases) {
+    return lineOf(device, row) ? "at a line of the program" : "at an unknown line";
+  }
   const words = phase[row] === 0 ? "outside of the phases" : `in the ${report.phases[phase[row]]}`;
   return module[row] >= 0 ? `${words} of ${device.modules.name[module[row]]}` : words;
 }
@@ -60,10 +63,11 @@ function drawTensors(report, device, box, moment, inside) {
   };
   const lifeText = (row) => {
     const rowsOf = device.moments.row;
+    const made = device.knows_phases ? `since step ${step[row] + 1}` : "made";
     const since =
       begin[row] === 0
         ? "there from the start"
-        : `since step ${step[row] + 1}, ${countText(rowsOf[moment] - rowsOf[begin[row]])} events ago`;
+        : `${made}, ${countText(rowsOf[moment] - rowsOf[begin[row]])} events ago`;
     const until =
       begin[row] + count[row] >= device.count
         ? "until the end"

@@ -41,7 +41,7 @@ function drawTimeline(report, device, box, pin) {
     { class: "tools" },
     button("−", "Zoom out (−)", () => zoom(2)),
     button("+", "Zoom in (+)", () => zoom(0.5)),
-    button("Step", "Show the pinned moment's step (S)", showStep),
+    device.knows_phases ? button("Step", "Show the pinned moment's step (S)", showStep) : null,
     button("All", "Show the whole recording (0)", () => look(whole)),
     element("span", { class: "hint" }, "Drag to zoom, drag the strip below to move, click to pin a moment."),
   );
@@ -252,7 +252,7 @@ function drawTimeline(report, device, box, pin) {
       ctx.fillText(text, x, bbox.top - 4 * ratio);
     };
     for (const moment of device.flushes) sign(moment, "◆", colour("muted"));
-    sign(device.peak, "▲ peak", colour("ink"));
+    sign(device.peak, device.is_window ? "▲ highest" : "▲ peak", colour("ink"));
     for (const { moment } of device.failures) {
       if (inside(at(moment))) line(at(moment), colour("alarm"), [2, 3]);
       sign(moment, "▼", colour("alarm"));

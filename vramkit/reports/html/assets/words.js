@@ -28,9 +28,11 @@ function shareText(part, whole) {
   return whole > 0 ? `${((100 * part) / whole).toFixed(1)}%` : "";
 }
 
-/** "in the backward of Net.head, step 2 of 3" */
+/** "in the backward of Net.head, step 2 of 3"; of a snapshot "at event 812 of 1,097" */
 function whenText(report, device, moment) {
+  if (device.is_moment) return "no history was kept";
   if (device.moments.row[moment] === 0) return "before the first event";
+  if (!device.knows_phases) return `at event ${countText(device.moments.row[moment])} of ${countText(device.events)}`;
   const phase = device.moments.phase[moment];
   const module = device.moments.module[moment];
   const words = phase === 0 ? report.phases[0] : `in the ${report.phases[phase]}`;
@@ -38,6 +40,17 @@ function whenText(report, device, moment) {
   // Evaluation lies between steps.
   const step = device.steps && report.phases[phase] !== "evaluation";
   return `${words}${inside}` + (step ? `, step ${device.moments.step[moment] + 1} of ${device.steps}` : "");
+}
+
+/** What the highest of a device is called: of a history without its beginning it need not be the peak. */
+function mostText(device, what) {
+  if (device.is_moment) return what;
+  return device.is_window ? `most ${what} in what was kept` : `peak ${what}`;
+}
+
+function peakText(device) {
+  if (device.is_moment) return "One moment: ";
+  return device.is_window ? "The highest in what was kept: " : "The peak: ";
 }
 
 /** An element. Attributes that begin with "on" listen; children are elements or texts, and null is left out. */

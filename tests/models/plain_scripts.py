@@ -1,0 +1,197 @@
+"""Training scripts as people write them, without vramkit: each says what it took of a GPU.
+
+Run as a program, each in a fork that has not begun CUDA, so that they share the imports alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+Peaks = tuple[int, int]
+
+
+def train(
+    model: Any, batch: Any, loss: Callable[[Any, Any], Any], parameters: Any = None, accumulate: int = 1
+) -> Peaks:
+    """Three steps with AdamW."""
+    import torch
+
+    optimizer = torch.optim.AdamW(parameters or model.parameters())
+
+    def step() -> None:
+        for _ in range(accumulate):
+            inputs = {key: value.to("cuda") for key, value in batch.items()}
+            value = loss(model, inputs)
+            if accumulate > 1:
+                value = value / accumulate
+            value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(3):
+        step()
+    return peaks()
+
+
+def peaks() -> Peaks:
+    import torch
+
+    return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+
+
+def own_loss(model: Any, inputs: Any) -> Any:
+    return model(**inputs).loss
+
+
+def configuration(folder: str) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    config.use_cache = False
+    return config
+
+
+def text(rows: int, length: int) -> dict[str, Any]:
+    import torch
+
+    ids = torch.ones(rows, length, dtype=torch.long)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+
+
+def gpt2(folder: str) -> Peaks:
+    from transformers import AutoModelForCausalLM
+
+    return train(AutoModelForCausalLM.from_config(configuration(folder)).to("cuda").train(), text(2, 512), own_loss)
+
+
+def bert(folder: str) -> Peaks:
+    """Texts of different lengths, in mixed precision; gradients of two batches."""
+    import torch
+    from transformers import AutoModelForMaskedLM
+
+    def loss(model: Any, inputs: Any) -> Any:
+        with torch.autocast("cuda", torch.bfloat16):
+            return own_loss(model, inputs)
+
+    batch = text(4, 384)
+    batch["attention_mask"][:, 300:] = 0
+    model = AutoModelForMaskedLM.from_config(configuration(folder)).to("cuda").train()
+    return train(model, batch, loss, accumulate=2)
+
+
+def t5(folder: str) -> Peaks:
+    from transformers import AutoModelForSeq2SeqLM
+
+    return train(AutoModelForSeq2SeqLM.from_config(configuration(folder)).to("cuda").train(), text(2, 256), own_loss)
+
+
+def vit(folder: str) -> Peaks:
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_config(configuration(folder)).to("cuda").train()
+    batch = {"pixel_values": torch.rand(4, 3, 224, 224), "labels": torch.zeros(4, dtype=torch.long)}
+    return train(model, batch, own_loss)
+
+
+def whisper(folder: str) -> Peaks:
+    import torch
+    from transformers import AutoModelForSpeechSeq2Seq
+
+    model = AutoModelForSpeechSeq2Seq.from_config(configuration(folder)).to("cuda").train()
+    batch = {"input_features": torch.rand(2, 80, 3000), "labels": torch.ones(2, 448, dtype=torch.long)}
+    return train(model, batch, own_loss)
+
+
+def llama(folder: str) -> Peaks:
+    """Adapters of rank 16 beside a frozen model in bfloat16, whose blocks are checkpointed."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(configuration(folder))
+        model.gradient_checkpointing_enable()
+        model = peft.get_peft_model(model, peft.LoraConfig(r=16))
+    model = model.to_empty(device="cuda").train()
+    return train(model, text(1, 1024), own_loss, [each for each in model.parameters() if each.requires_grad])
+
+
+def llama_generates(folder: str) -> Peaks:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    model = model.to_empty(device="cuda").eval()
+    for _ in range(3):
+        prompt = text(2, 256)
+        model.generate(
+            input_ids=prompt["input_ids"].to("cuda"),
+            attention_mask=prompt["attention_mask"].to("cuda"),
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    return peaks()
+
+
+def resnet(_: str) -> Peaks:
+    import torch
+    import torchvision
+
+    def loss(model: Any, inputs: Any) -> Any:
+        return torch.nn.functional.cross_entropy(model(inputs["images"]), inputs["targets"])
+
+    batch = {"images": torch.rand(4, 3, 224, 224), "targets": torch.zeros(4, dtype=torch.long)}
+    return train(torchvision.models.resnet18().to("cuda"), batch, loss)
+
+
+def timm_vit(_: str) -> Peaks:
+    """All but the last four blocks and the head is frozen."""
+    import timm
+    import torch
+
+    def loss(model: Any, inputs: Any) -> Any:
+        return torch.nn.functional.cross_entropy(model(inputs["images"]), inputs["targets"])
+
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False)
+    for part in (model.patch_embed, *model.blocks[:8]):
+        part.requires_grad_(False)
+    model.cls_token.requires_grad_(False)
+    model.pos_embed.requires_grad_(False)
+    model = model.to("cuda").train()
+    batch = {"images": torch.rand(4, 3, 224, 224), "targets": torch.zeros(4, dtype=torch.long)}
+    return train(model, batch, loss, [each for each in model.parameters() if each.requires_grad])
+
+
+def main(given: dict[str, str]) -> None:
+    """Print the peaks of each script, by its name, with the folder that it is given."""
+    warnings.simplefilter("ignore")
+    from vramkit import virtual_gpu
+
+    virtual_gpu.activate("a100-80gb")
+    import peft  # noqa: F401 - before the forks
+    import torch  # noqa: F401
+
+    found = {}
+    for name, folder in given.items():
+        ours, theirs = os.pipe()
+        if not (child := os.fork()):
+            os.write(theirs, json.dumps(globals()[name](folder)).encode())
+            os._exit(0)
+        os.close(theirs)
+        os.waitpid(child, 0)
+        with open(ours, "rb") as answer:
+            found[name] = json.loads(answer.read() or "null")
+    print("PEAKS", json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

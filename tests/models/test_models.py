@@ -1,0 +1,140 @@
+"""Models by name: each against a plain script of the same training, in a process that knows nothing of vramkit's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vramkit
+from vramkit import UsageError
+
+for package in ("transformers", "peft", "timm", "torchvision"):
+    pytest.importorskip(package, reason=f"{package} comes with vramkit[integrations]")
+
+HERE = Path(__file__).parent
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+
+# Each script of plain_scripts.py, and the same by name; of the configurations two layers are kept.
+PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", {"batch_size": 2, "seq_len": 512}),
+    "bert": (
+        "bert-base-uncased",
+        {"batch_size": 4, "seq_len": 384, "precision": "bf16-mixed", "padded": True, "accumulate": 2},
+    ),
+    "t5": ("t5-small", {"batch_size": 2, "seq_len": 256}),
+    "vit": ("vit-base-patch16-224", {"batch_size": 4}),
+    "whisper": ("whisper-small", {"batch_size": 2}),
+    "llama": ("llama-3.1-8b", {"seq_len": 1024, "lora": 16, "checkpointing": True}),
+    "llama_generates": (
+        "llama-3.1-8b",
+        {"batch_size": 2, "seq_len": 256, "method": "inference", "max_new_tokens": 8},
+    ),
+    "resnet": ("torchvision:resnet18", {"batch_size": 4}),
+    "timm_vit": ("timm:vit_tiny_patch16_224", {"batch_size": 4, "method": "freeze:8"}),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A folder with a config.json for each configuration, by its name."""
+    found = {}
+    for path in sorted((HERE / "configs").glob("*.json")):
+        config = json.loads(path.read_text())
+        config |= {name: 2 for name in LAYERS if name in config}
+        folder = tmp_path_factory.mktemp(path.stem)
+        (folder / "config.json").write_text(json.dumps(config))
+        found[path.stem] = str(folder)
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(folders: dict[str, str]) -> dict[str, list[int]]:
+    """What the plain scripts took: allocated and reserved, by their names."""
+    given = {script: folders.get(name, "") for script, (name, _) in PROGRAMS.items()}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "plain_scripts.py"), json.dumps(given)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.rpartition("PEAKS")[2])
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize("script", PROGRAMS)
+def test_a_model_by_name_takes_what_a_plain_script_takes(
+    script: str, plain: dict[str, list[int]], folders: dict[str, str]
+) -> None:
+    name, options = PROGRAMS[script]
+
+    loaded = vramkit.models.load(name if ":" in name else f"hf:{folders[name]}", **options)
+    estimate = vramkit.estimate(**loaded.arguments(), gpu="a100-80gb")
+
+    assert {parameter.device.type for parameter in loaded.model.parameters()} == {"meta"}
+    assert [estimate.peak_allocated, estimate.peak_reserved] == plain[script]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("hf:FOLDER", {"seq_len": 2048}, "max_position_embeddings=1024, and a longer text would fail"),
+        ("hf:./absent", {}, "no config.json in './absent'"),
+        ("hf:", {}, "Write hf:NAME"),
+        ("hf:FOLDER", {"task": "image-classification"}, "GPT2LMHeadModel is made for none of image-classification"),
+        (
+            "hf:FOLDER",
+            {"attention": "flash_attention_2"},
+            "can't make a model of type 'gpt2': ImportError: FlashAttention2",
+        ),
+        ("hf:FOLDER", {"method": "half"}, "It is full, lora, freeze:N or inference"),
+        ("hf:FOLDER", {"method": "qlora"}, "kernels of bitsandbytes, which need values and a real GPU"),
+        ("hf:FOLDER", {"method": "freeze:9"}, "the model has 2 blocks (its own parts)"),
+        ("hf:FOLDER", {"max_new_tokens": 8}, 'Only inference makes new tokens. Add method="inference"'),
+        ("hf:FOLDER", {"dtype": "float16", "precision": "bf16-mixed"}, "With that precision parameters are float32"),
+        ("hf:FOLDER", {"optimizer": "adamw9"}, "sgd-momentum, one of torch's with -fused"),
+        ("hf:FOLDER", {"batch_size": 0}, "batch_size=0"),
+        ("timm:vit_tiny", {}, "it has convit_tiny"),
+        ("timm:vit_tiny_patch16_224", {"lora": 4}, 'lora_targets="all-linear", or names of modules'),
+        ("torchvision:resnet18", {"checkpointing": True}, "torchvision's models have none"),
+        ("torchvision:raft_large", {}, "'raft_large' is no classifier"),
+        ("json:dumps", {"lora": 4}, "What a function returns says itself how it is trained"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_remedy(
+    name: str, options: dict[str, Any], words: str, folders: dict[str, str]
+) -> None:
+    with pytest.raises(UsageError) as raised:
+        vramkit.models.load(name.replace("FOLDER", folders["gpt2"]), **options)
+
+    assert words in str(raised.value)
+
+
+def test_a_hub_that_cannot_be_reached_names_the_folder_as_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    def unreachable(*_: object, **given: object) -> None:
+        assert given["trust_remote_code"] is False
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", unreachable)
+
+    with pytest.raises(UsageError, match=r"no route to the hub. Save the model's config.json .* hf:./folder"):
+        vramkit.models.load("hf:someone/something")
+
+
+def test_three_things_come_of_a_name_and_of_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "made_here.py").write_text(
+        "import torch\ndef build():\n"
+        "    return {'model': torch.nn.Linear(4, 4), 'batch': torch.zeros(2, 4), 'optimizer': torch.optim.SGD}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    loaded = vramkit.models.load("made_here:build")
+    model, batch, step = loaded
+
+    assert step.model is model
+    assert batch.shape == (2, 4)
+    assert [*loaded.optimizer.param_groups[0]["params"]] == [*model.parameters()]

@@ -1,0 +1,132 @@
+"""``timm:`` and ``torchvision:`` models: classifiers of images, from their names. Knows the two libraries."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..errors import UsageError, shown
+from ..exports import optional
+from . import methods, optimizers
+from .loaded import Loaded
+from .recipe import Recipe
+from .steps import ForwardStep, TrainingStep
+
+_IMAGE_SIZE = 224
+_AUXILIARY = {"Inception3": (0.4,), "GoogLeNet": (0.3, 0.3)}
+"""Weights of the losses of auxiliary classifiers, as the papers and torchvision's own references have them."""
+
+
+def load_timm(name: str, recipe: Recipe) -> Loaded:
+    """A model of timm. Raises: UsageError: there is none of that name, or an option can't be."""
+    timm = optional.load(recipe.asked, "timm", "integrations")
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.partition('.')[0]}*")[:6]
+        raise UsageError(
+            recipe.asked,
+            f"timm has no model {shown(name)}" + (f"; it has {', '.join(near)}" if near else ""),
+            instead="timm.list_models() names them all",
+        )
+    _refuse_text(recipe)
+    channels, height, width = timm.get_pretrained_cfg(name).input_size
+    given: dict[str, object] = {}
+    if recipe.image_size is not None and recipe.image_size != height:
+        height = width = recipe.image_size
+        given["img_size"] = recipe.image_size
+    model = _timm_model(timm, name, given, recipe)
+    if recipe.checkpointing:
+        _checkpoint(model, recipe)
+    return _loaded(model, (channels, height, width), recipe)
+
+
+def _timm_model(timm: Any, name: str, given: dict[str, object], recipe: Recipe) -> torch.nn.Module:
+    try:
+        return _on_meta(lambda: timm.create_model(name, pretrained=False, **given), recipe)
+    except TypeError:
+        if not given:
+            raise
+        return _on_meta(lambda: timm.create_model(name, pretrained=False), recipe)  # convolutions take any size
+
+
+def load_torchvision(name: str, recipe: Recipe) -> Loaded:
+    """A classifier of torchvision. Raises: UsageError: there is none of that name, or an option can't be."""
+    torchvision = optional.load(recipe.asked, "torchvision", "integrations")
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        others = torchvision.models.list_models()
+        found = "is no classifier: batches are known for these alone" if name in others else "is not in torchvision"
+        raise UsageError(
+            recipe.asked,
+            f"{shown(name)} {found}",
+            instead=f"Name one of {', '.join(known)}; or write a function that returns (model, batch), and name that",
+        )
+    _refuse_text(recipe)
+    recipe.refuse("checkpointing", "torchvision's models have none")
+    size = recipe.image_size or _crop(torchvision, name)
+    model = _on_meta(lambda: torchvision.models.get_model(name, weights=None), recipe)
+    return _loaded(model, (3, size, size), recipe)
+
+
+def _crop(torchvision: Any, name: str) -> int:
+    """The size of images that the published weights were made for; nothing is fetched."""
+    weights = torchvision.models.get_model_weights(name)
+    crops = weights.DEFAULT.transforms().crop_size if len(weights) else [_IMAGE_SIZE]
+    return int(crops[0])
+
+
+def _on_meta(make: Any, recipe: Recipe) -> torch.nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a constructor says of weights
+        try:
+            with torch.device("meta"):
+                model: torch.nn.Module = make()
+        except (RuntimeError, NotImplementedError):
+            model = make()  # it looks at values while it is made: on the CPU, then
+    return model if recipe.parameter_dtype is None else model.to(recipe.parameter_dtype)
+
+
+def _checkpoint(model: Any, recipe: Recipe) -> None:
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as error:
+        raise UsageError(recipe.asked, "with checkpointing, which this model of timm does not have") from error
+
+
+def _refuse_text(recipe: Recipe) -> None:
+    for name in ("seq_len", "max_new_tokens", "padded", "task"):
+        recipe.refuse(name, "The model takes images")
+    recipe.refuse("attention", "Only transformers' models let it be chosen")
+
+
+def _loaded(model: torch.nn.Module, size: tuple[int, int, int], recipe: Recipe) -> Loaded:
+    kind = type(model).__name__
+    model = methods.apply(model, recipe)
+    images = torch.zeros(recipe.batch_size, *size, device="cpu")
+    if recipe.parameter_dtype is not None and recipe.autocast is None:
+        images = images.to(recipe.parameter_dtype)
+    targets = torch.zeros(recipe.batch_size, dtype=torch.long, device="cpu")
+    called: Any = torch.compile(model) if recipe.compile else model
+    if not recipe.trains:
+        return Loaded(model, (images,), ForwardStep(called, recipe.autocast))
+    optimizer = optimizers.make(recipe.asked, recipe.optimizer or "adamw", model)
+    loss = auxiliary_loss if kind in _AUXILIARY else classification_loss
+    step = TrainingStep(called, optimizer, loss, recipe.autocast, recipe.accumulate)
+    return Loaded(model, (images, targets), step, optimizer)
+
+
+def classification_loss(output: torch.Tensor, batch: Any) -> torch.Tensor:
+    """Cross entropy of a batch (images, targets)."""
+    return F.cross_entropy(output, batch[1])
+
+
+def auxiliary_loss(output: Any, batch: Any) -> torch.Tensor:
+    """The same where a model has auxiliary classifiers."""
+    main, *others = output
+    weights = _AUXILIARY["Inception3"] if len(others) == 1 else _AUXILIARY["GoogLeNet"]
+    loss = F.cross_entropy(main, batch[1])
+    for weight, each in zip(weights, others, strict=True):
+        loss = loss + weight * F.cross_entropy(each, batch[1])
+    return loss

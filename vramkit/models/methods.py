@@ -1,0 +1,84 @@
+"""What of a model is trained: all of it, adapters, or what is not frozen. Knows PEFT; no library of models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..errors import UsageError
+from ..exports import optional
+from .recipe import Recipe
+
+_RANK = 8  # PEFT's own default
+
+
+def apply(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
+    """The model, made ready for a method.
+
+    Raises:
+        UsageError: the method can't be had for it.
+    """
+    if not recipe.trains:
+        return model.eval().requires_grad_(False)
+    model.train()
+    if recipe.method == "lora":
+        return _with_adapters(model, recipe)
+    if recipe.frozen_blocks:
+        _freeze(model, recipe)
+    return model
+
+
+def _with_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
+    peft = optional.load(recipe.asked, "peft", "integrations")
+    targets: str | list[str] | None = recipe.lora_targets
+    if isinstance(targets, str) and targets != "all-linear":
+        targets = [each.strip() for each in targets.split(",")]
+    try:
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=recipe.lora or _RANK, target_modules=targets))
+    except ValueError as error:
+        raise UsageError(
+            recipe.asked,
+            f"PEFT refuses: {error}",
+            instead='Name what gets adapters: lora_targets="all-linear", or names of modules such as "qkv,proj"',
+        ) from error
+    assert isinstance(adapted, torch.nn.Module)
+    return adapted.train()
+
+
+def _freeze(model: torch.nn.Module, recipe: Recipe) -> None:
+    """The first blocks, and every parameter that is registered before them."""
+    name, blocks = _blocks(model)
+    if recipe.frozen_blocks > len(blocks):
+        raise UsageError(
+            recipe.asked,
+            f"with method={recipe.method!r}, and the model has {len(blocks)} blocks ({name or 'its own parts'})",
+            instead="Freeze at most so many",
+        )
+    left = {id(parameter) for parameter in blocks[recipe.frozen_blocks - 1].parameters()}
+    for parameter in model.parameters():  # in the order of registration
+        if not left:
+            break
+        parameter.requires_grad_(False)
+        left.discard(id(parameter))
+
+
+def _blocks(model: torch.nn.Module) -> tuple[str, list[torch.nn.Module]]:
+    """The list of modules that holds most of a model's parameters; without one that holds half, the model's parts."""
+    total = _size(model)
+    lists = [(name, each) for name, each in model.named_modules() if _is_list(each) and 2 * _size(each) >= total]
+    # The innermost: a list of stages is chosen only if no stage holds half.
+    name, found = lists[-1] if lists else ("", model)
+    return name, list(_parts(found))
+
+
+def _is_list(module: torch.nn.Module) -> bool:
+    return isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential)) and len(module) > 1
+
+
+def _parts(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    return (each for each in module.children() if any(True for _ in each.parameters()))
+
+
+def _size(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,74 @@
+"""Optimizers by name. Knows torch's own, and that others are named by module and class."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..errors import UsageError, shown
+
+_LR = 1e-4
+_WITH_SETTINGS = {"sgd-momentum": (torch.optim.SGD, {"momentum": 0.9})}
+_FLAGS = ("fused", "foreach")
+
+
+def make(asked: str, name: str, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """An optimizer of what a model trains.
+
+    Args:
+        asked: what was asked for, as an error's text begins.
+        name: of a class of ``torch.optim`` in any case ("adamw"), also with "-fused"; "sgd-momentum";
+            or "module:Class".
+        model: whose parameters that require a gradient are trained.
+
+    Raises:
+        UsageError: there is no such optimizer, or it can't be made here.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise UsageError(asked, "no parameter is trained", instead="Freeze fewer blocks")
+    factory, settings = _found(asked, name)
+    try:
+        return factory(parameters, lr=_LR, **settings)  # type: ignore[no-any-return] # checked where it is used
+    except Exception as error:
+        raise UsageError(asked, f"{name} can't be made: it raised {type(error).__name__}: {error}") from error
+
+
+def _found(asked: str, name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    if name in _WITH_SETTINGS:
+        return _WITH_SETTINGS[name]
+    if ":" in name:
+        return _of_module(asked, name), {}
+    base, _, flag = name.partition("-")
+    own = {each.__name__.lower(): each for each in vars(torch.optim).values() if _is_optimizer(each)}
+    if base.lower() not in own or flag not in ("", *_FLAGS):
+        known = ", ".join([*own, *_WITH_SETTINGS])
+        raise UsageError(
+            asked,
+            f"with optimizer={shown(name)}",
+            instead=f"It is {known}, one of torch's with -fused or -foreach, or MODULE:CLASS",
+        )
+    return own[base.lower()], {flag: True} if flag else {}
+
+
+def _of_module(asked: str, name: str) -> Callable[..., Any]:
+    module, _, path = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), path)
+    except (ImportError, AttributeError, RuntimeError) as error:
+        raise UsageError(
+            asked,
+            f"with optimizer={shown(name)}",
+            f"It can't be imported here: {error}",
+            f"Install what brings {module.partition('.')[0]}, or name one of torch's",
+        ) from error
+    return found  # type: ignore[no-any-return] # what it makes shows when it is called
+
+
+def _is_optimizer(value: object) -> bool:
+    base = torch.optim.Optimizer
+    return inspect.isclass(value) and issubclass(value, base) and value not in (base, torch.optim.LBFGS)

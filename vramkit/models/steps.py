@@ -1,0 +1,106 @@
+"""One step with a model that is known by its name: of training, of a forward, of generating. Each is a plain script's.
+
+Knows torch alone. An object of these classes is the ``step`` of ``vramkit.estimate``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Loss = Callable[[Any, Any], torch.Tensor]
+
+
+def model_loss(output: Any, batch: object) -> torch.Tensor:
+    """The loss that a model computed from the labels in its batch."""
+    loss: torch.Tensor = output.loss
+    return loss
+
+
+@dataclass(eq=False)
+class TrainingStep:
+    """Batch to the device, forward, loss, backward (as often as gradients are accumulated), optimizer, zero_grad.
+
+    Batch and loss live to the step's end, as local variables do; the model's output only until there is a loss.
+    """
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    autocast: torch.dtype | None
+    accumulate: int
+    scaler: torch.amp.GradScaler | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.autocast is torch.float16:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that there is no CUDA here, where nothing is trained
+                self.scaler = torch.amp.GradScaler("cuda")
+
+    def __call__(self, batch: Any) -> None:
+        """Train on one batch, on the CPU or the GPU."""
+        for _ in range(self.accumulate):
+            on_cuda = _on_cuda(batch)
+            with _autocast(self.autocast):
+                loss = self.loss(_called(self.model, on_cuda), on_cuda)
+            if self.accumulate > 1:
+                loss = loss / self.accumulate
+            if self.scaler is not None:
+                loss = self.scaler.scale(loss)
+            loss.backward()  # type: ignore[no-untyped-call] # torch's
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad()
+
+
+@dataclass(eq=False)
+class ForwardStep:
+    """Batch to the device, and a forward without gradients."""
+
+    model: torch.nn.Module
+    autocast: torch.dtype | None
+
+    def __call__(self, batch: Any) -> None:
+        """Use one batch."""
+        with torch.no_grad(), _autocast(self.autocast):
+            on_cuda = _on_cuda(batch)
+            _called(self.model, on_cuda)
+
+
+@dataclass(eq=False)
+class GenerationStep:
+    """Batch to the device, and ``generate()``: the prompt, then one token after the other, keys and values cached."""
+
+    model: torch.nn.Module
+    autocast: torch.dtype | None
+    settings: Mapping[str, object]
+    """Keyword arguments of ``generate``."""
+
+    def __call__(self, batch: Any) -> None:
+        """Answer one batch of prompts."""
+        with _autocast(self.autocast):
+            on_cuda = _on_cuda(batch)
+            self.model.generate(**on_cuda, **self.settings)  # type: ignore[operator] # torch can't know it
+
+
+def _autocast(dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    return nullcontext() if dtype is None else torch.autocast("cuda", dtype)
+
+
+def _on_cuda(batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return {name: tensor.to("cuda") for name, tensor in batch.items()}
+    return tuple(tensor.to("cuda") for tensor in batch)
+
+
+def _called(model: torch.nn.Module, batch: Any) -> Any:
+    """A model's output: of a dict as keywords, of (images, targets) for the images."""
+    return model(**batch) if isinstance(batch, Mapping) else model(batch[0])
