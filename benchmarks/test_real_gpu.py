@@ -11,9 +11,9 @@ import pytest
 from benchmarks.real_gpu import files, table
 from benchmarks.real_gpu.chunks import Chunks
 from benchmarks.real_gpu.comparing import compare
-from benchmarks.real_gpu.libraries import rnn_reserve, rnn_workspace
 from benchmarks.real_gpu.recording import Record
 from vramkit import gpus
+from vramkit.engines.fake.kernels.cudnn_sizes import Recurrent, batch_norm
 
 MIB = 1 << 20
 _ROWS = (
@@ -175,12 +175,61 @@ def test_the_catalogue_has_what_a_card_said_of_itself(path: Path) -> None:
 LIBRARIES = sorted((Path(__file__).parent / "real_gpu" / "recordings" / "libraries").glob("*.jsonl.gz"))
 
 
-@pytest.mark.parametrize("path", LIBRARIES, ids=[path.name.split(".jsonl")[0] for path in LIBRARIES])
-def test_what_a_recurrent_network_wants_is_as_its_rule_says(path: Path) -> None:
-    rows = [each for each in files.read(path) if each["kind"] == "recurrent" and not each["status"]]
-    assert len(rows) > 10_000
+ITEMSIZE = {0: 4, 1: 8, 2: 2}
+"""By cudnnDataType_t: float, double, half."""
 
-    assert [row for row in rows if rnn_reserve(row) != row["reserve"]] == []
-    standard = [row for row in rows if not row["algorithm"]]
-    assert [row for row in standard if not 0 <= row["inference"] - rnn_workspace(row) <= 256] == []
-    assert all(row["training"] >= row["inference"] for row in standard)
+
+def rows_of(path: Path, kind: str) -> list[Record]:
+    return [each for each in files.read(path) if each["kind"] == kind and not each["status"]]
+
+
+def network(row: Record) -> Recurrent:
+    same = {name: row[name] for name in ("mode", "layers", "directions", "input", "hidden", "steps", "batch")}
+    return Recurrent(
+        **same,
+        output=row["hidden"],
+        itemsize=ITEMSIZE[row["type"]],
+        dropout=row["dropout"] > 0,
+        rows=row["steps"] * row["batch"],
+        packed=False,
+        persistent=row["algorithm"] == 1,
+    )
+
+
+@pytest.mark.parametrize("path", LIBRARIES, ids=[path.name.split(".jsonl")[0] for path in LIBRARIES])
+def test_a_recurrent_network_wants_what_the_rule_says(path: Path) -> None:
+    rows = rows_of(path, "recurrent")
+    standard = [(row, network(row)) for row in rows if not row["algorithm"]]
+    assert len(standard) > 10_000
+
+    assert [row for row in rows if network(row).reserve != row["reserve"]] == []
+    for training, name in ((False, "inference"), (True, "training")):
+        assert [row for row, of in standard if of.workspace(training=training) != row[name]] == []
+
+
+@pytest.mark.parametrize("path", LIBRARIES, ids=[path.name.split(".jsonl")[0] for path in LIBRARIES])
+def test_persistent_kernels_want_what_the_rule_says_where_torch_asks_for_them(path: Path) -> None:
+    asked = [
+        (row, network(row))
+        for row in rows_of(path, "recurrent")
+        if row["algorithm"] == row["layers"] == row["directions"] == 1 and row["type"] == 2
+        if row["hidden"] % 128 == 0 and row["mode"] != 3
+    ]
+    assert len(asked) > 100
+
+    assert [row for row, of in asked if of.workspace(training=False) != row["inference"]] == []
+    long = [(row, of) for row, of in asked if of.rows >= 256]
+    assert [row for row, of in long if of.workspace(training=True) != row["training"]] == []
+
+
+@pytest.mark.parametrize("path", LIBRARIES, ids=[path.name.split(".jsonl")[0] for path in LIBRARIES])
+def test_batch_norm_wants_what_the_rule_says(path: Path) -> None:
+    rows = rows_of(path, "batch norm")
+    assert len(rows) > 3000
+
+    for row in rows:
+        pixels, is_last = row["batch"] * row["side"] ** 2, row["last"] or row["side"] == 1
+        for backward, name in ((False, "forward"), (True, "backward")):
+            size = batch_norm(pixels, row["channels"], ITEMSIZE[row["type"]], backward=backward)
+            assert row[name] == (size if row["mode"] == 2 and is_last else 0), row
+        assert row["reserve"] == 0

@@ -43,8 +43,9 @@ def left_behind(model: Any = None) -> list[str]:
     if torch.cuda.is_initialized():
         if torch._C._cuda_isHistoryEnabled():
             found.append("the allocator's history is on")
-        if torch._C._cuda_getMemoryMetadata():
-            found.append(f"the allocator's metadata is {torch._C._cuda_getMemoryMetadata()!r}")
+        metadata = getattr(torch._C, "_cuda_getMemoryMetadata", str)()  # since 2.11
+        if metadata:
+            found.append(f"the allocator's metadata is {metadata!r}")
     profiling = sys.modules.get("vramkit.profiling.profiler")
     if profiling is not None and profiling._measuring.active is not None:
         found.append("a profile is active")

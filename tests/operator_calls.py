@@ -246,6 +246,35 @@ for cell in (nn.LSTMCell, nn.GRUCell):
     call(cell.__name__, lambda cell=cell: cell(64, 128, device="cuda")(x(32, 64)))
 
 
+def recurrent(kind: type[nn.RNNBase], *shape: int, dtype: torch.dtype = torch.float32, **more: Any) -> torch.Tensor:
+    with warnings.catch_warnings():  # weights of bfloat16 are not made flat, and torch says so
+        warnings.simplefilter("ignore")
+        return kind(shape[-1], **more, device="cuda", dtype=dtype)(x(*shape, dtype=dtype))[0]
+
+
+def packed(kind: type[nn.RNNBase], **more: Any) -> torch.Tensor:
+    rows = nn.utils.rnn.pack_padded_sequence(x(8, 50, 64), torch.tensor([50, 41, 33, 20, 20, 11, 5, 1]), True)
+    return kind(64, 200, batch_first=True, **more, device="cuda")(rows)[0].data
+
+
+for kind in (nn.LSTM, nn.GRU, nn.RNN):
+    for dtype in (torch.float32, torch.float16, *[BF16] * (kind is nn.LSTM)):
+        for shape, sizes in (
+            ((35, 20, 39), {"hidden_size": 200, "batch_first": True}),
+            ((35, 20, 200), {"hidden_size": 400, "num_layers": 3}),
+            ((50, 32, 64), {"hidden_size": 160, "bidirectional": True}),
+            ((10, 8, 32), {"hidden_size": 33, "bias": False, "num_layers": 2, "bidirectional": True}),
+            ((20, 64, 512), {"hidden_size": 512}),
+        ):
+            call(
+                f"{kind.__name__} {shape} {sizes} {dtype}",
+                lambda kind=kind, shape=shape, sizes=sizes, dtype=dtype: recurrent(kind, *shape, dtype=dtype, **sizes),
+            )
+    for more in ({}, {"bidirectional": True}, {"num_layers": 2}):
+        call(f"{kind.__name__}, packed {more}", lambda kind=kind, more=more: packed(kind, **more))
+call("LSTM, projected", lambda: recurrent(nn.LSTM, 20, 8, 64, hidden_size=128, num_layers=2, proj_size=32))
+
+
 def lists(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     return [x(100, 300 + i, dtype=dtype, grad=False) for i in range(3)]
 

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from .errors import UsageError as UsageError
     from .errors import VramkitError as VramkitError
     from .estimation.estimate import estimate as estimate
+    from .estimation.lengths import LengthCourse as LengthCourse
+    from .estimation.lengths import LengthReplay as LengthReplay
+    from .estimation.lengths import replay_lengths as replay_lengths
     from .estimation.result import Estimate as Estimate
     from .gpus import GPU as GPU
     from .layers.result import Summary as Summary
@@ -90,6 +93,9 @@ _HOMES = {
     # predicted
     "estimate": "estimation.estimate",
     "Estimate": "estimation.result",
+    "replay_lengths": "estimation.lengths",
+    "LengthReplay": "estimation.lengths",
+    "LengthCourse": "estimation.lengths",
     "BatchSizeRow": "scaling.rows",
     "EngineName": "engines",
     "GPU": "gpus",
@@ -164,6 +170,13 @@ if not TYPE_CHECKING:  # checkers read the imports above; from this they would t
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         _let_them_say_where_they_are()
         return value
+
+
+def load_ipython_extension(shell: object) -> None:
+    """What ``%load_ext vramkit`` calls: the magic ``%%vram``."""
+    from .integrations.notebook import register
+
+    register(shell)
 
 
 def _let_them_say_where_they_are() -> None:

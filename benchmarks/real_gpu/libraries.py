@@ -2,7 +2,7 @@
 
     python -m benchmarks.real_gpu.libraries FILE
 
-Some seconds. The virtual GPU assumes these sizes: the libraries make no handle without a device. FILE has a line of
+Some seconds. The virtual GPU has to know these sizes: the libraries make no handle without a device. FILE has a line of
 JSON for each problem; ``status`` is 0 where the library answered.
 """
 
@@ -18,46 +18,6 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-
-ELEMENT = {0: 4, 1: 8, 2: 2}
-"""Bytes of an element, by cudnnDataType_t: float, double, half."""
-GATES = {0: 1, 1: 1, 2: 4, 3: 3}
-"""By cudnnRNNMode_t: ReLU, tanh, LSTM, GRU."""
-
-
-def rnn_reserve(row: Row) -> int:
-    """Bytes of the reserve of a recurrent network in training: what lives from its forward to its backward.
-
-    Every row of an H200 with cuDNN 9.19 is so. ``kept`` counts, of each layer and direction, what is as large as its
-    output: gates, and the cell or the candidate.
-    """
-    kept = {0: 1, 1: 1, 2: 5, 3: 6}[row["mode"]]
-    outputs = row["steps"] * row["batch"] * row["hidden"] * row["directions"]
-    size, between = outputs * ELEMENT[row["type"]], row["layers"] - 1
-    masks = between * row["directions"] * _up(-(-outputs // 8)) if row["dropout"] else 0
-    return 256 + _up(kept * row["layers"] * size) + _up(between * size) + masks
-
-
-def rnn_workspace(row: Row) -> int:
-    """Bytes of a recurrent network's workspace in inference, by the standard algorithm (0).
-
-    In every row of the same card it is this and at most 256 bytes more, for what parts are rounded up by. In training
-    it is as much or more.
-    """
-    layers, directions, hidden = row["layers"], row["directions"], row["hidden"]
-    gates, rows = GATES[row["mode"]], row["steps"] * row["batch"]
-    weights = gates * directions * hidden * (row["input"] + hidden + (layers - 1) * (directions + 1) * hidden)
-    planes = 2 * gates + 6 if directions == 2 else gates + (2 if row["dropout"] else 1)
-    states = {0: 3, 1: 3, 2: 10, 3: 5}[row["mode"]] * directions + 4 * (directions - 1)
-    elements = weights + rows * (planes * hidden + row["input"]) + states * layers * row["batch"] * hidden
-    return (8 << 20) * layers * directions + elements * ELEMENT[row["type"]] + 256 + _up(8 * row["batch"])
-
-
-def _up(size: int) -> int:
-    return -(-size // 32) * 32
-
-
-# -- asking ------------------------------------------------------------------------------------------------------------
 
 
 def _library(*names: str) -> c.CDLL:

@@ -22,7 +22,8 @@ TRAINS = """
     dist.init_process_group("nccl", device_id=torch.device("cuda", local))
     objects = [None] * dist.get_world_size()
     dist.all_gather_object(objects, dist.get_rank())
-    print(local, os.environ["LOCAL_WORLD_SIZE"], os.environ["GROUP_RANK"], objects, torch.cuda.device_count())
+    place = local, os.environ["LOCAL_WORLD_SIZE"], os.environ["GROUP_RANK"], objects, torch.cuda.device_count()
+    print(" ".join(map(str, place)) + "\\n", end="", flush=True)
     model = torch.nn.Linear(64 * (1 + dist.get_rank()), 64).cuda()
     optimizer = torch.optim.AdamW(model.parameters())
     for _ in range(2):
@@ -49,7 +50,8 @@ def test_several_ranks_are_shown_the_fullest_first(tmp_path: Path) -> None:
     script, document, page = write(tmp_path / "train.py", TRAINS), tmp_path / "run.json", tmp_path / "run.html"
     files = ("--json", str(document), "--html", str(page))
 
-    done = command("run", "--gpu", "t4", "--world-size", "40", "--ranks", "0,39", *files, str(script))
+    ranks = ("--world-size", "40", "--ranks", "0,39", "--alone")
+    done = command("run", "--gpu", "t4", *ranks, *files, str(script))
 
     assert done.returncode == 0, done.stderr
     header = header_of(page)
@@ -74,7 +76,7 @@ def test_processes_of_a_launcher_meet_and_each_has_its_own_files(tmp_path: Path)
     dist.broadcast_object_list(told if dist.get_rank() else ["from 0"], 0)
     scattered = [None]
     dist.scatter_object_list(scattered, None if dist.get_rank() else ["a", "b"], 0)
-    print(dist.get_rank(), told, scattered, flush=True)
+    print(f"{dist.get_rank()} {told} {scattered}\\n", end="", flush=True)
     dist.destroy_process_group()
     """,
     )
@@ -111,8 +113,8 @@ def test_objects_of_an_absent_rank_are_an_error_with_a_remedy(tmp_path: Path) ->
 
     assert done.returncode == 1
     assert done.stdout == "[2]\n"
-    assert "Rank 2 of its group is to get objects from rank 0" in done.stderr
-    assert "--ranks all" in done.stderr
+    assert "Rank 2 is to get objects from rank 0, which is not played" in done.stderr
+    assert "Play --ranks 0,2, or all of them" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -120,6 +122,7 @@ def test_objects_of_an_absent_rank_are_an_error_with_a_remedy(tmp_path: Path) ->
     [
         (["--rank", "1"], "--rank was given without --world-size"),
         (["--world-size", "2", "--rank", "2"], "Ranks are 0 to 1"),
+        (["--world-size", "2", "--alone"], "--alone was given without --ranks"),
         (["--world-size", "0"], "at least 1"),
         (["--world-size", "4", "--ranks", "0;3"], "such as 0,32, or all"),
     ],

@@ -14,9 +14,11 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
@@ -30,6 +32,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -193,6 +196,89 @@ def tensor_parallel(*, sequence: bool = False, shards: int = 1) -> None:
     train(model, torch.optim.AdamW(model.parameters(), foreach=False))  # some of them are no distributed tensors
 
 
+class Part(nn.Module):
+    """A stage of a pipeline: the first has the embedding and the last the head."""
+
+    def __init__(self, number: int, parts: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(SIZE.vocabulary, SIZE.width) if number == 0 else None
+        self.block = Block(SIZE.width)
+        self.head = nn.Linear(SIZE.width, SIZE.vocabulary) if number == parts - 1 else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.block(x if self.embed is None else self.embed(x))
+        return h if self.head is None else self.head(h)
+
+
+def _loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(output.flatten(0, 1), target.flatten())
+
+
+def pipeline(make: Callable[..., Any], *, each: int = 1, tells: bool = False, shards: int = 1) -> None:
+    """Stages on ranks that are ``shards`` apart.
+
+    ``each``: stages of a rank. ``tells``: the program says what stages exchange, so that they need not ask each other.
+    """
+    shape = (dist.get_world_size() // shards, shards)
+    mesh = init_device_mesh("cuda", shape, mesh_dim_names=("stage", "shard"))
+    me, ranks = mesh["stage"].get_local_rank(), shape[0]
+    parts, rows, micro = ranks * each, 2 * ranks * (SIZE.rows // (2 * ranks)), 2 * ranks
+    x = torch.randint(0, SIZE.vocabulary, (rows, SIZE.length)).cuda()
+    with torch.device("meta"):
+        hidden = torch.zeros(rows // micro, SIZE.length, SIZE.width, requires_grad=True)
+        logits = torch.zeros(rows // micro, SIZE.length, SIZE.vocabulary)
+        first = torch.zeros(rows // micro, SIZE.length, dtype=torch.int64)
+    stages = []
+    for number in range(me, parts, ranks):
+        part = Part(number, parts).cuda()
+        if shards > 1:
+            fully_shard(part, mesh=mesh["shard"])
+        shapes = {"input_args": hidden if number else first, "output_args": hidden if number < parts - 1 else logits}
+        told = {name: (value,) for name, value in shapes.items()} if tells else {}
+        group = mesh["stage"].get_group()
+        stages.append(PipelineStage(part, number, parts, torch.device("cuda"), group=group, **told))
+    schedule = make(stages if each > 1 else stages[0], micro, loss_fn=_loss)
+    optimizers = [adamw(stage.submod) for stage in stages]
+    for _ in range(3):
+        schedule.step(*[x] * (me == 0), **({"target": x, "losses": []} if me == ranks - 1 else {}))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def checkpoints() -> None:
+    """A distributed checkpoint is saved and loaded, in a folder that the environment names."""
+    model = Net().cuda()
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model)
+    optimizer = adamw(model)
+    train(model, optimizer)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    dcp.save(state, checkpoint_id=os.environ["CHECKPOINTS"])
+    dcp.load(state, checkpoint_id=os.environ["CHECKPOINTS"])
+    train(model, optimizer)
+
+
+def objects() -> None:
+    """Objects on the device, as a group of NCCL alone has them."""
+    group = dist.new_group(backend="nccl")
+    everybody: list[object] = [None] * dist.get_world_size()
+    for number in range(150):
+        dist.all_gather_object(everybody, {"text": "x" * 1000 * number}, group=group)
+        assert everybody == [{"text": "x" * 1000 * number}] * dist.get_world_size()
+
+
+def compiled() -> None:
+    """Each block compiled, and sharded."""
+    model = Net().cuda()
+    for block in model.blocks:
+        block.compile(backend="aot_eager")
+        fully_shard(block)
+    fully_shard(model)
+    train(model, adamw(model))
+
+
 STRATEGIES: dict[str, Callable[[], None]] = {
     "DDP": ddp,
     "DDP, bucket views": functools.partial(ddp, gradient_as_bucket_view=True),
@@ -209,13 +295,27 @@ STRATEGIES: dict[str, Callable[[], None]] = {
     "FSDP1": fsdp1,
     "TP": tensor_parallel,
     "TP, sequence": functools.partial(tensor_parallel, sequence=True),
+    "FSDP2, compiled": compiled,
+    "Checkpoints": checkpoints,
+    "Objects": objects,
 }
 
+OF_STAGES = {
+    "GPipe": functools.partial(pipeline, ScheduleGPipe, tells=True),
+    "1F1B": functools.partial(pipeline, Schedule1F1B, tells=True),
+    "1F1B, shapes asked": functools.partial(pipeline, Schedule1F1B),
+    "Interleaved": functools.partial(pipeline, ScheduleInterleaved1F1B, each=2, tells=True),
+}
+"""Where ranks differ. Only the first stage's can be alone, and only where shapes need not be asked for."""
 
 OF_FOUR = {
     "HSDP, 2 x 2": functools.partial(hsdp, shards=2),
     "FSDP2 and TP, 2 x 2": functools.partial(tensor_parallel, shards=2),
     "FSDP2 and TP, sequence, 2 x 2": functools.partial(tensor_parallel, sequence=True, shards=2),
+    "GPipe and FSDP2, 2 x 2": functools.partial(pipeline, ScheduleGPipe, tells=True, shards=2),
+    "1F1B and FSDP2, 2 x 2": functools.partial(pipeline, Schedule1F1B, tells=True, shards=2),
+    "Interleaved and FSDP2, 2 x 2": functools.partial(pipeline, ScheduleInterleaved1F1B, each=2, tells=True, shards=2),
+    "1F1B, shapes asked, 2 x 2": functools.partial(pipeline, Schedule1F1B, shards=2),
 }
 """What takes four ranks."""
 
@@ -231,7 +331,7 @@ def main() -> None:
         torch.manual_seed(0)
         torch.cuda.reset_peak_memory_stats()
         first = torch.cuda.memory_stats()["allocation.all.allocated"]
-        {**STRATEGIES, **OF_FOUR}[name]()
+        {**STRATEGIES, **OF_STAGES, **OF_FOUR}[name]()
         peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
         row = {"rank": dist.get_rank(), "name": name, "first": first, "peak": peak, "reserved": reserved}
         print(f"ROW {json.dumps(row)}\n", end="", flush=True)

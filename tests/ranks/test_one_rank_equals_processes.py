@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import pytest
+from played import Played, play
 
-import vramkit
-from vramkit import virtual_gpu
-from vramkit.tape.events import Action, Category, Phase, Table
+from vramkit.tape.events import Category, Phase
 
 pytestmark = pytest.mark.virtual_gpu
-SCRIPT = Path(__file__).with_name("parallel_programs.py")
 NAMES = (
     "DDP",
     "DDP, bucket views",
@@ -35,66 +25,20 @@ NAMES = (
     "FSDP1",
     "TP",
     "TP, sequence",
+    "FSDP2, compiled",
+    "Checkpoints",
+    "Objects",
 )
-
-
-@dataclass(frozen=True)
-class Played:
-    """What a rank did."""
-
-    rows: dict[str, dict[str, Any]]
-    profile: vramkit.Profile
-
-    def inside(self, name: str) -> npt.NDArray[np.bool_]:
-        """Which events came while a strategy ran."""
-        events = self.profile.tape.events
-        starts = [row["first"] for row in self.rows.values()] + [len(events)]
-        first = self.rows[name]["first"]
-        number = np.cumsum(events["action"] == Action.ALLOC) - 1
-        return (number >= first) & (number < starts[starts.index(first) + 1])
-
-    def events(self, name: str) -> npt.NDArray[Any]:
-        """What happened while a strategy ran, how large it was, and where."""
-        return self.profile.tape.events[self.inside(name)][["action", "size", "address"]]
-
-    def allocations(self, name: str) -> Table:
-        """What was allocated while a strategy ran."""
-        table = self.profile.tape.allocations
-        return table[(table["born"] >= 0) & self.inside(name)[table["born"]]]
-
-    def names(self, name: str) -> list[str]:
-        """The names of what was allocated while a strategy ran."""
-        names = self.profile.tape.names
-        return [names[index] for index in self.allocations(name)["name"] if index >= 0]
-
-
-def play(folder: Path, *options: str) -> dict[int, Played]:
-    """Run every strategy; what each rank did that was played."""
-    if not virtual_gpu.is_active():  # asked before the marker is looked at
-        pytest.skip("needs the virtual GPU")
-    saved = folder / "rank.npz"
-    document = folder / "run.json"
-    command = [sys.executable, "-m", "vramkit", "run", "--gpu", "h100", "--world-size", "2", *options]
-    command += ["--save", str(saved), "--json", str(document), str(SCRIPT)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]
-    ranks = [each["rank"] for each in json.loads(document.read_text())["processes"]]
-    names = [saved, *(folder / f"rank-{number}.npz" for number in range(2, len(ranks) + 1))]
-    return {
-        rank: Played({row["name"]: row for row in rows if row["rank"] == rank}, vramkit.load(name))
-        for rank, name in zip(ranks, names, strict=True)
-    }
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Played]:
-    return play(tmp_path_factory.mktemp("together"), "--ranks", "all")
+    return play(tmp_path_factory.mktemp("together"), 2, "--ranks", "all")
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Played]:
-    return play(tmp_path_factory.mktemp("alone"), "--ranks", "0,1")
+    return play(tmp_path_factory.mktemp("alone"), 2, "--ranks", "0,1", "--alone")
 
 
 @pytest.mark.parametrize("rank", [0, 1])

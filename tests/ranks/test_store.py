@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("torch.distributed")
-from torch.distributed import PrefixStore
+from torch.distributed import FileStore, PrefixStore
 
 from vramkit.errors import UsageError
 from vramkit.ranks.store import Meeting, MirrorStore
@@ -16,10 +18,24 @@ def test_what_this_rank_wrote_is_read_and_what_another_would_have_written_is_an_
     store.set("mine", "here")
 
     assert store.get("mine") == b"here"
-    with pytest.raises(UsageError, match=r"'theirs'.*alone.*--ranks all"):
+    with pytest.raises(UsageError, match=r"'theirs'.*not played.*--ranks all"):
         store.get("theirs")
     store.wait(["theirs"])
     assert not store.check(["mine", "theirs"])
+
+
+def test_ranks_that_meet_read_what_the_others_wrote_and_do_not_wait_for_ever(tmp_path: Path) -> None:
+    one, two = (MirrorStore(4, FileStore(str(tmp_path / "meeting"), 2), patience=0.1) for _ in range(2))
+
+    one.set("told", "yes")
+    one.set("both", "1")
+    two.set("both", "2")
+
+    assert (two.get("told"), one.get("both"), two.get("both")) == (b"yes", b"1", b"2")
+    assert two.check(["told", "both"])
+    assert not two.check(["told", "theirs"])
+    with pytest.raises(UsageError, match=r"'theirs'.*no rank that is played has written"):
+        two.get("theirs")
 
 
 def test_an_id_of_nccl_is_there_and_looks_like_none() -> None:

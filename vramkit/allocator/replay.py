@@ -14,7 +14,7 @@ from .core import DeviceCachingAllocator
 from .reserve import SimulatedOutOfMemory
 from .states import NO_POOL, BlockState, PoolId, SegmentState, fill
 
-_BOTH, _FLUSH, _RELEASE = 101, 102, 103
+BOTH, FLUSH, RELEASE = 101, 102, 103
 """What a step does that is no `Action`: a free that completes at once, a call of `empty_cache`, the end of a pool."""
 
 
@@ -125,7 +125,7 @@ def replay(allocator: DeviceCachingAllocator, tape: Tape, *, flushes: bool = Tru
     held = [
         (each.address, each.size, each.stream, each.small, each.expandable, each.pool) for each in allocator.segments()
     ]
-    steps = _steps(tape, flushes=flushes)
+    steps = requests_in(tape, flushes=flushes)
     log = allocator.events
     seen = len(log)
     happened: list[tuple[int, int, int, int, int, PoolId]] = []
@@ -146,7 +146,7 @@ def replay(allocator: DeviceCachingAllocator, tape: Tape, *, flushes: bool = Tru
                     handle = handles[row] = serve(size, rounded[row], stream[row], pools[row])
                     blocks[row] = handle.size
                     addresses[row] = handle.address
-            elif code == _BOTH:
+            elif code == BOTH:
                 free(handles[row])
             elif code == FREE:
                 handle = handles[row]
@@ -157,7 +157,7 @@ def replay(allocator: DeviceCachingAllocator, tape: Tape, *, flushes: bool = Tru
                 # A block that was waiting came back already if the allocator had to synchronize.
                 if handle is not None and handle.pending:
                     allocator.complete(handle)
-            elif code == _FLUSH:
+            elif code == FLUSH:
                 allocator.empty_cache()
             else:
                 major, minor = tape.events["pool"][index].tolist()
@@ -182,7 +182,7 @@ def replay(allocator: DeviceCachingAllocator, tape: Tape, *, flushes: bool = Tru
     )
 
 
-def _steps(tape: Tape, *, flushes: bool) -> list[tuple[int, int, int]]:
+def requests_in(tape: Tape, *, flushes: bool) -> list[tuple[int, int, int]]:
     """What has to be done, as (event, code, row): frees that complete at once are one step, and so is a flush."""
     action = tape.events["action"].astype(np.int64)
     row = tape.events["allocation"].astype(np.int64)
@@ -190,13 +190,13 @@ def _steps(tape: Tape, *, flushes: bool) -> list[tuple[int, int, int]]:
     code = np.where(action <= FREE_COMPLETED, action, -1)
     if (action == FREE_COMPLETED).any():
         at_once = np.flatnonzero(is_free[:-1] & (action[1:] == FREE_COMPLETED) & (row[:-1] == row[1:]))
-        code[at_once] = _BOTH
+        code[at_once] = BOTH
         code[at_once + 1] = -1
     else:
-        code[is_free] = _BOTH
+        code[is_free] = BOTH
     if flushes:
-        code[tape.flushes] = _FLUSH
-        code[tape.flushes & tape.events["pool"].any(axis=1)] = _RELEASE
+        code[tape.flushes] = FLUSH
+        code[tape.flushes & tape.events["pool"].any(axis=1)] = RELEASE
     done = np.flatnonzero(code >= 0)
     return list(zip(done.tolist(), code[done].tolist(), row[done].tolist(), strict=True))
 

@@ -1,4 +1,4 @@
-"""``vramkit gpus``: the catalogue, and this machine's devices."""
+"""``vramkit gpus``: the catalogue, this machine's devices, and what CUDA's context takes of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ..errors import DeviceError
 from ..gpus import GPU, all_gpus, is_derived, record
+from ..gpus.context import Measured, keep
 from ..gpus.installed import cuda_devices
+from ..gpus.measuring import measure
 from ..sizes import format_size, parse_size
 from .saving import JSON, STDOUT, check_can_save, write_json
 
@@ -30,12 +33,20 @@ def add_to(verbs: Verbs) -> None:
         metavar="SIZE",
         help="only cards with that much beside the CUDA context, such as 18GiB, the smallest first",
     )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="measure what CUDA's context and libraries take of this machine's cards, which nobody else should use "
+        "meanwhile, and keep it: predictions for these cards take it from then on",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write both as JSON; -: to stdout, and no text")
     parser.set_defaults(main=main)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print both tables. Returns the exit code: 1 if no card has so much."""
+    """Print both tables, or measure. Returns the exit code: 1 if no card has so much."""
+    if options.measure:
+        return _measure(options.json)
     cards = all_gpus()
     if options.fits is not None:
         wanted = parse_size(options.fits)
@@ -64,6 +75,41 @@ def main(options: argparse.Namespace) -> int:
 
 def _free(card: GPU) -> int:
     return card.memory - card.context
+
+
+def _measure(path: str | None) -> int:
+    if path is not None:
+        check_can_save(JSON, path)
+    found: dict[str, Measured] = {}
+    for ordinal, device in enumerate(cuda_devices()):
+        if device.name not in found:
+            found[device.name] = measure(ordinal)
+    if not found:
+        raise DeviceError(
+            "What CUDA's context takes was to be measured",
+            "this machine has no CUDA device",
+            instead="Run it on the machine that has the card",
+        )
+    real = {name: each for name, each in found.items() if not each.is_virtual}
+    try:
+        kept = keep(real) if real else None
+    except (OSError, RuntimeError) as error:
+        raise DeviceError(
+            "What CUDA's context takes was measured", f"it can't be kept: {error}", instead="Set XDG_CONFIG_HOME"
+        ) from error
+    if path is not None:
+        write_json({"kind": "contexts", "cards": {name: asdict(each) for name, each in found.items()}}, path)
+        if path == STDOUT:
+            return 0
+    for name, each in found.items():
+        print(f"{name}, driver {each.driver}, torch {each.torch}: beside torch's memory")
+        for stage, size in each.stages.items():
+            print(f"  {stage:<40}{format_size(size):>12}{size:>18,} B")
+    if kept is None:
+        print("Not kept: a virtual GPU's context is the one that its card is taken to have.")
+    else:
+        print(f"Kept in {kept}: predictions for these cards take the last figure from now on.")
+    return 0
 
 
 def _row(name: str, product: str, memory: int, capability: tuple[int, int], multiprocessors: int) -> str:

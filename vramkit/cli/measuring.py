@@ -57,7 +57,7 @@ class Measurement:
         if self._task.plays_ranks:
             from ..ranks.playing import play
 
-            play(alone_of=self._task.alone_of)
+            play(self._task.job())
         if os.getpid() == self._owner:
             from ..profiling.profiler import measured_by
 

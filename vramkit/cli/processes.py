@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import VramkitError, shortened
-from ..ranks.place import Place
+from ..ranks.place import Job, Place
 from ..virtual_gpu.activation import RUN_ENVIRONMENT
 
 if TYPE_CHECKING:
     from ..results.profile import Profile
 
 _TASK = "task"
+_MEETING = "meeting"
 _SITE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "children")
 
 
@@ -39,8 +40,10 @@ class Task:
     """After how many training steps it ends."""
     plays_ranks: bool = False
     """Whether ranks of a job are played on virtual GPUs."""
-    alone_of: int | None = None
-    """Ranks of the job of which each is played alone; None: they are all there."""
+    mirrored_of: int | None = None
+    """Ranks of the job, of which some are absent; None: they are all there."""
+    together: Sequence[int] = ()
+    """Those that are played at the same time; empty: several, each alone."""
     stacks: bool = False
     """Whether it records where allocations were made."""
 
@@ -50,6 +53,14 @@ class Task:
         os.environ[RUN_ENVIRONMENT] = self.folder
         others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != _SITE]
         os.environ["PYTHONPATH"] = os.pathsep.join([_SITE, *others])
+
+    def job(self) -> Job | None:
+        """The job whose absent ranks are mirrors of those that are played; None: there is none."""
+        if self.mirrored_of is None:
+            return None
+        place = Place.of(os.environ)
+        played = tuple(self.together) or (0 if place is None else place.rank,)
+        return Job(world_size=self.mirrored_of, played=played, meeting=str(Path(self.folder, _MEETING)))
 
     @classmethod
     def inherited(cls) -> Task | None:

@@ -32,26 +32,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--ranks",
         metavar="R,R,...|all",
-        help="play several, each in a process of its own and alone; all: every one, in processes that meet",
+        help="play several, a process each, which meet; the others are mirrors of each. all: every one",
     )
+    group.add_argument("--alone", action="store_true", help="with --ranks: play one after another, each alone")
     group.add_argument(
         "--gpus-per-node", type=int, metavar="N", help=f"GPUs of each machine (default: {GPUS_PER_NODE})"
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class PlayedJob:
     """The ranks that are played."""
 
     places: tuple[Place, ...]
     """Empty: the script has none, or a launcher gave this process its own."""
     meets: bool = False
-    """Whether they are all there and meet; otherwise each is alone."""
+    """Whether they are played at the same time, and meet; otherwise each is alone."""
 
     @property
-    def alone_of(self) -> int | None:
-        """Ranks of the job of which each is played alone; None: no job, or they meet."""
-        return self.places[0].world_size if self.places and not self.meets else None
+    def mirrored_of(self) -> int | None:
+        """Ranks of the job, if some are absent while others are played; None: no job, or they are all there."""
+        size = self.places[0].world_size if self.places else 0
+        return size if self.places and not (self.meets and len(self.places) == size) else None
+
+    @property
+    def together(self) -> tuple[int, ...]:
+        """The ranks that are played at the same time; empty: several, each alone."""
+        return tuple(each.rank for each in self.places) if self.meets or len(self.places) == 1 else ()
 
     @property
     def devices(self) -> int | None:
@@ -76,33 +83,34 @@ class Job:
         """What is run in this process: the script itself, as the only rank, or what starts the ranks."""
         if not self.places:
             return script
-        if len(self.places) > 1 or self.meets:
+        if len(self.places) > 1:
             return Processes(script, self)
         os.environ.update(self.places[0].environment(free_port()))
         return script
 
 
-def job_of(options: argparse.Namespace) -> Job:
+def job_of(options: argparse.Namespace) -> PlayedJob:
     """The job that options ask for.
 
     Raises:
         UsageError: they don't fit together.
     """
+    if options.alone and options.ranks is None:
+        raise UsageError("--alone was given without --ranks", instead="A single --rank is alone anyhow")
     if options.world_size is None:
         for name in ("rank", "ranks", "gpus_per_node"):
             if getattr(options, name) is not None:
                 raise UsageError(
                     f"--{name.replace('_', '-')} was given without --world-size", instead="Say of how many ranks"
                 )
-        return Job(places=())
+        return PlayedJob(places=())
     if options.gpu == "real":
         raise UsageError(
             "--world-size was given with --gpu real",
             "ranks are played on virtual GPUs",
             instead="Name a card, or start the script with torchrun",
         )
-    meets = options.ranks == "all"
-    if meets:
+    if options.ranks == "all":
         ranks: Sequence[int] = range(options.world_size)
     elif options.ranks is not None:
         ranks = _numbers(options.ranks)
@@ -110,7 +118,7 @@ def job_of(options: argparse.Namespace) -> Job:
         ranks = [options.rank or 0]
     gpus = GPUS_PER_NODE if options.gpus_per_node is None else options.gpus_per_node
     places = [Place(rank=rank, world_size=options.world_size, gpus_per_node=gpus) for rank in ranks]
-    return Job(places=tuple(places), meets=meets and options.world_size > 1)
+    return PlayedJob(places=tuple(places), meets=len(places) > 1 and not options.alone)
 
 
 def _numbers(text: str) -> list[int]:
@@ -128,7 +136,7 @@ class Processes:
         job: its ranks.
     """
 
-    def __init__(self, script: Script, job: Job) -> None:
+    def __init__(self, script: Script, job: PlayedJob) -> None:
         self._command = [sys.executable, *script.command]
         self._job = job
         self._running: list[subprocess.Popen[bytes]] = []

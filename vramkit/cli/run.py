@@ -12,12 +12,12 @@ from ..errors import DeviceError, UsageError
 from ..gpus.installed import cuda_devices
 from ..virtual_gpu import activate, current
 from ..virtual_gpu.cache import announced
-from . import processes
+from . import limits, processes
 from .endings import INTERRUPTED, StepLimit, Timeout, was_interrupted
 from .printing import flush, tell
 from .processes import Task
 from .progress import Progress, is_terminal
-from .ranks import Job, Processes, add_options, job_of
+from .ranks import PlayedJob, Processes, add_options, job_of
 from .run_report import Outcome, RunReport
 from .saving import JSON, PAGE, add_html_option, check_can_save
 from .script import NotAProgramError, Script, without_our_frames
@@ -36,7 +36,8 @@ _NOTES = {
 _LEAST_COPIES = "1 MiB"
 """What ranks tell each other, such as shapes, has to arrive even where no values are computed."""
 
-_MIRRORS = " Each rank was played alone: what the others send is taken to be what it sends itself."
+_ALONE = " Each rank was played alone: what the others send is taken to be what it sends itself."
+_MIRRORS = " What ranks send that were not played is taken to be what each sends itself."
 
 _SETTINGS = (
     "gpu",
@@ -50,6 +51,7 @@ _SETTINGS = (
     "world_size",
     "rank",
     "ranks",
+    "alone",
     "gpus_per_node",
     "stacks",
 )
@@ -67,8 +69,9 @@ def add_to(verbs: Verbs) -> None:
         description="Runs an unmodified script and prints where its GPU memory went, to stderr, so that the script's "
         "own output stays as it is. Models and optimizers are found by themselves, and so are the processes that the "
         "script starts: the fullest one's report is printed.",
-        epilog="Exit code: the script's own; 0 after --steps; 1 if it ran out of memory or raised; 2 for wrong use; "
-        "124 after --timeout; 130 after Ctrl-C. A script that ends by os._exit() or by a signal leaves no report.",
+        epilog="Exit code: the script's own; 0 after --steps; 1 if it ran out of memory, raised, or took more than "
+        "--limit or --baseline allow; 2 for wrong use; 124 after --timeout; 130 after Ctrl-C. A script that ends by "
+        "os._exit() or by a signal leaves no report.",
     )
     parser.add_argument(
         "--gpu",
@@ -107,6 +110,7 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument(
         "--stacks", action="store_true", help="record which line of the script made each allocation, and report it"
     )
+    limits.add_options(parser)
     add_options(parser)
     parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help="run a module, with what follows")
     parser.add_argument("script", nargs=argparse.REMAINDER, help="the script, and its own arguments")
@@ -133,18 +137,25 @@ def main(options: argparse.Namespace) -> int:
     job = job_of(options)
     job.name_files(options)
     _check(options)
+    allowed = limits.limits_of(options)
     processes.refuse()
     limit, timeout = StepLimit(options.steps), Timeout(options.timeout)
     settings = {name: getattr(options, name) for name in _SETTINGS}
     report = RunReport(
-        script=script, save_as=options.save, page_as=options.html, json_as=options.json, settings=settings
+        script=script,
+        save_as=options.save,
+        page_as=options.html,
+        json_as=options.json,
+        settings=settings,
+        limits=allowed,
     )
     task = Task(
         folder=report.folder,
         max_events=options.max_events,
         steps=options.steps,
         plays_ranks=report.is_virtual,
-        alone_of=job.alone_of,
+        mirrored_of=job.mirrored_of,
+        together=job.together,
         stacks=options.stacks,
     )
     if options.alloc_conf is not None:
@@ -172,7 +183,7 @@ def main(options: argparse.Namespace) -> int:
     if measurement.error is not None:
         raise measurement.error
     code = _ended(error, result)
-    report.add(
+    exceeded = report.add(
         Outcome(
             profile=result,
             code=code,
@@ -181,6 +192,8 @@ def main(options: argparse.Namespace) -> int:
             note=_note(options, job) if report.is_virtual else "",
         )
     )
+    if exceeded and not code:
+        return 1
     if isinstance(error, SystemExit):
         raise error  # Python itself knows best what its code means
     return code
@@ -248,13 +261,13 @@ def _why(error: BaseException | None, limit: StepLimit, timeout: Timeout) -> str
     return "end" if error is None or isinstance(error, SystemExit) else "exception"
 
 
-def _note(options: argparse.Namespace, job: Job) -> str:
+def _note(options: argparse.Namespace, job: PlayedJob) -> str:
     handle = current()
     values = options.values or "small"
     if handle is not None and handle.values is None:
         values = "none"
-    alone = "" if job.alone_of is None else _MIRRORS
-    return f"measured on a virtual GPU: memory is as on the card; {_NOTES[values]}{alone}"
+    mirrors = "" if job.mirrored_of is None else _MIRRORS if job.meets else _ALONE
+    return f"measured on a virtual GPU: memory is as on the card; {_NOTES[values]}{mirrors}"
 
 
 def _script(options: argparse.Namespace) -> Script:

@@ -21,12 +21,13 @@ from ..errors import VramkitError
 from ..ranks.place import Place
 from ..sizes import format_size
 from .overview import note_of_buckets, overview
-from .printing import tell
+from .printing import flush, tell
 from .processes import Process, found_in, fullest_first, noted, running_in, wait_for
 from .saving import save, write_json, write_page
 
 if TYPE_CHECKING:
     from ..results.profile import Profile
+    from .limits import Limits
     from .script import Script
 
 _PATIENCE = 10.0  # seconds, for processes that were told to end: settling a large profile takes some
@@ -60,6 +61,7 @@ class RunReport:
         page_as: where pages go; None: nowhere.
         json_as: where everything goes as JSON; None: nowhere.
         settings: the options that it runs with.
+        limits: what its processes are held against.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class RunReport:
         page_as: str | None,
         json_as: str | None,
         settings: Mapping[str, object],
+        limits: Limits,
     ) -> None:
         self.is_virtual = settings["gpu"] != "real"
         self.folder = tempfile.mkdtemp(prefix="vramkit-")
@@ -78,6 +81,7 @@ class RunReport:
         self._save_as = save_as
         self._page_as = page_as
         self._json_as = json_as
+        self._limits = limits
         self._process = os.getpid()
         self._outcome: Outcome | None = None
         atexit.register(self._finish)
@@ -93,8 +97,11 @@ class RunReport:
             with suppress(OSError):
                 os.kill(process, signal.SIGTERM)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome) -> bool:
         """The script's own process has ended. Print the report, or at exit, where others have not.
+
+        Returns:
+            Whether it took more than it may; False too if only the exit will tell, which then has the code 1.
 
         Raises:
             UsageError: it can't be written to where it was to go.
@@ -106,21 +113,26 @@ class RunReport:
         self._outcome = outcome
         # Of those that multiprocessing has started, one may not have come as far as to use CUDA.
         if not running_in(self.folder) and not active_children():
-            self._print(outcome)
+            return self._print(outcome)
+        return False
 
     def _finish(self) -> None:
         if self.is_of_a_fork:
             return
+        exceeded, outcome = False, self._outcome
         try:
-            if self._outcome is not None:
+            if outcome is not None:
                 wait_for(self.folder, _PATIENCE)
-                self._print(self._outcome)
+                exceeded = self._print(outcome)
         except VramkitError as error:
             tell(f"vramkit: {error}")
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
+        if exceeded and outcome is not None and not outcome.code:
+            flush()
+            os._exit(1)  # Python has its code already, and this is the last that runs before it ends with that
 
-    def _print(self, outcome: Outcome) -> None:
+    def _print(self, outcome: Outcome) -> bool:
         self._outcome = None
         found = found_in(self.folder)
         place = Place.of(os.environ)
@@ -147,8 +159,12 @@ class RunReport:
             self._save(self._save_as, measured)
         if self._page_as is not None and measured:
             tell(f"\n{write_page(partial(_write_tabs, measured, text), self._page_as)}")
+        exceeded = self._limits.exceeded([each.profile for each in measured if each.profile is not None])
+        for said in exceeded:
+            tell(f"\n{said}")
         if self._json_as is not None:
-            write_json(self._document(outcome, measured, unmeasured), self._json_as)
+            write_json(self._document(outcome, measured, unmeasured, exceeded), self._json_as)
+        return bool(exceeded)
 
     def _save(self, path: str, measured: Sequence[Process]) -> None:
         names = _names(path, len(measured))
@@ -161,14 +177,17 @@ class RunReport:
         else:
             tell(f"\nvramkit: there is no profile to save in {path}")
 
-    def _document(self, outcome: Outcome, measured: Sequence[Process], unmeasured: Sequence[Process]) -> dict[str, Any]:
+    def _document(
+        self, outcome: Outcome, measured: Sequence[Process], unmeasured: Sequence[Process], exceeded: Sequence[str]
+    ) -> dict[str, Any]:
         return {
             "kind": "run",
             "script": self._script.target,
             "arguments": list(self._script.arguments),
             "settings": self._settings,
             "ended": outcome.ended,
-            "exit_code": outcome.code,
+            "exit_code": outcome.code or int(bool(exceeded)),
+            "exceeded": list(exceeded),
             "processes": [
                 {
                     "pid": each.pid,

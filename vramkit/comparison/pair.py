@@ -5,7 +5,8 @@ Knows tapes and how they are matched; draws no conclusions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,15 +20,17 @@ from .matching import label_of, match_lines, match_modules
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One of two results at its peak."""
+    """One of two results at its peak, or at another moment."""
 
     result: MemoryResult
     place: Ints
     """Of each of its modules the place in ``Pair.modules``."""
+    event: int
+    """Index of the event after which the moment is; -1: before the first one."""
 
     @cached_property
     def alive(self) -> Table:
-        """The allocations that are alive at the peak."""
+        """The allocations that are alive then."""
         return self.result.tape.allocations[self._rows]
 
     @cached_property
@@ -69,8 +72,7 @@ class Side:
 
     @cached_property
     def _rows(self) -> Ints:
-        tape = self.result.tape
-        return np.flatnonzero(tape.alive_at(tape.peak_event))
+        return np.flatnonzero(self.result.tape.alive_at(self.event))
 
 
 class Pair:
@@ -85,8 +87,8 @@ class Pair:
         matched = match_modules(before.tape, after.tape)
         self.modules: tuple[Module, ...] = matched.modules
         """Of both, parents first."""
-        self.before = Side(before, matched.before)
-        self.after = Side(after, matched.after)
+        self.before = Side(before, matched.before, before.tape.peak_event)
+        self.after = Side(after, matched.after, after.tape.peak_event)
         self._lines: tuple[list[str], list[str]] | None = None
         if before.tape.stacks is not None and after.tape.stacks is not None:
             self._lines = match_lines(before.tape.stacks, after.tape.stacks)
@@ -95,6 +97,27 @@ class Pair:
     def sides(self) -> tuple[Side, Side]:
         """Before and after."""
         return self.before, self.after
+
+    def at_the_same_place(self) -> Pair:
+        """The same two, the earlier one not at its own peak but where the later one has it: phase, module and step.
+
+        Where the peak has moved to another part of the step, this tells what there is more of at the place of the new
+        one. What the earlier one never did is left out of the description of the place.
+        """
+        tape, after = self.before.result.tape, self.after
+        if after.event < 0 or not len(tape.events):
+            return self
+        peak = after.result.tape.events[after.event]
+        module = np.append(self.before.place, -1)[tape.events["module"]]
+        here = tape.events["phase"] == peak["phase"]
+        is_there = np.ones(len(tape.events), np.bool_)
+        for each in (here, module == np.append(after.place, -1)[peak["module"]], tape.events["step"] == peak["step"]):
+            if (is_there & each).any():
+                is_there &= each
+        pair = copy(self)
+        event = int(np.where(is_there, tape.allocated, -1).argmax())
+        pair.before = replace(self.before, event=event)
+        return pair
 
     @cached_property
     def starred(self) -> list[str]:

@@ -17,6 +17,16 @@ from .virtual import session as virtual
 
 def open_session(program: Program, engine: EngineName | None = None, alloc_conf: str | None = None) -> Session:
     """Make a program ready to be predicted, by an engine or by the one that can be here; see ``vramkit.estimate``."""
+    if program.place is not None:
+        require("A rank of a distributed job was to be predicted", "ranks")
+        if engine == "fake":
+            raise UsageError(
+                "vramkit.estimate was called with world_size and engine='fake'",
+                "fake tensors have no process group",
+                instead="Leave engine= out: a rank is played on the virtual GPU, which needs Linux and a CUDA build of "
+                "torch, and no GPU",
+            )
+        engine = "virtual"
     fallen_back = virtual.why_not() if engine != "fake" else None
     if engine == "virtual" and fallen_back is not None:
         raise fallen_back

@@ -4,6 +4,7 @@ engine and the card; how a prediction is made, the engines know.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,12 @@ from ..allocator import AllocatorConf
 from ..counts import check_count
 from ..engines import EngineName
 from ..engines.choosing import check_engine, current_gpu, open_session
+from ..errors import UsageError
 from ..gpus import GPU
 from ..programs.arguments import check_grows, program_of
 from ..programs.batches import is_made
 from ..programs.objects import Models, OptimizerOrFactory
+from ..ranks.place import GPUS_PER_NODE, Place
 from ..torch_internals.needs import require
 from .result import Estimate, predict
 
@@ -25,7 +28,7 @@ _ASKED = "vramkit.estimate was called"
 
 
 def estimate(
-    model: Models,
+    model: Models | Callable[[], Models],
     batch: object,
     *,
     optimizer: OptimizerOrFactory | None = None,
@@ -37,6 +40,9 @@ def estimate(
     engine: EngineName | None = None,
     alloc_conf: str | None = None,
     autocast: torch.dtype | None = None,
+    world_size: int | None = None,
+    rank: int = 0,
+    gpus_per_node: int = GPUS_PER_NODE,
 ) -> Estimate:
     """Predict where a training program's GPU memory goes, without the GPU.
 
@@ -80,6 +86,21 @@ def estimate(
             None: virtual where it can be, else fake, with a note that says why.
         alloc_conf: text of ``PYTORCH_CUDA_ALLOC_CONF`` to assume; None: the one in the environment.
         autocast: the plain step's forward and loss run under ``torch.autocast`` with this dtype.
+        world_size: ranks of a distributed job, of which one is predicted, on the virtual GPU. It finds the variables
+            that ``torchrun`` sets, and its own GPU chosen; ``model`` may be a function that sets up what is parallel
+            and returns the model::
+
+                def shards():
+                    dist.init_process_group("nccl")
+                    with torch.device("meta"):
+                        model = Transformer()
+                    fully_shard(model)
+                    return model.to_empty(device="cuda")
+
+                estimate = vramkit.estimate(shards, batch, optimizer=torch.optim.AdamW, world_size=64, gpu="h100")
+
+        rank: which one. It is alone: what the others send is taken to be what it sends itself.
+        gpus_per_node: GPUs of each machine.
 
     Returns:
         The prediction. Where the program does not fit the card there is one too, and ``fits()`` is False.
@@ -95,7 +116,15 @@ def estimate(
     """
     require(_ASKED, "programs")
     program = program_of(
-        _ASKED, model, batch, optimizer=optimizer, step=step, loss=loss, autocast=autocast, steps=steps
+        _ASKED,
+        model,
+        batch,
+        optimizer=optimizer,
+        step=step,
+        loss=loss,
+        autocast=autocast,
+        steps=steps,
+        place=_place(world_size, rank, gpus_per_node),
     )
     if batch_size is not None:
         batch_size = check_count(_ASKED, "batch_size", batch_size)
@@ -106,3 +135,19 @@ def estimate(
     card = current_gpu() if gpu is None else gpus.find(gpu)
     rows = batch_size or program.batch_size or int(is_made(batch))
     return predict(open_session(program, engine, alloc_conf), card, rows)
+
+
+def _place(world_size: int | None, rank: int, gpus_per_node: int) -> Place | None:
+    if world_size is not None:
+        size, gpus = (
+            check_count(_ASKED, "world_size", world_size),
+            check_count(_ASKED, "gpus_per_node", gpus_per_node),
+        )
+        return Place(rank=operator.index(rank), world_size=size, gpus_per_node=gpus)
+    if rank or gpus_per_node != GPUS_PER_NODE:
+        raise UsageError(
+            _ASKED,
+            f"with rank={rank}, gpus_per_node={gpus_per_node} and no world_size",
+            instead="Say of how many ranks: world_size=64",
+        )
+    return None

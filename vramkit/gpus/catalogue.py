@@ -13,9 +13,10 @@ The cards are the rows of ``cards.csv``. Where its figures come from:
 * ``capability``, ``multiprocessors``, ``l2_cache``, clocks and bus width: NVIDIA's data sheets, the same records.
 * what follows from the capability alone (threads, blocks and shared memory of a multiprocessor): the table "Technical
   Specifications per Compute Capability" of the CUDA programming guide.
-* ``context`` is **assumed**: it depends on the driver and on which kernels a program loads. The default, 426 MiB, was
-  measured on an RTX 6000 Ada with torch 2.10 (CUDA 13); an RTX 3090 took 256 MiB with torch 2.7. Both are published. An
-  H200 was measured for this (torch 2.11, CUDA 13.0, driver 580.159.04): 527 MiB alone, 751 to 769 in three trainings.
+* ``context`` is **assumed**: it depends on the driver and on which kernels a program loads (``context.py``). The
+  default, 426 MiB, was measured on an RTX 6000 Ada with torch 2.10 (CUDA 13); an RTX 3090 took 256 MiB with torch 2.7.
+  Both are published. An H200 was measured for this (torch 2.11, CUDA 13.0, driver 580.159.04): 751 to 769 MiB in three
+  trainings.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pathlib import Path
 
 from ..errors import UsageError, shown
 from ..sizes import format_size, parse_size
+from .context import measured_context
 
 MIB = 1 << 20
 
@@ -118,7 +120,9 @@ class GPU:
     bus_width: int = 256
     """Width of the memory bus, bits."""
     context: int = _CONTEXT * MIB
-    """Bytes that a CUDA context takes of the device. Assumed: it depends on driver and program."""
+    """Bytes that a CUDA context takes of the device. Assumed: it depends on driver and program. ``vramkit gpus
+    --measure`` measures it, and the catalogue's card has that from then on.
+    """
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -249,7 +253,9 @@ def find(gpu: str | int | GPU) -> GPU:
     if isinstance(gpu, GPU):
         return gpu
     if isinstance(gpu, str) and (name := _NAMES.get(_plain(gpu))) is not None:
-        return CATALOGUE[name]
+        card = CATALOGUE[name]
+        measured = measured_context(card.product)
+        return card if measured is None else dataclasses.replace(card, context=measured)
     try:
         memory = parse_size(gpu)
     except UsageError:

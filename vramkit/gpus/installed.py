@@ -10,7 +10,8 @@ import sys
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from .catalogue import GENERIC, GPU, find
+from .catalogue import CATALOGUE, GENERIC, GPU, find
+from .context import measured_context
 
 # In a process of its own: a driver that was loaded here would be found before the virtual GPU, and a context that was
 # begun here could not be used in a forked child. Attributes 75, 76, 16 and 38: capability, multiprocessors, L2 cache.
@@ -55,7 +56,7 @@ class Device:
         try:
             context = find(self.name).context
         except UsageError:
-            context = find(GENERIC).context
+            context = measured_context(self.name) or CATALOGUE[GENERIC].context
         return GPU(
             name=self.name.lower().replace(" ", "-"),
             product=self.name,

@@ -4,14 +4,15 @@ may be; knows neither engines nor devices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
 
 import torch
 from torch.utils.data import DataLoader
 
 from ..counts import check_count
 from ..errors import UsageError
+from ..ranks.place import Place
 from ..torch_internals.dispatch import DeviceContext, function_modes
 from .batches import batch_size_of, is_made
 from .hooks import hooks_of
@@ -22,7 +23,7 @@ from .sizeless import without_size
 
 def program_of(
     asked: str,
-    model: Models,
+    model: Models | Callable[[], Models],
     batch: object,
     *,
     optimizer: OptimizerOrFactory | None,
@@ -30,17 +31,20 @@ def program_of(
     loss: Callable[[Any, Any], torch.Tensor] | None,
     autocast: torch.dtype | None,
     steps: int,
+    place: Place | None = None,
 ) -> Program:
     """A program, from the arguments of a verb; see ``vramkit.estimate``.
 
     Args:
         asked: what was asked for, as an error's text begins.
+        place: the rank that it is in a distributed job; then the model may be a function that makes it.
 
     Raises:
         UsageError: an argument is not what it should be.
     """
-    models = models_of(asked, model)
-    if not models:
+    make = model if place is not None and _makes(model) else None
+    models = {} if make is not None else models_of(asked, model)
+    if not models and make is None:
         raise UsageError(asked, "with no model", instead="Pass an nn.Module, a sequence or a dict of them")
     _check_batch(asked, batch)
     steps = check_count(asked, "steps", steps)
@@ -58,8 +62,15 @@ def program_of(
         autocast=autocast,
         hooks=hooks_of(models, optimizers),
         by_default_on_cuda=_makes_on_cuda(),
+        place=place,
+        make_models=make,
         gradients="inference" if torch.is_inference_mode_enabled() else "on" if torch.is_grad_enabled() else "off",
     )
+
+
+def _makes(model: object) -> TypeGuard[Callable[[], object]]:
+    """Whether it makes models, and is none."""
+    return callable(model) and not isinstance(model, (torch.nn.Module, Mapping, Sequence))
 
 
 def _makes_on_cuda() -> bool:

@@ -44,7 +44,7 @@ def modules_by_value(program: Program, *, apart: bool) -> Iterator[None]:
             for each in _functions_in(function):
                 if (apart or _uses_globals(each)) and _is_users(each.__module__, passed):
                     _register(stack, each.__module__)
-        if program.step is not None:
+        if program.step is not None and program.make_models is None:
             _follow(program, passed, stack)
         yield
 

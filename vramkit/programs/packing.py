@@ -95,7 +95,7 @@ def _trains_others(program: Program) -> bool:
 def _refusal(program: Program, error: Exception) -> UsageError:
     """What to say when a program can't be sent."""
     parts: Mapping[str, object] = {
-        "model": program.models,
+        "model": program.make_models or program.models,
         "batch": program.batch,
         "optimizer": program.make_optimizer or program.optimizers,
         "loss": program.loss,

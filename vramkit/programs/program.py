@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
+    from ..ranks.place import Place
     from .hooks import Hook
 
 
@@ -35,8 +36,12 @@ class Program:
     """Whether autograd was on where the estimate was asked for."""
     by_default_on_cuda: bool = False
     """``torch.set_default_device("cuda")`` was in force where the estimate was asked for."""
+    place: Place | None = None
+    """The rank that it is in a distributed job, whose other ranks are its mirrors; None: there is no job."""
+    make_models: Callable[[], object] | None = None
+    """Makes the models where they are trained, when the job is there; then none is sent."""
 
 
 def functions_of(program: Program) -> tuple[object, ...]:
     """What the user wrote of a program; None where nothing was given."""
-    return program.step, program.loss, program.make_optimizer, program.batch
+    return program.step, program.loss, program.make_optimizer, program.make_models, program.batch

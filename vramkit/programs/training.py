@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -18,7 +18,11 @@ from ..torch_internals import pytree
 from ..torch_internals.modules import in_compiled
 from .batches import at_size, moved
 from .hooks import put_back
+from .objects import models_of
+from .own_training import brings_training, configured, training_loss
 from .program import Program
+
+MOVE_MODEL = "move the model to the device"
 
 
 @dataclass
@@ -36,7 +40,7 @@ class Training:
     batch_size: int
     move_batch: bool
     device: str = "cuda"
-    doing: str = "move the model to the device"
+    doing: str = MOVE_MODEL
     """What is going on, as the end of "was to ..."; for the text of an error."""
     _sample: list[object] = field(default_factory=list)
     _step: Callable[[object], object] | None = None
@@ -48,6 +52,11 @@ class Training:
             before_steps: called when the models are on the device, before there is an optimizer.
             after_step: called after each step.
         """
+        if self.program.make_models is not None:
+            self.doing = "make the model"
+            made: Any = self.program.make_models()
+            self.program = replace(self.program, models=models_of("vramkit.estimate was called", made))
+            self.doing = MOVE_MODEL
         program = self.program
         for model in program.models.values():
             model.to(self.device)
@@ -107,6 +116,8 @@ class Training:
             for each in optimizers:
                 if not hasattr(each, "step"):
                     raise TypeError(f"the optimizer's factory returned {type(each).__name__}")
+        if program.loss is None and brings_training(model):
+            return OwnStep(model, optimizers or configured(model), None, program.autocast, self.device)
         return PlainStep(model, optimizers, program.loss, program.autocast, self.device)
 
 
@@ -158,6 +169,35 @@ class PlainStep:
         return nullcontext() if self.autocast is None else torch.autocast(self.device, self.autocast)
 
 
+class OwnStep(PlainStep):
+    """The training step of a model that brings its own, in the order of Lightning's automatic optimization.
+
+    Gradients are given back when the next ones come, after the forward, and not at the end of a step.
+    """
+
+    def __call__(self, batch: Any) -> None:
+        """One step: the batch to the device, ``training_step``, zero_grad, backward, optimizers."""
+        self.part = MOVE
+        batch = moved(batch, self.device)
+        with self._autocast():
+            if not torch.is_grad_enabled():
+                self.part = CALL
+                call(self.model, batch, takes_part=False)
+                return
+            self.part = OWN
+            loss = training_loss(self.model, batch)
+        for each in self.optimizers or (self.model,):
+            each.zero_grad()
+        self.part = BACKWARD
+        _check_value(loss)
+        self.part = "run the backward"
+        loss.backward()
+        self.part = STEP
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+OWN = "run training_step"
 MAKE, MOVE, CALL = "make the optimizer", "move the batch", "call the model"
 LOSS, NO_LOSS, BACKWARD = "compute the loss", "find a loss in the output", "begin the backward"
 STEP = "step the optimizer"

@@ -1,5 +1,6 @@
-"""Collectives of pickled objects. Their values are what programs go on with, and NCCL's stand-in moves none between
-processes: so they are handed over in the job's store, beside the collective, which takes the memory that it takes.
+"""Collectives of pickled objects, and small tensors from rank to rank, such as shapes. Their values are what programs
+go on with, and NCCL's stand-in moves none between processes: so they are handed over in the job's store, beside the
+collective, which takes the memory that it takes.
 """
 
 from __future__ import annotations
@@ -7,10 +8,11 @@ from __future__ import annotations
 import inspect
 import pickle
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from typing import Any
 
+import torch
 from torch import distributed
 from torch.distributed import distributed_c10d
 
@@ -18,38 +20,40 @@ from ..torch_internals.distributed import default_store, device_of_objects
 from .store import absent
 
 Call = Callable[..., Any]
+_SUFFIX = ".objects"  # a name that ends with a number may be that of an id of NCCL's
+
 Values = dict[str, Any]
 """The arguments of a call, by their names."""
 
 
+_SMALL = 4096  # bytes of a tensor that is handed over
+
+
 class Objects:
-    """Takes the place of torch's collectives of objects.
+    """Takes the place of torch's collectives of objects, and of ``send`` and ``recv`` of small tensors.
 
     Args:
-        is_alone: the other ranks are absent, and this one's mirrors.
+        played: the ranks of the job that are there; None: all of them. Of the others each sends what the rank sends
+            that asks.
     """
 
-    def __init__(self, *, is_alone: bool) -> None:
-        self._is_alone = is_alone
+    def __init__(self, played: Collection[int] | None) -> None:
+        self._played = played
         self._done: Counter[str] = Counter()
+        self._sent: dict[tuple[object, ...], torch.Tensor] = {}  # to absent ranks
 
     def install(self) -> None:
         """Put them in their place, from now on."""
-        if self._is_alone:  # mirrors send what this rank sends, and the collectives say so
-            ways: dict[str, Callable[[Call, Values], Any]] = {
-                "broadcast_object_list": self._from_here,
-                "scatter_object_list": self._from_here,
-                "recv_object_list": self._from_here,
-            }
-        else:
-            ways = {
-                "broadcast_object_list": self._broadcast,
-                "scatter_object_list": self._scatter,
-                "all_gather_object": self._gather,
-                "gather_object": self._gather,
-                "send_object_list": self._send,
-                "recv_object_list": self._receive,
-            }
+        ways: dict[str, Callable[[Call, Values], Any]] = {
+            "broadcast_object_list": self._broadcast,
+            "scatter_object_list": self._scatter,
+            "all_gather_object": self._gather,
+            "gather_object": self._gather,
+            "send_object_list": self._send,
+            "recv_object_list": self._receive,
+            "send": self._send_tensor,
+            "recv": self._receive_tensor,
+        }
         for name, way in ways.items():
             wrapped = self._wrap(getattr(distributed, name), way)
             setattr(distributed, name, wrapped)
@@ -65,24 +69,32 @@ class Objects:
             values = bound.arguments
             group = values["group"]
             is_member = distributed.is_initialized() and distributed.get_rank(group) >= 0
-            if not is_member or (not self._is_alone and device_of_objects(group) == "cpu"):  # gloo moves its values
+            if not is_member or (self._played is None and _device(values).type == "cpu"):  # gloo moves its values
                 return original(*args, **kwargs)
             return way(original, values)
 
         return call
 
-    def _from_here(self, original: Call, values: Values) -> Any:
-        me, root = distributed.get_rank(values["group"]), _root(values)
-        if me != root:
+    def _is_played(self, group: Any, rank: int) -> bool:
+        """Whether a rank of a group is there."""
+        return self._played is None or _in_the_world(group, rank) in self._played
+
+    def _check(self, original: Call, values: Values) -> None:
+        """Raises: UsageError: whoever sends is absent."""
+        group, root = values["group"], _root(values)
+        if not self._is_played(group, root):
+            assert self._played is not None
+            sender = _in_the_world(group, root)
             raise absent(
                 f"torch.distributed.{original.__name__} was called",
-                f"rank {me} of its group is to get objects from rank {root}",
+                f"rank {distributed.get_rank()} is to get objects from rank {sender}, which is not played",
+                [*self._played, sender],
             )
-        return original(**values)
 
-    # -- of processes that are all there: each runs the collective as if it were the one that sends --------------------
+    # -- each process runs the collective as if it were the one that sends ---------------------------------------------
 
     def _broadcast(self, original: Call, values: Values) -> Any:
+        self._check(original, values)
         objects, me, key = values["object_list"], distributed.get_rank(values["group"]), self._key(values, "broadcast")
         if me == _root(values):
             _put(key, list(objects))
@@ -90,6 +102,7 @@ class Objects:
         return original(**{**values, "src": None, "group_src": me})
 
     def _scatter(self, original: Call, values: Values) -> Any:
+        self._check(original, values)
         me, key = distributed.get_rank(values["group"]), self._key(values, "scatter")
         if me == _root(values):
             _put(key, list(values["scatter_object_input_list"]))
@@ -103,7 +116,8 @@ class Objects:
         original(**values)
         into = values.get("object_list", values.get("object_gather_list"))
         if into is not None:
-            into[:] = [_take(f"{key}/{rank}") for rank in range(distributed.get_world_size(group))]
+            ranks = range(distributed.get_world_size(group))
+            into[:] = [_take(f"{key}/{rank}") if self._is_played(group, rank) else values["obj"] for rank in ranks]
 
     def _send(self, original: Call, values: Values) -> Any:
         to = _root(values, "dst")
@@ -111,10 +125,39 @@ class Objects:
         return original(**values)
 
     def _receive(self, original: Call, values: Values) -> Any:
-        of = _root(values)
+        self._check(original, values)
+        of, device = _root(values), _device(values)
         key = self._key(values, f"{of} to {distributed.get_rank(values['group'])}")
-        values["object_list"][:] = _take(key)
+        values["object_list"][:] = objects = _take(key)
+        # What torch takes meanwhile: sizes, their sum, bytes. What the sender sent is not there.
+        sizes = torch.empty(len(objects), dtype=torch.int64, device=device)
+        sizes.sum()
+        torch.empty(sum(len(pickle.dumps(each)) for each in objects), dtype=torch.uint8, device=device)
         return of
+
+    def _send_tensor(self, original: Call, values: Values) -> Any:
+        original(**values)
+        tensor, to = values["tensor"], _root(values, "dst")
+        if not _is_small(tensor):
+            return
+        value = tensor.detach().cpu()
+        if self._is_played(values["group"], to):
+            _put(self._key(values, f"tensor {distributed.get_rank(values['group'])} to {to}"), value)
+        else:
+            self._sent[values["group"], to, tensor.shape, tensor.dtype] = value
+
+    def _receive_tensor(self, original: Call, values: Values) -> Any:
+        sender = original(**values)
+        tensor, of = values["tensor"], _root(values)
+        if not _is_small(tensor) or (values["src"] is None and values.get("group_src") is None):
+            return sender
+        if self._is_played(values["group"], of):
+            value = _take(self._key(values, f"tensor {of} to {distributed.get_rank(values['group'])}"))
+        else:
+            value = self._sent.get((values["group"], of, tensor.shape, tensor.dtype))  # by a mirror
+        if value is not None:
+            tensor.detach().copy_(value)
+        return sender
 
     def _key(self, values: Values, what: str) -> str:
         """Of the next such call in a group: every rank of it makes the same calls in the same order."""
@@ -122,6 +165,21 @@ class Objects:
         name = f"vramkit/{group.group_name}/{what}"
         self._done[name] += 1
         return f"{name}/{self._done[name]}"
+
+
+def _device(values: Values) -> torch.device:
+    """Where the tensors are that carry objects."""
+    if "tensor" in values:
+        return torch.device(values["tensor"].device)
+    return torch.device(values.get("device") or device_of_objects(values["group"]))
+
+
+def _is_small(tensor: torch.Tensor) -> bool:
+    return tensor.numel() * tensor.element_size() <= _SMALL
+
+
+def _in_the_world(group: Any, rank: int) -> int:
+    return rank if group is None else distributed.get_global_rank(group, rank)
 
 
 def _root(values: Values, name: str = "src") -> int:
@@ -133,8 +191,8 @@ def _root(values: Values, name: str = "src") -> int:
 
 
 def _put(key: str, value: Any) -> None:
-    default_store().set(key, pickle.dumps(value))
+    default_store().set(f"{key}{_SUFFIX}", pickle.dumps(value))
 
 
 def _take(key: str) -> Any:
-    return pickle.loads(default_store().get(key))
+    return pickle.loads(default_store().get(f"{key}{_SUFFIX}"))

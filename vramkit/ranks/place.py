@@ -1,4 +1,6 @@
-"""Which rank of how many a process is, and the environment that ``torchrun`` gives it. Knows no torch."""
+"""Which rank of how many a process is, and the environment that ``torchrun`` gives it. Which ranks are played at all.
+Knows no torch.
+"""
 
 from __future__ import annotations
 
@@ -83,3 +85,14 @@ class Place:
             )
         except (KeyError, ValueError):
             return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job of which only some ranks are played, at the same time. The others are their mirrors."""
+
+    world_size: int
+    played: tuple[int, ...]
+    """The ranks that are there, this one among them."""
+    meeting: str = ""
+    """The path of a file in which they meet."""

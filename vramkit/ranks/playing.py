@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+from torch.distributed import FileStore  # type: ignore[attr-defined] # which it has
+
 from ..torch_internals.distributed import mirror_gloo, rendezvous_handlers, tell_splits
 from ..torch_internals.needs import missing_for, require
 from ..virtual_gpu import current
+from . import checkpoints
 from .objects import Objects
+from .place import Job
 from .settling import Settling
 from .store import Meeting
 
 
-def play(*, alone_of: int | None) -> None:
+def play(job: Job | None) -> None:
     """Let ``torch.distributed`` work in this process on virtual GPUs.
 
     Args:
-        alone_of: the ranks of the job, if this one is alone and the others are its mirrors; None: they are all there.
+        job: of which some ranks are absent, and mirrors of those that are played; None: they are all there.
 
     Raises:
         DeviceError: this torch lacks what it takes.
     """
-    if alone_of is not None:
+    if job is not None:
         require("A rank of a distributed job was to be played", "ranks")
     elif missing_for("ranks"):
         return  # a program that has only one is none the worse for it
     tell_splits(_tell_split)
-    Objects(is_alone=alone_of is not None).install()
+    Objects(None if job is None else job.played).install()
     Settling().install()
-    if alone_of is not None:
-        meeting = Meeting(alone_of)
+    if job is not None:
+        shared = FileStore(job.meeting, len(job.played)) if len(job.played) > 1 else None
+        meeting = Meeting(job.world_size, shared)
         for scheme in ("env", "tcp", "file"):
             rendezvous_handlers[scheme] = meeting
         mirror_gloo()
+        if shared is None:
+            checkpoints.install()
 
 
 def _tell_split(ranks: int) -> None:

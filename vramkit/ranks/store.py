@@ -1,9 +1,10 @@
-"""A store in which one rank is, and its mirrors. Knows torch's stores; knows no collective."""
+"""A store in which some ranks of a job are, and their mirrors. Knows torch's stores; knows no collective."""
 
 from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -16,19 +17,26 @@ from ..errors import UsageError
 # NCCL's ids, which the stand-in does not look at: the number of a communicator, or the two ranks that it joins.
 _OF_A_COMMUNICATOR = re.compile(r"(^|/)(\d+(:\d+)?|UniqueNCCLID:\S*)$")
 _ID_BYTES = 128
+_LOOK = 0.01  # seconds between two looks for a value of another rank
+PATIENCE = 300.0
+"""Seconds for which a value of another rank is waited for. torch waits as long."""
 
 
 class MirrorStore(Store):
-    """A store that nobody else writes to: whoever waits in it has waited, and a count has been made by every rank.
+    """A store without absent ranks: whoever waits for one has waited, and a count has been made by every rank.
 
     Args:
         world_size: ranks that count.
+        shared: where other ranks that are played write their values, too; None: this one is alone.
+        patience: seconds for which a value of theirs is waited for.
     """
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, shared: Store | None = None, *, patience: float = PATIENCE) -> None:
         super().__init__()
         self._world_size = world_size
         self._values: dict[str, bytes] = {}
+        self._shared: Any = shared  # torch's stores take bytes, and their stubs do not say so
+        self._patience = patience
 
     def clone(self) -> MirrorStore:
         """This store."""
@@ -37,18 +45,28 @@ class MirrorStore(Store):
     def set(self, key: str, value: str | bytes) -> None:
         """Write a value."""
         self._values[key] = value if isinstance(value, bytes) else str(value).encode()
+        if self._shared is not None:
+            self._shared.set(key, self._values[key])
 
     def get(self, key: str) -> bytes:
-        """A value that this rank wrote, or an id of a communicator.
+        """A value that a rank wrote which is played, or an id of a communicator.
 
         Raises:
             UsageError: an absent rank would have written it.
         """
-        if key not in self._values and _OF_A_COMMUNICATOR.search(key):
+        if key in self._values:
+            return self._values[key]
+        if _OF_A_COMMUNICATOR.search(key):
             return bytes(_ID_BYTES)
-        if key not in self._values:
-            raise absent(f"The value of {key!r} was asked for in the job's store", "which another rank writes")
-        return self._values[key]
+        asked = f"The value of {key!r} was asked for in the job's store"
+        if self._shared is None:
+            raise absent(asked, "which another rank writes")
+        deadline = time.monotonic() + self._patience
+        while not self._shared.check([key]):  # not by one long wait: NCCL's watchdog looks into the store, too
+            if time.monotonic() > deadline:
+                raise absent(asked, f"which no rank that is played has written in {self._patience:.0f} s")
+            time.sleep(_LOOK)
+        return bytes(self._shared.get(key))
 
     def add(self, key: str, amount: int) -> int:
         """Add to a number, for every rank."""
@@ -72,8 +90,9 @@ class MirrorStore(Store):
         return self._values.pop(key, None) is not None
 
     def check(self, keys: Sequence[str]) -> bool:
-        """Whether this rank has written them all: what absent ranks say is that nothing went wrong."""
-        return all(key in self._values for key in keys)
+        """Whether they have all been written: what absent ranks say is that nothing went wrong."""
+        others = [key for key in keys if key not in self._values]
+        return not others or (self._shared is not None and bool(self._shared.check(others)))
 
     def num_keys(self) -> int:
         """How many values there are."""
@@ -100,14 +119,15 @@ class MirrorStore(Store):
 
 
 class Meeting:
-    """Finds the other ranks of a job at once: they are mirrors.
+    """Finds the other ranks of a job at once: they are mirrors, or write into a file that is shared.
 
     Args:
         world_size: of the job.
+        shared: see `MirrorStore`.
     """
 
-    def __init__(self, world_size: int) -> None:
-        self._store = MirrorStore(world_size)
+    def __init__(self, world_size: int, shared: Store | None = None) -> None:
+        self._store = MirrorStore(world_size, shared)
 
     def __call__(self, url: str, *args: object, **kwargs: object) -> Iterator[tuple[Any, int, int]]:
         """What a rendezvous comes to: a store, a rank, and how many there are."""
@@ -119,16 +139,18 @@ class Meeting:
         yield self._store, rank, size
 
 
-def absent(asked: str, found: str) -> UsageError:
+def absent(asked: str, found: str, ranks: Sequence[int] = ()) -> UsageError:
     """The error for what only an absent rank knows.
 
     Args:
         asked: what was asked for, as an error's text begins.
         found: what is there instead.
+        ranks: of the job, who would have to be there; empty: who knows.
     """
+    these = f"--ranks {','.join(map(str, sorted(ranks)))}, or all of them, " if ranks else "all ranks, "
     return UsageError(
         asked,
         found,
-        "This rank is played alone: of the others only the sizes of what they send are known",
-        "Play all ranks, a process each: --ranks all; or torchrun ... -m vramkit run ...",
+        "Of a rank that is not played only the sizes of what it sends are known",
+        f"Play {these}a process each: --ranks all; or torchrun ... -m vramkit run ...",
     )

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..errors import printable
+from ..gpus import GPU
+from ..gpus.context import known
 from ..sizes import format_size
 from ..tape.events import Category, Phase
 from ..tape.memory import MemoryResult
@@ -110,7 +112,7 @@ def _bridge(result: MemoryResult, moment: Moment) -> Iterator[str]:
     called = "torch.cuda.memory_reserved()" if moment.failed or then else highest(result, "memory_reserved()")
     yield _line("=", f"reserved{then}", held.reserved) + f"  {called}"
     if held.outside:
-        yield _line("+", "CUDA context, others", held.outside) + "  and libraries, other processes"
+        yield _line("+", "CUDA context, others", held.outside) + f"  {_whose(result)}"
         part = f", {held.used / result.capacity:.1%}" if result.capacity else ""
         yield _line("=", "used on the device", held.used) + f"  what nvidia-smi shows{part}"
         if (result.tape.allocations["category"] == Category.COMMUNICATION).any():
@@ -121,6 +123,13 @@ def _bridge(result: MemoryResult, moment: Moment) -> Iterator[str]:
             f"({result.peak_reserved:,} B), {highest(result, 'memory_reserved()')}.",
             "    ",
         )
+
+
+def _whose(result: MemoryResult) -> str:
+    """What is outside of torch's memory; where it is only assumed, between what it lies."""
+    card = getattr(result, "gpu", None)
+    between = known(card.product, card.context) if isinstance(card, GPU) else None
+    return "and libraries, other processes" if between is None else str(between)
 
 
 def _line(sign: str, name: str, size: int) -> str:

@@ -5,12 +5,14 @@ Knows where torch keeps them; which ranks there are, ``vramkit.ranks`` knows.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, MutableMapping
 from operator import attrgetter
 from typing import Any
 
 from torch import distributed
+from torch.distributed.distributed_c10d import BackendConfig
 
 from .names import look_up, place_of
 
@@ -30,6 +32,8 @@ _register: Callable[[str], object] = look_up(
     "torch.distributed.Backend._ensure_backend_registered", "ranks", versions="2.14", fallback=lambda name: None
 )
 _SPLIT_SOURCE = place_of("torch.distributed.distributed_c10d._get_split_source", "ranks", fallback=None)
+_MIRROR = "vramkit_mirror"
+
 default_store: Callable[[], Any] = look_up("torch.distributed.distributed_c10d._get_default_store", "ranks")
 """The store in which all processes of the job meet."""
 
@@ -39,21 +43,49 @@ device_of_objects: Callable[[Any], str] = look_up("torch.distributed.distributed
 
 def mirrored(rank: int, size: int) -> Any:
     """A backend of so many ranks whose collectives take what this rank sends for what each of them sends."""
-    create, options = getattr(_FAKE, "_create_internal", _FAKE), getattr(_FAKE, "Options", None)
+    create, options = getattr(_FAKE, "_create_internal", _FAKE), vars(_FAKE).get("Options")
     return create(rank, size) if options is None else create(rank, size, options())
 
 
 def mirror_gloo() -> None:
-    """Let every group of gloo from now on be a mirrored one.
-
-    A torch without a table of backends (2.13 and older) keeps the real one, which finds nobody in the job's store: that
-    is an error that says so.
-    """
+    """Let every group of gloo from now on be a mirrored one."""
     _register("gloo")
     if "GLOO" in _PLUGINS:
-        _PLUGINS["GLOO"] = _PLUGINS["GLOO"]._replace(
-            creator_fn=lambda options, *_: mirrored(options.group_rank, options.group_size)
-        )
+        _PLUGINS["GLOO"] = _PLUGINS["GLOO"]._replace(creator_fn=_mirror)
+        return
+    # 2.13 and older make gloo's groups without looking into the table, so they look for another backend.
+    distributed.Backend.register_backend(_MIRROR, _mirror, extended_api=True, devices=["cpu"])
+    backends = BackendConfig.get_device_backend_map
+
+    def get_device_backend_map(self: BackendConfig) -> dict[str, Any]:
+        return {device: _MIRROR if name == "gloo" else name for device, name in backends(self).items()}
+
+    setattr(BackendConfig, "get_device_backend_map", get_device_backend_map)  # noqa: B010 - it keeps its type
+
+
+def _mirror(options: Any, *_: object) -> Any:
+    return mirrored(options.group_rank, options.group_size)
+
+
+def checkpoint_alone(module: Any) -> None:
+    """Let ``torch.distributed.checkpoint`` save and load this rank's own part, and ask no other rank.
+
+    Args:
+        module: it, once it has been imported.
+    """
+    asking, planning = getattr(module.utils, "_DistWrapper", None), module.default_planner
+    if asking is None:
+        return
+    begin = asking.__init__
+
+    def alone(self: Any, group: Any, use_dist: bool, coordinator_rank: int) -> None:
+        begin(self, group, False, coordinator_rank)
+
+    asking.__init__ = alone
+    validate = getattr(planning, "_validate_global_plan", None)
+    if validate is not None:  # the other ranks' parts are missing from this one's
+        good: object = [] if "list" in str(inspect.signature(validate).return_annotation) else True
+        planning._validate_global_plan = lambda plan, metadata: good
 
 
 def tell_splits(tell: Callable[[int], object]) -> None:

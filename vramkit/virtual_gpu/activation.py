@@ -9,6 +9,7 @@ import ctypes
 import os
 import sys
 import time
+from collections.abc import MutableMapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,14 +124,31 @@ def activate(
         compute = None if values == "none" else _values_library(values)
         active = VirtualGPU(_load(folder), settings)
         active.configure(settings)
-        _tell_compilers(folder, children)
+        _tell_compilers(os.environ, folder, children)
         _arm(active, compute)
     if children:
-        _bequeath(active.settings, build(find_torch()))
+        _bequeath(os.environ, active.settings, build(find_torch()))
     return active
 
 
-def _tell_compilers(folder: Path, children: bool) -> None:
+def environment_with(gpu: GPU) -> dict[str, str]:
+    """This process's environment, so that a process which is started with it has a virtual GPU; as ``children=True``.
+
+    Args:
+        gpu: the card.
+
+    Raises:
+        UsageError, DeviceError: as of `activate`.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != RUN_ENVIRONMENT}
+    folder = build(find_torch())
+    settings = Settings(gpu=gpu, count=1, address_order="falling", values="small", copy_limit=COPY_LIMIT)
+    _tell_compilers(environment, folder, children=True)
+    _bequeath(environment, settings, folder)
+    return environment
+
+
+def _tell_compilers(environment: MutableMapping[str, str], folder: Path, children: bool) -> None:
     """Set `COMPILERS_VARIABLES`.
 
     Inductor keeps which variants of a kernel were fastest, by the card's properties, and a virtual card has those of a
@@ -138,13 +156,13 @@ def _tell_compilers(folder: Path, children: bool) -> None:
     The tag is part of its keys, also of those in a folder that a script sets later, or on a server.
     """
     # Triton asks ldconfig where the driver is, unless it is told.
-    os.environ.setdefault("TRITON_LIBCUDA_PATH", str(folder))
+    environment.setdefault("TRITON_LIBCUDA_PATH", str(folder))
     for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
-        os.environ[variable] = str(cache_folder() / "compiled" / name)
-    os.environ["TORCH_COMPILE_CACHE_KEY_TAG"] = "virtual GPU"
+        environment[variable] = str(cache_folder() / "compiled" / name)
+    environment["TORCH_COMPILE_CACHE_KEY_TAG"] = "virtual GPU"
     if not children and find_torch().release < (2, 14):
         # The workers that compile are processes without this GPU, and up to torch 2.13 they look for one.
-        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 
 def _load(folder: Path) -> ctypes.CDLL:
@@ -185,14 +203,14 @@ def current() -> VirtualGPU | None:
     return _active
 
 
-def exchange(gpu: GPU) -> None:
-    """Make the devices of this process one device, another card. For a fork of a process that has torch and no CUDA.
+def exchange(gpu: GPU, count: int = 1) -> None:
+    """Make the devices of this process others, of another card. For a fork of a process that has torch and no CUDA.
 
     To be called before CUDA is asked for anything: library and torch keep what they read first.
     """
     handle = current()
     assert handle is not None
-    handle.configure(replace(handle.settings, gpu=gpu, count=1))
+    handle.configure(replace(handle.settings, gpu=gpu, count=count))
 
 
 def can_compute_values() -> bool:
@@ -234,7 +252,7 @@ def _describe(settings: Settings) -> str:
     return f"{settings.count} x {settings.gpu.product}{more}"
 
 
-def _bequeath(settings: Settings, folder: Path) -> None:
+def _bequeath(environment: MutableMapping[str, str], settings: Settings, folder: Path) -> None:
     if any(sign in str(folder) for sign in " :"):  # LD_PRELOAD is split at both, and knows no quotes
         raise UsageError(
             "A virtual GPU for child processes was asked for",
@@ -243,9 +261,9 @@ def _bequeath(settings: Settings, folder: Path) -> None:
             "Set XDG_CACHE_HOME to another folder",
         )
     ours = [str(folder / name) for name in (LIBRARY, *ALIASES)]
-    others = [path for path in os.environ.get("LD_PRELOAD", "").split(":") if path and path not in ours]
-    os.environ["LD_PRELOAD"] = ":".join([*ours, *others])
-    os.environ[ENVIRONMENT] = settings.to_text()
+    others = [path for path in environment.get("LD_PRELOAD", "").split(":") if path and path not in ours]
+    environment["LD_PRELOAD"] = ":".join([*ours, *others])
+    environment[ENVIRONMENT] = settings.to_text()
 
 
 def let_autograd_rest(limit: float = 2.0) -> None:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from ... import virtual_gpu
 from ...gpus import MAX_MEMORY
 from ...programs.failed import Failed
+from ...ranks.place import Job, Place
 from ...torch_internals import dynamo
 from ...virtual_gpu.activation import COMPILERS_VARIABLES, exchange
 from .. import Run
@@ -38,6 +39,7 @@ IDLE = 300
 """Seconds after which a process that nobody asks anything ends. The other side starts a new one."""
 
 _MAX_EVENTS = 5_000_000
+_PORT = 29500  # torchrun's; nobody listens there, and nobody is asked
 
 
 def serve(control: int) -> None:
@@ -103,13 +105,15 @@ def _session(handle: virtual_gpu.VirtualGPU, asked: Connection) -> None:
     os.environ.clear()
     os.environ.update(opening.environment | own)
     sys.path[:] = opening.path
-    exchange(opening.gpu)
+    exchange(opening.gpu, 1 if opening.place is None else opening.place.local_world_size)
     import torch
 
     from ...programs import settings
     from ...torch_internals.allocator import counting_one_device
 
     settings.apply(opening.settings)
+    if opening.place is not None:
+        _take(opening.place)
     opened: Opened | bytes = opening.parcel
     if not opening.unpack_late:
         # Modules count devices when they are imported, and after that torch refuses to begin CUDA in a fork.
@@ -127,7 +131,15 @@ def _session(handle: virtual_gpu.VirtualGPU, asked: Connection) -> None:
             request: Request = asked.recv()
         except EOFError:
             return
-        _fork_run(handle, opened, request, asked)
+        _fork_run(handle, opened, request, opening.place, asked)
+
+
+def _take(place: Place) -> None:
+    """Be a rank, from before anything of the user's is imported: it may keep names of torch's."""
+    from ...ranks.playing import play
+
+    os.environ.update(place.environment(_PORT))
+    play(Job(world_size=place.world_size, played=(place.rank,)))
 
 
 def _unpacked(parcel: bytes) -> Opened | Failed:
@@ -140,7 +152,9 @@ def _unpacked(parcel: bytes) -> Opened | Failed:
         return failure_of("unpack the program in its own process", error)
 
 
-def _fork_run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Request, asked: Connection) -> None:
+def _fork_run(
+    handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Request, place: Place | None, asked: Connection
+) -> None:
     source, sink = Pipe(duplex=False)
     child = os.fork()
     if child == 0:
@@ -156,7 +170,7 @@ def _fork_run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: R
         # A run that ends without an answer shows by its end of the pipe, which what the step has forked must not hold.
         os.register_at_fork(after_in_child=let_go)
         try:
-            content = pickle.dumps(_run(handle, opened, request), protocol=5)
+            content = pickle.dumps(_run(handle, opened, request, place), protocol=5)
             if os.getpid() == runner:  # else a fork has run the rest of the step, and the answer is not its to give
                 sink.send(dynamo.has_come())
                 sink.send_bytes(content)
@@ -194,7 +208,7 @@ def _flush() -> None:
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 
-def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Request) -> Run | Failed:
+def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Request, place: Place | None) -> Run | Failed:
     import torch
 
     from ...out_of_memory import is_out_of_memory
@@ -208,6 +222,8 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
         # Which kernels run does not depend on it, cuDNN's choice of engines included.
         handle.set_memory(MAX_MEMORY)
     torch.cuda.init()  # type: ignore[no-untyped-call] # torch's
+    if place is not None:
+        torch.cuda.set_device(place.local_rank)
     if isinstance(opened, bytes):
         found = _unpacked(opened)
         if isinstance(found, Failed):
@@ -228,7 +244,9 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
     with ExitStack() as stack:
         measuring: Any = nullcontext()
         if request.detailed:
-            measuring = profile(program.models, program.optimizers, device="cuda", max_events=_MAX_EVENTS)
+            measuring = profile(
+                program.models or None, program.optimizers or None, device="cuda", max_events=_MAX_EVENTS
+            )
         stack.enter_context(measuring)
         if counter is not None:
             stack.enter_context(counter)

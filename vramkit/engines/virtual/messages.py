@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 
 from ...gpus import GPU
 from ...programs.failed import Failed
+from ...ranks.place import Place
 from .. import Run
 
 
@@ -25,6 +26,8 @@ class Open:
     """``sys.path``."""
     settings: dict[str, object]
     """Of torch, by dotted name."""
+    place: Place | None = None
+    """The rank that the program is in a distributed job."""
     unpack_late: bool = False
     """Open the parcel in every run anew, and not once before them."""
 

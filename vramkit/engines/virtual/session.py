@@ -29,6 +29,7 @@ from ...programs.layer_count import LayerCounts
 from ...programs.packing import Parcel, pack
 from ...programs.program import Program
 from ...programs.use import check_use
+from ...ranks.place import Place
 from ...sizes import format_size
 from ...torch_internals.names import error_of
 from ...torch_internals.needs import missing_for
@@ -88,7 +89,11 @@ def open_session(program: Program, alloc_conf: str | None) -> VirtualSession:
             'or pass engine="fake", which needs no other process',
         ) from error
     return VirtualSession(
-        pack(program), gives_batch=program.step is not None, called=described(program.batch), alloc_conf=alloc_conf
+        pack(program),
+        gives_batch=program.step is not None,
+        called=described(program.batch),
+        alloc_conf=alloc_conf,
+        place=program.place,
     )
 
 
@@ -100,15 +105,18 @@ class VirtualSession:
         gives_batch: it has a step of its own, which is given the batch.
         called: how the plain step calls the model, for the text of an error.
         alloc_conf: None: as in the environment.
+        place: the rank that it is in a distributed job; None: there is none.
     """
 
     engine: Literal["virtual"] = "virtual"
 
-    def __init__(self, parcel: Parcel, *, gives_batch: bool, called: str, alloc_conf: str | None) -> None:
+    def __init__(
+        self, parcel: Parcel, *, gives_batch: bool, called: str, alloc_conf: str | None, place: Place | None
+    ) -> None:
         self._parcel = parcel
         self._gives_batch = gives_batch
         self._move_batch = parcel.move_batch
-        self._notes = (*parcel.notes, *[CHOSEN_BY_TIME] * parcel.is_autotuned)
+        self._notes = (*parcel.notes, *[CHOSEN_BY_TIME] * parcel.is_autotuned, *_of_rank(place))
         self._compiled: dict[int, float] = {}  # sizes that were run, and seconds
         self._opening = {
             "parcel": parcel.content,
@@ -116,6 +124,7 @@ class VirtualSession:
             "folder": os.getcwd(),
             "path": [*sys.path],
             "settings": settings.read(),
+            "place": place,
         }
         self._called = "" if gives_batch else called
         self._connections: dict[GPU, _Connection] = {}  # the one that was used last comes last
@@ -157,7 +166,7 @@ class VirtualSession:
             self._compiled.setdefault(request.batch_size, time.monotonic() - began)
         if isinstance(answer, Failed):
             raise step_failed(answer, self._called) from StepTraceback("in the helper process", answer.traceback)
-        if self._gives_batch and answer.profile is not None and not answer.ran_out:
+        if self._gives_batch and self._parcel.models and answer.profile is not None and not answer.ran_out:
             check_use(answer.profile.tape, self._parcel.models)
         return replace(answer, notes=(*answer.notes, *self._notes))
 
@@ -208,6 +217,15 @@ class VirtualSession:
                 answer = Ended(status=1)
             raise _died(answer, connection)
         raise AssertionError
+
+
+def _of_rank(place: Place | None) -> list[str]:
+    if place is None:
+        return []
+    return [
+        f"Rank {place.rank} of {place.world_size:,} was played alone: what the others send is taken to be what it "
+        "sends itself."
+    ]
 
 
 def _environment(alloc_conf: str | None) -> dict[str, str]:

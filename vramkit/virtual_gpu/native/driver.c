@@ -14,6 +14,9 @@ CUresult cuDeviceGet(CUdevice *device, int ordinal) {
   return ordinal >= 0 && ordinal < settings.devices ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 CUresult cuDeviceGetCount(int *count) { return configure(), *count = settings.devices, CUDA_SUCCESS; }
+CUresult cuDeviceGetPCIBusId(char *id, int length, CUdevice device) {
+  return cudaDeviceGetPCIBusId(id, length, device) ? CUDA_ERROR_INVALID_DEVICE : CUDA_SUCCESS;
+}
 CUresult cuDeviceGetName(char *name, int length, CUdevice device UNUSED) {
   configure();
   snprintf(name, (size_t)length, "%s", settings.name);

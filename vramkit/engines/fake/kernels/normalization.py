@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ....torch_internals.operators import fused_rms_norm_backward
+from . import cudnn_sizes
 from .arithmetic import ceil_div, last_power_of_two
 from .call import Call
 from .copies import copies
@@ -168,3 +169,29 @@ def batch_norm_backward(
         call.output(2)
         call.touch_together(*_shared(input, 2))
         call.output(0)
+
+
+@rule(aten.cudnn_batch_norm)
+def cudnn_batch_norm(call: Call, input: torch.Tensor, training: bool) -> None:
+    """The results, and what cuDNN's persistent kernels want."""
+    for index in range(3):
+        call.output(index)
+    if training:
+        call.touch(*_persistent(input, backward=False))
+
+
+@rule(aten.cudnn_batch_norm_backward)
+def cudnn_batch_norm_backward(call: Call, input: torch.Tensor) -> None:
+    """As the forward."""
+    for index in range(3):
+        call.output(index)
+    call.touch(*_persistent(input, backward=True))
+
+
+def _persistent(tensor: torch.Tensor, *, backward: bool) -> list[int]:
+    if torch._prims_common.suggest_memory_format(tensor) not in (torch.channels_last, torch.channels_last_3d):
+        return []
+    channels = tensor.shape[1]
+    return [
+        cudnn_sizes.batch_norm(tensor.numel() // max(channels, 1), channels, tensor.element_size(), backward=backward)
+    ]

@@ -15,7 +15,7 @@ WITHOUT_TEMPORARIES = frozenset({
     "adaptive_max_pool3d", "adaptive_max_pool3d_backward", "addr", "arange",
     "as_strided_", "avg_pool2d", "avg_pool3d", "avg_pool3d_backward", "bernoulli_", "binary_cross_entropy_backward",
     "binomial", "cat", "cauchy_", "channel_shuffle", "clone", "constant_pad_nd", "contiguous", "copy_",
-    "cudnn_batch_norm", "cudnn_batch_norm_backward", "cummax", "cummin", "detach", "diag_embed", "diagonal_backward",
+    "cummax", "cummin", "detach", "diag_embed", "diagonal_backward",
     "diagonal_copy", "elu_backward", "embedding", "empty", "empty_like", "empty_strided", "expand", "exponential_",
     "eye", "fill_", "flip", "fractional_max_pool2d", "fractional_max_pool2d_backward", "full", "full_like", "gather",
     "gelu_backward", "geometric_", "glu", "glu_backward", "grid_sampler_2d", "grid_sampler_2d_backward",

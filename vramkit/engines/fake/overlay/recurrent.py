@@ -1,5 +1,5 @@
-"""Recurrent layers as cuDNN runs them: flat weights, one operator for all layers and steps. Knows its arguments, shapes
-and reserve; what its kernels take for their own work, others know.
+"""Recurrent layers as cuDNN runs them: flat weights, one operator for all layers and steps. Knows its arguments and
+shapes; what it keeps, and what its kernels take for their own work, others know.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ....gpus import GPU
+from ..kernels.cudnn_sizes import recurrent
 from .patches import Kernels, answer_fakes, has_fakes, put
 
 aten = torch.ops.aten
 
 _MODES = {"RNN_RELU": 0, "RNN_TANH": 1, "LSTM": 2, "GRU": 3}
-_GATES = {0: 1, 1: 1, 2: 4, 3: 3}
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _STATE_OF_A_THREAD = 24
 """Bytes of cuDNN's random state for each thread of a card: an assumption, the virtual GPU's."""
 
@@ -56,7 +55,9 @@ def _for_fakes(function: Callable[..., Any], own: Callable[..., Any]) -> Callabl
 
 
 def _is_acceptable(tensor: torch.Tensor) -> bool:
-    return torch.backends.cudnn.enabled and tensor.device.type == "cuda" and tensor.dtype in _DTYPES
+    if not torch.backends.cudnn.enabled or tensor.device.type != "cuda":
+        return False
+    return tensor.dtype in torch.backends.cudnn.CUDNN_TENSOR_DTYPES  # not bfloat16: its weights are made flat each time
 
 
 # -- layers ------------------------------------------------------------------------------------------------------------
@@ -157,7 +158,10 @@ class _Pack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        return gradient.new_zeros(ctx.shape), None, None
+        batch, steps, *more = ctx.shape
+        if not ctx.batch_first:
+            return gradient.new_zeros(ctx.shape), None, None
+        return gradient.new_zeros((steps, batch, *more)).transpose(0, 1), None, None
 
 
 def _pack(data: torch.Tensor, lengths: torch.Tensor, batch_first: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -244,8 +248,11 @@ def _forward(
             output = output.transpose(0, 1) if batch_first else output
         h = hx.new_empty((num_layers * directions, batch, projection or hidden))
         c = hx.new_empty((num_layers * directions, batch, hidden) if cx is not None else (0,))
-        plane = steps * batch * hidden * directions * data.element_size()
-        kept = data.new_empty((plane * num_layers * (_GATES[kind] + 2) if train else 0,), dtype=torch.uint8)
+        network = recurrent(
+            data.shape, data.element_size(), mode=kind, hidden=hidden, projection=projection, layers=num_layers,
+            batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, batch_sizes=batch_sizes,
+        )  # fmt: skip
+        kept = data.new_empty((network.reserve if train else 0,), dtype=torch.uint8)
         if weight_buf is None:
             weight_buf = data.new_empty((_flat_size(weight, weight_stride0),), dtype=weight[0].dtype)
     return output, h, c, kept, weight_buf
@@ -264,9 +271,13 @@ def _backward(
             of_data = torch.empty_like(data, memory_format=torch.contiguous_format)
         of_h = torch.empty_like(hx, memory_format=torch.contiguous_format)
         of_c = None if cx is None else torch.empty_like(cx, memory_format=torch.contiguous_format)
-        flat = torch.zeros_like(weight_buf) if mask[3] else weight_buf
-        of_weights = [part.view(each.shape) for part, each in zip(_parts(flat, weight), weight, strict=True)]
-    return of_data, of_h, of_c, of_weights if mask[3] else []
+        of_weights: list[torch.Tensor] = []
+        if mask[3] and weight_stride0 < 4:  # without biases: cut out of what has them
+            of_weights = [torch.empty_like(each, memory_format=torch.contiguous_format) for each in weight]
+        elif mask[3]:
+            parts = _parts(torch.zeros_like(weight_buf), weight)
+            of_weights = [part.view(each.shape) for part, each in zip(parts, weight, strict=True)]
+    return of_data, of_h, of_c, of_weights
 
 
 def _gru_forward(

@@ -1,0 +1,106 @@
+"""A LightningModule is estimated as it is, and comes out as a Trainer of the real Lightning takes."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from subprocesses import run_on
+
+import vramkit
+
+needs = pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="lightning is not installed")
+
+MODULE = """
+    import torch, lightning
+
+    class Net(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.Linear(256, 2048), torch.nn.ReLU(), torch.nn.Linear(2048, 10))
+
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            loss = torch.nn.functional.cross_entropy(self.layers(x), y)
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.AdamW(self.parameters())
+            return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.ConstantLR(optimizer)}
+
+    batch = (torch.zeros(512, 256), torch.zeros(512, dtype=torch.long))
+"""
+
+
+@needs
+@pytest.mark.virtual_gpu
+def test_the_estimate_of_a_module_is_what_its_trainer_takes() -> None:
+    found = run_on(
+        "t4",
+        MODULE
+        + """
+    import logging, warnings, vramkit
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    estimate = vramkit.estimate(Net(), batch, gpu="t4")
+    found = vramkit.estimate(Net(), batch, gpu="t4").largest_batch_size("1 GiB")
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3 * 512
+        def __getitem__(self, index):
+            return torch.zeros(256), 0
+
+    trainer = lightning.Trainer(
+        accelerator="cuda", devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )
+    trainer.fit(Net(), torch.utils.data.DataLoader(Rows(), batch_size=512))
+    result = {
+        "estimate": [estimate.peak_allocated, estimate.peak_reserved], "largest": found,
+        "trainer": [torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()],
+    }
+    """,
+    )
+
+    (allocated, reserved), (really_allocated, really_reserved) = found["estimate"], found["trainer"]
+    assert reserved == really_reserved
+    assert 0 <= really_allocated - allocated <= 16 * 512  # the numbers that Lightning's log keeps, a block each
+    assert found["largest"] > 512
+
+
+class OwnStep(torch.nn.Module):
+    """As Lightning's, without it; each test says what ``configure_optimizers`` returns."""
+
+    def __init__(self, made: Any = None) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 64)
+        self.made = made
+
+    def training_step(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": self.layer(batch).sum()}
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters())
+        kinds = {"one": optimizer, "list": [optimizer], "pair": ([optimizer], []), "dicts": [{"optimizer": optimizer}]}
+        return kinds.get(self.made)
+
+
+@pytest.mark.parametrize("made", ["one", "list", "pair", "dicts", None])
+def test_what_configure_optimizers_returns_is_stepped(made: str | None) -> None:
+    estimate = vramkit.estimate(OwnStep(made), torch.zeros(8, 64), gpu="t4")
+
+    parameters = 4 * (64 * 64 + 64)
+    assert estimate.peak.parameters == parameters
+    assert (estimate.final.optimizer_state >= 2 * parameters) == (made is not None)
+
+
+def test_a_module_that_steps_its_optimizers_itself_is_told_what_to_pass() -> None:
+    model = OwnStep("one")
+    model.automatic_optimization = False  # type: ignore[assignment] # as Lightning's, no tensor
+
+    with pytest.raises(vramkit.UsageError, match="pass step="):
+        vramkit.estimate(model, torch.zeros(8, 64), gpu="t4")

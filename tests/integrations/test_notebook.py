@@ -1,0 +1,43 @@
+"""``%%vram`` in a real IPython shell."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+from subprocesses import run_on
+
+needs = pytest.mark.skipif(importlib.util.find_spec("IPython") is None, reason="IPython is not installed")
+
+
+@needs
+@pytest.mark.virtual_gpu
+def test_a_cell_shows_its_memory_and_one_that_fails_too() -> None:
+    found = run_on(
+        "t4",
+        """
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+    shell = InteractiveShell.instance()
+    with capture_output() as said:
+        shell.run_line_magic("load_ext", "vramkit")
+        shell.run_cell("import torch")
+        good = shell.run_cell("%%vram --stacks kept\\nx = torch.zeros(1 << 20, device='cuda')\\n").result
+        shell.run_cell("%%vram bad\\ny = torch.zeros(1 << 40, device='cuda')\\n")
+        wrong = shell.run_cell("%%vram 1\\npass\\n").error_in_exec
+    names = shell.user_ns
+    result = {
+        "good": good.peak_allocated, "same": names["kept"] is good, "x": names["x"].numel(),
+        "line": [line for line in good.tape.lines if line], "bad": len(names["bad"].out_of_memory),
+        "said": said.stdout + said.stderr, "wrong": str(wrong),
+    }
+    """,
+    )
+
+    assert found["good"] == 4 << 20
+    assert found["same"]
+    assert found["x"] == 1 << 20
+    assert len(found["line"]) == 1
+    assert found["bad"] == 1
+    assert "OutOfMemoryError" in found["said"]
+    assert "'1' is no name of a variable" in found["wrong"]
