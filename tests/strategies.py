@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from random_stacks import BEGINS, LAYERS, LOSSES, OPTIMIZERS, Layer, StackProgram
 
-from vramkit.tape.events import ALLOCATION, EVENT, Action, Category, Evaluation, Module, Phase, Tape
+from vramkit.tape.events import ALLOCATION, EVENT, PASS, Action, Category, Evaluation, Module, Phase, Tape
 from vramkit.tape.stacks import StackTree
 
 
@@ -46,7 +46,7 @@ def tapes(draw: st.DrawFn, max_allocations: int = 40) -> Tape:
         allocations[row] = (
             draw(st.sampled_from(Category)), draw(st.sampled_from(Phase)), draw(st.integers(-1, 2)),
             0 if before else steps[event_born], event_born, event_died, requested, block, 512 * 100 * i, 0,
-            draw(st.integers(-1, 1)), pool,
+            draw(st.integers(-1, 1)), pool, 0,
         )  # fmt: skip
         for event, action in ((event_born, Action.ALLOC), (event_died, Action.FREE)):
             if event >= 0:
@@ -54,6 +54,11 @@ def tapes(draw: st.DrawFn, max_allocations: int = 40) -> Tape:
                     action, draw(st.sampled_from(Phase)), draw(st.integers(-1, 2)), steps[event], row, requested,
                     512 * 100 * i, 0, event, pool,
                 )  # fmt: skip
+    begins = sorted(draw(st.lists(st.integers(0, len(kept)), max_size=3)))
+    passes = np.array(
+        [(Phase.FORWARD, 0, 0, begin, len(kept), True, draw(st.booleans()), False) for begin in begins], PASS
+    )
+    allocations["forward"] = [draw(st.integers(0, len(passes))) for _ in range(count)]
     tree = StackTree()
     frames = st.tuples(st.sampled_from(["/a/train.py", "/b/train.py", "/x/site-packages/lib/m.py"]), st.integers(0, 3))
     rows = [
@@ -64,7 +69,7 @@ def tapes(draw: st.DrawFn, max_allocations: int = 40) -> Tape:
     evaluations = draw(st.sampled_from([(), (Evaluation(module=0, forwards=3, with_graph=2),)]))
     return Tape(
         events=events, allocations=allocations, modules=modules, names=("w", "b"), evaluations=evaluations,
-        device="cpu", stacks=stacks,
+        device="cpu", stacks=stacks, passes=passes,
     )  # fmt: skip
 
 

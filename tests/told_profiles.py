@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vramkit.results.profile import Profile
-from vramkit.tape.events import ALLOCATION, EVENT, SEGMENT, Action, Category, Module, Phase, Tape
+from vramkit.tape.events import ALLOCATION, EVENT, PASS, SEGMENT, Action, Category, Module, Phase, Tape
 from vramkit.tape.stacks import StackTree
 
 MIB = 1 << 20
@@ -31,7 +31,8 @@ HEAD = len(MODULES) - 1
 
 
 class Story:
-    """Writes a tape event by event."""
+    """Writes a tape event by event; events of one phase and step that follow each other are a pass of the first module,
+    but where ``begin`` says that another one begins."""
 
     def __init__(self) -> None:
         self._events: list[tuple[Any, ...]] = []
@@ -39,6 +40,8 @@ class Story:
         self._names: list[str] = []
         self._tree = StackTree()
         self._stacks: list[int] = []
+        self._passes: list[list[Any]] = []
+        self._in_pass = False
 
     def alloc(
         self,
@@ -55,21 +58,47 @@ class Story:
         """An allocation, and where it was made: file, line and function of each frame, the innermost first."""
         if name and name not in self._names:
             self._names.append(name)
+        self._pass(phase, step)
         row = len(self._rows)
         born = len(self._events)
         block = -(-size // 512) * 512 if block is None else block
         label = self._names.index(name) if name else -1
-        self._rows.append([category, phase, module, step, born, -1, size, block, row << 40, 0, label, (0, 0)])
+        self._rows.append(
+            [category, phase, module, step, born, -1, size, block, row << 40, 0, label, (0, 0), self._forwards()]
+        )
         self._stacks.append(self._tree.add([self._tree.number(*frame) for frame in stack]))
         self._events.append((Action.ALLOC, phase, module, step, row, size, row << 40, 0, born, (0, 0)))
         return row
 
+    def begin(self, phase: Phase, *, step: int = 0, module: int = 0, grad: bool = True, left: bool = False) -> None:
+        """Another pass begins: of which module, with gradients or not, left by an exception or not."""
+        self._end()
+        graph = grad and not left
+        self._passes.append([phase, module, step, len(self._events), len(self._events), grad, graph, left])
+        self._in_pass = True
+
+    def _end(self) -> None:
+        if self._in_pass:
+            self._passes[-1][4] = len(self._events)
+        self._in_pass = False
+
+    def _pass(self, phase: Phase, step: int) -> None:
+        if phase is Phase.OUTSIDE:
+            self._end()
+        elif phase is not Phase.RECOMPUTE and not (self._in_pass and self._passes[-1][0::2][:2] == [phase, step]):
+            self.begin(phase, step=step)
+
+    def _forwards(self) -> int:
+        return sum(each[0] in (Phase.FORWARD, Phase.EVALUATION) for each in self._passes)
+
     def free(self, row: int, phase: Phase, *, step: int = 0, module: int = -1) -> None:
+        self._pass(phase, step)
         self._rows[row][5] = len(self._events)
         size = self._rows[row][6]
         self._events.append((Action.FREE, phase, module, step, row, size, row << 40, 0, len(self._events), (0, 0)))
 
     def event(self, action: Action, size: int, phase: Phase, *, module: int = -1, step: int = 0) -> None:
+        self._pass(phase, step)
         self._events.append((action, phase, module, step, -1, size, 0, 0, len(self._events), (0, 0)))
 
     def tape(
@@ -80,8 +109,10 @@ class Story:
         alloc_conf: str = "",
         modules: tuple[Module, ...] = MODULES,
     ) -> Tape:
+        self._end()
         return Tape(
             events=np.array(self._events, EVENT),
+            passes=np.array([tuple(each) for each in self._passes], PASS),
             allocations=np.array([tuple(row) for row in self._rows], ALLOCATION),
             segments=np.array([(0, reserved, 0, False, False, (0, 0))] if reserved else [], SEGMENT),
             modules=modules,

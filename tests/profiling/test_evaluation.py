@@ -107,7 +107,7 @@ def test_graphs_of_evaluation_are_told_with_their_number_and_bytes(device: str) 
     # What Tanh and cross_entropy keep, of each batch; the last one's loss is still being computed, or has just been.
     assert kept >= 3 * 512 * WIDTH * 4 + 2 * 512 * CLASSES * 4
     first = advise(profile, moment)[0]
-    assert first.text.startswith("evaluate Net under torch.no_grad(): 3 forwards made graphs that no backward followed")
+    assert first.text.startswith("evaluate Net under torch.no_grad(): the graphs of 3 forwards of Net are alive")
     assert kept - sum(blocks[-2:]) <= first.saves < kept, "a batch's logits and what is computed of them stay"
 
 

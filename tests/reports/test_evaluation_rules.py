@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from told_profiles import GIB, HEAD, MIB, Story, training
 
 from vramkit.reports.advice import advise
 from vramkit.reports.moment import moment_of, peaks_of
-from vramkit.reports.rules import Advice
+from vramkit.reports.rules.advised import Advice
 from vramkit.reports.sentences import step_at
 from vramkit.reports.text import report
 from vramkit.results.profile import Profile
-from vramkit.tape.events import Action, Category, Evaluation, Phase
+from vramkit.tape.events import Action, Category, Phase
 
 
 def advice(profile: Profile) -> dict[str, Advice]:
@@ -63,23 +61,27 @@ def test_gradients_that_were_used_are_to_be_cleared_before_evaluation() -> None:
     assert advice(evaluated(MIB, fails=True).profile())["call optimizer.zero_grad() before"].saves == 15 * MIB
 
 
-def with_graphs(*, forwards: int, graphs: int) -> Profile:
-    """A step, and a forward of evaluation that keeps five activations of 1 GiB in all."""
+def with_graphs(forwards: int, *, grad: bool = True) -> Profile:
+    """A step, and forwards of evaluation, each of which keeps five activations of 1 GiB in all."""
     story = training()
-    for size, module in ((128, 2), (128, 3), (256, 4), (256, 5), (256, HEAD)):
-        story.alloc(size * MIB, Category.ACTIVATION, Phase.EVALUATION, module=module)
-    tape = replace(story.tape(), evaluations=(Evaluation(module=0, forwards=forwards, with_graph=graphs),))
-    return Profile(tape=tape)
+    for _ in range(forwards):
+        story.begin(Phase.EVALUATION, grad=grad)
+        for size, module in ((128, 2), (128, 3), (256, 4), (256, 5), (256, HEAD)):
+            story.alloc(size * MIB, Category.ACTIVATION, Phase.EVALUATION, module=module)
+    return story.profile()
 
 
 def test_graphs_of_evaluation_are_counted_and_what_a_layer_works_on_stays() -> None:
-    found = advice(with_graphs(forwards=1, graphs=1))["evaluate Net under"]
+    found = advice(with_graphs(1))["evaluate Net under"]
 
-    assert found.text.startswith("evaluate Net under torch.no_grad(): 1 forward made a graph that no backward followed")
-    assert "1.00 GiB" in found.text
+    assert found.text == (
+        "evaluate Net under torch.no_grad(): the graphs of 1 forward of Net are alive, 1.00 GiB, "
+        "and no backward followed"
+    )
+    assert found.is_cause
     assert found.saves == 512 * MIB
-    assert "2 of its 5 forwards made graphs" in advice(with_graphs(forwards=5, graphs=2))["evaluate Net under"].text
-    assert "evaluate Net under" not in advice(with_graphs(forwards=5, graphs=0))
+    assert "the graphs of 2 forwards" in advice(with_graphs(2))["evaluate Net under"].text
+    assert "evaluate Net under" not in advice(with_graphs(1, grad=False))
 
 
 def test_the_report_says_where_training_and_where_evaluation_reached_most() -> None:

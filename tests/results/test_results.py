@@ -142,7 +142,7 @@ def test_what_was_saved_is_what_is_loaded(tmp_path_factory: pytest.TempPathFacto
     loaded = vramkit.load(path)
 
     for before, after in zip(profile.each_device(), loaded.each_device(), strict=True):
-        for table in ("events", "allocations", "segments"):
+        for table in ("events", "allocations", "segments", "passes"):
             assert (getattr(before.tape, table) == getattr(after.tape, table)).all()
         for column in ("modules", "names", "evaluations"):
             assert getattr(before.tape, column) == getattr(after.tape, column)
@@ -187,7 +187,7 @@ def test_a_file_from_a_newer_version_says_which(saved: Path) -> None:
     meta = np.frombuffer(json.dumps({"format": 99}).encode(), np.uint8)
     rewrite(saved, meta=as_npy(meta))
 
-    with pytest.raises(vramkit.SnapshotError, match=r"format 99.*reads formats 1 to 3"):
+    with pytest.raises(vramkit.SnapshotError, match=r"format 99.*reads formats 1 to 4"):
         vramkit.load(saved)
 
 
@@ -195,21 +195,27 @@ def as_saved_before(path: Path, number: int, **tables: bytes) -> None:
     """Make a saved file one of an older format."""
     with np.load(path) as archive:
         meta = json.loads(bytes(archive["meta"]).decode())
+        tables = {"0_allocations": as_npy(without("forward", archive["0.allocations"]))} | tables
     for device in meta["devices"]:
-        del device["evaluations"]  # came with format 3
+        if number < 3:
+            del device["evaluations"]
     rewrite(path, meta=as_npy(np.frombuffer(json.dumps(meta | {"format": number}).encode(), np.uint8)), **tables)
 
 
-def test_a_file_from_before_evaluation_was_a_phase_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_file_from_before_passes_or_evaluation_were_known_is_read(tmp_path: Path, number: int) -> None:
     path = tmp_path / "profile.npz"
     tape = training().tape()
     Profile(tape=tape).save(path)
-    as_saved_before(path, 2)
+    as_saved_before(path, number)
 
     opened = vramkit.load(path).tape
 
+    assert tape.allocations["forward"].any()
     assert (opened.events == tape.events).all()
-    assert (opened.allocations == tape.allocations).all()
+    assert (without("forward", opened.allocations) == without("forward", tape.allocations)).all()
+    assert not opened.allocations["forward"].any()
+    assert len(opened.passes) == 0
     assert opened.evaluations == ()
 
 
@@ -219,19 +225,21 @@ def test_a_file_from_before_private_pools_were_known_is_read(
 ) -> None:
     path = tmp_path_factory.mktemp("saved") / "profile.npz"
     Profile(tape=tape).save(path)
-    narrow = {name: without_pools(getattr(tape, name)) for name in ("events", "allocations", "segments")}
+    narrow = {
+        name: without("pool", without("forward", getattr(tape, name))) for name in ("events", "allocations", "segments")
+    }
     tables = {f"0_{name}": as_npy(table) for name, table in narrow.items()}
     as_saved_before(path, 1, **tables)
 
     opened = vramkit.load(path).tape
 
     for name, table in narrow.items():
-        assert (without_pools(getattr(opened, name)) == table).all()
+        assert (without("pool", without("forward", getattr(opened, name))) == table).all()
         assert not getattr(opened, name)["pool"].any()
 
 
-def without_pools(table: np.ndarray) -> np.ndarray:
-    return repack_fields(table[[name for name in table.dtype.names or () if name != "pool"]])
+def without(column: str, table: np.ndarray) -> np.ndarray:
+    return repack_fields(table[[name for name in table.dtype.names or () if name != column]])
 
 
 class Bomb:

@@ -65,11 +65,16 @@ class Replay:
                 segments[name] = [each[column] for each in self.segment_events]
             segments["allocation"] = -1
         # Segment events go before the request that caused them: half a place before it.
-        order = np.argsort(np.concatenate([kept, at - 0.5]), kind="stable")
+        places = np.concatenate([kept, at - 0.5])
+        order = np.argsort(places, kind="stable")
         merged = np.concatenate([events[kept], segments])[order]
         place = np.full(len(source.events), -1, np.int64)
         is_kept = order < len(kept)
         place[kept[order[is_kept]]] = np.flatnonzero(is_kept)
+
+        passes = source.passes.copy()
+        for name in ("begin", "end"):
+            passes[name] = np.searchsorted(places[order], passes[name] - 0.5)
 
         allocations = source.allocations.copy()
         for name in ("born", "died"):
@@ -86,7 +91,7 @@ class Replay:
             rows[reached] = np.arange(int(reached.sum()))
             merged["allocation"][of_block] = rows[merged["allocation"][of_block]]
             allocations = allocations[reached]
-        return replace(source, events=merged, allocations=allocations, segments=self.segments)
+        return replace(source, events=merged, allocations=allocations, segments=self.segments, passes=passes)
 
 
 def replay(allocator: DeviceCachingAllocator, tape: Tape, *, flushes: bool = True) -> Replay:

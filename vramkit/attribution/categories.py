@@ -49,11 +49,14 @@ def attribute(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]
     events["phase"], events["module"], events["step"] = context.phase, context.module, context.step
     names: dict[str, int] = {}
     allocations, labels = _pair(recording, events, _positioned(recording, story, scans), names)
+    new = allocations["born"] >= 0
+    allocations["forward"][new] = context.forward[allocations["born"][new]]
     _settle(recording, story, context, allocations, labels)
     return Tape(
         events=events,
         allocations=allocations,
         segments=recording.segments,
+        passes=story.passes(recording),
         modules=tuple(modules),
         names=tuple(names),
         evaluations=story.evaluations(),

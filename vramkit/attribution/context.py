@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ..tape.events import Action, Evaluation, Phase
+from ..tape.events import PASS, Action, Evaluation, Phase, Table
 from .recording import CREATES_GRAPH, FOLLOWED, NO_MODULE, Kind, Mark, Recording
 from .steps import Steps
 from .tracks import tracks_of
@@ -60,6 +60,8 @@ class Contexts:
     """Training step, from 0."""
     zone: npt.NDArray[np.int32]
     """Index into ``Story.zones``."""
+    forward: npt.NDArray[np.int32]
+    """Number of the outermost forward that had begun last, from 1; 0: none had."""
 
 
 @dataclass
@@ -77,6 +79,8 @@ class _Reading:
     backward_at: int = -1
     boundary: int = 0
     """The last mark at which the zone or the step changed."""
+    forwards: int = 0
+    """Number of the last forward that began, of those of all tracks; 0: none did."""
 
 
 @dataclass
@@ -97,6 +101,7 @@ class Story:
         self.phase = np.zeros(count, np.uint8)
         self.module = np.full(count, -1, np.int32)
         self.zone = np.zeros(count, np.int32)
+        self.forward = np.zeros(count, np.int32)
         self._track_of = tracks_of(self.marks)  # by line
         steps = Steps(self.marks, self._track_of, self.model_of)
         self.step, self.evaluation, self.forwards = steps.step, steps.evaluation, steps.forwards
@@ -114,6 +119,7 @@ class Story:
             self.zones.append(Zone(Phase.OUTSIDE, 0, track))
         raised = []  # zones of steps that raised: nobody knows when the program left them
         left = {each.number for each in self.forwards if each.was_left and not each.has_grad}
+        forwards = 0
         for number, (kind, value, line) in enumerate(self.marks, 1):
             at = readings[self._track_of[line]]
             before = at.open_zones[-1]
@@ -122,6 +128,9 @@ class Story:
                     at.forward_at = value
                     self._open(at, self._phase_of_forward(at, number), number)
                     self.zones[-1].root = value
+                    if self.zones[-1].phase is not Phase.RECOMPUTE:
+                        forwards += 1
+                        at.forwards = forwards
                     self.zones[-1].keeps_nothing = number in left
                 case Kind.IN:
                     at.forward_at = value
@@ -157,7 +166,7 @@ class Story:
                 self.module[number] = at.forward_at
             elif phase is Phase.BACKWARD:
                 self.module[number] = at.backward_at
-            self.zone[number] = zone
+            self.zone[number], self.forward[number] = zone, at.forwards
             self._last[at.track, number], self._boundary[at.track, number] = number, at.boundary
         for each in (self._last, self._boundary):
             np.maximum.accumulate(each, axis=1, out=each)
@@ -240,12 +249,28 @@ class Story:
             Evaluation(module=model, forwards=len(graphs), with_graph=sum(graphs)) for model, graphs in found.items()
         )
 
+    def passes(self, recording: Recording) -> Table:
+        """Every outermost forward, backward and optimizer step; dtype ``PASS``."""
+        found = np.zeros(len(self.zones), PASS)
+        forwards = {each.number: each for each in self.forwards}
+        kept = []
+        for index, zone in enumerate(self.zones):
+            if zone.phase in (Phase.OUTSIDE, Phase.RECOMPUTE):
+                continue
+            kept.append(index)
+            each = forwards.get(zone.begin)
+            end = int(recording.position[zone.end]) if zone.end >= 0 else len(recording.action)
+            begin = max(0, int(recording.position[zone.begin]))  # -1: it was before what was kept
+            how = (each.has_grad, each.made_graph, each.was_left) if each else (False,) * 3
+            found[index] = (zone.phase, zone.root, self.step[zone.begin], begin, max(begin, end), *how)
+        return found[kept]
+
     def contexts(self, recording: Recording) -> Contexts:
         """What was going on at each event."""
         own = np.minimum(recording.mark, len(self.marks))
         if not len(own):
             empty = np.zeros(0, np.int32)
-            return Contexts(np.zeros(0, np.uint8), empty, empty, empty)
+            return Contexts(np.zeros(0, np.uint8), empty, empty, empty, empty)
         track = self._tracks_of_events(recording, own)
         # A thread that was not told of a change (an autograd thread before its first node, a data loader's thread)
         # still carries an older mark: then the last change that any thread of the track had seen holds.
@@ -257,7 +282,7 @@ class Story:
         noted = recording.at_module != NO_MODULE
         phase[noted], module[noted] = Phase.BACKWARD, recording.at_module[noted]
         zone[noted] = self.zone[self._last[track, reached][noted]]
-        contexts = Contexts(phase, module, self.step[reached], zone)
+        contexts = Contexts(phase, module, self.step[reached], zone, self.forward[holds])
         self._complete(recording, contexts)
         return contexts
 

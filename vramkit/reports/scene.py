@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..tape.events import Category, Ints, Phase
 from ..tape.memory import MemoryResult
+from .fates import Fates
 from .moment import Moment
 
 
@@ -41,6 +42,15 @@ class Scene:
     def evaluates(self) -> bool:
         """Whether the moment is in evaluation."""
         return self.moment.phase is Phase.EVALUATION
+
+    @cached_property
+    def fates(self) -> Fates:
+        return Fates(self.result.tape)
+
+    @cached_property
+    def left_behind(self) -> npt.NDArray[np.bool_]:
+        """What earlier forwards made, is alive at the moment, and no backward will use."""
+        return self.fates.left_behind(self.moment.event, self.moment.alive, failed=self.moment.failed is not None)
 
     @cached_property
     def keeps_a_graph(self) -> bool:
@@ -76,14 +86,46 @@ class Scene:
         """Bytes saved if each allocation were smaller by its weight."""
         return self.saved_over_time(self.less(weights))
 
-    def less(self, weights: Ints) -> Ints:
-        """Bytes that are not there at each moment if each allocation is smaller by its weight."""
+    def less(self, weights: Ints, since: Ints | None = None) -> Ints:
+        """Bytes that are not there at each moment if each allocation is smaller by its weight.
+
+        Args:
+            weights: bytes, of each allocation.
+            since: of each allocation the event from which on it is smaller; None: its birth.
+        """
         table = self.result.tape.allocations
         change = np.zeros(len(self.result.timeline), np.int64)
-        np.add.at(change, table["born"] + 1, weights)
+        begin, end = table["born"], np.where(table["died"] < 0, len(change), table["died"])
+        if since is not None:
+            begin = np.maximum(begin, since)
+            weights = np.where(begin < end, weights, 0)
+            begin = np.minimum(begin, len(change) - 2)
+        np.add.at(change, begin + 1, weights)
         dead = table["died"] >= 0
         np.add.at(change, table["died"][dead] + 1, -weights[dead])
         return np.cumsum(change)
+
+    def less_without_graph(self, made: npt.NDArray[np.bool_], weights: Ints | None = None) -> Ints:
+        """Bytes that are not there at each moment if forwards keep nothing for a backward: two tensors of each stay
+        while it and its loss run, what a layer is given and what it returns, and the largest are taken.
+
+        Args:
+            made: what the forwards made.
+            weights: bytes of each allocation that are not there; None: all of those.
+        """
+        less = self.less(np.where(made, self.block, 0) if weights is None else weights)
+        rows, passes = np.flatnonzero(made), np.append(self.result.tape.passes["begin"], len(less))
+        for group in grouped(rows, self.fates.maker[rows]):
+            begin = int(self.fates.forwards["begin"][self.fates.maker[group[0]]])
+            end = int(passes[np.searchsorted(passes, begin, side="right")])
+            own = np.zeros(end + 1 - begin, np.int64)  # bytes of this forward that are alive, from its beginning on
+            for column, sign in (("born", 1), ("died", -1)):
+                when = self.result.tape.allocations[column][group] + 1 - begin
+                inside = (when > 0) & (when < len(own))
+                np.add.at(own, when[inside], sign * self.block[group[inside]])
+            stays = np.minimum(np.cumsum(own), int(np.sort(self.block[group])[-2:].sum()))
+            less[begin + 1 : end + 1] -= stays[1 : len(less) - begin]
+        return less
 
     def saved_over_time(self, less: Ints) -> int:
         """Bytes saved if so many were not there at each moment."""
@@ -95,3 +137,15 @@ class Scene:
     def at(self, mask: npt.NDArray[np.bool_]) -> int:
         """Bytes of some allocations that are alive at the moment."""
         return int(self.block[mask & self.moment.alive].sum())
+
+
+def grouped(rows: Ints, key: Ints) -> list[Ints]:
+    """Rows with the same key together, each group in their order; sorted once, as there can be as many keys as rows.
+
+    Args:
+        rows: of any table.
+        key: of each of them.
+    """
+    order = np.argsort(key, kind="stable")
+    begins = np.flatnonzero(np.diff(key[order])) + 1
+    return [group for group in np.split(rows[order], begins) if len(group)]

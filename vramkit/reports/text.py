@@ -232,7 +232,7 @@ def _advice(result: MemoryResult, moment: Moment) -> Iterator[str]:
         return
     yield "What would help most (each alone):"
     for each in found:
-        size = f"{'up to' if each.of_reserved else 'about'} {format_size(each.saves)}" if each.is_computed else ""
+        size = f"about {format_size(each.saves)}" if each.is_computed else ""
         yield from wrapped(each.text + " [of reserved]" * each.of_reserved, f"{size:>18}  ")
 
 

@@ -1,11 +1,12 @@
 """Results in a file: numpy's zip of plain arrays with one JSON text inside. Opening one runs no code.
 
-Format 3. ``meta`` is JSON as UTF-8 bytes: ``{"format": 3, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
-the n-th device are the arrays ``n.events``, ``n.allocations`` and ``n.segments``. What a kind of result has besides, is
-in ``particulars``, of which only that kind knows what it means. Of a device whose stacks were recorded there are
-``frames`` in ``meta``, and the arrays ``n.stacks`` and ``n.stack_of``. Format 1 lacks the columns ``pool``; format 2
-the categories after ``OTHER``, the phase ``EVALUATION``, and what was evaluated. Where a device says nothing of
-``tie_break``, it was "age"; where nothing of ``knows_phases`` and ``is_window``, it was true and false.
+Format 4. ``meta`` is JSON as UTF-8 bytes: ``{"format": 4, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
+the n-th device are the arrays ``n.events``, ``n.allocations``, ``n.segments`` and ``n.passes``. What a kind of result
+has besides, is in ``particulars``, of which only that kind knows what it means. Of a device whose stacks were recorded
+there are ``frames`` in ``meta``, and the arrays ``n.stacks`` and ``n.stack_of``. Format 1 lacks the columns ``pool``;
+format 2 the categories after ``OTHER``, the phase ``EVALUATION``, and what was evaluated; format 3 the column
+``forward``, and ``n.passes``. Where a device says nothing of ``tie_break``, it was "age"; where
+nothing of ``knows_phases`` and ``is_window``, it was true and false.
 
 Knows the whole format, and no kind of result.
 """
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from ..tape.events import ALLOCATION, EVENT, SEGMENT, Table, Tape
+from ..tape.events import ALLOCATION, EVENT, PASS, SEGMENT, Table, Tape
 from ..tape.memory import MemoryResult
 from ..tape.stacks import STACK, Stacks
 from .checks import (
@@ -44,9 +45,11 @@ from .checks import (
 )
 from .files import TooLargeError, replacing
 
-FORMAT = 3
+FORMAT = 4
 
-_TABLES = {"events": EVENT, "allocations": ALLOCATION, "segments": SEGMENT}
+_TABLES = {"events": EVENT, "allocations": ALLOCATION, "segments": SEGMENT, "passes": PASS}
+_SINCE = {"pool": 2, "forward": 4}
+"""The formats from which on tables have these columns."""
 _MAX_DEVICES = 1024
 _MAX_DIGITS = 20
 _MAX_HEADER = 4096  # of a table, in bytes: it names the columns
@@ -153,9 +156,12 @@ class _Reader:
     def device(self, number: int, saved: dict[str, object], format_number: int) -> MemoryResult:
         tables = {}
         for name, dtype in _TABLES.items():
-            columns = dtype if format_number > 1 else _without_pool(dtype)
+            if name == "passes" and format_number < _SINCE["forward"]:
+                tables[name] = np.zeros(0, dtype)
+                continue
+            columns = _columns_in(format_number, dtype)
             table = self._array(f"{number}.{name}", columns)
-            tables[name] = table if columns == dtype else _with_pool(table, dtype)
+            tables[name] = table if columns == dtype else _completed(table, dtype)
         modules = modules_of(saved["modules"])
         names = texts(saved["names"], "the names")
         check_tables(tables, len(modules), len(names))
@@ -221,13 +227,14 @@ def _whole_number(digits: str) -> int:
     return int(digits)
 
 
-def _without_pool(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """A table's columns in format 1."""
-    return np.dtype([(name, dtype[name]) for name in dtype.names or () if name != "pool"])
+def _columns_in(number: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """A table's columns in a format."""
+    names = [name for name in dtype.names or () if _SINCE.get(name, 0) <= number]
+    return dtype if len(names) == len(dtype.names or ()) else np.dtype([(name, dtype[name]) for name in names])
 
 
-def _with_pool(table: Table, dtype: np.dtype[Any]) -> Table:
-    """A table of format 1 with the column that it lacks: nothing in it is known to be in a private pool."""
+def _completed(table: Table, dtype: np.dtype[Any]) -> Table:
+    """An older table with the columns that it lacks: nothing is known to be in a private pool, or of any forward."""
     wide = np.zeros(table.shape, dtype)
     for name in table.dtype.names or ():
         wide[name] = table[name]

@@ -28,7 +28,7 @@ _MAX_DEPTH = 200  # modules inside one another: readers walk the tree by recursi
 _MAX_DIMENSIONS = 64
 _DEVICE = re.compile(r"\w{1,64}(:\d{1,9})?", re.ASCII)
 _CODES = {"action": len(Action), "phase": len(Phase), "category": len(Category)}
-_FROM_0 = ("step", "size", "requested", "block", "pool")
+_FROM_0 = ("step", "size", "requested", "block", "pool", "forward", "begin", "end")
 
 
 class DamagedError(Exception):
@@ -208,7 +208,7 @@ def check_tables(tables: Mapping[str, Table], modules: int, names: int) -> None:
     """Raise `DamagedError` where an index, a code or a size can't be, or events and allocations don't belong together.
 
     Args:
-        tables: ``events``, ``allocations`` and ``segments``, each with its columns.
+        tables: ``events``, ``allocations``, ``segments`` and ``passes``, each with its columns.
         modules: how many modules there are.
         names: how many names.
     """
@@ -223,6 +223,12 @@ def check_tables(tables: Mapping[str, Table], modules: int, names: int) -> None:
                 raise DamagedError(f"the column {title}.{column} has an unknown code")
             if column in _FROM_0 and values.min() < 0:
                 raise DamagedError(f"the column {title}.{column} has a number below 0")
+    passes = tables["passes"]
+    forwards = np.count_nonzero(np.isin(passes["phase"], (Phase.FORWARD, Phase.EVALUATION)))
+    if allocations["forward"].max(initial=0) > forwards:
+        raise DamagedError("the column allocations.forward points outside its table")
+    if (passes["begin"] > passes["end"]).any() or passes["end"].max(initial=0) > len(events):
+        raise DamagedError("the column passes.end points outside its table, or before its beginning")
     if (allocations["requested"] > allocations["block"]).any():
         raise DamagedError("the column allocations.block has less than was asked for")
     _check_lives(events, allocations)

@@ -75,7 +75,10 @@ def requests_of(batch_size: int, tape: Tape, *, end: int | None = None, flushes:
     row_of = np.full(len(tape.allocations) + 1, -1, np.int64)
     row_of[rows] = np.arange(len(rows))
     events["allocation"] = row_of[events["allocation"]]
-    short = replace(tape, events=events, allocations=allocations)
+    passes = tape.passes.copy()
+    for name in ("begin", "end"):
+        passes[name] = np.searchsorted(kept, passes[name])
+    short = replace(tape, events=events, allocations=allocations, passes=passes)
 
     is_passing = _passing(short)
     passing = np.flatnonzero(is_passing)

@@ -5,6 +5,8 @@ A tape has three tables, each one numpy structured array:
 * ``events``: every allocation, free and segment change, in the order in which the allocator made them;
 * ``allocations``: a row for every allocation that lived during the tape, with what it turned out to be;
 * ``segments``: the segments that the allocator held before the first event.
+
+Beside them ``passes``: each forward, backward and optimizer step, also one in which nothing was allocated.
 """
 
 from __future__ import annotations
@@ -134,6 +136,7 @@ ALLOCATION = np.dtype(
         ("stream", "i8"),
         ("name", "i4"),  # index into Tape.names, -1: none
         ("pool", "i4", (2,)),  # as of EVENT
+        ("forward", "i4"),  # which of Tape.forwards had begun last when it was made, from 1; 0: none had
     ]
 )
 SEGMENT = np.dtype(
@@ -144,6 +147,18 @@ SEGMENT = np.dtype(
         ("small", "?"),  # of the pool for requests of up to 1 MiB
         ("expandable", "?"),
         ("pool", "i4", (2,)),  # as of EVENT
+    ]
+)
+PASS = np.dtype(
+    [
+        ("phase", "u1"),  # Phase: FORWARD, EVALUATION, BACKWARD or OPTIMIZER
+        ("module", "i4"),  # of a forward the outermost module, -1: none
+        ("step", "i4"),  # training step
+        ("begin", "i8"),  # index of the first event at or after its beginning
+        ("end", "i8"),  # index of the first event after its end; of one that came to none the number of events
+        ("has_grad", "?"),  # a forward for which gradients were on
+        ("made_graph", "?"),  # a forward whose output is part of an autograd graph
+        ("was_left", "?"),  # a forward that an exception left
     ]
 )
 
@@ -201,6 +216,9 @@ class Tape:
     """dtype ``ALLOCATION``, one row an allocation: first those alive at the start, then in order of birth."""
     segments: Table = field(default_factory=lambda: _empty(SEGMENT))
     """dtype ``SEGMENT``: what the allocator held before the first event."""
+    passes: Table = field(default_factory=lambda: _empty(PASS))
+    """dtype ``PASS``: every outermost forward, backward and optimizer step, in the order in which they began; empty
+    where nobody looked."""
     modules: tuple[Module, ...] = ()
     """What the columns ``module`` index."""
     names: tuple[str, ...] = ()
@@ -241,6 +259,11 @@ class Tape:
     def trains(self) -> bool:
         """Whether anything is part of a training step: a forward that is no evaluation will do."""
         return bool((~np.isin(self.events["phase"], (Phase.OUTSIDE, Phase.EVALUATION))).any())
+
+    @cached_property
+    def forwards(self) -> Table:
+        """The forwards among the passes; the column ``forward`` numbers them from 1."""
+        return self.passes[np.isin(self.passes["phase"], (Phase.FORWARD, Phase.EVALUATION))]
 
     @cached_property
     def deltas(self) -> Ints:

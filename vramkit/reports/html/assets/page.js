@@ -226,7 +226,7 @@
           element(
             "div",
             { class: "saves" },
-            isComputed ? element("b", {}, `${ofReserved ? "up to" : "about"} ${sizeText(saves)}`) : null,
+            isComputed ? element("b", {}, `about ${sizeText(saves)}`) : null,
             isComputed
               ? element("span", { class: "saves-bar", style: { width: `${(100 * saves) / highest}%` } })
               : null,

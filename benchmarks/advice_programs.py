@@ -1,0 +1,345 @@
+"""Small programs, each with what people do wrong, and with the changes that are advised. A program is given the name
+of a change, and makes it; with "" it is as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True)
+class Case:
+    """One change to a program."""
+
+    program: Callable[[str], object]
+    change: str
+    says: str
+    """Words of the advice that it follows."""
+    is_cause: bool = False
+    """Whether it is what the program's author did wrong: then it has to be among the first two lines."""
+
+
+def _images(count: int, size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(count, 3, size, size, device="cuda"), torch.zeros(count, dtype=torch.long, device="cuda")
+
+
+def _convolutions(width: int = 32) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for i in range(4):
+        layers += [nn.Conv2d(width if i else 3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)).cuda()
+
+
+def _feed_forwards(blocks: int = 6, width: int = 512) -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)) for _ in range(blocks))
+    ).cuda()
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def validation(change: str) -> object:
+    """Losses of a validation with gradients on, kept to its end."""
+    model, losses = _convolutions(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        model.train()
+        for _ in range(3):
+            images, labels = _images(32)
+            _step(optimizer, functional.cross_entropy(model(images), labels))
+        model.eval()
+        losses = []
+        with torch.no_grad() if change else nullcontext():
+            for _ in range(5):
+                images, labels = _images(32)
+                losses.append(functional.cross_entropy(model(images), labels))
+    return losses
+
+
+def logged_penalty(change: str) -> object:
+    """A term that is only logged, every third step."""
+    model, log = _feed_forwards(2), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(12):
+        batch = torch.randn(2048, 512, device="cuda")
+        if step % 3 == 0:
+            penalty = model(batch).abs().mean()
+            log.append(penalty.item() if change else penalty)
+        _step(optimizer, model(batch).pow(2).mean())
+    return log
+
+
+def predictions(change: str) -> object:
+    """Predictions that are collected on the device."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1)).cuda()
+    found = []
+    with torch.no_grad():
+        for _ in range(8):
+            images, _ = _images(32, 128)
+            output = model(images)
+            found.append(output.cpu() if change else output)
+    return found
+
+
+def hooked(change: str) -> object:
+    """Features that a hook keeps, every second step."""
+    model, features, calls = _convolutions(), [], iter(range(1000))
+
+    def keep(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        if next(calls) % 2 == 0:
+            features.append(output.detach().cpu() if change else output)
+
+    model[3].register_forward_hook(keep)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(12):
+        images, labels = _images(32)
+        _step(optimizer, functional.cross_entropy(model(images), labels))
+    return features
+
+
+def summed(change: str) -> object:
+    """Losses of four micro-batches, and one backward of their sum."""
+    model = _feed_forwards(4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        total: torch.Tensor | float = 0.0
+        for _ in range(4):
+            loss = model(torch.randn(2048, 512, device="cuda")).pow(2).mean() / 4
+            if change:
+                loss.backward()
+            else:
+                total = total + loss
+        if isinstance(total, torch.Tensor):
+            total.backward()
+        optimizer.step()
+    return model
+
+
+class _Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.across, self.out = nn.Linear(256, 1024), nn.Linear(1024, 1024), nn.Linear(1024, 8)
+
+    def forward(self, batch: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        state = torch.tanh(self.inside(batch) + self.across(state))
+        return self.out(state), state
+
+
+def recurrent(change: str) -> object:
+    """A hidden state that is handed on with its graph."""
+    model = _Recurrent().cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    state = torch.zeros(4096, 1024, device="cuda")
+    for _ in range(8):
+        output, state = model(torch.randn(4096, 256, device="cuda"), state)
+        optimizer.zero_grad()
+        output.pow(2).mean().backward(retain_graph=True)
+        if change:
+            state = state.detach()
+    return state
+
+
+def blocks(change: str) -> object:
+    """Repeated blocks in float32, whose gradients are cleared late."""
+    model = _feed_forwards(8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        batch = torch.randn(1024 if change == "halve" else 2048, 512, device="cuda")
+        if change == "zero_grad":
+            optimizer.zero_grad()
+        with torch.autocast("cuda", torch.float16, enabled=change == "autocast"):
+            output = batch
+            for block in model if change == "checkpoint" else ():
+                output = checkpoint(block, output, use_reentrant=False)
+            loss = (output if change == "checkpoint" else model(batch)).pow(2).mean()
+        if change != "zero_grad":
+            optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+def whole_checkpoint(change: str) -> object:
+    """One checkpoint around all blocks."""
+    model = _feed_forwards(8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        output = torch.randn(2048, 512, device="cuda")
+        for part in model if change else (model,):
+            output = checkpoint(part, output, use_reentrant=False)
+        _step(optimizer, output.pow(2).mean())
+    return model
+
+
+class _Language(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(16000, 256)
+        self.blocks = _feed_forwards(2, 256)
+        self.head = nn.Linear(256, 16000, bias=False)
+
+    def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(self.head(hidden), labels, reduction="sum")
+
+    def forward(self, tokens: torch.Tensor, chunks: int) -> torch.Tensor:
+        hidden = self.blocks(self.tokens(tokens))
+        if chunks == 1:  # shifted after the logits, as most do
+            logits = self.head(hidden)[:, :-1].reshape(-1, 16000)
+            return functional.cross_entropy(logits, tokens[:, 1:].reshape(-1))
+        rows = hidden[:, :-1].reshape(-1, 256).chunk(chunks)
+        parts = zip(rows, tokens[:, 1:].reshape(-1).chunk(chunks), strict=True)
+        return sum(checkpoint(self.loss, *part, use_reentrant=False) for part in parts) / tokens.numel()
+
+
+def language(change: str) -> object:
+    """A small language model: its logits are most of what is there."""
+    model = _Language().cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        tokens = torch.zeros(4 if change == "halve" else 8, 512, dtype=torch.long, device="cuda")
+        _step(optimizer, model(tokens, 8 if change == "chunks" else 1))
+    return model
+
+
+class _Recommender(nn.Module):
+    def __init__(self, *, sparse: bool) -> None:
+        super().__init__()
+        self.items = nn.Embedding(400_000, 64, sparse=sparse)
+        self.score = nn.Linear(64, 1)
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        return self.score(self.items(items)).squeeze(1)
+
+
+def recommender(change: str) -> object:
+    """A large embedding, of which a step uses few rows."""
+    model = _Recommender(sparse=change == "sparse").cuda()
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(model.parameters(), fused=change == "fused" or None)]
+    if change == "sparse":
+        optimizers = [torch.optim.SparseAdam(model.items.parameters()), torch.optim.Adam(model.score.parameters())]
+    for _ in range(3):
+        loss = model(torch.zeros(2048, dtype=torch.long, device="cuda")).pow(2).mean()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    return model
+
+
+def best_so_far(change: str) -> object:
+    """A copy of the weights, kept on the device."""
+    model = _feed_forwards(4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    best = {name: each.cpu() if change else each.clone() for name, each in model.state_dict().items()}
+    for _ in range(3):
+        _step(optimizer, model(torch.randn(64, 512, device="cuda")).pow(2).mean())
+    return best
+
+
+def data_on_device(change: str) -> object:
+    """A data set that lies on the device."""
+    data = torch.randn(4096, 3, 64, 64, device="cpu" if change else "cuda")
+    model = _convolutions(8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(4):
+        images = data[16 * step : 16 * (step + 1)].cuda()
+        _step(optimizer, model(images).pow(2).mean())
+    return data
+
+
+def frozen_backbone(change: str) -> object:
+    """A frozen backbone behind a layer that trains."""
+    adapter, backbone, head = nn.Conv2d(3, 3, 1).cuda(), _convolutions(64), nn.Linear(10, 2).cuda()
+    backbone.requires_grad_(False)
+    optimizer = torch.optim.SGD([*adapter.parameters(), *head.parameters()], lr=0.1)
+    for _ in range(3):
+        images, _ = _images(32)
+        images = adapter(images)
+        with torch.no_grad() if change else nullcontext():
+            features = backbone(images)
+        _step(optimizer, head(features).pow(2).mean())
+    return backbone
+
+
+def second_model(change: str) -> object:
+    """A second model, while the first one's optimizer holds the first."""
+    kept = []
+    for _ in range(2):
+        model = _feed_forwards(6)
+        optimizer = torch.optim.Adam(model.parameters())
+        if not change:
+            kept.append(optimizer)
+        for _ in range(3):
+            _step(optimizer, model(torch.randn(64, 512, device="cuda")).pow(2).mean())
+        del model, optimizer
+    return kept
+
+
+def average(change: str) -> object:
+    """An average of the weights, on the device: half of the batch saves next to nothing."""
+    model = _feed_forwards(4)
+    mean = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(3):
+        _step(optimizer, model(torch.randn(64 if change == "halve" else 128, 512, device="cuda")).pow(2).mean())
+        with torch.no_grad():
+            for mine, its in zip(mean.parameters(), model.parameters(), strict=True):
+                mine.lerp_(its, 0.001)
+    return mean
+
+
+def deep_linear(change: str) -> object:
+    """One layer, called again and again: its output is as large as all others, and no chunk of a loss helps."""
+    layer = nn.Linear(512, 512).cuda()
+    for _ in range(3):
+        hidden = torch.randn(4096, 512, device="cuda")
+        for _ in range(29):
+            hidden = layer(hidden)
+        if change == "chunks":
+            sum(
+                checkpoint(lambda rows: layer(rows).sum(), rows, use_reentrant=False) for rows in hidden.chunk(8)
+            ).backward()
+        else:
+            layer(hidden).sum().backward()
+        layer.zero_grad()
+    return layer
+
+
+def cases() -> Iterator[Case]:
+    """All of them."""
+    yield Case(validation, "no_grad", "under torch.no_grad()", is_cause=True)
+    yield Case(logged_penalty, "float", "float(loss)", is_cause=True)
+    yield Case(predictions, "cpu", ".detach().cpu()", is_cause=True)
+    yield Case(hooked, "cpu", "what a hook or a list has", is_cause=True)
+    yield Case(summed, "each", "call backward() on each loss", is_cause=True)
+    yield Case(recurrent, "detach", "detach what a step hands", is_cause=True)
+    yield Case(blocks, "zero_grad", "zero_grad()", is_cause=True)
+    yield Case(blocks, "checkpoint", "checkpoint the")
+    yield Case(blocks, "halve", "halve the batch")
+    yield Case(blocks, "autocast", "torch.autocast")
+    yield Case(whole_checkpoint, "each", "checkpoint each of", is_cause=True)
+    yield Case(language, "chunks", "chunks", is_cause=True)
+    yield Case(language, "halve", "halve the batch")
+    yield Case(recommender, "sparse", "sparse=True", is_cause=True)
+    yield Case(recommender, "fused", "fused=True")
+    yield Case(best_so_far, "cpu", "copies of the model", is_cause=True)
+    yield Case(data_on_device, "cpu", "data set", is_cause=True)
+    yield Case(frozen_backbone, "no_grad", "frozen", is_cause=True)
+    yield Case(second_model, "del", "what refers to", is_cause=True)
+    yield Case(average, "halve", "halve the batch")
+    yield Case(deep_linear, "chunks", "chunks")

@@ -1,0 +1,18 @@
+"""A few programs of what people do wrong: what is advised is what the change saves, and stands where it is seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.bench_advice import measured
+from benchmarks.needs import needs_virtual_gpu
+
+
+@needs_virtual_gpu
+@pytest.mark.parametrize("program", ["validation", "recurrent", "summed", "deep_linear"])
+def test_what_is_advised_is_what_the_change_saves(program: str) -> None:
+    rows = measured(program)
+
+    assert rows
+    assert [row for row in rows if not (row.holds and row.is_found)] == []
+    assert [row for row in rows if row.said is None] == [row for row in rows if row.saved <= 0]

@@ -1,0 +1,135 @@
+"""What became of each forward's memory: which backward used it, what was left of it. Knows a tape, and no advice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ..tape.events import Action, Category, Ints, Phase, Table, Tape
+
+_Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Fates:
+    """The forwards of a tape, by their index in ``Tape.forwards``, and what was done with what they made."""
+
+    tape: Tape
+
+    @cached_property
+    def forwards(self) -> Table:
+        """Those of the tape."""
+        return self.tape.forwards
+
+    @cached_property
+    def backwards(self) -> Table:
+        """The backwards among its passes."""
+        passes = self.tape.passes
+        found: Table = passes[passes["phase"] == Phase.BACKWARD]
+        return found
+
+    @cached_property
+    def maker(self) -> Ints:
+        """Of each allocation the forward that made it, or whose loss did; -1: none did."""
+        table = self.tape.allocations
+        made = np.isin(table["phase"], (Phase.FORWARD, Phase.EVALUATION)) & (table["born"] >= 0)
+        of: Ints = np.where(made, table["forward"].astype(np.int64) - 1, -1)
+        return of
+
+    @cached_property
+    def user(self) -> Ints:
+        """Of each allocation the backward in which it went, by its index in ``backwards``; -1: it went in none."""
+        died, backwards = self.tape.allocations["died"], self.backwards
+        if not len(backwards):
+            return np.full(len(died), -1, np.int64)
+        at = np.searchsorted(backwards["begin"], died, side="right") - 1
+        inside = (died >= 0) & (at >= 0) & (died < backwards["end"][at])
+        found: Ints = np.where(inside & (self.maker >= 0), at, -1)
+        return found
+
+    @cached_property
+    def is_used(self) -> _Mask:
+        """Of each forward whether a backward went through what it made."""
+        kept = (self.tape.allocations["category"] == Category.ACTIVATION) & (self.user >= 0)
+        result = np.zeros(len(self.forwards), bool)
+        result[self.maker[kept]] = True
+        return result
+
+    @cached_property
+    def is_idle(self) -> _Mask:
+        """Of each forward whether it made a graph, and no backward ever used one of its model's, though each time one
+        came later in the step: a teacher's that runs with gradients.
+        """
+        forwards, result = self.forwards, np.zeros(len(self.forwards), bool)
+        after = np.searchsorted(self.backwards["begin"], forwards["end"])
+        steps = np.append(self.backwards["step"], -1)
+        waits = forwards["made_graph"] & (forwards["phase"] == Phase.FORWARD) & (steps[after] == forwards["step"])
+        for module in np.unique(forwards["module"][waits]).tolist():
+            of_module = forwards["module"] == module
+            if not self.is_used[of_module].any() and self.is_used.any() and waits[of_module].all():
+                result |= of_module
+        return result
+
+    @cached_property
+    def is_abandoned(self) -> _Mask:
+        """Of each forward whether it, or what followed it, ran out of memory, and another forward came after that."""
+        result = np.zeros(len(self.forwards), bool)
+        failures = np.flatnonzero(self.tape.events["action"] == Action.OOM)
+        last = np.searchsorted(self.forwards["begin"], failures, side="right") - 1
+        result[last[last >= 0]] = True
+        result[-1:] = False
+        return result
+
+    @cached_property
+    def together(self) -> dict[int, list[int]]:
+        """Of each backward, by its index, the forwards that it used."""
+        kept = (self.tape.allocations["category"] == Category.ACTIVATION) & (self.user >= 0)
+        pairs = np.unique(np.stack([self.user[kept], self.maker[kept]]), axis=1)
+        found: dict[int, list[int]] = {}
+        for backward, forward in pairs.T.tolist():
+            found.setdefault(backward, []).append(forward)
+        return found
+
+    @cached_property
+    def in_step(self) -> Ints:
+        """Of each forward that is no evaluation, as which of its model and its step it came, from 0; else -1."""
+        counts: dict[tuple[int, int], int] = {}
+        found = np.full(len(self.forwards), -1, np.int64)
+        for index, each in enumerate(self.forwards):
+            if each["phase"] == Phase.FORWARD:
+                key = int(each["module"]), int(each["step"])
+                found[index] = counts.get(key, 0)
+                counts[key] = int(found[index]) + 1
+        return found
+
+    def last_begun(self, event: int) -> int:
+        """The forward that had begun last at an event; -1: none had."""
+        return int(np.searchsorted(self.forwards["begin"], event, side="right")) - 1
+
+    def left_behind(self, event: int, alive: _Mask, *, failed: bool) -> _Mask:
+        """What earlier forwards made, is alive at an event, and no backward will use.
+
+        Args:
+            event: index of it.
+            alive: which allocations are alive then.
+            failed: memory ran out there, so that nothing tells what would have been used: what a step's forwards made
+                is taken for needed as far as other steps' forwards at its place were.
+        """
+        table, current = self.tape.allocations, self.last_begun(event)
+        rows = alive & (self.maker >= 0) & (self.maker < current) & (self.user < 0)
+        rows &= np.isin(table["category"], (Category.ACTIVATION, Category.OUTPUT))
+        maker = np.maximum(self.maker, 0)
+        if len(self.forwards):
+            ended = failed or current == len(self.forwards) - 1
+            step = self.forwards["step"][current]
+            waits = ended & (self.forwards["step"] == step) & (self.forwards["phase"] == Phase.FORWARD)
+            waits &= self.forwards["made_graph"] & ~self.is_abandoned
+            others = self.forwards["step"] != step
+            used = {*self.in_step[others & self.is_used].tolist()}
+            if (others & (self.in_step >= 0)).any():
+                waits &= np.isin(self.in_step, [*used])
+            rows &= ~waits[maker]
+        return rows

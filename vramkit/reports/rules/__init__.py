@@ -1,0 +1,20 @@
+"""What would lower a peak: one file a family of advice. Knows results, not which advice is worth telling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from ..scene import Scene
+from . import batches, checkpoints, earlier, losses, models, optimizers, precision, reserved
+from .advised import Advice as Advice
+
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
+    *earlier.RULES,
+    *models.RULES,
+    *checkpoints.RULES,
+    *precision.RULES,
+    *batches.RULES,
+    *optimizers.RULES,
+    *losses.RULES,
+    *reserved.RULES,
+)

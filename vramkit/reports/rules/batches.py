@@ -1,0 +1,83 @@
+"""A smaller batch, in training and in evaluation. Knows no other advice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ...sizes import format_size
+from ...tape.events import Category, Phase
+from ..moment import peaks_of
+from ..scene import Scene
+from .advised import Advice
+
+
+def _smaller_batch(scene: Scene) -> Iterator[Advice]:
+    """Assumes that activations, inputs, and temporaries of forward and backward are in proportion to the batch, but for
+    those of a parameter's size: its gradient's parts, and its copy under autocast. Wrong for a library's scratch.
+    What outlives its step by more than a step is of no batch; where a backward takes several forwards of a model, what
+    there is of a batch the tape does not tell.
+    """
+    if scene.evaluates or not scene.trains or _takes_several(scene):
+        return
+    table = scene.result.tape.allocations
+    category, requested = scene.category, table["requested"]
+    passing = np.isin(table["phase"], (Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE))
+    grows = np.isin(category, (Category.ACTIVATION, Category.TEMPORARY)) & passing
+    parameters = np.unique(requested[category == Category.PARAMETER])
+    of_a_parameter = np.isin(requested, np.concatenate([parameters, parameters // 2]))
+    is_output = (scene.of_output > 0) & np.isin(requested // np.maximum(scene.of_output, 1), (2, 4))
+    grows &= ~of_a_parameter | is_output
+    grows |= category == Category.INPUT
+    grows &= _of_its_step(scene)
+    yield Advice(
+        saves=scene.saved(np.where(grows, scene.block // 2, 0)),
+        text="halve the batch and accumulate gradients over two",
+    )
+
+
+def _takes_several(scene: Scene) -> bool:
+    """Whether a backward took several forwards of one model; or, if memory ran out, several wait for one."""
+    fates = scene.fates
+    for members in fates.together.values():
+        modules = fates.forwards["module"][members]
+        if len(np.unique(modules)) < len(members):
+            return True
+    if not scene.moment.failed or not len(fates.forwards):
+        return False
+    current = fates.last_begun(scene.moment.event)
+    waiting = np.arange(len(fates.forwards)) <= current
+    waiting &= fates.forwards["made_graph"] & ~fates.is_used & ~fates.is_abandoned
+    waiting &= fates.forwards["step"] == fates.forwards["step"][current]
+    return int((waiting & (fates.forwards["module"] == fates.forwards["module"][current])).sum()) > 1
+
+
+def _of_its_step(scene: Scene) -> npt.NDArray[np.bool_]:
+    """Which allocations were gone a step after their own, or may be: they belong to a batch."""
+    tape = scene.result.tape
+    table, steps = tape.allocations, np.append(tape.events["step"], 0).astype(np.int64)
+    last = int(steps.max(initial=0))
+    gone = np.where(table["died"] >= 0, steps[table["died"]], last)
+    result: npt.NDArray[np.bool_] = (table["born"] >= 0) & (gone <= table["step"].astype(np.int64) + 1)
+    return result
+
+
+def _batch_of_evaluation(scene: Scene) -> Iterator[Advice]:
+    """A smaller batch where evaluation needs more than training. What it saves only a run tells."""
+    training, _ = peaks_of(scene.result)
+    if not scene.evaluates or training is None or any(each.with_graph for each in scene.result.tape.evaluations):
+        return
+    failed = scene.moment.failed
+    needs = scene.moment.breakdown.allocated + (failed.requested if failed else 0)
+    if needs > training.allocated:
+        yield Advice(
+            saves=needs - training.allocated,
+            text=f"use a smaller batch in evaluation: it needs {format_size(needs - training.allocated)} more than "
+            f"training, which reached {format_size(training.allocated)}",
+            is_computed=False,
+        )
+
+
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_smaller_batch, _batch_of_evaluation)

@@ -1,0 +1,364 @@
+"""What earlier forwards left behind, and the remedy that follows from what happened to it. Knows no other advice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ...sizes import format_size
+from ...tape.events import Category, Ints, Phase
+from ..layout import counted
+from ..scene import Scene, grouped
+from ..sentences import place
+from ..tree import shown_name
+from .advised import Advice
+
+_Mask = npt.NDArray[np.bool_]
+_SCALAR = 8  # bytes, at most
+
+
+def _after_failures(scene: Scene) -> Iterator[Advice]:
+    """What a forward that ran out of memory left, while another runs: its exception holds the frames."""
+    fates = scene.fates
+    rows = _of(scene, fates.is_abandoned) & (scene.moment.alive & (fates.user < 0))
+    rows &= np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY, Category.OUTPUT))
+    rows &= fates.maker < fates.last_begun(scene.moment.event)
+    if rows.any():
+        yield Advice(
+            saves=scene.saved(np.where(rows, scene.block, 0)),
+            text=f"leave the except clause before trying again: the exception keeps what {_root(scene, rows)} had made "
+            f"when memory ran out, {counted(int(rows.sum()), 'tensor')} of {format_size(scene.at(rows))}",
+            is_cause=True,
+        )
+
+
+def _graphs(scene: Scene) -> Iterator[Advice]:
+    """Graphs that no backward went through: of evaluation, of losses that are only logged, of a state that is handed
+    on. Assumes that under ``no_grad`` two tensors are there at once, what a layer is given and what it returns.
+    """
+    fates, rows = scene.fates, scene.left_behind
+    is_graph = _keeps_graph(scene, rows) & ~fates.is_idle
+    if Phase.BACKWARD not in scene.phases:
+        return
+    evaluates = fates.forwards["phase"] == Phase.EVALUATION
+    made = fates.forwards["made_graph"] | (fates.forwards["has_grad"] & fates.forwards["was_left"])
+    is_graph |= evaluates & made & (np.bincount(fates.maker[_activations(scene)], minlength=len(made)) > 1)
+    for chosen, evaluation in ((is_graph & evaluates, True), (is_graph & ~evaluates, False)):
+        for root in np.unique(fates.forwards["module"][chosen]).tolist():
+            members = np.flatnonzero(chosen & (fates.forwards["module"] == root))
+            kept = (_activations(scene) if evaluation else rows) & np.isin(fates.maker, members)
+            held = kept | _inputs_of(scene, members)
+            name = _name(scene, root)
+            what = (
+                f"the graphs of {counted(len(members), 'forward')} of {name} are alive, {format_size(scene.at(kept))}"
+            )
+            if evaluation:
+                yield from _of_evaluation(scene, root, held, what)
+                continue
+            if len(members) < 2:
+                continue
+            less = scene.less(np.where(held, scene.block, 0), _until_next(scene, members))
+            if _is_retained(scene, members):
+                text = (
+                    f"detach what a step hands to the next (state = state.detach()): {what}, and no backward freed them"
+                )
+            else:
+                text = f"keep float(loss) or loss.detach() instead of loss, or run them under torch.no_grad(): {what}, "
+                text += "and no backward used them"
+            yield Advice(saves=scene.saved_over_time(less), text=text, is_cause=True)
+
+
+def _teachers(scene: Scene) -> Iterator[Advice]:
+    """Models that run in training steps, and whose graphs no backward ever uses."""
+    fates = scene.fates
+    for root in np.unique(fates.forwards["module"][fates.is_idle]).tolist():
+        idle = fates.is_idle & (fates.forwards["module"] == root)
+        made = _of(scene, idle) & (scene.category == Category.ACTIVATION)
+        yield Advice(
+            saves=scene.saved_over_time(scene.less_without_graph(made)),
+            text=f"run {_name(scene, root)} under torch.no_grad(): its {counted(int(idle.sum()), 'forward')} made "
+            "graphs, and no backward used one",
+            is_cause=True,
+        )
+
+
+def _of_evaluation(scene: Scene, root: int, held: _Mask, what: str) -> Iterator[Advice]:
+    fates = scene.fates
+    maker = np.maximum(fates.maker, 0)
+    graphs = (fates.forwards["phase"] == Phase.EVALUATION) & fates.forwards["has_grad"]
+    graphs &= fates.forwards["module"] == root
+    made = (fates.maker >= 0) & graphs[maker] & (scene.category == Category.ACTIVATION)
+    less = scene.less_without_graph(made, np.where(made | held, scene.block, 0))
+    yield Advice(
+        saves=scene.saved_over_time(less),
+        text=f"evaluate {_name(scene, root)} under torch.no_grad(): {what}, and no backward followed",
+        is_cause=True,
+    )
+
+
+def _kept_outputs(scene: Scene) -> Iterator[Advice]:
+    """Outputs of a model, or of a layer in it, that are kept over several steps, or several forwards of evaluation."""
+    fates, rows = scene.fates, scene.left_behind
+    if not len(fates.forwards):
+        return
+    table = scene.result.tape.allocations
+    is_graph = _keeps_graph(scene, rows) | fates.is_abandoned
+    rows = rows & ~is_graph[np.maximum(fates.maker, 0)]
+    chosen = np.flatnonzero(rows)
+    for group in grouped(chosen, table["module"][chosen].astype(np.int64)):
+        if not _is_worth(scene, group):
+            continue
+        module, kept = int(table["module"][group[0]]), np.zeros(len(rows), bool)
+        kept[group] = True
+        members = np.unique(fates.maker[kept])
+        evaluates = (fates.forwards["phase"][members] == Phase.EVALUATION).any()
+        if len(members) < 3 if evaluates else len(np.unique(fates.forwards["step"][members])) < 2:
+            continue
+        root = int(fates.forwards["module"][members[-1]])
+        less = scene.less(np.where(kept, scene.block, 0), _until_next(scene, members))
+        many = f"{counted(int(kept.sum()), 'tensor')} of {len(members):,} forwards, {format_size(scene.at(kept))}"
+        many += f", are kept{_containers(scene, kept)}"
+        module = _returned_by(scene, module, int(np.flatnonzero(kept)[-1]))
+        if module in (root, -1):
+            text = f"keep {_name(scene, root)}'s outputs as output.detach().cpu(), or reduce each at once: {many}"
+        else:
+            name = _name(scene, module)
+            text = f"keep what a hook or a list has of {name} as .detach().cpu(), or drop it: {many}"
+        yield Advice(saves=scene.saved_over_time(less), text=text, is_cause=True)
+
+
+def _summed(scene: Scene) -> Iterator[Advice]:
+    """Several forwards of a model, each with its loss, before one backward. With a backward each, one graph is there at
+    a time, and the gradients are there from the first on.
+    """
+    fates = scene.fates
+    current = fates.last_begun(scene.moment.event)
+    count, name, groups = 0, "", list[list[int]]()
+    for backward, every in fates.together.items():
+        roots, counts = np.unique(fates.forwards["module"][every], return_counts=True)
+        root = int(roots[counts.argmax()])
+        members = [member for member in every if fates.forwards["module"][member] == root]
+        if len(members) < 2:
+            continue
+        groups.append(members)
+        if members[0] <= current and int(fates.backwards["end"][backward]) > scene.moment.event:
+            count, name = len(members), _name(scene, root)
+            if not all(_has_loss(scene, member) for member in members):
+                return
+    if count:
+        yield Advice(
+            saves=scene.saved_over_time(_apart(scene, groups)),
+            text=f"call backward() on each loss, not on their sum: the graphs of {count:,} forwards of {name} are "
+            "alive until one backward",
+            is_cause=True,
+        )
+
+
+def _apart(scene: Scene, groups: Sequence[Sequence[int]]) -> Ints:
+    """Bytes that are not there at each moment if each forward of some groups has its own backward right after it."""
+    fates, table = scene.fates, scene.result.tape.allocations
+    begins, steps = fates.forwards["begin"], fates.forwards["step"]
+    since = np.full(len(begins) + 1, len(scene.result.tape.events), np.int64)
+    early = np.full(int(steps.max()) + 1, len(scene.result.tape.events), np.int64)  # of each step: its first backward
+    for members in groups:
+        since[[*members[:-1]]] = begins[[*members[1:]]]
+        early[steps[members[0]]] = begins[members[1]]
+    less = scene.less(np.where(scene.category == Category.ACTIVATION, scene.block, 0), since[fates.maker])
+    rows = np.flatnonzero((scene.category == Category.GRADIENT) & (table["step"] < len(early)) & (table["born"] >= 0))
+    rows = rows[table["born"][rows] > early[table["step"][rows]]]
+    change = np.zeros(len(less), np.int64)
+    np.add.at(change, table["born"][rows] + 1, scene.block[rows])
+    np.add.at(change, early[table["step"][rows]] + 1, -scene.block[rows])
+    return less + np.cumsum(change)
+
+
+def _has_loss(scene: Scene, member: int) -> bool:
+    """Whether a single number was computed of what a forward's last layer returned, before the next forward."""
+    table = scene.result.tape.allocations
+    rows = np.flatnonzero(scene.fates.maker == member)
+    large = rows[(table["requested"][rows] > _SCALAR) & (table["module"][rows] >= 0)]
+    return bool(len(large)) and bool((table["requested"][rows[rows > large[-1]]] <= _SCALAR).any())
+
+
+def _no_graph(scene: Scene) -> Iterator[Advice]:
+    """Graphs in a recording in which nothing trains. After a failure it may be that a backward would have come: so then
+    several forwards must have left theirs, whole.
+    """
+    fates = scene.fates
+    passes = {Phase(int(each)) for each in np.unique(scene.result.tape.passes["phase"])}  # older files have none
+    if not {Phase.BACKWARD, Phase.OPTIMIZER}.isdisjoint(passes | scene.phases):
+        return
+    ended = fates.forwards["made_graph"] & ~fates.forwards["was_left"] & ~fates.is_abandoned
+    ended = ended & (fates.forwards["end"] <= scene.moment.event)
+    if (scene.moment.failed and int(ended.sum()) < 2) or not scene.keeps_a_graph:
+        return
+    yield Advice(
+        saves=scene.saved(np.where(scene.category == Category.ACTIVATION, scene.block, 0)),
+        text="run this under torch.inference_mode() or torch.no_grad(): no backward followed",
+        is_cause=True,
+    )
+
+
+def _growth(scene: Scene) -> Iterator[Advice]:
+    """What is made in every step, or in every n-th, and kept: of no forward, or of a graph that grows."""
+    table, rows = scene.result.tape.allocations, scene.moment.alive & ~scene.left_behind & (scene.fates.user < 0)
+    rows &= np.isin(scene.category, (Category.OTHER, Category.INPUT, Category.TEMPORARY, Category.ACTIVATION))
+    rows &= (table["born"] >= 0) & (table["step"] < scene.moment.step)
+    rows &= ~_inputs_of(scene, np.flatnonzero(_keeps_graph(scene, scene.left_behind)))
+    if not rows.any():
+        return
+    found = []
+    chosen = np.flatnonzero(rows)
+    for group in grouped(chosen, (table["module"].astype(np.int64) * len(Phase) + table["phase"])[chosen]):
+        if not _is_worth(scene, group):
+            continue
+        phase, module, kept = int(table["phase"][group[0]]), int(table["module"][group[0]]), np.zeros(len(rows), bool)
+        kept[group] = True
+        steps = np.unique(table["step"][kept])
+        if len(steps) < 3 or not _goes_on(scene, kept, steps):
+            continue  # what only the first steps made is a cache, or a state
+        weights = np.where(kept & (table["step"] < steps[-1]), scene.block, 0)
+        found.append((scene.saved(weights), phase, module, kept, steps))
+    for saves, phase, module, kept, steps in sorted(found, key=lambda each: -each[0])[:1]:
+        name = scene.result.tape.modules[module].name if module >= 0 else ""
+        where = f"made {place(Phase(phase), name)}" if phase != Phase.OUTSIDE else "made outside of the model's passes"
+        yield Advice(
+            saves=saves,
+            text=f"find what keeps {counted(int(kept.sum()), 'tensor')} {where}, of {len(steps):,} steps: "
+            f"{format_size(scene.at(kept))}, and more in each step{_containers(scene, kept)}",
+            is_cause=True,
+        )
+
+
+# -- what the rules share ----------------------------------------------------------------------------------------------
+
+
+def _of(scene: Scene, chosen: _Mask) -> _Mask:
+    """The allocations of some forwards."""
+    if not len(chosen):
+        return np.zeros(len(scene.category), bool)
+    result: _Mask = (scene.fates.maker >= 0) & chosen[np.maximum(scene.fates.maker, 0)]
+    return result
+
+
+def _is_worth(scene: Scene, group: Ints) -> bool:
+    """Whether some allocations are more than a hundredth of what is there: of the others there may be very many."""
+    return int(scene.block[group].sum()) * 100 > scene.moment.breakdown.allocated
+
+
+def _goes_on(scene: Scene, kept: _Mask, steps: Ints) -> bool:
+    """Whether what was kept in some steps is kept in later ones, too: to the end of the recording, but for a gap."""
+    table = scene.result.tape.allocations
+    like = table[np.flatnonzero(kept)[-1]]
+    alike = (table["phase"] == like["phase"]) & (table["module"] == like["module"]) & (table["died"] < 0)
+    alike &= np.isin(table["category"], np.unique(scene.category[kept])) & (table["born"] >= 0)
+    last = int(table["step"][kept | alike].max())
+    return int(scene.result.tape.events["step"].max()) - last <= 2 * int(np.diff(steps).max())
+
+
+def _activations(scene: Scene) -> _Mask:
+    """What forwards made for a backward, and is alive at the moment."""
+    made: _Mask = (scene.category == Category.ACTIVATION) & scene.moment.alive & (scene.fates.maker >= 0)
+    return made
+
+
+def _keeps_graph(scene: Scene, rows: _Mask) -> _Mask:
+    """Of each forward whether its graph is kept: it made one, no backward used it, half of what it left is there. A
+    single tensor is an output that is kept; or the state, where the step's backward freed nothing at all.
+    """
+    fates = scene.fates
+    count = len(fates.forwards)
+    left = (fates.maker >= 0) & np.isin(scene.category, (Category.ACTIVATION, Category.OUTPUT))
+    of_all = np.bincount(fates.maker[left], scene.block[left], count)
+    alive = np.bincount(fates.maker[rows], scene.block[rows], count)
+    tensors = np.bincount(fates.maker[rows], minlength=count)
+    result: _Mask = fates.forwards["made_graph"] & ~fates.is_used & ~fates.is_abandoned
+    steps = fates.forwards["step"]
+    retained = np.isin(steps, fates.backwards["step"]) & ~np.isin(steps, steps[fates.is_used])
+    result &= (tensors > np.where(retained, 0, 1)) & (2 * alive >= of_all)
+    return result
+
+
+def _inputs_of(scene: Scene, members: Ints) -> _Mask:
+    """Inputs that were made for some forwards, and are there at the moment because their graphs are."""
+    table = scene.result.tape.allocations
+    made_for = table["forward"].astype(np.int64)  # the forward that begins next has this index
+    inputs = (scene.category == Category.INPUT) & (table["born"] >= 0)
+    result: _Mask = inputs & scene.moment.alive & np.isin(made_for, members)
+    return result & (made_for < scene.fates.last_begun(scene.moment.event))
+
+
+def _until_next(scene: Scene, members: Ints) -> Ints:
+    """Of each allocation of some forwards the event at which a variable of it would have been given another value: the
+    end of the next forward at its place in a step, or of evaluation. Inputs go with the forward that they were made
+    for.
+    """
+    fates, tape = scene.fates, scene.result.tape
+    of_forward = np.full(len(fates.forwards) + 1, len(tape.events), np.int64)
+    following: dict[tuple[int, int], int] = {}  # of each place: the end of the next forward there
+    ends = np.full(len(of_forward), len(tape.events), np.int64)
+    for index in range(len(fates.forwards) - 1, -1, -1):
+        at = int(fates.forwards["module"][index]), int(fates.in_step[index])
+        ends[index] = following.get(at, len(tape.events))
+        following[at] = int(fates.forwards["end"][index])
+    of_forward[members] = ends[members]
+    inputs = scene.category == Category.INPUT
+    of: Ints = of_forward[np.where(inputs, np.minimum(tape.allocations["forward"], len(of_forward) - 1), fates.maker)]
+    return of
+
+
+def _is_retained(scene: Scene, members: Ints) -> bool:
+    """Whether backwards came in the steps of some forwards, and none freed anything of any forward there."""
+    fates = scene.fates
+    steps = np.unique(fates.forwards["step"][members])
+    used = np.unique(fates.forwards["step"][fates.is_used])
+    return bool(np.isin(steps, fates.backwards["step"]).all()) and not np.isin(steps, used).any()
+
+
+def _containers(scene: Scene, rows: _Mask) -> str:
+    """``" in preds"``: the list or dict that variables were seen to hold most of them in; empty: none was seen."""
+    tape = scene.result.tape
+    names = [tape.names[name] for name in tape.allocations["name"][rows].tolist() if name >= 0]
+    inside = [name.rpartition("[")[0] for name in names if name.endswith("]")]
+    return f" in {shown_name(max(inside, key=inside.count), 40)}" if inside else ""
+
+
+def _returned_by(scene: Scene, module: int, row: int) -> int:
+    """The outermost module inside a model that returns an allocation that a module made: it ends with that one."""
+    tape, fates = scene.result.tape, scene.fates
+    table = tape.allocations
+    size, modules = int(table["requested"][row]), tape.modules
+    later = np.unique(table["module"][(fates.maker == fates.maker[row]) & (table["born"] > table["born"][row])])
+    names = [modules[index].name for index in later.tolist() if index >= 0]
+    while module >= 0 and modules[module].parent >= 0:
+        parent = modules[modules[module].parent]
+        elements = int(np.prod(parent.output_shape, dtype=np.int64)) if parent.output_shape else 0
+        if size not in (2 * elements, 4 * elements):
+            break
+        own = modules[module].name
+        others = [each for each in names if not f"{each}.".startswith(f"{own}.")]
+        if any(each.startswith(f"{parent.name}.") for each in others):
+            break
+        module = modules[module].parent
+    return module
+
+
+def _root(scene: Scene, rows: _Mask) -> str:
+    return _name(scene, int(scene.fates.forwards["module"][scene.fates.maker[rows].max()]))
+
+
+def _name(scene: Scene, module: int) -> str:
+    return shown_name(scene.result.tape.modules[module].name, 60) if module >= 0 else "the model"
+
+
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
+    _after_failures,
+    _graphs,
+    _teachers,
+    _kept_outputs,
+    _summed,
+    _no_graph,
+    _growth,
+)

@@ -1,0 +1,105 @@
+"""The loss in chunks. Knows no other advice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ...tape.events import Category, Ints, Phase
+from ..scene import Scene, grouped
+from .advised import Advice
+
+_CHUNKS = 8
+_WIDER = 4
+"""So many times wider than its input a last layer has to be: each chunk makes a gradient of the input."""
+
+
+def _chunked_loss(scene: Scene) -> Iterator[Advice]:
+    """What a loss makes of the last layer's output: the output itself, and tensors of as many rows, or of a few less
+    where labels are shifted, that were born after it in its forward, or in the backward before it is reached again.
+    Assumes that the loss is a sum over rows. Wrong where it compares rows with each other.
+    """
+    chain = _chain(scene)
+    alive = int((chain & scene.moment.alive).sum())
+    if int(chain.sum()) > 1 and alive:
+        yield Advice(
+            saves=scene.saved(np.where(chain, scene.block * (_CHUNKS - 1) // _CHUNKS, 0)),
+            text=f"compute the last layer and the loss in {_CHUNKS} checkpointed chunks, or fused: "
+            f"{alive} {'tensors' if alive > 1 else 'tensor'} as large as what the loss works on "
+            f"{'are' if alive > 1 else 'is'} alive at once",
+        )
+
+
+def _chain(scene: Scene) -> npt.NDArray[np.bool_]:
+    """The last layer's output and what the loss makes of it, in every training step like the moment's; else nothing."""
+    fates, tape = scene.fates, scene.result.tape
+    table, requested = tape.allocations, tape.allocations["requested"]
+    nothing = np.zeros(len(table), bool)
+    current = fates.last_begun(scene.moment.event)
+    if current < 0 or fates.forwards["phase"][current] != Phase.FORWARD:
+        return nothing
+    has_weights = np.array([*(module.parameters > 0 for module in tape.modules), False])
+    parents = {module.parent for module in tape.modules}
+    is_layer = has_weights & np.array([*(index not in parents for index in range(len(tape.modules))), False])
+    root = fates.forwards["module"][current]
+    made = (fates.maker >= 0) & np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY))
+    made &= (fates.forwards["module"] == root)[fates.maker] & (table["phase"] == Phase.FORWARD)
+    chosen = np.flatnonzero(made)
+    result = nothing
+    for rows in grouped(chosen, fates.maker[chosen]):
+        in_layers = rows[is_layer[table["module"][rows]]]
+        layer = int(table["module"][in_layers[-1]]) if len(in_layers) else -1
+        output = _output_of(scene, in_layers[table["module"][in_layers] == layer])
+        if output < 0:
+            continue
+        before, within = _in_backward(scene, int(fates.maker[rows[0]]), layer, is_layer)
+        after = np.concatenate([rows[rows >= output], before])
+        base = int(requested[after].max())
+        if _is_narrow(scene, layer, int(requested[output]), base):
+            continue
+        after = np.concatenate([after, within])
+        part = requested[after] / base
+        result[after[((part >= 0.9) & (part <= 1)) | ((part >= 0.45) & (part <= 0.5))]] = True  # in half precision
+    return result
+
+
+def _output_of(scene: Scene, rows: Ints) -> int:
+    """The one of a layer's allocations that has the size of its output; -1: none or several have, as in chunks."""
+    requested = scene.result.tape.allocations["requested"][rows]
+    fits = np.isin(requested, (2 * scene.of_output[rows], 4 * scene.of_output[rows])) & (requested > 0)
+    return int(rows[fits][0]) if int(fits.sum()) == 1 else -1
+
+
+def _in_backward(scene: Scene, member: int, layer: int, is_layer: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """What the backward after a forward makes until it reaches a layer, and what it makes in that layer."""
+    fates, tape = scene.fates, scene.result.tape
+    table, events = tape.allocations, tape.events
+    following = int(np.searchsorted(fates.backwards["begin"], fates.forwards["end"][member]))
+    if following == len(fates.backwards):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    begin, end = int(fates.backwards["begin"][following]), int(fates.backwards["end"][following])
+    module = events["module"][begin:end]
+    inside = np.flatnonzero(is_layer[module])
+    others = inside[module[inside] != layer]
+    reached = begin + int(inside[0]) if len(inside) else end
+    left = begin + int(others[0]) if len(others) else end
+    # Rows are in the order of their births.
+    first, middle, last = np.searchsorted(table["born"], (begin, reached, left))
+    before, within = np.arange(first, middle), np.arange(middle, last)
+    passing = scene.category == Category.TEMPORARY
+    return before[passing[before]], within[passing[within] & (table["module"][within] == layer)]
+
+
+def _is_narrow(scene: Scene, layer: int, output: int, base: int) -> bool:
+    """Whether what the loss works on is not much larger than what the last layer is given."""
+    module = scene.result.tape.modules[layer]
+    if 2 * output < base * 0.9:  # the logits are made by no layer: of a weight that is shared, after a norm
+        return _WIDER * output > base
+    width = module.output_shape[-1]
+    size = max(1, output // max(1, int(np.prod(module.output_shape, dtype=np.int64))))
+    return "Conv" in module.kind or _WIDER * (module.parameters // size // width) > width
+
+
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_chunked_loss,)

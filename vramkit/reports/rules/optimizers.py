@@ -1,0 +1,168 @@
+"""What an optimizer keeps and makes, and when gradients are cleared. Knows no other advice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from ...sizes import format_size
+from ...tape.events import Category, Phase
+from ...tape.owners import owners
+from ..scene import Scene
+from ..tree import shown_name
+from .advised import Advice
+
+
+def _optimizer_temporaries(scene: Scene) -> Iterator[Advice]:
+    made = scene.result.tape.allocations["phase"] == Phase.OPTIMIZER
+    temporary = made & (scene.category == Category.TEMPORARY)
+    yield Advice(
+        saves=scene.saved(np.where(temporary, scene.block, 0)),
+        text="give the optimizer fused=True (or foreach=False): its step() makes temporaries for many "
+        "parameters at once",
+    )
+
+
+def _optimizer_state(scene: Scene) -> Iterator[Advice]:
+    state = scene.category == Category.OPTIMIZER_STATE
+    breakdown = scene.moment.breakdown
+    # Two states to a parameter are Adam's; a small state is not worth another optimizer.
+    if breakdown.optimizer_state >= breakdown.parameters > 0:
+        yield Advice(
+            saves=scene.saved(np.where(state, scene.block * 3 // 4, 0)),
+            text="use an 8-bit optimizer (torchao, bitsandbytes): its state takes a quarter",
+        )
+
+
+def _stale_gradients(scene: Scene) -> Iterator[Advice]:
+    """Gradients that an optimizer's step has used, as its marks tell, and that are still there while the next forward
+    runs. With
+    set_to_none=True, called before the forward, each comes back only when the backward reaches its module. Those that
+    no optimizer has used yet are being accumulated, and must stay.
+    """
+    tape, moment = scene.result.tape, scene.moment
+    table, events = tape.allocations, tape.events
+    if moment.phase not in (Phase.FORWARD, Phase.BACKWARD):
+        return
+    steps = tape.passes[tape.passes["phase"] == Phase.OPTIMIZER]
+    used = steps["begin"][steps["step"] < moment.step]
+    stale = (scene.category == Category.GRADIENT) & (table["step"] < moment.step) & moment.alive
+    stale &= table["born"] < used.max(initial=-1)
+    if not stale.any():
+        return
+    during = np.flatnonzero((events["step"] == moment.step) & np.isin(events["phase"], (Phase.FORWARD, Phase.BACKWARD)))
+    less = np.zeros(len(events) + 1, np.int64)
+    backward = during[events["phase"][during] == Phase.BACKWARD]
+    reached, first = np.unique(events["module"][backward], return_index=True)
+    comes_back = dict(zip(reached.tolist(), backward[first].tolist(), strict=True))
+    for row in np.flatnonzero(stale):
+        until = comes_back.get(int(table["module"][row]), int(during[-1]) + 1)
+        if table["died"][row] >= 0:
+            until = min(until, int(table["died"][row]))
+        if until > during[0]:
+            less[int(during[0]) + 1] += scene.block[row]
+            if until < len(events):
+                less[until + 1] -= scene.block[row]
+    less = np.cumsum(less)
+    if moment.failed:
+        saves = int(less[moment.event + 1])
+    else:
+        allocated = scene.result.timeline.allocated[during[0] + 1 : during[-1] + 2]
+        saves = int(allocated.max() - (allocated - less[during[0] + 1 : during[-1] + 2]).max())
+    yield Advice(
+        saves=saves,
+        text="call optimizer.zero_grad() before the forward, with its default set_to_none=True: gradients of earlier "
+        "steps are alive during it",
+        is_cause=True,
+    )
+
+
+def _gradients_in_evaluation(scene: Scene) -> Iterator[Advice]:
+    """Gradients that an optimizer's step has used, and that are still there while models are evaluated. Those that no
+    optimizer has used yet are being accumulated, and must stay.
+    """
+    phase, passes = scene.result.tape.events["phase"], scene.result.tape.passes
+    passes = passes[passes["phase"] != Phase.EVALUATION]
+    if not scene.evaluates or not len(passes):
+        return
+    last = np.searchsorted(passes["begin"], np.arange(len(phase)), side="right") - 1
+    used = (phase == Phase.EVALUATION) & (last >= 0) & (passes["phase"][last] == Phase.OPTIMIZER)
+    less = scene.less(np.where(scene.category == Category.GRADIENT, scene.block, 0))
+    less[np.append(True, ~used)] = 0
+    yield Advice(
+        saves=scene.saved_over_time(less),
+        text="call optimizer.zero_grad() before evaluation: gradients of the step before are alive during it",
+        is_cause=True,
+    )
+
+
+def _state_to_come(scene: Scene) -> Iterator[Advice]:
+    """What the first step of an optimizer would still have made when memory ran out in it. Assumes that every parameter
+    with a gradient gets the kinds of state that the first of them have, each as large as it.
+    """
+    tape, moment = scene.result.tape, scene.moment
+    steps = tape.passes[tape.passes["phase"] == Phase.OPTIMIZER]
+    if not moment.failed or moment.phase is not Phase.OPTIMIZER or (steps["end"] <= moment.event).any():
+        return
+    table, names = tape.allocations, tape.names
+    alive = moment.alive & (table["name"] >= 0)
+    sizes = {}
+    for row in np.flatnonzero(alive & (scene.category == Category.GRADIENT)).tolist():
+        sizes[names[table["name"][row]]] = int(table["requested"][row])
+    made = {}
+    for row in np.flatnonzero(alive & (scene.category == Category.OPTIMIZER_STATE)).tolist():
+        kind, _, parameter = names[table["name"][row]].partition(" of ")
+        if sizes.get(parameter) == table["requested"][row]:
+            made[kind, parameter] = int(table["requested"][row])
+    kinds = {kind for kind, _ in made}
+    to_come = len(kinds) * sum(sizes.values()) - sum(made.values())
+    if to_come > 0:
+        yield Advice(
+            saves=to_come,
+            text=f"count with the optimizer's state, which its first step makes: {len(made):,} of "
+            f"{len(kinds) * len(sizes):,} tensors were there, {format_size(to_come)} are still to come, and its "
+            "temporaries beside them (fused=True makes none)",
+            is_computed=False,
+            is_cause=True,
+        )
+
+
+def _sparse(scene: Scene) -> Iterator[Advice]:
+    """Gradients of embeddings of which a step uses few rows. Assumes that each number of a batch is another row. Wrong
+    for a weight that another layer shares: so not where a layer returns as many numbers as there are rows.
+    """
+    tape = scene.result.tape
+    table, owner = tape.allocations, owners(tape)
+    widths = {module.output_shape[-1] for module in tape.modules if module.output_shape}
+    for index, module in enumerate(tape.modules):
+        if "Embedding" not in module.kind or len(module.output_shape) < 2:
+            continue
+        own = np.flatnonzero((owner == index) & (scene.category == Category.PARAMETER))
+        if len(own) != 1:
+            continue
+        size, width = int(table["requested"][own[0]]), module.output_shape[-1]
+        sparse = int(np.prod(module.output_shape[:-1], dtype=np.int64)) * (8 + 4 * width)
+        if size < 4 * sparse or size // (4 * width) in widths:
+            continue
+        alike = (scene.category == Category.TEMPORARY) & (table["requested"] == size)
+        of_it = (table["phase"] == Phase.OPTIMIZER) | (table["module"] == index)
+        weights = np.where(alike & of_it, scene.block, 0)
+        gradient = (scene.category == Category.GRADIENT) & (owner == index) & (table["requested"] == size)
+        weights += np.where(gradient, scene.block - sparse, 0)
+        yield Advice(
+            saves=scene.saved(weights),
+            text=f"give {shown_name(module.name, 60)} sparse=True, and its weight an optimizer of its own "
+            f"(torch.optim.SparseAdam): a step uses at most {sparse // (8 + 4 * width):,} of its "
+            f"{size // (4 * width):,} rows",
+        )
+
+
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
+    _optimizer_temporaries,
+    _optimizer_state,
+    _stale_gradients,
+    _gradients_in_evaluation,
+    _state_to_come,
+    _sparse,
+)
