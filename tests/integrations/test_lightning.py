@@ -32,6 +32,12 @@ MODULE = """
             return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.ConstantLR(optimizer)}
 
     batch = (torch.zeros(512, 256), torch.zeros(512, dtype=torch.long))
+
+    def trainer(**more):
+        arguments = {"logger": False, "enable_checkpointing": False} | more
+        return lightning.Trainer(
+            accelerator="cuda", devices=1, enable_progress_bar=False, enable_model_summary=False, **arguments
+        )
 """
 
 
@@ -47,6 +53,7 @@ def test_the_estimate_of_a_module_is_what_its_trainer_takes() -> None:
     warnings.simplefilter("ignore")
     estimate = vramkit.estimate(Net(), batch, gpu="t4")
     found = vramkit.estimate(Net(), batch, gpu="t4").largest_batch_size("1 GiB")
+    chosen = vramkit.auto_batch_size(Net(), batch, gpu="1 GiB").max_batch_size
 
     class Rows(torch.utils.data.Dataset):
         def __len__(self):
@@ -54,13 +61,9 @@ def test_the_estimate_of_a_module_is_what_its_trainer_takes() -> None:
         def __getitem__(self, index):
             return torch.zeros(256), 0
 
-    trainer = lightning.Trainer(
-        accelerator="cuda", devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )
-    trainer.fit(Net(), torch.utils.data.DataLoader(Rows(), batch_size=512))
+    trainer(max_epochs=1).fit(Net(), torch.utils.data.DataLoader(Rows(), batch_size=512))
     result = {
-        "estimate": [estimate.peak_allocated, estimate.peak_reserved], "largest": found,
+        "estimate": [estimate.peak_allocated, estimate.peak_reserved], "largest": found, "chosen": chosen,
         "trainer": [torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()],
     }
     """,
@@ -69,7 +72,56 @@ def test_the_estimate_of_a_module_is_what_its_trainer_takes() -> None:
     (allocated, reserved), (really_allocated, really_reserved) = found["estimate"], found["trainer"]
     assert reserved == really_reserved
     assert 0 <= really_allocated - allocated <= 16 * 512  # the numbers that Lightning's log keeps, a block each
-    assert found["largest"] > 512
+    assert found["chosen"] == found["largest"] > 512
+
+
+@needs
+@pytest.mark.virtual_gpu
+def test_a_callback_measures_the_first_steps_and_a_training_that_runs_out_of_memory() -> None:
+    found = run_on(
+        "512 MiB",
+        MODULE
+        + """
+    import csv, os, tempfile
+    from lightning.pytorch.loggers import CSVLogger
+    from vramkit.integrations.lightning import MemoryCallback
+    from vramkit.profiling.profiler import is_measuring
+
+    def fit(rows, callbacks, **more):
+        data = [(torch.zeros(rows, 256), torch.zeros(rows, dtype=torch.long))] * 8
+        trainer(max_steps=4, callbacks=callbacks, **more).fit(Net(), torch.utils.data.DataLoader(data, batch_size=None))
+
+    folder = tempfile.mkdtemp()
+    fit(512, [], accumulate_grad_batches=2)
+    without = torch.cuda.max_memory_allocated()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    memory, logger = MemoryCallback(html=os.path.join(folder, "memory.html")), CSVLogger(folder)
+    fit(512, [memory], logger=logger, accumulate_grad_batches=2)
+    result = {
+        "logged": [*csv.DictReader(open(os.path.join(logger.log_dir, "metrics.csv")))],
+        "figures": memory.result.metrics(), "steps": len(memory.result.steps), "page": os.listdir(folder),
+        "modules": [each.name for each in memory.result.by_module],
+        "same": torch.cuda.max_memory_allocated() == without,
+    }
+    failing = MemoryCallback()
+    try:
+        fit(1 << 16, [failing])
+    except torch.OutOfMemoryError as error:
+        result["notes"] = "".join(error.__notes__)
+    result |= {"failed": len(failing.result.out_of_memory), "free": not is_measuring()}
+    """,
+    )
+
+    [logged] = [each for each in found["logged"] if each["memory/peak_allocated"]]
+    assert {name: float(logged[f"memory/{name}"]) for name in found["figures"]} == found["figures"]
+    assert int(logged["step"]) == found["steps"] == 3
+    assert "memory.html" in found["page"]
+    assert found["modules"] == ["Net"]
+    assert found["same"]
+    assert "OUT OF MEMORY" in found["notes"]
+    assert found["failed"] == 1
+    assert found["free"]
 
 
 class OwnStep(torch.nn.Module):

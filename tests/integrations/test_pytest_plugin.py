@@ -101,11 +101,13 @@ def test_a_baseline_that_is_not_there_fails_and_a_file_that_uses_cuda_when_it_is
         "@pytest.mark.gpu_memory(gpu='l4')\n"
         "def test_other_card():\n"
         "    assert torch.cuda.get_device_name() == 'NVIDIA L4'\n"
+        "    print('said by a test')\n"
     )
 
-    found = run_pytest(tmp_path)
+    found = run_pytest(tmp_path, "-s")
 
     assert found["test_other_card"] == ""
+    assert "said by a test" in found[""]
     assert "There is no baseline" in found["test_early[Tesla T4]"]
     assert not (tmp_path / "gpu_memory").exists()
 

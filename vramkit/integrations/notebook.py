@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from contextlib import ExitStack
 from typing import Any, NoReturn
 
 from ..errors import UsageError
@@ -19,9 +20,10 @@ def register(shell: Any) -> None:
         options = _options(line)
         source = shell.transform_cell(cell)
         code = shell.compile(source, shell.compile.cache(source, shell.execution_count), "exec")
-        measuring = profile(stacks=options.stacks)
+        measuring, running = profile(stacks=options.stacks), ExitStack()
+        running.enter_context(measuring)  # before the try: if this fails there is no result
         try:
-            with measuring:
+            with running:
                 exec(code, shell.user_ns)
         finally:
             if options.name is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -126,6 +127,7 @@ class MeasuredTests:
 
     def _run_in_fork(self, item: pytest.Item, asked: Asked, card: GPU | None) -> list[dict[str, Any]]:
         source, sink = Pipe(duplex=False)
+        _write_out()  # what is not written yet would be written by the fork, too
         child = os.fork()
         if child == 0:
             self._be_the_fork(sink, item, asked, card)
@@ -146,6 +148,7 @@ class MeasuredTests:
             sink.send(self._run(item, asked, card))
             status = 0
         finally:
+            _write_out()
             os._exit(status)
 
     def _run(self, item: pytest.Item, asked: Asked, card: GPU | None) -> list[dict[str, Any]]:
@@ -209,6 +212,12 @@ class MeasuredTests:
         tolerance = verdicts.TOLERANCE if asked.tolerance is None else asked.tolerance
         found = verdicts.grown(baselines.open_baseline(path), baselines.compact(result, root), tolerance)
         return found and f"{found}\n\nIf this is meant, accept it with: pytest --vramkit-update {running.item.nodeid}"
+
+
+def _write_out() -> None:
+    """Write what tests have printed, if they print to the user's terminal."""
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def baseline_of(item: pytest.Item, result: Profile, gpu: str | int | None) -> Path:

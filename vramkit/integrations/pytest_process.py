@@ -101,14 +101,16 @@ class TestProcess:
         ours, theirs = Pipe()
         environment[CHANNEL] = str(theirs.fileno())
         environment.pop("PYTEST_ADDOPTS", None)
+        # With -s the user sees what tests print.
+        said = None if self._config.option.capture in ("no", "tee-sys") else self._said
         with theirs:
             self._running = subprocess.Popen(
                 [sys.executable, "-m", "pytest", *_arguments(self._config), *map(str, self._paths)],
                 cwd=self._config.invocation_params.dir,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=self._said,
-                stderr=self._said,
+                stdout=said,
+                stderr=said,
                 pass_fds=(theirs.fileno(),),
             )
         self._channel = ours
@@ -148,7 +150,7 @@ def _arguments(config: pytest.Config) -> list[str]:
     found += [part for plugin in option.plugins if plugin != name for part in ("-p", plugin)]
     found += [part for each in option.override_ini or () for part in ("-o", each)]
     found += [part for each in option.pythonwarnings or () for part in ("-W", each)]
-    found += ["-o", "addopts=", "--import-mode", option.importmode]
+    found += ["-o", "addopts=", "--import-mode", option.importmode, "--capture", option.capture]
     found += ["-c", config.inipath] if config.inipath is not None else []
     found += ["--confcutdir", option.confcutdir] if option.confcutdir else []
     return [str(each) for each in found]

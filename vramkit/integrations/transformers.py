@@ -11,12 +11,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..counts import check_count
 from ..errors import UsageError
-from ..profiling.profiler import profile
 from ..results.profile import Profile
-
-_ASKED = "A MemoryCallback was made"
+from .measured_steps import ASKED, MeasuredSteps
 
 
 class MemoryCallback(TrainerCallback):  # type: ignore[misc] # type checkers don't look into transformers here
@@ -48,25 +45,21 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc] # type checkers don
     ) -> None:
         if not hasattr(trainer, "train") or not hasattr(trainer, "log"):
             raise UsageError(
-                _ASKED,
+                ASKED,
                 f"of {type(trainer).__name__}, which does not train",
                 instead="Pass the Trainer: trainer.add_callback(MemoryCallback(trainer))",
             )
-        self._steps = check_count(_ASKED, "steps", steps)
-        self._html = html
-        self._stacks = stacks
+        self._measured = MeasuredSteps(steps=steps, html=html, stacks=stacks)
         self._log: Callable[[dict[str, float]], None] = trainer.log
-        self._measuring: profile | None = None
-        self._result: Profile | None = None
         train = trainer.train
 
         def measured(*args: Any, **kwargs: Any) -> Any:
             try:
                 result = train(*args, **kwargs)
             except BaseException as error:
-                self._end(error)
+                self._measured.end(error)
                 raise
-            self._end()
+            self._measured.end()
             return result
 
         trainer.train = measured
@@ -78,36 +71,15 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc] # type checkers don
         Raises:
             UsageError: they have not ended.
         """
-        if self._result is None:
-            raise UsageError(
-                "The result of a MemoryCallback was read",
-                "its steps have not ended",
-                instead="Call trainer.train() first",
-            )
-        return self._result
+        return self._measured.result
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Begin to measure; anew where a training begins again, with a smaller batch for instance."""
-        self._end()
-        self._end_after = state.global_step + self._steps
-        self._measuring = profile(others.get("model"), stacks=self._stacks)
-        self._measuring.__enter__()
+        self._measured.begin(others.get("model"), state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """End a step, and after the last one the measurement."""
-        if self._measuring is not None and state.global_step >= self._end_after:
-            self._end()
-            should_log = (
-                control.should_log
-            )  # which a log that is written resets: the loss of this step is still to come
-            self._log({f"memory/{name}": value for name, value in self.result.metrics().items()})
+        if figures := self._measured.step_ended(state.global_step):
+            should_log = control.should_log  # a log that is written resets it, and this step's loss is still to come
+            self._log(figures)
             control.should_log = should_log
-
-    def _end(self, error: BaseException | None = None) -> None:
-        measuring, self._measuring = self._measuring, None
-        if measuring is None:
-            return
-        measuring.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
-        self._result = measuring.result
-        if self._html is not None:
-            self._result.to_html(self._html)

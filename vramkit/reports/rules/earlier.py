@@ -283,17 +283,30 @@ def _keeps_graph(scene: Scene, rows: _Mask) -> _Mask:
 
 def _inputs_of(scene: Scene, members: Ints) -> _Mask:
     """Inputs that were made for some forwards, and are there at the moment because their graphs are."""
+    result: _Mask = scene.moment.alive & (_keeper(scene, members) >= 0)
+    return result
+
+
+def _keeper(scene: Scene, members: Ints) -> Ints:
+    """Of each input the last of some forwards that was given it: what was made last before it. -1: none, or one that
+    the forward at the moment is given, too.
+    """
     table = scene.result.tape.allocations
-    made_for = table["forward"].astype(np.int64)  # the forward that begins next has this index
     inputs = (scene.category == Category.INPUT) & (table["born"] >= 0)
-    result: _Mask = inputs & scene.moment.alive & np.isin(made_for, members)
-    return result & (made_for < scene.fates.last_begun(scene.moment.event))
+    made_for = np.where(inputs, table["forward"].astype(np.int64), -1)  # the forward that begins next has this index
+    made = np.unique(np.append(made_for, -1))
+    kept_by = np.full(len(scene.fates.forwards) + 2, -1, np.int64)
+    kept_by[made[np.searchsorted(made, members, side="right") - 1]] = members
+    current = scene.fates.last_begun(scene.moment.event)
+    kept_by[made[np.searchsorted(made, current, side="right") - 1] :] = -1  # the last one stands for no input
+    result: Ints = kept_by[made_for]
+    return result
 
 
 def _until_next(scene: Scene, members: Ints) -> Ints:
     """Of each allocation of some forwards the event at which a variable of it would have been given another value: the
-    end of the next forward at its place in a step, or of evaluation. Inputs go with the forward that they were made
-    for.
+    end of the next forward at its place in a step, or of evaluation. Inputs go with the last forward that is given
+    them.
     """
     fates, tape = scene.fates, scene.result.tape
     of_forward = np.full(len(fates.forwards) + 1, len(tape.events), np.int64)
@@ -304,8 +317,7 @@ def _until_next(scene: Scene, members: Ints) -> Ints:
         ends[index] = following.get(at, len(tape.events))
         following[at] = int(fates.forwards["end"][index])
     of_forward[members] = ends[members]
-    inputs = scene.category == Category.INPUT
-    of: Ints = of_forward[np.where(inputs, np.minimum(tape.allocations["forward"], len(of_forward) - 1), fates.maker)]
+    of: Ints = of_forward[np.where(scene.category == Category.INPUT, _keeper(scene, members), fates.maker)]
     return of
 
 
