@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from told_profiles import HEAD, MIB, Story
+from told_profiles import HEAD, MIB, MODULES, Story
 
 from vramkit.reports.advice import advise
 from vramkit.reports.moment import moment_of
 from vramkit.reports.rules.advised import Advice
 from vramkit.results.profile import Profile
-from vramkit.tape.events import Action, Category, Phase
+from vramkit.tape.events import Action, Category, Module, Phase
 
 
 def causes(profile: Profile) -> list[Advice]:
@@ -49,6 +49,20 @@ def test_graphs_that_no_backward_used_are_counted_and_the_last_is_not(steps: int
     assert found.text.startswith("keep float(loss) or loss.detach() instead of loss")
     assert f"the graphs of {logged} forwards of Net are alive" in found.text
     assert (logged - 1) * 12 * MIB <= found.saves <= logged * 12 * MIB + 512 * logged
+
+
+def test_a_batch_that_a_logged_loss_is_given_too_goes_with_its_graph() -> None:
+    story = Story()
+    for step in range(4):
+        story.alloc(4 * MIB, Category.INPUT, Phase.OUTSIDE, step=step)
+        backward(story, forward(story, step), step)
+        forward(story, step)
+        end_step(story, step)
+
+    [found] = causes(story.profile())
+
+    assert "the graphs of 3 forwards of Net are alive, 36.0 MiB" in found.text
+    assert found.saves // MIB == 2 * (12 + 4)  # the last one is a variable's while the next forward runs
 
 
 def test_a_program_whose_backwards_use_everything_has_nothing_to_be_told() -> None:
@@ -146,6 +160,27 @@ def test_a_teacher_with_gradients_is_to_run_without() -> None:
 
     assert found.text.startswith("run Net.blocks under torch.no_grad(): its 3 forwards made graphs")
     assert 0 < found.saves <= 12 * MIB + 512
+
+
+def test_a_teacher_whose_gradients_nobody_clears_is_to_run_without() -> None:
+    modules = (*MODULES, Module(name="Teacher", kind="Linear", calls=1, output_shape=(4, MIB)))
+    story, teacher, own = Story(), len(MODULES), -1
+    for step in range(3):
+        story.begin(Phase.FORWARD, step=step, module=teacher)
+        kept = [story.alloc(4 * MIB, Category.ACTIVATION, module=teacher, step=step) for _ in range(3)]
+        rows = forward(story, step)
+        if own >= 0:
+            story.free(own, Phase.OUTSIDE, step=step)
+        own = story.alloc(MIB, Category.GRADIENT, Phase.BACKWARD, module=HEAD, step=step, name="Net.head.weight")
+        if step == 0:
+            story.alloc(2 * MIB, Category.GRADIENT, Phase.BACKWARD, module=teacher, step=step, name="Teacher.weight")
+        backward(story, [*kept, *rows], step)
+        end_step(story, step)
+
+    [found] = causes(story.profile(modules=modules))
+
+    assert found.text.startswith("run Teacher under torch.no_grad(), if it is not to train")
+    assert found.saves // MIB == 3 * 4 + 2  # nothing of it is there while Net runs, gradients neither
 
 
 def test_of_a_file_without_passes_nothing_is_said_of_forwards() -> None:

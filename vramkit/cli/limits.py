@@ -71,5 +71,10 @@ def limits_of(options: argparse.Namespace) -> Limits:
     baseline = None if options.baseline is None else open_baseline(Path(options.baseline))
     tolerance = TOLERANCE if options.tolerance is None else options.tolerance
     if baseline is not None:
-        compare(baseline, baseline).exceeds(tolerance)  # now rather than after the run
+        try:
+            compare(baseline, baseline).exceeds(tolerance)  # now rather than after the run
+        except UsageError:
+            raise UsageError(
+                "--tolerance was given", f"got {tolerance!r}", instead="Write a part such as '2%', or a size: '64 MiB'"
+            ) from None
     return Limits(limit=options.limit, baseline=baseline, tolerance=tolerance)

@@ -41,7 +41,11 @@ def open_baseline(path: Path) -> Profile:
         SnapshotError: it can't be read.
     """
     if not path.exists():
-        raise UsageError("A baseline was to be compared with", f"there is no file {path}")
+        raise UsageError(
+            "A baseline was to be compared with",
+            f"there is no file {path}",
+            instead="Keep one first: vramkit run --save FILE",
+        )
     found = load(path)
     if not isinstance(found, Profile):
         raise UsageError(

@@ -27,8 +27,9 @@ class MemoryCallback(Callback):  # type: ignore[misc] # type checkers don't look
         trainer.fit(module, loader)
 
     The first steps of a training are measured. When they have ended, their figures go to the Trainer's loggers
-    (TensorBoard, W&B, MLflow) as ``memory/peak_allocated`` and so on, in bytes, and the page is written. If the training
-    ends before, the page is of what came until then; an exception for lack of memory has the report as a note.
+    (TensorBoard, W&B, MLflow) as ``memory/peak_allocated`` and so on, in bytes, and the page is written. If the
+    training ends before, the page is of what came until then; an exception for lack of memory has the report as a
+    note.
 
     Args:
         steps: how many optimizer steps to measure, from the first on.

@@ -74,6 +74,20 @@ class Scene:
         return self.moment.failed is not None and self.keeps_a_graph and not self.piles_up
 
     @cached_property
+    def never_cleared(self) -> npt.NDArray[np.bool_]:
+        """Gradients that outlived two steps of optimizers and are there at the end, where others went with each step:
+        no optimizer of the program has their parameters.
+        """
+        tape = self.result.tape
+        table, gradients = tape.allocations, self.category == Category.GRADIENT
+        ends = tape.passes["end"][tape.passes["phase"] == Phase.OPTIMIZER]
+        until = np.where(table["died"] < 0, len(tape.events), table["died"])
+        outlived = np.searchsorted(ends, until) - np.searchsorted(ends, table["born"])
+        goes = gradients & (table["died"] >= 0) & (outlived == 1)
+        result: npt.NDArray[np.bool_] = gradients & (table["died"] < 0) & (outlived >= 2) & bool(goes.any())
+        return result
+
+    @cached_property
     def of_output(self) -> Ints:
         """Elements of what the module that made each allocation returns; 0: not known."""
         modules = self.result.tape.modules

@@ -74,6 +74,26 @@ def _idle_models(scene: Scene) -> Iterator[Advice]:
         )
 
 
+def _untrained(scene: Scene) -> Iterator[Advice]:
+    """Models that get gradients, and that no optimizer has: a teacher's, say. Assumes that they need not train."""
+    tape, fates = scene.result.tape, scene.fates
+    models = np.append(models_of(tape.modules), -1).astype(np.int64)
+    owner, gradients = models[owners(tape)], scene.category == Category.GRADIENT
+    of_forward = models[fates.forwards["module"]]
+    for model in np.unique(owner[scene.never_cleared & (owner >= 0)]).tolist():
+        own = gradients & (owner == model)
+        if (own & ~scene.never_cleared).any():
+            continue
+        made = (scene.category == Category.ACTIVATION) & (fates.maker >= 0)
+        made[made] = of_forward[fates.maker[made]] == model
+        name = shown_name(tape.modules[model].name, 60)
+        yield Advice(
+            saves=scene.saved_over_time(scene.less_without_graph(made, np.where(made | own, scene.block, 0))),
+            text=f"run {name} under torch.no_grad(), if it is not to train: it gets gradients, which no step cleared",
+            is_cause=True,
+        )
+
+
 def _frozen(scene: Scene) -> Iterator[Advice]:
     """Activations of layers whose parameters get no gradient, kept because what comes before them trains."""
     tape, fates = scene.result.tape, scene.fates
@@ -119,4 +139,4 @@ def _within(scene: Scene, frozen: _Mask, trained: _Mask) -> _Mask:
     return inside
 
 
-RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_copies, _data_sets, _idle_models, _frozen)
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_copies, _data_sets, _idle_models, _untrained, _frozen)

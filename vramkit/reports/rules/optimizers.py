@@ -37,9 +37,8 @@ def _optimizer_state(scene: Scene) -> Iterator[Advice]:
 
 def _stale_gradients(scene: Scene) -> Iterator[Advice]:
     """Gradients that an optimizer's step has used, as its marks tell, and that are still there while the next forward
-    runs. With
-    set_to_none=True, called before the forward, each comes back only when the backward reaches its module. Those that
-    no optimizer has used yet are being accumulated, and must stay.
+    runs. With set_to_none=True, called before the forward, each comes back only when the backward reaches its module.
+    Those that no optimizer has used yet are being accumulated, and must stay; what no optimizer has, none clears.
     """
     tape, moment = scene.result.tape, scene.moment
     table, events = tape.allocations, tape.events
@@ -48,7 +47,7 @@ def _stale_gradients(scene: Scene) -> Iterator[Advice]:
     steps = tape.passes[tape.passes["phase"] == Phase.OPTIMIZER]
     used = steps["begin"][steps["step"] < moment.step]
     stale = (scene.category == Category.GRADIENT) & (table["step"] < moment.step) & moment.alive
-    stale &= table["born"] < used.max(initial=-1)
+    stale &= (table["born"] < used.max(initial=-1)) & ~scene.never_cleared
     if not stale.any():
         return
     during = np.flatnonzero((events["step"] == moment.step) & np.isin(events["phase"], (Phase.FORWARD, Phase.BACKWARD)))
