@@ -49,9 +49,12 @@ def test_a_script_that_takes_more_than_before_ends_with_1_and_who_it_is(tmp_path
 
     before = command(*within, "--save", base, script)
     same = command(*within, "--baseline", base, "--tolerance", "0%", script)
+    wrong = command(*within, "--baseline", base, "--tolerance", "two", script)
     more = command(*within, "--baseline", base, "--json", str(tmp_path / "run.json"), script, "twice")
 
     assert (before.returncode, same.returncode, more.returncode) == (0, 0, 1)
+    assert wrong.returncode == 2
+    assert "Write a part such as '2%'" in flat(wrong.stderr)
     assert "baseline" not in same.stderr
     assert "GPU memory grew by more than 1% since the baseline" in flat(more.stderr)
     assert "module: +8.00 MiB in Net (Net), most of it activations" in flat(more.stderr)
