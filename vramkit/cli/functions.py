@@ -24,7 +24,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--method", metavar="HOW", help="full (default), lora, freeze:N or inference")
     group.add_argument("--lora", type=int, metavar="RANK", help="train adapters of that rank (8 with --method lora)")
     group.add_argument("--lora-targets", metavar="NAMES", help="all-linear, or modules with commas: q_proj,v_proj")
-    group.add_argument("--seq-len", type=int, metavar="N", help="tokens of a text, or of a prompt (512 at most)")
+    group.add_argument(
+        "--seq-len", type=int, metavar="N", help="tokens of a text or a prompt (512, or as many as it takes)"
+    )
     group.add_argument("--max-new-tokens", type=int, metavar="N", help="with inference: how many are generated (128)")
     group.add_argument("--image-size", type=int, metavar="N", help="pixels of height and width (the model's)")
     group.add_argument("--task", metavar="TASK", help="what an hf: model is for, such as sequence-classification")
