@@ -173,5 +173,7 @@ def test_the_verb_prints_the_plan_or_its_json(
     found = json.loads(capsys.readouterr().out)
     assert (code, found["kind"], found["fits"], found["cheapest"]) == (0, "plan", True, 0)
     assert found["variants"][0]["changes"] == []
+    assert main(["plan", "planned_here:build", "--lora", "4"]) == 2
+    assert "with --lora. What it returns says itself how it is trained" in capsys.readouterr().err
     with pytest.raises(vramkit.UsageError, match="largest"):
         planned("t4", largest=-1)

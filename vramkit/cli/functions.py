@@ -53,6 +53,11 @@ def model_options(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
 
 
+def is_model(name: str) -> bool:
+    """Whether a name is that of a model, and not MODULE:FUNCTION."""
+    return name.startswith(("hf:", "timm:", "torchvision:"))
+
+
 def arguments_from(verb: str, name: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What a name stands for, as arguments.
 
@@ -64,14 +69,14 @@ def arguments_from(verb: str, name: str, options: Mapping[str, Any] | None = Non
     Raises:
         UsageError: there is none of that name, it fails, or it returns something else.
     """
-    if name.partition(":")[0] in ("hf", "timm", "torchvision"):
+    if is_model(name):
         from ..models import load
 
         return load(name, **(options or {})).arguments()
     if options:
         raise UsageError(
             _asked(verb),
-            f"and --{next(iter(options)).replace('_', '-')}",
+            f"with --{next(iter(options)).replace('_', '-')}",
             "What it returns says itself how it is trained",
             "Leave the option out, or say it in the function",
         )

@@ -7,8 +7,8 @@ The cards are the rows of ``cards.csv``. Where its figures come from:
   was taken from: *properties* (a printed ``_CudaDeviceProperties``), *deviceQuery*, or a *YOLO log* (Ultralytics prints
   the same figure in MiB). Drivers and boards differ by up to some 200 MiB; a record of a newer driver was preferred.
 * Where no record was found (an empty field; Windows shows all that the board carries), it is **derived** from the
-  board's total: less 480 MiB, or 5 % if that is less, and at least 1.5 %. All records lack less than that, but a laptop's
-  RTX 4050 and an A100 of 40 GB. `is_derived` tells.
+  board's total: less 480 MiB, or 5 % if that is less, and at least 1.5 %. All records lack less than that, but those of
+  a laptop's RTX 4050 and of an A100 of 40 GB. `is_derived` tells.
 * ``board_memory`` is the total that ``nvidia-smi`` shows. Of a slice (MIG) it is all that CUDA has.
 * ``capability``, ``multiprocessors``, ``l2_cache``, clocks and bus width: NVIDIA's data sheets, the same records.
 * what follows from the capability alone (threads, blocks and shared memory of a multiprocessor): the table "Technical
