@@ -38,12 +38,12 @@ def is_printed(figure: str, printed: str) -> bool:
 
 
 def pages() -> list[object]:
-    """Pages with Python in them; those that switch the virtual GPU on need it."""
+    """Pages with Python in them; those that switch the virtual GPU on, or are of a job's ranks, need it."""
     found = []
     for page in PAGES:
         code = "\n".join(fences(page, "python"))
         if code:
-            marks = [pytest.mark.virtual_gpu] if "virtual_gpu.activate" in code else []
+            marks = [pytest.mark.virtual_gpu] if "virtual_gpu.activate" in code or "world_size=" in code else []
             found.append(pytest.param(page, marks=marks, id=str(page.relative_to(ROOT))))
     return found
 

@@ -194,13 +194,13 @@ def _let_them_say_where_they_are() -> None:
     So it is shown and pickled under a name that stays when a file is moved. The cost, as in other packages that do
     this: ``inspect.getsource`` looks for a class in the file of the module that it names.
     """
-    for name, home in _HOMES.items():
-        if module := sys.modules.get(f"{__name__}.{home}"):
-            _say_where(vars(module).get(name), __name__)
     for each in _MODULES:
         if module := sys.modules.get(f"{__name__}.{each}"):
-            for name in {*getattr(module, "__all__", ())} - {*_HOMES}:
+            for name in getattr(module, "__all__", ()):
                 _say_where(vars(module).get(name), module.__name__)
+    for name, home in _HOMES.items():  # last: some are in both
+        if module := sys.modules.get(f"{__name__}.{home}"):
+            _say_where(vars(module).get(name), __name__)
 
 
 def _say_where(value: object, module: str) -> None:

@@ -40,8 +40,8 @@ class Alone:
 class MadeUp:
     """A machine whose steps are a program, served by the simulator."""
 
-    def __init__(self, make: Callable[[int], list[Op]], capacity: int = 8 << 30) -> None:
-        self.make, self.capacity = make, capacity
+    def __init__(self, make: Callable[[int], list[Op]], capacity: int = 8 << 30, runs_too_large: bool = False) -> None:
+        self.make, self.capacity, self.runs_too_large = make, capacity, runs_too_large
         self.sizes: list[int] = []
 
     def replayed(self, size: int, capacity: int | None = None) -> tuple[bool, CachingAllocator]:
@@ -103,6 +103,24 @@ def test_batches_of_millions_take_no_more_trials(slope):
 
     assert found.max_batch_size == machine.truth(machine.capacity) > 10**6
     assert len(beyond_probes(search)) == 2
+
+
+def test_where_a_run_costs_nothing_the_next_size_is_run_and_not_forecast():
+    """Beyond a size, a library takes a smaller workspace: no line through what was run has that."""
+
+    def stepped(size: int) -> list[Op]:
+        return [("alloc", 1000, (900 if size < border else 300) * MIB), *program([40 * MIB], size), ("free", 1000)]
+
+    border = 10**6
+    border = MadeUp(stepped).truth(8 << 30) + 1
+    forecasting, running = MadeUp(stepped), MadeUp(stepped, runs_too_large=True)
+
+    forecast, ran = searched(forecasting)[0], searched(running)[0]
+
+    assert forecast.max_batch_size == border - 1
+    assert ran.max_batch_size == running.truth(running.capacity) >= border
+    assert ran.is_proven
+    assert ran.max_batch_size + 1 in running.sizes
 
 
 def test_a_program_that_is_another_at_every_size_is_searched_by_what_it_took():

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -49,6 +50,7 @@ class DeviceMachine:
         apart: entered around each run, for steps that several ranks run at once.
     """
 
+    runs_too_large: ClassVar[bool] = False
     program: Program
     surroundings: Surroundings
     device: int

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..engines import Session
 from ..gpus import GPU
@@ -24,6 +25,7 @@ class EstimatedMachine:
         gpu: the card.
     """
 
+    runs_too_large: ClassVar[bool] = True
     session: Session
     gpu: GPU
     last: Profile | None = None

@@ -36,6 +36,11 @@ class Machine(Protocol):
     """Runs the steps at a batch size, as often as it is asked."""
 
     @property
+    def runs_too_large(self) -> bool:
+        """Whether a size that is forecast not to do is run all the same, where the answer hangs on it; False where it
+        would run out of memory on a real device."""
+
+    @property
     def capacity(self) -> int:
         """Bytes that the process can have; may shrink a little with the first runs, as the context grows."""
 
@@ -170,8 +175,13 @@ class Search:
             if high - low <= unit:
                 break
             guess = self._guess(fraction, low, high, stride=_STRIDE if self.bounds.verify else None)
-            if not self.bounds.verify or (guess == low and self._is_forecast(low + unit)):
+            if not self.bounds.verify:
                 low = guess
+                break
+            if guess == low and self._is_forecast(low + unit):
+                if self.machine.runs_too_large and low + unit >= min(self.runs):
+                    self._run(low + unit)  # a library may take a smaller workspace there
+                    continue
                 break
             if guess == low:
                 # Runs so far are all that speaks against the next size, and they follow no line: it has to say itself.

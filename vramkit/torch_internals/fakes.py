@@ -76,3 +76,8 @@ is_dense: Callable[[torch.Tensor], bool] = look_up(
     fallback=_is_dense,
 )
 """Whether every element has a place of its own, and no gaps are between them."""
+
+memory_format_of: Callable[[torch.Tensor], torch.memory_format] = look_up(
+    "torch._prims_common.suggest_memory_format", "fake engine"
+)
+"""The memory format that CUDA takes a tensor's strides for."""

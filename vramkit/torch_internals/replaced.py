@@ -41,7 +41,6 @@ WITHOUT_A_DEVICE = (
     "torch._C._dispatch_get_all_op_names",
     "torch._C._get_sdp_priority_order",
     "torch._C._group_tensors_by_device_and_dtype",
-    "torch._prims_common.suggest_memory_format",
     "torch._subclasses.fake_tensor.FakeTensorMode._cached_dispatch_impl",
     "torch._subclasses.fake_tensor.FakeTensorMode._dispatch_impl",
     "torch.cuda._exchange_device",

@@ -13,17 +13,18 @@ namespace {
 
 /* Never destroyed: threads of torch's may outlive what a process ends with. */
 std::mutex &computed_lock = *new std::mutex;
+enum class Value { unknown, right, assumed, holds };
 struct Known {
   c10::weak_intrusive_ptr<c10::StorageImpl> storage;
-  bool assumed; /* it goes back to a choice that was not computed */
+  Value value; /* `assumed`: it goes back to a choice that was not computed; `holds`: flags, all set, too many to write */
 };
 auto &computed = *new std::unordered_map<c10::StorageImpl *, Known>;
 
-void remember(const at::Tensor &tensor, bool is_right, bool assumed = false) {
+void remember(const at::Tensor &tensor, Value value) {
   auto *storage = tensor.storage().unsafeGetStorageImpl();
   vgpu_was_copied(storage->data()); /* and written to since */
   std::lock_guard<std::mutex> guard(computed_lock);
-  if (!is_right) {
+  if (value == Value::unknown) {
     computed.erase(storage);
     return;
   }
@@ -33,17 +34,26 @@ void remember(const at::Tensor &tensor, bool is_right, bool assumed = false) {
       at = at->second.storage.expired() ? computed.erase(at) : std::next(at);
     next_look = std::max<size_t>(4096, 2 * computed.size());
   }
-  computed.try_emplace(storage, Known{tensor.storage().getWeakStorageImpl(), false}).first->second.assumed = assumed;
+  computed.try_emplace(storage, Known{tensor.storage().getWeakStorageImpl(), value}).first->second.value = value;
 }
 
-enum class Value { unknown, right, assumed };
+void remember(const at::Tensor &tensor, bool is_right, bool assumed = false) {
+  remember(tensor, !is_right ? Value::unknown : assumed ? Value::assumed : Value::right);
+}
+
+/* Of a tensor that nobody can read: whether all of its flags are set. */
+bool holds(const at::Tensor &tensor) {
+  std::lock_guard<std::mutex> guard(computed_lock);
+  auto found = computed.find(tensor.storage().unsafeGetStorageImpl());
+  return found != computed.end() && found->second.value == Value::holds;
+}
 
 Value value_of(const at::Tensor &tensor) {
   auto *storage = tensor.storage().unsafeGetStorageImpl();
   {
     std::lock_guard<std::mutex> guard(computed_lock);
     auto found = computed.find(storage); /* the weak pointer keeps a dead one's place, so none can take it */
-    if (found != computed.end()) return found->second.assumed ? Value::assumed : Value::right;
+    if (found != computed.end()) return found->second.value == Value::holds ? Value::unknown : found->second.value;
   }
   if (!tensor.numel()) return Value::right;
   if (!vgpu_was_copied(storage->data())) return Value::unknown;

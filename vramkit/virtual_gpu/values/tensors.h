@@ -50,6 +50,8 @@ bool is_number(const at::Tensor &tensor) { return tensor.is_floating_point() || 
 /* A whole number, which may become a size; a flag is none. */
 bool is_count(const at::Tensor &tensor) { return !is_number(tensor) && tensor.scalar_type() != at::kBool; }
 
+bool is_flag(const at::Tensor &tensor) { return tensor.defined() && (tensor.scalar_type() == at::kBool || tensor.scalar_type() == at::kByte); }
+
 at::Tensor host_view(const at::Tensor &tensor);
 
 /* Of views of its parts; below autograd, with nothing to be seen. */

@@ -186,6 +186,16 @@ bool is_of_the_finite(const Operator &known, at::ArrayRef<c10::IValue> arguments
   return known.name == "aten::ne" && arguments[1].isScalar() && std::isinf(arguments[1].toScalar().toDouble());
 }
 
+/* Whether it asks of flags that all are set, or joins such flags. */
+bool is_of_the_set(const Operator &known, at::ArrayRef<c10::IValue> arguments) {
+  if (!any_of(known.name, {"aten::all", "aten::mul", "aten::bitwise_and", "aten::logical_and"})) return false;
+  return std::all_of(arguments.begin(), arguments.end(), [](const c10::IValue &each) {
+    if (!each.isTensor()) return true;
+    const auto &flags = each.toTensor();
+    return is_flag(flags) && place_of(flags) == Place::device && !is_sparse(flags) && holds(flags);
+  });
+}
+
 int64_t choices(const Operator &known, at::ArrayRef<c10::IValue> arguments) {
   if (!known.spread || !arguments[0].isTensor()) return 0;
   const auto &from = arguments[0].toTensor();
@@ -332,7 +342,7 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   }
   if (!fits || what.refused || !known_inputs) { /* what would come of leftovers is nobody's: a scaler might skip its step */
     const auto among = choices(what, arguments);
-    const bool holds = !known_inputs && (checking ? what.name == "aten::all" : is_of_the_finite(what, arguments));
+    const bool hold = checking ? !known_inputs && what.name == "aten::all" : is_of_the_finite(what, arguments) || is_of_the_set(what, arguments);
     {
       Answer most(what.counted, elements);
       pass_on(op, keys, stack);
@@ -342,7 +352,8 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
         if (!known_inputs && what.kind == Kind::copy && place_of(each) == Place::host && each.is_non_overlapping_and_dense())
           std::memset(each.data_ptr(), 0, each.nbytes());
         if (place_of(each) != Place::device || !each.numel() || contains(taken, each)) return;
-        if (!written && holds && is_small(each)) { /* whoever reads it later */
+        if (!written && hold && is_flag(each)) { /* whoever reads it later */
+          if (!is_small(each)) return remember(each, Value::holds);
           std::memset(each.data_ptr(), 1, each.nbytes());
           return remember(each, true);
         }

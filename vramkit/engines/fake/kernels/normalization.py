@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ....torch_internals.fakes import memory_format_of
 from ....torch_internals.operators import fused_rms_norm_backward
 from . import cudnn_sizes
 from .arithmetic import ceil_div, last_power_of_two
@@ -189,7 +190,7 @@ def cudnn_batch_norm_backward(call: Call, input: torch.Tensor) -> None:
 
 
 def _persistent(tensor: torch.Tensor, *, backward: bool) -> list[int]:
-    if torch._prims_common.suggest_memory_format(tensor) not in (torch.channels_last, torch.channels_last_3d):
+    if memory_format_of(tensor) not in (torch.channels_last, torch.channels_last_3d):
         return []
     channels = tensor.shape[1]
     return [

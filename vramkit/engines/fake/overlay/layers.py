@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ....torch_internals.fakes import memory_format_of
 from ....torch_internals.operators import fused_rms_norm_backward
 from .patches import Kernels, put
 
@@ -50,7 +51,7 @@ def _batch_norm(
     cudnn_enabled: bool,
 ) -> tuple[Any, ...]:
     if cudnn_enabled and torch.backends.cudnn.enabled and _is_for_cudnn(tensor, weight, bias, mean, variance, training):
-        memory = torch._prims_common.suggest_memory_format(tensor)
+        memory = memory_format_of(tensor)
         assert weight is not None
         out = aten.cudnn_batch_norm(
             tensor.contiguous(memory_format=memory),
@@ -96,7 +97,7 @@ def _softmax_by(kernel: Any) -> Callable[..., torch.Tensor]:
 
 def _convolution_format(data: torch.Tensor, weight: torch.Tensor, backend: object) -> torch.memory_format:
     """How a convolution's result lies in memory: channels last if its input or its weight does."""
-    formats = {torch._prims_common.suggest_memory_format(each) for each in (data, weight)}
+    formats = {memory_format_of(each) for each in (data, weight)}
     for last in (torch.channels_last, torch.channels_last_3d):
         if last in formats and data.dtype is not torch.float64:
             return last
