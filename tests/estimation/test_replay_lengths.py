@@ -77,7 +77,7 @@ def test_each_step_is_what_a_run_of_the_same_lengths_takes_to_the_byte() -> None
     names = [each.name for each in replay.others]
     assert names == ["expandable_segments", "longest first", "in buckets of 64"]
     assert replay.others[1].peak_reserved <= replay.course.peak_reserved
-    assert f"{len(LENGTHS)} steps of different lengths on Tesla T4" in str(replay)
+    assert f"{len(LENGTHS)} steps on Tesla T4, from runs of {len(replay.runs)} lengths" in str(replay)
 
 
 @pytest.mark.virtual_gpu
@@ -137,6 +137,15 @@ def test_a_card_that_is_too_small_is_told_with_the_step() -> None:
 def test_lengths_that_are_none_are_refused(lengths: list[int], text: str) -> None:
     with pytest.raises(vramkit.UsageError, match=text):
         vramkit.replay_lengths(estimated(Block(), batch_size=64), lengths)
+
+
+def test_what_is_no_estimate_and_an_estimate_of_too_few_steps_are_refused_with_the_remedy() -> None:
+    with pytest.raises(vramkit.UsageError, match=r"Give what vramkit.estimate\("):
+        vramkit.replay_lengths("estimate.npz", [64])  # type: ignore[arg-type]
+    two = vramkit.estimate(Block(), batch, optimizer=torch.optim.SGD, batch_size=8, gpu="t4", steps=2)
+
+    with pytest.raises(vramkit.UsageError, match="Estimate it with steps=3"):
+        vramkit.replay_lengths(two, [8])
 
 
 def test_a_program_that_leaves_more_and_more_is_refused() -> None:

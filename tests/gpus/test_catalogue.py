@@ -162,7 +162,7 @@ def test_the_memory_that_is_derived_is_marked_and_what_records_say_is_seldom_les
     assert derived
     assert [card.memory >> 20 for card in derived] == [_derived(card.board_memory >> 20) for card in derived]
     assert all(map(gpus.record, gpus.all_gpus()))
-    assert less == ["rtx3070", "a100-40gb"]
+    assert less == ["rtx4050-laptop", "a100-40gb"]
     assert not gpus.is_derived(dataclasses.replace(derived[0], memory=1 << 32))
 
 

@@ -31,6 +31,9 @@ def test_what_was_measured_of_a_card_is_its_context_from_then_on(settings: Path)
     assert path.is_relative_to(settings)
     assert context.measurements() == {"NVIDIA L4": MEASURED, "Another": MEASURED}
     assert before.context != gpus.find("NVIDIA L4").context == 341 * MIB
+    assert gpus.record(gpus.find("l4")) == gpus.record(before) != ""
+    context.keep({"NVIDIA L40": MEASURED})
+    assert gpus.is_derived(gpus.find("l40"))
     assert gpus.find("t4").context == gpus.CATALOGUE["t4"].context
     other = Device(name="Another", memory=20 << 30, capability=(8, 6), multiprocessors=64, l2_cache=4 << 20)
     assert other.as_gpu().context == 341 * MIB

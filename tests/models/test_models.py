@@ -80,7 +80,7 @@ def test_a_model_by_name_takes_what_a_plain_script_takes(
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("hf:FOLDER", {"seq_len": 2048}, "max_position_embeddings=1024, and a longer text would fail"),
+        ("hf:FOLDER", {"seq_len": 2048}, "max_position_embeddings=1024; with learned positions a longer text fails"),
         ("hf:./absent", {}, "no config.json in './absent'"),
         ("hf:", {}, "Write hf:NAME"),
         ("hf:FOLDER", {"task": "image-classification"}, "GPT2LMHeadModel is made for none of image-classification"),
@@ -98,6 +98,13 @@ def test_a_model_by_name_takes_what_a_plain_script_takes(
         ("hf:FOLDER", {"batch_size": 0}, "batch_size=0"),
         ("timm:vit_tiny", {}, "it has convit_tiny"),
         ("timm:vit_tiny_patch16_224", {"lora": 4}, 'lora_targets="all-linear", or names of modules'),
+        (
+            "timm:resnet18.absent",
+            {},
+            "Invalid pretrained tag (absent) for resnet18. Leave the tag out, or name one of resnet18.",
+        ),
+        ("torchvision:vit_b_16", {"image_size": 225}, "with image_size=225"),
+        ("torchvision:resnet18", {"optimizer": vramkit.UsageError}, "Give its name, as 'adamw'"),
         ("torchvision:resnet18", {"checkpointing": True}, "torchvision's models have none"),
         ("torchvision:raft_large", {}, "'raft_large' is no classifier"),
         ("json:dumps", {"lora": 4}, "What a function returns says itself how it is trained"),
@@ -110,6 +117,41 @@ def test_what_cannot_be_is_refused_with_the_remedy(
         vramkit.models.load(name.replace("FOLDER", folders["gpt2"]), **options)
 
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "words"),
+    [
+        ({"model_type": "moonshine", "architectures": ["MoonshineForConditionalGeneration"]}, {}, "not Whisper's"),
+        ({"model_type": "bert", "architectures": ["BertModel"]}, {}, "BertModel, which is not what a training has"),
+        ({"model_type": "vit", "architectures": ["ViTForImageClassification"]}, {"seq_len": 8}, "takes images"),
+        ({"model_type": "vit", "architectures": ["ViTForImageClassification"]}, {"padded": True}, "takes images"),
+    ],
+)
+def test_a_configuration_that_does_not_say_what_is_asked_of_it_is_refused(
+    config: dict[str, Any], options: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+
+    with pytest.raises(UsageError, match=words):
+        vramkit.models.load(f"hf:{tmp_path}", **options)
+
+
+def test_a_configuration_without_architectures_is_made_for_what_its_type_does(tmp_path: Path) -> None:
+    small = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 16}
+    small |= {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart", **small}))
+
+    assert type(vramkit.models.load(f"hf:{tmp_path}").model).__name__ == "BartForConditionalGeneration"
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("vit_h_14", None), ("vit_b_32", 256), ("maxvit_t", 256 - 32), ("resnet18", 96)]
+)
+def test_a_model_of_torchvision_is_made_for_the_size_of_its_images(name: str, size: int | None) -> None:
+    loaded = vramkit.models.load(f"torchvision:{name}", image_size=size, method="inference")
+
+    assert loaded.model(loaded.batch[0].to("meta")).shape == (1, 1000)
 
 
 def test_a_hub_that_cannot_be_reached_names_the_folder_as_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

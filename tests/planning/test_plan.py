@@ -135,6 +135,24 @@ def test_a_step_of_your_own_is_changed_from_outside_alone() -> None:
     assert (fused.peak_allocated, fused.peak_reserved) == (found.peak_allocated, found.peak_reserved)
 
 
+class TrainsItself(Small):
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return loss(self(batch[0]), batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters())
+
+
+def test_the_training_step_of_a_model_is_changed_from_outside_alone() -> None:
+    plan = planned("t4", TrainsItself(), loss=None, optimizer=None)
+
+    assert {each.name for each in plan.variants} >= {"as it is", "checkpoint all of 3 blocks"}
+    assert reasons(plan)["autocast"].startswith("Your step decides")
+    assert reasons(plan)["fused=True"].startswith("There are several optimizers, or nobody knows")
+    assert not [each for each in plan.left_out if "raised" in each.reason]
+    assert "AdamW(fused=True)" in {each.name for each in planned("t4", TrainsItself(), loss=None).variants}
+
+
 def test_what_no_optimizer_trains_is_frozen_and_keeps_no_gradient() -> None:
     def head_only(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD([*parameters][-2:])
@@ -173,5 +191,7 @@ def test_the_verb_prints_the_plan_or_its_json(
     found = json.loads(capsys.readouterr().out)
     assert (code, found["kind"], found["fits"], found["cheapest"]) == (0, "plan", True, 0)
     assert found["variants"][0]["changes"] == []
+    assert main(["plan", "planned_here:build", "--lora", "4"]) == 2
+    assert "with --lora. What it returns says itself how it is trained" in capsys.readouterr().err
     with pytest.raises(vramkit.UsageError, match="largest"):
         planned("t4", largest=-1)

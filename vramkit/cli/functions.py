@@ -24,7 +24,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--method", metavar="HOW", help="full (default), lora, freeze:N or inference")
     group.add_argument("--lora", type=int, metavar="RANK", help="train adapters of that rank (8 with --method lora)")
     group.add_argument("--lora-targets", metavar="NAMES", help="all-linear, or modules with commas: q_proj,v_proj")
-    group.add_argument("--seq-len", type=int, metavar="N", help="tokens of a text, or of a prompt (512 at most)")
+    group.add_argument(
+        "--seq-len", type=int, metavar="N", help="tokens of a text or a prompt (512, or as many as it takes)"
+    )
     group.add_argument("--max-new-tokens", type=int, metavar="N", help="with inference: how many are generated (128)")
     group.add_argument("--image-size", type=int, metavar="N", help="pixels of height and width (the model's)")
     group.add_argument("--task", metavar="TASK", help="what an hf: model is for, such as sequence-classification")
@@ -51,6 +53,11 @@ def model_options(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
 
 
+def is_model(name: str) -> bool:
+    """Whether a name is that of a model, and not MODULE:FUNCTION."""
+    return name.startswith(("hf:", "timm:", "torchvision:"))
+
+
 def arguments_from(verb: str, name: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What a name stands for, as arguments.
 
@@ -62,14 +69,14 @@ def arguments_from(verb: str, name: str, options: Mapping[str, Any] | None = Non
     Raises:
         UsageError: there is none of that name, it fails, or it returns something else.
     """
-    if name.partition(":")[0] in ("hf", "timm", "torchvision"):
+    if is_model(name):
         from ..models import load
 
         return load(name, **(options or {})).arguments()
     if options:
         raise UsageError(
             _asked(verb),
-            f"and --{next(iter(options)).replace('_', '-')}",
+            f"with --{next(iter(options)).replace('_', '-')}",
             "What it returns says itself how it is trained",
             "Leave the option out, or say it in the function",
         )

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceError
-from ..gpus import GPU, all_gpus, is_derived, record
+from ..gpus import GPU, all_gpus, find, is_derived, record
 from ..gpus.context import Measured, keep
 from ..gpus.installed import cuda_devices
 from ..gpus.measuring import measure
@@ -47,7 +47,7 @@ def main(options: argparse.Namespace) -> int:
     """Print both tables, or measure. Returns the exit code: 1 if no card has so much."""
     if options.measure:
         return _measure(options.json)
-    cards = all_gpus()
+    cards = tuple(find(card.name) for card in all_gpus())  # with the contexts that were measured here
     if options.fits is not None:
         wanted = parse_size(options.fits)
         cards = tuple(sorted((card for card in cards if _free(card) >= wanted), key=_free))

@@ -15,8 +15,9 @@ from ..allocator import AllocatorConf, DeviceCachingAllocator
 from ..counts import check_count
 from ..engines import Session
 from ..engines.enough_memory import enough
-from ..errors import UsageError
+from ..errors import UsageError, shown
 from ..gpus import GPU
+from ..reports.layout import counted
 from ..scaling.largest import MAX_PREDICTED_BATCH
 from ..scaling.lengths import NotAlikeError, Piece, course_of, pieces_of
 from ..scaling.lines import evenness
@@ -36,7 +37,8 @@ class LengthCourse:
     """What the allocator came to over all steps, in one way of running them."""
 
     name: str
-    """Which way: ``"as given"``, ``"expandable_segments"``, ``"longest first"``, ``"in buckets of 64"``."""
+    """Which way: ``"as given"``, ``"expandable_segments"``, ``"longest first"`` (a step of the longest length goes
+    before the others, which is one step more), ``"in buckets of 64"``."""
     allocated: Ints
     """Highest ``memory_allocated()`` in each step, bytes; shape ``(steps,)``."""
     reserved: Ints
@@ -92,8 +94,9 @@ class LengthReplay:
 
     def report(self) -> str:
         """The ways of running it, a line each."""
+        runs = counted(len(self.runs), "length")
         lines = [
-            f"vramkit: {self.steps:,} steps of different lengths on {self.gpu.product}, {len(self.runs)} of them run",
+            f"vramkit: {counted(self.steps, 'step')} on {self.gpu.product}, from runs of {runs}",
             f"{'':24}{'most reserved':>15}{'in step':>10}{'most allocated':>16}",
         ]
         for each in (self.course, *self.others):
@@ -114,7 +117,7 @@ class LengthReplay:
         return self.report()
 
     def __repr__(self) -> str:
-        return f"LengthReplay({self.steps:,} steps: at most {format_size(self.course.peak_reserved)} reserved)"
+        return f"LengthReplay({counted(self.steps, 'step')}: at most {format_size(self.course.peak_reserved)} reserved)"
 
 
 def replay_lengths(estimate: Estimate, lengths: Iterable[int], *, bucket: int = 64) -> LengthReplay:
@@ -140,14 +143,20 @@ def replay_lengths(estimate: Estimate, lengths: Iterable[int], *, bucket: int = 
         The course of reserved memory, and what expandable segments, the longest batch first, or buckets would change.
 
     Raises:
-        UsageError: no lengths, one that is none, an estimate that comes from a file, or a program whose steps leave
-            more and more behind.
+        UsageError: no estimate, or one that comes from a file; no lengths, or one that is none; or a program whose
+            steps leave more and more behind.
 
     Known limitations: exact where every request is affine in the length. Attention that keeps a score for each two
     positions is not: there requests between two runs are interpolated (``uncertain``). Nor are workspaces of some
     kernels, such as that of the sum for a bias's gradient; ``margin`` says how far those of the runs were off.
     Values that a training meets later, such as a gradient scaler's skipped step, are not seen.
     """
+    if not isinstance(estimate, Estimate):
+        raise UsageError(
+            _ASKED,
+            f"with {shown(estimate)}",
+            instead="Give what vramkit.estimate(model, lambda length: batch, ...) returns",
+        )
     asked = [check_count(_ASKED, "a length", length, maximum=MAX_PREDICTED_BATCH) for length in lengths]
     if not asked:
         raise UsageError(_ASKED, "with no lengths", instead="Give one for each step")
@@ -167,9 +176,7 @@ def replay_lengths(estimate: Estimate, lengths: Iterable[int], *, bucket: int = 
         pieces = {length: pieces_of(probes.families_at(length)) for length in {*asked, *padded}}
         _check_alike(pieces)
     except NotAlikeError as error:
-        raise UsageError(
-            _ASKED, f"the program's steps are not alike: {error}", instead="Estimate a step that leaves nothing behind"
-        ) from error
+        raise UsageError(_ASKED, f"the program's steps are not alike: {error}", instead=error.instead) from error
     conf = conf_of(probes.tape)
     expandable = AllocatorConf.parse("expandable_segments:True")
     ways: list[tuple[str, AllocatorConf, Sequence[int]]] = [

@@ -319,6 +319,7 @@ def _failure(saved: Mapping[str, object]) -> OutOfMemory:
         requested=integer(saved["requested"], "the request that failed"),
         phase=Phase(integer(saved["phase"], "the failure's phase", maximum=max(Phase))),
         module=text(saved["module"], "the failure's module"),
+        device_free=integer(saved.get("device_free", 0), "what the device had free"),
         breakdown=Breakdown(
             **{each.name: integer(parts[each.name], f"the failure's {each.name}") for each in fields(Breakdown)}
         ),

@@ -5,10 +5,10 @@ The cards are the rows of ``cards.csv``. Where its figures come from:
 * ``memory`` is ``total_memory`` of ``torch.cuda.get_device_properties`` (``cudaGetDeviceProperties``) on Linux, in
   bytes as the driver reports it, which is less than the board carries. ``record`` says what kind of public record it
   was taken from: *properties* (a printed ``_CudaDeviceProperties``), *deviceQuery*, or a *YOLO log* (Ultralytics prints
-  the same figure in MiB). Drivers differ by some ten MiB among each other; a record of a newer driver was preferred.
+  the same figure in MiB). Drivers and boards differ by up to some 200 MiB; a record of a newer driver was preferred.
 * Where no record was found (an empty field; Windows shows all that the board carries), it is **derived** from the
-  board's total: less 480 MiB, or 5 % if that is less, and at least 1.5 %. All records lack less than that, but an RTX
-  3070's and that of an A100 of 40 GB. `is_derived` tells.
+  board's total: less 480 MiB, or 5 % if that is less, and at least 1.5 %. All records lack less than that, but those of
+  a laptop's RTX 4050 and of an A100 of 40 GB. `is_derived` tells.
 * ``board_memory`` is the total that ``nvidia-smi`` shows. Of a slice (MIG) it is all that CUDA has.
 * ``capability``, ``multiprocessors``, ``l2_cache``, clocks and bus width: NVIDIA's data sheets, the same records.
 * what follows from the capability alone (threads, blocks and shared memory of a multiprocessor): the table "Technical
@@ -227,12 +227,18 @@ def common_gpus() -> tuple[GPU, ...]:
 
 def is_derived(card: GPU) -> bool:
     """Whether a card's memory is derived from what its board carries, because nobody published it."""
-    return CATALOGUE.get(card.name) == card and not _ROWS[card.name]["memory_mib"]
+    return _is_listed(card) and not _ROWS[card.name]["memory_mib"]
 
 
 def record(card: GPU) -> str:
     """The kind of public record that a card of the catalogue is from; empty for another."""
-    return _ROWS[card.name]["record"] if CATALOGUE.get(card.name) == card else ""
+    return _ROWS[card.name]["record"] if _is_listed(card) else ""
+
+
+def _is_listed(card: GPU) -> bool:
+    """Whether a card is the catalogue's, whatever was measured of its context."""
+    listed = CATALOGUE.get(card.name)
+    return listed is not None and dataclasses.replace(card, context=listed.context) == listed
 
 
 def find(gpu: str | int | GPU) -> GPU:

@@ -31,6 +31,7 @@ class _Task:
     """What a model is for: which class of transformers makes it, and which batch it takes."""
 
     auto: str
+    """Name of that class."""
     endings: tuple[str, ...]
     """How the names of its classes end, as ``architectures`` of a configuration has them."""
     batch: Callable[[Any, Recipe], Batch]
@@ -107,8 +108,8 @@ def _settle(config: Any, recipe: Recipe) -> None:
         raise UsageError(
             recipe.asked,
             f"with seq_len={recipe.seq_len}",
-            f"The configuration has {_POSITIONS}={most}, and a longer text would fail on a GPU",
-            f"Give at most {most}, or a config.json that allows more",
+            f"The configuration has {_POSITIONS}={most}; with learned positions a longer text fails on a GPU",
+            f"Give at most {most}; or, where the model can take more, a config.json that says so",
         )
 
 
@@ -138,6 +139,7 @@ def _cannot(config: Any, recipe: Recipe, error: Exception) -> UsageError:
     return UsageError(
         recipe.asked,
         f"transformers can't make a model of type {config.model_type!r}: {type(error).__name__}: {error}",
+        instead="Change the option of which it speaks, or config.json, or install what is missing",
     )
 
 
@@ -148,8 +150,18 @@ def _candidates(config: Any, recipe: Recipe) -> Iterator[_Task]:
         yield _TASKS[recipe.task]
         return
     architecture = (config.architectures or [""])[0]
+    if not architecture:  # written by hand
+        decodes_alone = not getattr(config, "is_encoder_decoder", False)
+        yield from (task for name, task in _TASKS.items() if decodes_alone or name != "causal-lm")
+        return
     meant = [task for task in _TASKS.values() if architecture.endswith(task.endings)]
-    yield from meant or _TASKS.values()
+    if not meant and architecture.endswith("Model"):  # "BertModel", "CLIPModel": nothing says what is trained
+        raise UsageError(
+            recipe.asked,
+            f"its configuration names {architecture}, which is not what a training has",
+            instead=f"Say what it is trained for with task (--task): {', '.join(_TASKS)}",
+        )
+    yield from meant
 
 
 def _checkpoint(model: Any, recipe: Recipe) -> None:
@@ -219,6 +231,8 @@ def _answer(config: Any, recipe: Recipe) -> Batch:
 
 
 def _image(config: Any, recipe: Recipe) -> Batch:
+    for name in ("seq_len", "padded"):
+        recipe.refuse(name, "The model takes images")
     size: Any = recipe.image_size or getattr(config, "image_size", _IMAGE_SIZE)
     height, width = (size, size) if isinstance(size, int) else size
     pixels = torch.zeros(recipe.batch_size, getattr(config, "num_channels", 3), height, width, device="cpu")
@@ -226,11 +240,18 @@ def _image(config: Any, recipe: Recipe) -> Batch:
 
 
 def _speech(config: Any, recipe: Recipe) -> Batch:
+    if not hasattr(config, "num_mel_bins"):
+        raise UsageError(
+            recipe.asked,
+            f"a model of type {config.model_type!r}, whose sound is not Whisper's",
+            "No batch is known for it",
+            "Write a function that returns (model, batch), and name it as MODULE:FUNCTION",
+        )
     features = torch.zeros(recipe.batch_size, config.num_mel_bins, 2 * config.max_source_positions, device="cpu")
     most = config.max_target_positions
     length = recipe.seq_len or most
     if length > most:
-        raise UsageError(recipe.asked, f"with seq_len={length}", f"The decoder has max_target_positions={most}")
+        raise UsageError(recipe.asked, f"with seq_len={length}", instead=f"Give at most max_target_positions={most}")
     return {"input_features": _as_model(features, config, recipe), "labels": _ids(recipe.batch_size, length)}
 
 

@@ -16,6 +16,8 @@ from .recipe import Recipe
 from .steps import ForwardStep, TrainingStep
 
 _IMAGE_SIZE = 224
+_MADE_FOR_A_SIZE = {"vit_": "image_size", "maxvit": "input_size"}
+"""Models of torchvision that take images of one size alone: how their names begin, and the argument that says it."""
 _AUXILIARY = {"Inception3": (0.4,), "GoogLeNet": (0.3, 0.3)}
 """Weights of the losses of auxiliary classifiers, as the papers and torchvision's own references have them."""
 
@@ -31,7 +33,13 @@ def load_timm(name: str, recipe: Recipe) -> Loaded:
             instead="timm.list_models() names them all",
         )
     _refuse_text(recipe)
-    channels, height, width = timm.get_pretrained_cfg(name).input_size
+    try:
+        channels, height, width = timm.get_pretrained_cfg(name).input_size
+    except RuntimeError as error:
+        tags = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*")[:6])
+        raise UsageError(
+            recipe.asked, f"timm says: {error}", instead=f"Leave the tag out, or name one of {tags}"
+        ) from error
     given: dict[str, object] = {}
     if recipe.image_size is not None and recipe.image_size != height:
         height = width = recipe.image_size
@@ -66,7 +74,17 @@ def load_torchvision(name: str, recipe: Recipe) -> Loaded:
     _refuse_text(recipe)
     recipe.refuse("checkpointing", "torchvision's models have none")
     size = recipe.image_size or _crop(torchvision, name)
-    model = _on_meta(lambda: torchvision.models.get_model(name, weights=None), recipe)
+    given = {
+        option: (size, size) if option == "input_size" else size
+        for begins, option in _MADE_FOR_A_SIZE.items()
+        if name.startswith(begins)
+    }
+    try:
+        model = _on_meta(lambda: torchvision.models.get_model(name, weights=None, **given), recipe)
+    except (ValueError, AssertionError) as error:
+        raise UsageError(
+            recipe.asked, f"with image_size={size}", f"torchvision says: {error}", "Leave it out, or give another size"
+        ) from error
     return _loaded(model, (3, size, size), recipe)
 
 

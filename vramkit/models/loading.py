@@ -62,8 +62,10 @@ def load(
         dtype: of the parameters; None: as the configuration says, else float32.
         precision: both in one, in Lightning's words: "32-true", "bf16-true", "16-true" are dtypes of parameters;
             "bf16-mixed" and "16-mixed" are autocast over float32, the second with a ``GradScaler``.
-        method: "full", "lora", "freeze:N" (the first N blocks, and what is before them), or "inference": a
-            forward without gradients, of models that write text ``generate()``. Empty: full, with ``lora`` lora.
+        method: "full", "lora", "freeze:N" (the first N blocks, and what is before them; blocks are the parts of the
+            innermost list of modules that holds half of the parameters: a transformer's layers, a ResNet's last stage),
+            or "inference": a forward without gradients, of models that write text ``generate()``. Empty: full, with
+            ``lora`` lora.
         lora: rank of the adapters; None: 8, as in PEFT.
         lora_targets: "all-linear", or names of modules, with commas; None: as PEFT has it for the model.
         optimizer: a class of ``torch.optim`` in any case, "adamw-fused", "sgd-momentum", or "module:Class";

@@ -71,4 +71,6 @@ def _of_module(asked: str, name: str) -> Callable[..., Any]:
 
 def _is_optimizer(value: object) -> bool:
     base = torch.optim.Optimizer
-    return inspect.isclass(value) and issubclass(value, base) and value not in (base, torch.optim.LBFGS)
+    # LBFGS's step needs a closure, SparseAdam's sparse gradients: the steps here have neither.
+    others = (base, torch.optim.LBFGS, torch.optim.SparseAdam)
+    return inspect.isclass(value) and issubclass(value, base) and value not in others

@@ -32,6 +32,15 @@ PRECISIONS: dict[str, tuple[str, torch.dtype | None]] = {
 METHODS = "full, lora, freeze:N or inference"
 
 _COUNTS = ("batch_size", "seq_len", "max_new_tokens", "image_size", "lora", "accumulate")
+_NAMES = {
+    "task": "'sequence-classification'",
+    "dtype": "'bfloat16'",
+    "precision": "'bf16-mixed'",
+    "method": "'lora'",
+    "optimizer": "'adamw'",
+    "attention": "'sdpa'",
+}
+"""Options that are names, with one that each can be."""
 _FREEZE = re.compile(r"freeze:(\d{1,6})")
 
 
@@ -66,9 +75,13 @@ class Recipe:
         for name in _COUNTS:
             if getattr(self, name) is not None:
                 check_count(self.asked, name, getattr(self, name))
+        for name in _NAMES:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise UsageError(self.asked, f"with {name}={shown(value)}", instead=f"Give its name, as {_NAMES[name]}")
         self._check_choice("dtype", DTYPES)
         self._check_choice("precision", PRECISIONS)
-        if self.method == "":
+        if not self.method:
             object.__setattr__(self, "method", "full" if self.lora is None else "lora")
         if self.method not in ("full", "lora", "qlora", "inference") and not _FREEZE.fullmatch(self.method):
             raise UsageError(self.asked, f"with method={shown(self.method)}", instead=f"It is {METHODS}")

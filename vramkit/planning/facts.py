@@ -13,6 +13,7 @@ from torch import nn
 from ..allocator import AllocatorConf
 from ..gpus import GPU
 from ..programs.batches import is_made
+from ..programs.own_training import brings_training
 from ..programs.program import Program
 from ..programs.training import keywords_of, positions_of
 from ..torch_internals.modules import is_compiled
@@ -44,7 +45,7 @@ class Facts:
     trains: bool
     """Autograd is on."""
     own_step: bool
-    """It brings a training step, whose code nobody changes from outside."""
+    """It brings a training step, or its model does, whose code nobody changes from outside."""
     one_model: bool
     compiled: bool
     """Something of its models comes from ``torch.compile``."""
@@ -94,7 +95,7 @@ def facts_of(program: Program, gpu: GPU, batch_size: int, conf: AllocatorConf) -
         gpu=gpu,
         batch_size=batch_size,
         trains=program.gradients == "on",
-        own_step=program.step is not None,
+        own_step=program.step is not None or _trains_itself(program),
         one_model=len(models) == 1,
         compiled=any(map(is_compiled, modules)),
         autocast=program.autocast,
@@ -120,8 +121,10 @@ def facts_of(program: Program, gpu: GPU, batch_size: int, conf: AllocatorConf) -
 def _optimizers(program: Program) -> tuple[tuple[torch.optim.Optimizer, ...] | None, Mapping[int, int]]:
     """A program's optimizers, or what its factory makes of copies; and by the id of each copy that of its parameter.
 
-    None: the factory does not take copies.
+    None: the factory does not take copies, or the model makes them where it is trained.
     """
+    if _trains_itself(program) and program.make_optimizer is None and not program.optimizers:
+        return None, {}
     if program.make_optimizer is None:
         return program.optimizers, {}
     copies = {
@@ -137,6 +140,11 @@ def _optimizers(program: Program) -> tuple[tuple[torch.optim.Optimizer, ...] | N
     if not all(isinstance(each, torch.optim.Optimizer) for each in found):
         return None, {}
     return found, {id(copy): of for of, copy in copies.items()}
+
+
+def _trains_itself(program: Program) -> bool:
+    """Whether its model's own ``training_step`` is run, as a LightningModule's."""
+    return program.step is None and program.loss is None and all(map(brings_training, program.models.values()))
 
 
 def _described(optimizer: torch.optim.Optimizer) -> OptimizerFacts:

@@ -63,7 +63,10 @@ class Plan:
 
     @property
     def front(self) -> tuple[Variant, ...]:
-        """The Pareto front: variants to which no other is as good or better in memory and in each part of the cost."""
+        """The Pareto front: variants to which no other is as good or better in memory and in each part of the cost.
+
+        Those whose operations were not counted are left out.
+        """
         counted = [each for each in self.variants if each.operations is not None]
         return tuple(each for each in counted if not any(is_better(other, each) for other in counted))
 

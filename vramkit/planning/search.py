@@ -30,7 +30,7 @@ Chosen = dict[Family, Change]
 
 _WORTH = 0.99
 """Of two ways to do the same the first is taken, unless the other reserves less than this of what it does."""
-_NOT_NEEDED = "Not needed: something that does less to the training fits. everything=True runs it too."
+_NOT_NEEDED = "Not needed: something that does less to the training fits. everything=True (--everything) runs it too."
 
 
 class Search:

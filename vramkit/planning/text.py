@@ -111,7 +111,8 @@ def _verdict(plan: Shown) -> Iterator[str]:
     yield (
         "Costs: operations of a step by torch's flop counter, relative to the program as it is, bytes between host and "
         "device, and what the changes do to the training. How long a step takes is not known. * marks the Pareto "
-        "front: no other row is as good or better in all of these and in memory."
+        "front: no other row is as good or better in all of these and in memory. Rows without operations were not "
+        "counted, and have no mark."
     )
 
 

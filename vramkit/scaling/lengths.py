@@ -27,7 +27,18 @@ _OWN, _LEFT, _LASTING = 0, 1, 2  # whose allocation a free is of: this step's, t
 
 
 class NotAlikeError(Exception):
-    """A program's steps can't be put in another order; the text says why, as a sentence goes on."""
+    """A program's steps can't be put in another order.
+
+    Args:
+        why: as a sentence goes on.
+        instead: what to do.
+    """
+
+    def __init__(
+        self, why: str, instead: str = "Estimate a step that does the same each time and leaves nothing behind"
+    ) -> None:
+        super().__init__(why)
+        self.instead = instead
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +60,9 @@ def pieces_of(tape: Tape) -> tuple[Piece, Piece, Piece]:
         NotAlikeError: the third step is not like the second.
     """
     if tape.has_graph_pools:
-        raise NotAlikeError("it captures CUDA graphs, of which each length has one of its own")
+        raise NotAlikeError("it captures CUDA graphs, of which each length has one of its own", "Estimate it without")
     if not len(tape.events) or int(tape.events["step"].max()) < STEPS - 1:
-        raise NotAlikeError(f"it has fewer than {STEPS} steps")
+        raise NotAlikeError(f"it has fewer than {STEPS} steps", f"Estimate it with steps={STEPS}")
     if (tape.allocations["born"] < 0).any():
         raise NotAlikeError("it begins with memory that was there before")
     step = np.minimum(tape.events["step"].astype(np.int64), STEPS)  # what comes after the last step is not looked at
