@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,8 @@ def test_the_cheapest_fits_and_its_code_has_its_peaks_in_a_script_too() -> None:
     assert best.code.splitlines()[0] in report
     assert json.loads(json.dumps(plan.to_dict()))["cheapest"] == plan.variants.index(best)
     assert "<table" in plan._repr_html_()
+    rows = [dataclasses.replace(each, largest_batch_size=1 << 24) for each in plan.variants]
+    assert re.search(r"\bany +as it is", dataclasses.replace(plan, variants=tuple(rows)).report())
 
 
 def test_where_nothing_fits_the_report_says_how_near_it_comes() -> None:

@@ -9,6 +9,7 @@ from html import escape
 from ..engines import EngineName
 from ..gpus import GPU
 from ..reports.layout import cut, note, sections, wrapped
+from ..scaling.largest import MAX_PREDICTED_BATCH
 from ..sizes import format_size
 from .changes import LeftOut
 from .variant import Variant
@@ -55,7 +56,6 @@ def _shown(plan: Shown) -> list[Variant]:
 
 def _cells(plan: Shown, each: Variant) -> tuple[str, ...]:
     mark = ">" if each is plan.cheapest else "*" if each in plan.front else ""
-    largest = "" if each.largest_batch_size is None else f"{each.largest_batch_size:,}"
     return (
         mark,
         format_size(each.peak_reserved),
@@ -64,8 +64,14 @@ def _cells(plan: Shown, each: Variant) -> tuple[str, ...]:
         "-" if each.operations is None else f"x{each.operations:.2f}",
         "-" if each.transferred is None else format_size(each.transferred),
         each.effect,
-        largest,
+        _largest(each),
     )
+
+
+def _largest(each: Variant) -> str:
+    if each.largest_batch_size is None:
+        return ""
+    return "any" if each.largest_batch_size >= MAX_PREDICTED_BATCH else f"{each.largest_batch_size:,}"
 
 
 def _table(plan: Shown) -> list[str]:
