@@ -128,6 +128,7 @@ def test_view_also_writes_a_web_page(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["run", "--gpu", "t4", "--html", "no/x.html", __file__], ["'no/x.html'", "there is no folder 'no'"]),
         (["demo", "--html", "no/x.html"], ["'no/x.html'", "there is no folder 'no'"]),
         (["view", __file__, "--html", "no/x.html"], ["'no/x.html'", "there is no folder 'no'"]),
+        (["plan", "m:f", "--html", "no/x.html"], ["'no/x.html'", "there is no folder 'no'"]),
         (["run", "--gpu", "t4", "--max-events", "9" * 30, __file__], ["--max-events was given with 999", "At most"]),
         (["demo", "--device", "cpu", "--gpu", "t4"], ["--device cpu and --gpu"]),
         (["demo", "--gpu", "t44"], ["'t44'"]),

@@ -190,11 +190,13 @@ def test_the_verb_prints_the_plan_or_its_json(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
 
-    code = main(["plan", "planned_here:build", "--gpu", "t4", "--engine", "fake", "--json", "-"])
+    code = main(["plan", "planned_here:build", "--gpu", "t4", "--engine", "fake", "--json", "-", "--html", "p.html"])
 
     found = json.loads(capsys.readouterr().out)
     assert (code, found["kind"], found["fits"], found["cheapest"]) == (0, "plan", True, 0)
     assert found["variants"][0]["changes"] == []
+    assert found["versions"]["torch"] == torch.__version__
+    assert 'id="variants"' in Path("p.html").read_text()
     assert main(["plan", "planned_here:build", "--lora", "4"]) == 2
     assert "with --lora. What it returns says itself how it is trained" in capsys.readouterr().err
     with pytest.raises(vramkit.UsageError, match="largest"):

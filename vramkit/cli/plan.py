@@ -15,7 +15,7 @@ from .functions import (
     step_traceback_told,
 )
 from .printing import show
-from .saving import JSON, STDOUT, check_can_save, write_json
+from .saving import JSON, PAGE, STDOUT, add_html_option, check_can_save, write_json, write_page
 
 if TYPE_CHECKING:
     from ..planning.result import Plan
@@ -46,6 +46,7 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("--engine", choices=("virtual", "fake"), help="default: virtual where it can be, else fake")
     parser.add_argument("--largest", type=int, metavar="N", help="search the largest batch of the N cheapest that fit")
     parser.add_argument("--everything", action="store_true", help="also run changes that are not needed")
+    add_html_option(parser)
     parser.add_argument("--json", metavar="FILE", help="also write everything as JSON; -: to stdout, and no text")
     add_model_options(parser)
     parser.set_defaults(main=main)
@@ -55,6 +56,8 @@ def main(options: argparse.Namespace) -> int:
     """Plan, and print. Returns the exit code."""
     if options.json is not None:
         check_can_save(JSON, options.json)
+    if options.html is not None:
+        check_can_save(PAGE, options.html)
     with step_traceback_told():
         given: dict[str, Any] = arguments_from(_VERB, options.function, model_options(options))
         names = ("gpu", "batch_size", "steps", "engine", "largest")
@@ -70,6 +73,10 @@ def main(options: argparse.Namespace) -> int:
         show(found.report())
         if is_model(options.function):
             show(_OPTIONS)
+    if options.html is not None:
+        written = write_page(found.to_html, options.html)
+        if options.json != STDOUT:
+            show(f"\n{written}")
     if options.json is not None:
         write_json({"kind": "plan", "function": options.function, **found.to_dict()}, options.json)
     return 0 if found.cheapest is not None else 1

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .. import gpus
+from .._version import __version__
 from ..allocator import AllocatorConf
 from ..batch_size.progress import Line
 from ..counts import check_count
@@ -125,6 +126,7 @@ def plan(
         variants=variants,
         left_out=(*left_out, *search.left_out, _EIGHT_BITS),
         notes=session.run(card, rows, unlimited=True, detailed=False).notes,
+        versions={"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]},
     )
 
 

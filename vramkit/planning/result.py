@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from ..engines import EngineName
 from ..exports import optional
 from ..gpus import GPU
+from ..results.files import replacing
 from .changes import LeftOut
+from .page import page
 from .text import Shown, fragment, report
 from .variant import Variant, is_better
 
@@ -42,6 +46,8 @@ class Plan:
     """Changes that don't apply, can't be made from outside, or did not run, with the reason for each."""
     notes: tuple[str, ...] = ()
     """What had to be assumed, in sentences."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of torch, vramkit and Python, by name."""
 
     @property
     def plain(self) -> Variant:
@@ -86,7 +92,22 @@ class Plan:
             "variants": [{**asdict(each), "name": each.name, "on_front": each in front} for each in self.variants],
             "left_out": [asdict(each) for each in self.left_out],
             "notes": list(self.notes),
+            "versions": dict(self.versions),
         }
+
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write everything as one web page, which works offline: a picture of memory against cost, the code of each
+        variant, and the table.
+
+        Args:
+            path: of the file; ``.html`` is usual. An existing file is replaced.
+
+        Raises:
+            OSError: the file can't be written.
+        """
+        content = page(self._shown()).encode()
+        with replacing(path) as file:
+            file.write(content)
 
     def to_frame(self) -> DataFrame:
         """A table of pandas: a row for each variant, with the fields of `Variant` as columns.
@@ -114,6 +135,7 @@ class Plan:
             front=self.front,
             left_out=self.left_out,
             notes=self.notes,
+            versions=self.versions,
         )
 
     def __str__(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -32,11 +32,12 @@ class Shown:
     front: Sequence[Variant]
     left_out: Sequence[LeftOut]
     notes: Sequence[str]
+    versions: Mapping[str, str]
 
 
 def report(plan: Shown) -> str:
     """The whole text: at most 100 characters a line, but for code."""
-    lines = [line for sentence in _verdict(plan) for line in wrapped(sentence, "")]
+    lines = [line for sentence in verdict(plan) for line in wrapped(sentence, "")]
     code = [] if plan.cheapest is None else [f"    {line}".rstrip() for line in plan.cheapest.code.splitlines()]
     left = [line for each in plan.left_out for line in wrapped(f"{each.name}: {each.reason}", "  ")]
     notes = [line for each in plan.notes for line in note(each)]
@@ -64,11 +65,12 @@ def _cells(plan: Shown, each: Variant) -> tuple[str, ...]:
         "-" if each.operations is None else f"x{each.operations:.2f}",
         "-" if each.transferred is None else format_size(each.transferred),
         each.effect,
-        _largest(each),
+        largest(each),
     )
 
 
-def _largest(each: Variant) -> str:
+def largest(each: Variant) -> str:
+    """The largest batch; empty: it was not searched."""
     if each.largest_batch_size is None:
         return ""
     return "any" if each.largest_batch_size >= MAX_PREDICTED_BATCH else f"{each.largest_batch_size:,}"
@@ -93,7 +95,8 @@ def _table(plan: Shown) -> list[str]:
     return lines
 
 
-def _verdict(plan: Shown) -> Iterator[str]:
+def verdict(plan: Shown) -> Iterator[str]:
+    """What the plan came to, and how its costs are to be read: sentences, the answer first."""
     room = plan.gpu.memory - plan.gpu.context
     best = plan.cheapest
     if best is None:
@@ -132,7 +135,7 @@ def fragment(plan: Shown) -> str:
         for each in _shown(plan)
     )
     code = "" if plan.cheapest is None else f"<pre>{escape(plan.cheapest.code)}</pre>"
-    sentences = [*_verdict(plan), *(f"{each.name}: {each.reason}" for each in plan.left_out), *plan.notes]
+    sentences = [*verdict(plan), *(f"{each.name}: {each.reason}" for each in plan.left_out), *plan.notes]
     return (
         f'<div style="font-family:sans-serif;font-size:13px"><p><b>{escape(_title(plan))}</b></p>'
         f'<table style="font-variant-numeric:tabular-nums"><tr>{head}</tr>{rows}</table>{code}'

@@ -71,15 +71,11 @@ function drawBridge(report, device, box, moment) {
 
 /** From the used part of the thin bar to the whole of the wide one. */
 function zoomLines(share) {
-  const space = "http://www.w3.org/2000/svg";
-  const picture = document.createElementNS(space, "svg");
-  picture.setAttribute("class", "zoom-lines");
-  picture.setAttribute("viewBox", "0 0 100 10");
-  picture.setAttribute("preserveAspectRatio", "none");
-  const shape = document.createElementNS(space, "polygon");
-  shape.setAttribute("points", `0,0 ${100 * share},0 100,10 0,10`);
-  picture.append(shape);
-  return picture;
+  return shape(
+    "svg",
+    { class: "zoom-lines", viewBox: "0 0 100 10", preserveAspectRatio: "none" },
+    shape("polygon", { points: `0,0 ${100 * share},0 100,10 0,10` }),
+  );
 }
 
 function sums(held, parts, device, onCpu) {

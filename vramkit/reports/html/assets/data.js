@@ -5,14 +5,8 @@ const STACK_DEPTH = 100; // frames of a stack that are shown
 const COLUMN_TYPES = { i1: Int8Array, i2: Int16Array, i4: Int32Array, f8: Float64Array };
 
 /** The header that the page brought, with its columns as typed arrays. */
-async function readReport(text) {
-  const letters = atob(text.trim());
-  const packed = new Uint8Array(letters.length);
-  for (let i = 0; i < letters.length; i += 1) packed[i] = letters.charCodeAt(i);
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const content = await new Response(stream).arrayBuffer();
-  const headerEnd = 8 + new Uint32Array(content, 0, 1)[0];
-  const report = JSON.parse(new TextDecoder().decode(new Uint8Array(content, 8, headerEnd - 8)));
+async function readReport() {
+  const { header: report, content, headerEnd } = await unpacked();
   const columns = (table, names) => {
     for (const name of names ?? Object.keys(table)) table[name] = readColumn(content, headerEnd, table[name]);
   };

@@ -2,15 +2,7 @@
 "use strict";
 
 (async () => {
-  const part = (id) => document.getElementById(id);
-  let report;
-  try {
-    report = await readReport(part("data").textContent);
-  } catch (error) {
-    part("as-text").open = true;
-    part("failed").hidden = false;
-    throw error;
-  }
+  const report = await opened(readReport);
   const { devices, prediction } = report;
   const views = devices.map((device) => ({ device, moment: device.moment, module: null, measure: "holds" }));
   let view = views[0];
@@ -329,42 +321,17 @@
     open(view);
   }
 
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  function setTheme(theme) {
-    document.documentElement.dataset.theme = theme;
-    drawAll();
-  }
-  part("theme").addEventListener("click", () =>
-    setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"),
-  );
-  dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
-  let before = null;
-  addEventListener("beforeprint", () => {
-    before = document.documentElement.dataset.theme;
-    if (before === "dark") setTheme("light");
-  });
-  addEventListener("afterprint", () => {
-    if (before === "dark") setTheme("dark");
-  });
   part("previous").addEventListener("click", () => pin(view.moment - 1));
   part("next").addEventListener("click", () => pin(view.moment + 1));
   part("to-peak").addEventListener("click", () => pin(view.device.moment));
-  addEventListener("keydown", (event) => {
-    if (event.key === "Escape") tip.hide();
-  });
-  addEventListener("scroll", () => tip.hide(), { passive: true });
 
   drawFrame();
   if (devices.length > 1) view = null;
-  document.documentElement.dataset.theme = dark.matches ? "dark" : "light";
-  part("loading").hidden = true;
-  part("report").hidden = false;
-  drawAll();
+  show(drawAll);
   let width = innerWidth;
   addEventListener("resize", () => {
     if (width === innerWidth) return;
     width = innerWidth;
     if (view && timeline) drawMoment();
   });
-  document.documentElement.dataset.ready = "";
 })();

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,20 +31,19 @@ def running_chromium() -> Iterator[Any]:
         browser.close()
 
 
-class Opened:
-    """A result's page in a browser, with everything that it said or asked for."""
+class Page:
+    """A page in a browser, with everything that it said or asked for.
 
-    def __init__(
-        self,
-        browser: Any,
-        result: ReadableResult,
-        folder: Path,
-        *,
-        beside: ReadableResult | None = None,
-        **options: Any,
-    ) -> None:
+    Args:
+        browser: from `running_chromium`.
+        write: writes the page to a path.
+        folder: for it.
+        options: of the browser's page.
+    """
+
+    def __init__(self, browser: Any, write: Callable[[Path], None], folder: Path, **options: Any) -> None:
         path = folder / "report.html"
-        result.to_html(path, beside=beside)
+        write(path)
         self.said: list[str] = []
         self.asked: list[str] = []
         self.page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
@@ -58,6 +57,21 @@ class Opened:
     def text(self, selector: str) -> str:
         found: str = self.page.locator(selector).inner_text()
         return found
+
+
+class Opened(Page):
+    """A result's page."""
+
+    def __init__(
+        self,
+        browser: Any,
+        result: ReadableResult,
+        folder: Path,
+        *,
+        beside: ReadableResult | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(browser, lambda path: result.to_html(path, beside=beside), folder, **options)
 
     @property
     def event(self) -> int:
