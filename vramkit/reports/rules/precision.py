@@ -140,7 +140,8 @@ def _cast_masks(scene: Scene) -> Iterator[Advice]:
     in each layer, and is as large as nothing that the layer or one in it returns, is that copy.
     """
     table, category = scene.result.tape.allocations, scene.category
-    for row in np.flatnonzero(_masks(scene)).tolist():
+    rows = np.flatnonzero(_masks(scene))
+    for row in rows[np.unique(table["requested"][rows], return_index=True)[1]].tolist():
         size = int(table["requested"][row])
         copies = _copies(scene, size)
         if not len(copies):
@@ -167,7 +168,7 @@ def _copies(scene: Scene, size: int) -> Ints:
     found = np.flatnonzero(forward & (scene.category == Category.ACTIVATION) & (table["requested"] == size // 2))
     kinds = np.array([*(module.kind for module in scene.result.tape.modules), ""])
     for kind in np.unique(kinds[table["module"][found]]).tolist():
-        copies = found[kinds[table["module"][found]] == kind]
+        copies: Ints = found[kinds[table["module"][found]] == kind]
         modules = np.unique(table["module"][copies])
         if _works_in(kind):
             continue  # a copy of what it is given
