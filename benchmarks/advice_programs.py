@@ -94,6 +94,19 @@ def predictions(change: str) -> object:
     return found
 
 
+def joined(change: str) -> object:
+    """Predictions that are joined with those before."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1)).cuda().eval()
+    found = torch.zeros(0)
+    with torch.no_grad():
+        for _ in range(8):
+            images, _ = _images(32, 128)
+            output = model(images)
+            output = output.cpu() if change else output
+            found = torch.cat([found, output]) if len(found) else output
+    return found
+
+
 def hooked(change: str) -> object:
     """Features that a hook keeps, every second step."""
     model, features, calls = _convolutions(), [], iter(range(1000))
@@ -215,6 +228,41 @@ def language(change: str) -> object:
     return model
 
 
+class _Attention(nn.Module):
+    def __init__(self, width: int = 64, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.norm = heads, nn.LayerNorm(width)
+        self.inside, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        parts = self.inside(self.norm(hidden)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(*parts, attn_mask=mask)
+        return hidden + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def _masked(kind: torch.dtype, *, autocast: bool) -> object:
+    layers = nn.ModuleList(_Attention() for _ in range(6)).cuda()
+    optimizer = torch.optim.SGD(layers.parameters(), lr=0.1)
+    for _ in range(3):
+        hidden = torch.randn(16, 512, 64, device="cuda")
+        mask = torch.zeros(16, 1, 512, 512, dtype=kind, device="cuda")
+        with torch.autocast("cuda", torch.float16, enabled=autocast):
+            for layer in layers:
+                hidden = layer(hidden, mask)
+        _step(optimizer, hidden.pow(2).mean())
+    return layers
+
+
+def float_mask(change: str) -> object:
+    """A float32 mask, which autocast makes each layer cast, and keep: it makes the program dearer."""
+    return _masked(torch.float32, autocast=bool(change))
+
+
+def cast_mask(change: str) -> object:
+    """The same under autocast."""
+    return _masked(torch.float16 if change else torch.float32, autocast=True)
+
+
 class _Recommender(nn.Module):
     def __init__(self, *, sparse: bool) -> None:
         super().__init__()
@@ -325,6 +373,7 @@ def cases() -> Iterator[Case]:
     yield Case(validation, "no_grad", "under torch.no_grad()", is_cause=True)
     yield Case(logged_penalty, "float", "float(loss)", is_cause=True)
     yield Case(predictions, "cpu", ".detach().cpu()", is_cause=True)
+    yield Case(joined, "cpu", "before they are joined", is_cause=True)
     yield Case(hooked, "cpu", "what a hook or a list has", is_cause=True)
     yield Case(summed, "each", "call backward() on each loss", is_cause=True)
     yield Case(recurrent, "detach", "detach what a step hands", is_cause=True)
@@ -335,6 +384,8 @@ def cases() -> Iterator[Case]:
     yield Case(whole_checkpoint, "each", "checkpoint each of", is_cause=True)
     yield Case(language, "chunks", "chunks", is_cause=True)
     yield Case(language, "halve", "halve the batch")
+    yield Case(float_mask, "autocast", "torch.autocast")
+    yield Case(cast_mask, "half", "attention mask", is_cause=True)
     yield Case(recommender, "sparse", "sparse=True", is_cause=True)
     yield Case(recommender, "fused", "fused=True")
     yield Case(best_so_far, "cpu", "copies of the model", is_cause=True)

@@ -9,7 +9,9 @@ from benchmarks.needs import needs_virtual_gpu
 
 
 @needs_virtual_gpu
-@pytest.mark.parametrize("program", ["validation", "recurrent", "summed", "deep_linear"])
+@pytest.mark.parametrize(
+    "program", ["validation", "recurrent", "summed", "joined", "cast_mask", "float_mask", "deep_linear"]
+)
 def test_what_is_advised_is_what_the_change_saves(program: str) -> None:
     rows = measured(program)
 

@@ -108,6 +108,21 @@ def test_the_layer_whose_output_is_kept_is_named_and_a_variables_last_value_is_n
     assert kept(last_only=True) == []
 
 
+def test_what_a_hook_keeps_of_a_forward_without_a_graph_would_go_with_that_forward() -> None:
+    story = Story()
+    story.begin(Phase.EVALUATION, grad=False)
+    story.alloc(4 * MIB, Category.ACTIVATION, Phase.EVALUATION, module=3)
+    for step in range(4):
+        backward(story, forward(story, step)[1:], step)
+        end_step(story, step)
+    story.free(story.alloc(64 * MIB, Category.TEMPORARY, step=4), Phase.FORWARD, step=4)
+
+    [found] = causes(story.profile())
+
+    assert "5 tensors of 5 forwards, 20.0 MiB" in found.text
+    assert found.saves // MIB == 4 * 4  # the last one is a variable's while the next forward runs
+
+
 def test_summed_losses_are_told_from_forwards_that_share_one() -> None:
     def four(with_loss: bool) -> Profile:
         story = Story()

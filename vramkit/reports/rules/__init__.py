@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from ..scene import Scene
-from . import batches, checkpoints, earlier, losses, models, optimizers, precision, reserved
+from . import batches, checkpoints, earlier, joined, losses, models, optimizers, precision, reserved
 from .advised import Advice as Advice
 
 RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
     *earlier.RULES,
+    *joined.RULES,
     *models.RULES,
     *checkpoints.RULES,
     *precision.RULES,

@@ -71,7 +71,7 @@ def _batch_of_evaluation(scene: Scene) -> Iterator[Advice]:
         return
     failed = scene.moment.failed
     needs = scene.moment.breakdown.allocated + (failed.requested if failed else 0)
-    if needs > training.allocated:
+    if needs - scene.at(scene.category == Category.OUTPUT) > training.allocated:  # outputs that are kept are no batch's
         yield Advice(
             saves=needs - training.allocated,
             text=f"use a smaller batch in evaluation: it needs {format_size(needs - training.allocated)} more than "

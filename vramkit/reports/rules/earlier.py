@@ -117,7 +117,7 @@ def _kept_outputs(scene: Scene) -> Iterator[Advice]:
         if len(members) < 3 if evaluates else len(np.unique(fates.forwards["step"][members])) < 2:
             continue
         root = int(fates.forwards["module"][members[-1]])
-        less = scene.less(np.where(kept, scene.block, 0), _until_next(scene, members))
+        since = _until_next(scene, members)
         many = f"{counted(int(kept.sum()), 'tensor')} of {len(members):,} forwards, {format_size(scene.at(kept))}"
         many += f", are kept{_containers(scene, kept)}"
         module = _returned_by(scene, module, int(np.flatnonzero(kept)[-1]))
@@ -126,6 +126,9 @@ def _kept_outputs(scene: Scene) -> Iterator[Advice]:
         else:
             name = _name(scene, module)
             text = f"keep what a hook or a list has of {name} as .detach().cpu(), or drop it: {many}"
+            without_graph = kept & ~fates.forwards["made_graph"][np.maximum(fates.maker, 0)]
+            since = np.where(without_graph, fates.forwards["end"][np.maximum(fates.maker, 0)], since)
+        less = scene.less(np.where(kept, scene.block, 0), since)
         yield Advice(saves=scene.saved_over_time(less), text=text, is_cause=True)
 
 

@@ -1,4 +1,6 @@
-"""Numbers of half the size: autocast, by the chain of layers that a forward goes through. Knows no other advice."""
+"""Numbers of half the size: autocast, by the chain of layers that a forward goes through, and masks that every layer
+casts. Knows no other advice.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...gpus import all_gpus
+from ...sizes import format_size
 from ...tape.events import Category, Ints, Phase
 from ...tape.owners import owners
 from ..scene import Scene
@@ -27,6 +30,8 @@ _SAME = re.compile(
 """Those that return what they are given."""
 _KNOWN = 0.9
 """The part of the activations, at least, that has to be of such layers; what others do, their code says."""
+_FEW = 3
+"""So many layers, at least, have to do the same: one could by chance."""
 
 
 def _autocast(scene: Scene) -> Iterator[Advice]:
@@ -38,13 +43,16 @@ def _autocast(scene: Scene) -> Iterator[Advice]:
     if not scene.on_gpu or not _mostly_float32(scene, kept) or (scene.evaluates and scene.trains):
         return
     less, is_known = _halved(scene, kept)
+    casts_masks = _would_cast_masks(scene, kept, scene.saved_over_time(less))
+    is_known &= not casts_masks
     lacks_bfloat16 = _lacks_bfloat16(scene.result.device_name)
     kind = "float16" if lacks_bfloat16 else "bfloat16"
     yield Advice(
         saves=scene.saved_over_time(less),
         text=f'run the forward, float32 now, under torch.autocast("cuda", torch.{kind})'
         + ", with a torch.amp.GradScaler" * (lacks_bfloat16 and scene.trains)
-        + ": what it saves depends on the code of its layers" * (not is_known),
+        + ": what it saves depends on the code of its layers" * (not is_known)
+        + f"; where they cast a float32 mask, each keeps a copy, so make it in {kind} once" * casts_masks,
         is_computed=is_known,
     )
 
@@ -123,4 +131,95 @@ def _mostly_float32(scene: Scene, activation: npt.NDArray[np.bool_]) -> bool:
     return float32 > 9 * half
 
 
-RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_autocast,)
+# -- masks -------------------------------------------------------------------------------------------------------------
+
+
+def _cast_masks(scene: Scene) -> Iterator[Advice]:
+    """A float32 mask of which each attention keeps a copy of half the size, as `scaled_dot_product_attention` makes one
+    under autocast. A boolean mask is no remedy: each layer makes such a copy of it, too. Assumes that what comes once
+    in each layer, and is as large as nothing that the layer or one in it returns, is that copy.
+    """
+    table, category = scene.result.tape.allocations, scene.category
+    rows = np.flatnonzero(_masks(scene))
+    for row in rows[np.unique(table["requested"][rows], return_index=True)[1]].tolist():
+        size = int(table["requested"][row])
+        copies = _copies(scene, size)
+        if not len(copies):
+            continue
+        weights = np.zeros(len(table), np.int64)
+        weights[copies] = scene.block[copies]
+        masks = (table["requested"] == size) & (category == category[row]) & (table["module"] == table["module"][row])
+        weights[masks] = scene.block[masks] // 2
+        layers = len(np.unique(table["module"][copies]))
+        yield Advice(
+            saves=scene.saved(weights),
+            text="make the attention mask once in the half precision of the layers (mask.to(torch.float16), or "
+            f"bfloat16): it is float32, and each of {layers:,} modules keeps a copy of it in half precision, "
+            f"{format_size(size // 2)}",
+            is_cause=True,
+        )
+        return
+
+
+def _copies(scene: Scene, size: int) -> Ints:
+    """What modules of one class keep of a mask of some bytes, half of them each; nothing where that is not certain."""
+    table = scene.result.tape.allocations
+    forward = (table["phase"] == Phase.FORWARD) & (table["module"] >= 0)
+    found = np.flatnonzero(forward & (scene.category == Category.ACTIVATION) & (table["requested"] == size // 2))
+    kinds = np.array([*(module.kind for module in scene.result.tape.modules), ""])
+    for kind in np.unique(kinds[table["module"][found]]).tolist():
+        copies: Ints = found[kinds[table["module"][found]] == kind]
+        modules = np.unique(table["module"][copies])
+        if _works_in(kind):
+            continue  # a copy of what it is given
+        if len(modules) < _FEW or not _is_square(scene, modules, size // 4) or _is_returned(scene, modules, size):
+            continue
+        pairs = np.stack([scene.fates.maker[copies], table["module"][copies]])
+        as_large = forward & np.isin(table["module"], modules) & np.isin(table["requested"], (size, size // 2))
+        if np.unique(pairs, axis=1).shape[1] == int(as_large.sum()):  # else scores, or what is made of them
+            return copies
+    return found[:0]
+
+
+def _would_cast_masks(scene: Scene, kept: npt.NDArray[np.bool_], saves: int) -> bool:
+    """Whether copies of a mask, one in each layer of an unknown class, could matter beside what autocast saves."""
+    tape = scene.result.tape
+    index = np.unique(tape.allocations["module"][kept & scene.moment.alive & (tape.allocations["module"] >= 0)])
+    modules = np.array([each for each in index.tolist() if not _works_in(tape.modules[each].kind)], np.int64)
+    sizes = np.unique(tape.allocations["requested"][_masks(scene)]).tolist()
+    return any(10 * len(modules) * size > saves and _is_square(scene, modules, size // 4) for size in sizes)
+
+
+def _masks(scene: Scene) -> npt.NDArray[np.bool_]:
+    """What is there at the moment, large, was made by no layer, and has as many numbers as nothing that one returns."""
+    table = scene.result.tape.allocations
+    rows = scene.moment.alive & np.isin(scene.category, (Category.INPUT, Category.OTHER, Category.ACTIVATION))
+    rows &= (scene.block * 1000 > scene.moment.breakdown.allocated) & (table["requested"] % 4 == 0)
+    kinds = [_works_in(module.kind) for module in scene.result.tape.modules]
+    result: npt.NDArray[np.bool_] = rows & (np.array([*kinds, ""])[table["module"]] == "")
+    return result & ~np.isin(table["requested"], 4 * np.unique(scene.of_output))
+
+
+def _is_square(scene: Scene, modules: Ints, elements: int) -> bool:
+    """Whether so many numbers can be squares of the length of the sequences that some modules return."""
+    shapes = [scene.result.tape.modules[module].output_shape for module in modules.tolist()]
+    lengths = {max(shape[:-1]) for shape in shapes if len(shape) > 2}
+    return any(length > 1 and elements % length**2 == 0 for length in lengths)
+
+
+def _is_returned(scene: Scene, modules: Ints, size: int) -> bool:
+    """Whether half of some bytes is as large as what some modules or those in them return, or as what a dropout or an
+    index keeps of that: a byte, or up to eight, for each number.
+    """
+    every = scene.result.tape.modules
+    inside = set(modules.tolist())
+    for index, module in enumerate(every):  # a module comes before those in it
+        if module.parent in inside:
+            inside.add(index)
+    elements = {
+        int(np.prod(every[index].output_shape, dtype=np.int64)) for index in inside if every[index].output_shape
+    }
+    return any(size // 2 == width * each for width in (1, 2, 4, 8) for each in elements)
+
+
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_autocast, _cast_masks)
