@@ -143,8 +143,11 @@ class MeasuredTests:
         return reports
 
     def _be_the_fork(self, sink: Connection, item: pytest.Item, asked: Asked, card: GPU | None) -> None:
+        import torch
+
         status = 1
         try:
+            torch.set_num_threads(1)  # torch's pool of threads is made anew by one thread, not by those of all devices
             sink.send(self._run(item, asked, card))
             status = 0
         finally:

@@ -217,6 +217,8 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
     from ...programs.failures import failure_of
     from ...programs.training import Training
 
+    # A fork makes torch's pool of threads anew at its first use, and threads of several devices would do so at once.
+    torch.set_num_threads(1)
     if request.unlimited:
         # Before torch asks for the device's properties: limits that are fractions of its memory have to grow with it.
         # Which kernels run does not depend on it, cuDNN's choice of engines included.
