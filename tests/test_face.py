@@ -161,7 +161,7 @@ assert_type(predicted.largest_batch_size("24 GiB"), int)
 assert_type(predicted.batch_sizes([1, 2])[0].fits, bool)
 assert_type(predicted.gpu, vramkit.GPU)
 engine: vramkit.EngineName = predicted.engine
-models: vramkit.Models = {"net": model}
+nets: vramkit.Models = {"net": model}
 either: vramkit.ReadableResult = result if engine == "fake" else predicted
 both: list[vramkit.MemoryResult] = [result, predicted]
 
