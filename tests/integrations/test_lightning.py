@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
 import torch
+from frameworks import missing
 from subprocesses import run_on
 
 import vramkit
 
-needs = pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="lightning is not installed")
+needs = pytest.mark.skipif(bool(missing("lightning")), reason=missing("lightning"))
 
 MODULE = """
     import torch, lightning

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
+from frameworks import missing
 from subprocesses import run_on
 
-needs = pytest.mark.skipif(importlib.util.find_spec("IPython") is None, reason="IPython is not installed")
+needs = pytest.mark.skipif(bool(missing("IPython")), reason=missing("IPython"))
 
 
 @needs

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
+from frameworks import missing
 from subprocesses import run_on
 
-needs = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
+needs = pytest.mark.skipif(bool(missing("transformers")), reason=missing("transformers"))
 
 TRAINER = """
     import os

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from frameworks import missing
 
 import vramkit
 from vramkit import UsageError
 
-for package in ("transformers", "peft", "timm", "torchvision"):
-    pytest.importorskip(package, reason=f"{package} comes with vramkit[integrations]")
+if why := missing("transformers", "peft", "timm", "torchvision"):
+    pytest.skip(why, allow_module_level=True)
 
 HERE = Path(__file__).parent
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")

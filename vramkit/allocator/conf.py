@@ -6,6 +6,7 @@ c10/cuda/CUDACachingAllocator.cpp, as of torch 2.14).
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -168,6 +169,11 @@ class AllocatorConf:
             return np.full(rounded.shape, MIN_BLOCK, np.int64)
         large = np.where(rounded < self.max_split_size, SMALL_SIZE + 1, UNLIMITED)
         return np.where(rounded <= SMALL_SIZE, MIN_BLOCK, large)
+
+
+def alloc_conf_of_process() -> str:
+    """The text of this process' settings, under either of the variable's two names; empty: it has none."""
+    return os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF") or ""
 
 
 def memory_limit(fraction: float, memory: int) -> int | None:

@@ -5,7 +5,6 @@ and makes the table of what was run.
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from .. import gpus
 from .._version import __version__
 from ..allocator import AllocatorConf
+from ..allocator.conf import alloc_conf_of_process
 from ..batch_size.progress import Line
 from ..counts import check_count
 from ..engines import EngineName
@@ -97,7 +97,7 @@ def plan(
     if largest:
         largest = check_count(_ASKED, "largest", largest)
         check_grows(f"{_ASKED} with largest={largest}", program)
-    conf = _conf(alloc_conf)
+    conf = alloc_conf_of_process() if alloc_conf is None else alloc_conf
     parsed = AllocatorConf.parse(conf)
     check_engine(_ASKED, engine)
     card = current_gpu() if gpu is None else gpus.find(gpu)
@@ -134,12 +134,6 @@ _EIGHT_BITS = LeftOut(
     name="8-bit optimizers",
     reason="They are no part of torch. Pass one as optimizer=, and plan that.",
 )
-
-
-def _conf(given: str | None) -> str:
-    if given is not None:
-        return given
-    return os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF") or ""
 
 
 def _name(changes: Sequence[Change]) -> str:

@@ -6,7 +6,6 @@ Knows what a run comes to and what is told of one that fails. What operators do 
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import threading
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 
 from ..._version import __version__
 from ...allocator import AllocatorConf, DeviceCachingAllocator
+from ...allocator.conf import alloc_conf_of_process
 from ...errors import DeviceError, UsageError
 from ...gpus import GPU
 from ...out_of_memory import is_out_of_memory
@@ -70,7 +70,7 @@ def open_session(program: Program, alloc_conf: str | None, *, instead_of: Device
         UsageError: the program can't be copied.
     """
     if alloc_conf is None:
-        alloc_conf = os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF") or ""
+        alloc_conf = alloc_conf_of_process()
     notes: tuple[str, ...] = ()
     if instead_of is not None:
         why = " ".join(str(instead_of).split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ...sizes import format_size
 from ...tape.events import Category, Phase
@@ -13,24 +14,35 @@ from ..scene import Scene
 from ..tree import shown_name
 from .advised import Advice
 
+_QUANTIZED = 4 * 4096  # bytes: smaller states stay as they are
+
+
+def _temporaries(scene: Scene) -> npt.NDArray[np.bool_]:
+    made = scene.result.tape.allocations["phase"] == Phase.OPTIMIZER
+    found: npt.NDArray[np.bool_] = made & (scene.category == Category.TEMPORARY)
+    return found
+
 
 def _optimizer_temporaries(scene: Scene) -> Iterator[Advice]:
-    made = scene.result.tape.allocations["phase"] == Phase.OPTIMIZER
-    temporary = made & (scene.category == Category.TEMPORARY)
     yield Advice(
-        saves=scene.saved(np.where(temporary, scene.block, 0)),
+        saves=scene.saved(np.where(_temporaries(scene), scene.block, 0)),
         text="give the optimizer fused=True (or foreach=False): its step() makes temporaries for many "
         "parameters at once",
     )
 
 
 def _optimizer_state(scene: Scene) -> Iterator[Advice]:
-    state = scene.category == Category.OPTIMIZER_STATE
+    """Assumes a byte for each number, and four for 256 of them, as AdamW8bit of torchao and of bitsandbytes have it;
+    both step one parameter at a time.
+    """
+    state = (scene.category == Category.OPTIMIZER_STATE) & (scene.block >= _QUANTIZED)
     breakdown = scene.moment.breakdown
     # Two states to a parameter are Adam's; a small state is not worth another optimizer.
     if breakdown.optimizer_state >= breakdown.parameters > 0:
         yield Advice(
-            saves=scene.saved(np.where(state, scene.block * 3 // 4, 0)),
+            saves=scene.saved(
+                np.where(state, scene.block * 191 // 256, 0) + np.where(_temporaries(scene), scene.block, 0)
+            ),
             text="use an 8-bit optimizer (torchao, bitsandbytes): its state takes a quarter",
         )
 
