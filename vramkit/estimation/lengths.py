@@ -173,7 +173,7 @@ def replay_lengths(estimate: Estimate, lengths: Iterable[int], *, bucket: int = 
     probes = _Probes(session, estimate.gpu)
     try:
         probes.fill(sorted({*asked, *padded}))
-        pieces = {length: pieces_of(probes.families_at(length)) for length in {*asked, *padded}}
+        pieces = {length: pieces_of(probes.tape_at(length)) for length in {*asked, *padded}}
         _check_alike(pieces)
     except NotAlikeError as error:
         raise UsageError(_ASKED, f"the program's steps are not alike: {error}", instead=error.instead) from error
@@ -252,7 +252,7 @@ class _Probes:
             joined.append((low, high))
         self.uncertain = joined
 
-    def families_at(self, length: int) -> Tape:
+    def tape_at(self, length: int) -> Tape:
         """What a length asks for."""
         if length in self.runs:
             return self.runs[length]

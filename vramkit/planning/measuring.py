@@ -50,6 +50,8 @@ class Measuring:
         self._with_conf: dict[str, Session] = {}
         self._counts: dict[tuple[Change, ...], StepCount] = {}
         self._whole = 0
+        self.notes: tuple[str, ...] = ()
+        """What had to be assumed of the program as it is, once that has run."""
 
     def draft(self, changes: Iterable[Change]) -> Draft:
         """The program's code with some changes."""
@@ -67,10 +69,7 @@ class Measuring:
         try:
             if missing := self._missing_on_host(changes):
                 return Outcome(changes=changes, failure=missing)
-            outcome = self._run(self._changed(changes), changes)
-            if not changes:
-                self._whole = outcome.peak_allocated
-            return outcome
+            return self._run(self._changed(changes), changes)
         except VramkitError as error:
             if not changes:
                 raise
@@ -123,6 +122,8 @@ class Measuring:
         if not fits and run.peak_allocated <= room:
             on_card = session.run(self._gpu, self._batch_size, detailed=False)
             fits, run = not on_card.ran_out, run if on_card.ran_out else on_card
+        if not changes:
+            self._whole, self.notes = run.peak_allocated, run.notes
         return Outcome(changes=changes, peak_allocated=run.peak_allocated, peak_reserved=run.peak_reserved, fits=fits)
 
     def _is_sure(self) -> bool:

@@ -125,7 +125,7 @@ def plan(
         batch_size=rows,
         variants=variants,
         left_out=(*left_out, *search.left_out, _EIGHT_BITS),
-        notes=session.run(card, rows, unlimited=True, detailed=False).notes,
+        notes=measuring.notes,
         versions={"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]},
     )
 
