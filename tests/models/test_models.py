@@ -91,7 +91,7 @@ def test_a_model_by_name_takes_what_a_plain_script_takes(
             "can't make a model of type 'gpt2': ImportError: FlashAttention2",
         ),
         ("hf:FOLDER", {"method": "half"}, "It is full, lora, freeze:N or inference"),
-        ("hf:FOLDER", {"method": "qlora"}, "kernels of bitsandbytes, which need values and a real GPU"),
+        ("hf:FOLDER", {"method": "qlora"}, "Measure your script by"),
         ("hf:FOLDER", {"method": "freeze:9"}, "the model has 2 blocks (its own parts)"),
         ("hf:FOLDER", {"max_new_tokens": 8}, 'Only inference makes new tokens. Add method="inference"'),
         ("hf:FOLDER", {"dtype": "float16", "precision": "bf16-mixed"}, "With that precision parameters are float32"),

@@ -97,8 +97,8 @@ class Recipe:
             raise UsageError(
                 self.asked,
                 "with method='qlora'",
-                "It quantizes weights by kernels of bitsandbytes, which need values and a real GPU",
-                'Run the script by "vramkit run --gpu real", or say method="lora": adapters beside weights in 16 bits',
+                "Models by name are not quantized: bitsandbytes does that with weights, and none are fetched",
+                'Measure your script by "vramkit run --gpu NAME", or say method="lora": adapters beside weights in 16 bits',
             )
         self._check_together()
 
