@@ -98,7 +98,7 @@ class Recipe:
                 self.asked,
                 "with method='qlora'",
                 "Models by name are not quantized: bitsandbytes does that with weights, and none are fetched",
-                'Measure your script by "vramkit run --gpu NAME", or say method="lora": adapters beside weights in 16 bits',
+                'Measure your script by "vramkit run --gpu NAME", or say method="lora" and dtype="bfloat16"',
             )
         self._check_together()
 
