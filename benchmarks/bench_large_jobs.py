@@ -2,8 +2,8 @@
 
     python benchmarks/bench_large_jobs.py [--gpu h100] [--only 8B-64 ...]
 
-A row says what the rank came to, and the seconds and the memory of this machine that it took. The models have the
-shapes of Llama 3 and are made without weights; a step is the whole of a training's: forward, backward, AdamW.
+A row says what the rank came to, and what that took here: seconds, those in which it had a core, and memory. The models
+have the shapes of Llama 3 and are made without weights; a step is the whole of a training's: forward, backward, AdamW.
 """
 
 from __future__ import annotations
@@ -57,22 +57,28 @@ def main() -> int:
     if options.train is not None:
         train(JOBS[options.train], options.steps)
         return 0
-    print(f"{'job':<16}       allocated        reserved  seconds   memory here")
+    print(f"{'job':<16}       allocated        reserved  seconds  of cores   memory here")
     for name in options.only:
         with tempfile.TemporaryDirectory() as folder:
             document = Path(folder, "run.json")
-            began = time.monotonic()
+            began, before = time.monotonic(), _of_cores()
             command = [sys.executable, "-m", "vramkit", "run", "--gpu", options.gpu, "--world-size"]
             command += [str(JOBS[name].ranks), "--json", str(document), __file__, "--train", name]
             done = subprocess.run([*command, "--steps", str(options.steps)], capture_output=True, text=True)
-            seconds = time.monotonic() - began
+            seconds, of_cores = time.monotonic() - began, _of_cores() - before
             if done.returncode:
                 raise SystemExit(f"{name}:\n{done.stderr}")
             [device] = json.loads(document.read_text())["processes"][0]["result"]["devices"]
         own = done.stdout.rpartition("MEMORY ")[2].strip()
         sizes = f"{device['peak_allocated']:>16,}{device['peak_reserved']:>16,}"
-        print(f"{name:<16}{sizes}{seconds:>9.0f}{int(own) / 2**20:>10,.0f} MiB", flush=True)
+        print(f"{name:<16}{sizes}{seconds:>9.0f}{of_cores:>10.0f}{int(own) / 2**20:>10,.0f} MiB", flush=True)
     return 0
+
+
+def _of_cores() -> float:
+    """Seconds that processes which have ended took of the machine's cores."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def train(job: Job, steps: int) -> None:

@@ -12,7 +12,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +136,7 @@ def fsdp2(
     offloads: bool = False,
     checkpoints: bool = False,
     clips: bool = False,
+    accumulates: bool = False,
 ) -> None:
     options: dict[str, object] = {"mesh": mesh, "reshard_after_forward": reshards}
     if bf16:
@@ -150,7 +151,17 @@ def fsdp2(
     fully_shard(model, **options)
     model.to_empty(device="cpu" if offloads else "cuda")
     clip = functools.partial(nn.utils.clip_grad_norm_, list(model.parameters()), 1.0) if clips else None
-    train(model, adamw(model), clip=clip)
+    train(model, adamw(model), clip=clip, no_sync=functools.partial(_kept_whole, model) if accumulates else None)
+
+
+@contextlib.contextmanager
+def _kept_whole(model: Any) -> Iterator[None]:
+    """Parameters and gradients stay whole after a backward."""
+    for flag in (False, True):
+        model.set_requires_gradient_sync(flag)
+        model.set_reshard_after_backward(flag)
+        if not flag:
+            yield
 
 
 def hsdp(*, shards: int = 1) -> None:
@@ -291,6 +302,7 @@ STRATEGIES: dict[str, Callable[[], None]] = {
     "FSDP2, no reshard": functools.partial(fsdp2, reshards=False),
     "FSDP2, CPU offload": functools.partial(fsdp2, offloads=True),
     "FSDP2, checkpoints, clipping": functools.partial(fsdp2, checkpoints=True, clips=True),
+    "FSDP2, accumulation": functools.partial(fsdp2, accumulates=True),
     "HSDP": hsdp,
     "FSDP1": fsdp1,
     "TP": tensor_parallel,

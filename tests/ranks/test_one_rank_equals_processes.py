@@ -21,6 +21,7 @@ NAMES = (
     "FSDP2, no reshard",
     "FSDP2, CPU offload",
     "FSDP2, checkpoints, clipping",
+    "FSDP2, accumulation",
     "HSDP",
     "FSDP1",
     "TP",
@@ -76,16 +77,19 @@ def test_what_a_bucket_view_shows_is_a_gradient(alone: dict[int, Played]) -> Non
     assert rebuilt.sum() == table[table["category"] == Category.PARAMETER]["requested"].sum()
 
 
-def test_a_shard_is_a_parameter_and_what_is_gathered_of_it_another_category(alone: dict[int, Played]) -> None:
+@pytest.mark.parametrize("name", ["FSDP2", "FSDP2, checkpoints, clipping", "FSDP2, accumulation"])
+def test_a_shard_is_a_parameter_and_what_is_gathered_of_it_another_category(
+    name: str, alone: dict[int, Played]
+) -> None:
     whole = 4 * 96 * 96 * 4  # bytes of the weight of a block's wide layer
     first = alone[0]
-    model = next(each for each in first.names("FSDP2") if each.endswith(".blocks.1.up.weight")).partition(".")[0]
+    model = next(each for each in first.names(name) if each.endswith(".blocks.1.up.weight")).partition(".")[0]
     own = f"{model}.blocks.1.up.weight"
 
-    assert _sizes(first, "FSDP2", Category.PARAMETER, own) == {whole // 2}
-    assert _sizes(first, "FSDP2", Category.OPTIMIZER_STATE, f"exp_avg of {own}") == {whole // 2}
-    assert _sizes(first, "FSDP2", Category.GATHERED, f"gathered of {own}") == {whole}
-    assert _sizes(first, "FSDP2", Category.GRADIENT, f"whole of {own}") == {whole}
+    assert _sizes(first, name, Category.PARAMETER, own) == {whole // 2}
+    assert _sizes(first, name, Category.OPTIMIZER_STATE, f"exp_avg of {own}") == {whole // 2}
+    assert _sizes(first, name, Category.GATHERED, f"gathered of {own}") == {whole}
+    assert whole in _sizes(first, name, Category.GRADIENT, f"whole of {own}")
 
 
 def test_what_tensor_parallel_layers_exchange_and_keep_is_an_activation(alone: dict[int, Played]) -> None:

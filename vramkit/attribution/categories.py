@@ -173,6 +173,8 @@ class _Labels:
                 row = self._containing(address, starts, alive)
                 if row < 0:
                     continue
+            if category == Category.PARAMETER and self._category[row] == Category.GATHERED:
+                continue  # as long as a parameter is whole, its module has that in the shard's place
             if scan.parts:
                 self.seen.used.setdefault(row, []).append((event, *scan.parts[i]))
             if category == Category.COMMUNICATION:

@@ -37,7 +37,10 @@ class Found(NamedTuple):
 
 
 def reached(
-    roots: Iterable[tuple[str, Any]], look: Callable[[Found], tuple[bool, _T | None]], limit: int = _MAX_OBJECTS
+    roots: Iterable[tuple[str, Any]],
+    look: Callable[[Found], tuple[bool, _T | None]],
+    limit: int = _MAX_OBJECTS,
+    seen: set[int] | None = None,
 ) -> Iterator[Found]:
     """Every tensor, wherever it is, and once every object that may hold some; the shortest names first.
 
@@ -46,8 +49,10 @@ def reached(
         look: says of each object that may hold others whether to go into it, and what to mark what is inside with; for
             None it gets the object's own mark.
         limit: how many objects to go into, at most.
+        seen: ids of objects that were reached from elsewhere, and are not again; gets those that are. They have to be
+            there as long as it is.
     """
-    seen: set[int] = set()
+    seen = set() if seen is None else seen
     pending = deque(Found(name, value, None) for name, value in roots)
     while pending and limit:
         each = pending.popleft()

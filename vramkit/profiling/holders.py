@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..torch_internals.modules import children_of, unwrapped_name
+from ..torch_internals.sharding import shards
 from .contents import Found, attributes_of, reached
 from .lines import Line
 from .tensors import shape_of
@@ -114,11 +115,13 @@ class Model:
         if model is None:
             return
         try:
-            named = [(unwrapped_name(name), each) for name, each in list(model.named_parameters())]
+            shard_of = shards()
+            named = [(unwrapped_name(name), shard_of.get(id(each), each)) for name, each in [*model.named_parameters()]]
             held = [(unwrapped_name(name), each) for name, each in list(model.named_buffers())]
         except RuntimeError:  # another thread changes it: what was known holds
             return
-        carried = [each for name, parameter in named for each in _carried_by(f"{self._name}.{name}", parameter)]
+        seen: set[int] = set()  # what parameters share, such as the mesh of all shards, is looked into once
+        carried = [each for name, parameter in named for each in _carried_by(f"{self._name}.{name}", parameter, seen)]
         self.shapes = tuple(shape_of(parameter) for _, parameter in named)
         # Other threads read both at a time.
         self.parameters, self.parameter_names = (
@@ -153,16 +156,18 @@ def _again(old: Sequence[str], new: list[str]) -> Sequence[str]:
     return old if old == new else new
 
 
-def _carried_by(name: str, parameter: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+def _carried_by(name: str, parameter: torch.Tensor, seen: set[int]) -> list[tuple[str, torch.Tensor]]:
     """Tensors that a parameter has as attributes, directly or inside an object, such as a quantised weight's scales."""
-    return _tensors_under(attributes_of(name, parameter), _is_no_owner) if vars(parameter) else []
+    return _tensors_under(attributes_of(name, parameter), _is_no_owner, seen) if vars(parameter) else []
 
 
-def _tensors_under(items: Iterable[tuple[str, Any]], enters: Callable[[type], bool]) -> list[tuple[str, torch.Tensor]]:
+def _tensors_under(
+    items: Iterable[tuple[str, Any]], enters: Callable[[type], bool], seen: set[int] | None = None
+) -> list[tuple[str, torch.Tensor]]:
     def look(found: Found) -> tuple[bool, None]:
         return enters(type(found.value)), None
 
-    found = reached(items, look, _MAX_ATTRIBUTES)
+    found = reached(items, look, _MAX_ATTRIBUTES, seen)
     return [(each.name, each.value) for each in found if isinstance(each.value, torch.Tensor)]
 
 

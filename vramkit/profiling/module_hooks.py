@@ -136,8 +136,11 @@ class ModuleHooks:
                 self._tensors.use_model(self._modules.root_of(index), line)
                 mode = 0 if in_backward else self._begin(module, index, line)  # a recomputation is as its forward was
                 self._tensors.look_at_inputs(_inputs((args, kwargs)))
-                looked = self._variables.look(line.backwards, again=line.is_looked_at)
-                self._tensors.look_at_models(again=line.is_looked_at or looked)
+                # Each module of a recomputation is an outermost one: to look at the whole model for every one would cost
+                # the square of its layers. Its forward has looked, and the program waits for the backward.
+                again = not in_backward and line.is_looked_at
+                looked = not in_backward and self._variables.look(line.backwards, again=again)
+                self._tensors.look_at_models(again=again or looked)
             marked = line.marked_nodes
             if in_backward:  # in another thread, which numbers its nodes by itself
                 line.marked_nodes = set()

@@ -6,6 +6,7 @@ Each is looked up once its module is there, for only programs that shard import 
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -17,6 +18,15 @@ _FLAT = "torch.distributed.fsdp._flat_param"
 
 Gathered = Callable[[list[tuple[torch.Tensor, torch.Tensor]]], object]
 """Takes pairs of a sharded parameter and a whole one, or its gradient."""
+
+_parameters: weakref.WeakSet[Any] = weakref.WeakSet()
+"""FSDP2's own, of all parameters that were gathered while somebody looked."""
+
+
+def shards() -> dict[int, torch.Tensor]:
+    """The shards of parameters, by the ids of the whole ones that take their places in modules for a while."""
+    pairs = ((getattr(each, "_unsharded_param", None), getattr(each, "sharded_param", None)) for each in _parameters)
+    return {id(whole): shard for whole, shard in pairs if whole is not None and shard is not None}
 
 
 class Sharding:
@@ -44,6 +54,7 @@ class Sharding:
         def of_copy_out(original: Callable[..., Any]) -> Callable[..., Any]:
             def foreach_all_gather_copy_out(result: Any, parameters: list[Any], *args: Any, **kwargs: Any) -> Any:
                 made = original(result, parameters, *args, **kwargs)
+                _parameters.update(parameters)
                 self._gathered(list(_whole(parameters)))
                 return made
 
@@ -65,7 +76,8 @@ class Sharding:
     def _watch_flat(self, module: Any) -> None:
         def of_use(original: Callable[..., Any]) -> Callable[..., Any]:
             def use(handle: Any, whole: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-                self._gathered([(handle.flat_param, whole)])
+                if whole is not handle.flat_param:  # else it is not sharded
+                    self._gathered([(handle.flat_param, whole)])
                 return original(handle, whole, *args, **kwargs)
 
             return use
