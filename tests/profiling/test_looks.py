@@ -36,7 +36,7 @@ def test_a_model_is_looked_at_as_often_however_many_of_its_modules_are_recompute
 
     def looks(count: int) -> int:
         model, before = Blocks(count), len(looked)
-        with vramkit.profile(device="cpu") as profile:
+        with vramkit.profile(device="cpu"):
             model(torch.ones(2, 8)).sum().backward()
         return len(looked) - before
 

@@ -136,7 +136,7 @@ class ModuleHooks:
                 self._tensors.use_model(self._modules.root_of(index), line)
                 mode = 0 if in_backward else self._begin(module, index, line)  # a recomputation is as its forward was
                 self._tensors.look_at_inputs(_inputs((args, kwargs)))
-                # Each module of a recomputation is an outermost one: to look at the whole model for every one would cost
+                # Each module of a recomputation is an outermost one: to look at the whole model for each would cost
                 # the square of its layers. Its forward has looked, and the program waits for the backward.
                 again = not in_backward and line.is_looked_at
                 looked = not in_backward and self._variables.look(line.backwards, again=again)
