@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from frameworks import missing
 from subprocesses import run_on
 
 import vramkit
+from vramkit.integrations.measured_steps import MeasuredSteps
 
 needs = pytest.mark.skipif(bool(missing("lightning")), reason=missing("lightning"))
 
@@ -122,6 +124,70 @@ def test_a_callback_measures_the_first_steps_and_a_training_that_runs_out_of_mem
     assert "OUT OF MEMORY" in found["notes"]
     assert found["failed"] == 1
     assert found["free"]
+
+
+@needs
+@pytest.mark.virtual_gpu
+def test_the_finder_in_the_place_of_lightnings_gives_the_size_that_its_training_then_takes() -> None:
+    found = run_on(
+        "1 GiB",
+        MODULE
+        + """
+    import logging, warnings
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    from vramkit.integrations.lightning import BatchSizeFinder
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1 << 16
+        def __getitem__(self, index):
+            return torch.zeros(256), 0
+
+    class Loading(Net):
+        def __init__(self):
+            super().__init__()
+            self.batch_size = 4
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(Rows(), batch_size=self.batch_size)
+
+    class Starts(lightning.Callback):
+        def on_train_start(self, trainer, module):
+            self.states = len(trainer.optimizers[0].state)
+            self.steps, self.rate = trainer.global_step, trainer.optimizers[0].param_groups[0]["lr"]
+            self.same = module.layers[2].bias.tolist() == bias
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    module = Loading()
+    bias = module.layers[2].bias.tolist()
+    finder, starts = BatchSizeFinder(max_val=1 << 14), Starts()
+    trainer(max_steps=4, accumulate_grad_batches=2, callbacks=[finder, starts]).fit(module)
+    result = {
+        "predicted": finder.found.peak_reserved, "took": torch.cuda.max_memory_reserved(),
+        "sizes": [module.batch_size, finder.optimal_batch_size, finder.found.batch_size],
+        "begins": [starts.states, starts.steps, starts.rate, starts.same],
+        "failures": torch.cuda.memory_stats()["num_ooms"],
+    }
+    """,
+    )
+
+    assert found["predicted"] == found["took"]
+    assert len({*found["sizes"]}) == 1
+    assert found["sizes"][0] > 512
+    assert found["begins"] == [0, 0, 0.001 / 3, True]  # ConstantLR's factor
+    assert found["failures"] == 0
+
+
+def test_another_rank_than_the_first_writes_a_page_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for rank in (0, 1):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        measured = MeasuredSteps(steps=1, html=tmp_path / "memory.html", stacks=False)
+        measured.begin(torch.nn.Linear(4, 4), 0)
+        measured.end()
+
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["memory-rank1.html", "memory.html"]
 
 
 class OwnStep(torch.nn.Module):

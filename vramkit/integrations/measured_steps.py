@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from os import PathLike
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..counts import check_count
 from ..errors import UsageError
@@ -79,4 +82,11 @@ class MeasuredSteps:
         measuring.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
         self._result = measuring.result
         if self._html is not None:
-            self._result.to_html(self._html)
+            self._result.to_html(_of_this_rank(Path(self._html)))
+
+
+def _of_this_rank(path: Path) -> Path:
+    """Where a rank's page goes: as it was said for the first, and with its number for the others."""
+    distributed = torch.distributed
+    rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    return path.with_stem(f"{path.stem}-rank{rank}") if rank else path

@@ -1,19 +1,24 @@
 """vramkit in a ``Trainer`` of transformers: some steps measured, logged and written as a page.
 
-Knows the Trainer's events; needs transformers, which is imported with this module.
+Knows the Trainer's events; needs transformers, which is imported with this module. Its batch size is found in
+``trainer_batch_size``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from os import PathLike
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from ..errors import UsageError
 from ..results.profile import Profile
 from .measured_steps import ASKED, MeasuredSteps
+from .trainer_batch_size import fit_batch_size
+
+__all__ = ["MemoryCallback", "fit_batch_size"]
 
 
 class MemoryCallback(TrainerCallback):  # type: ignore[misc] # type checkers don't look into transformers here
@@ -33,7 +38,7 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc] # type checkers don
     Args:
         trainer: the Trainer, or one that is made of it (TRL's). Its ``train`` is wrapped, so that an exception is seen.
         steps: how many optimizer steps to measure, from the first on.
-        html: where the page goes; None: nowhere.
+        html: where the page goes; None: nowhere. Of several ranks, the others than the first add their number.
         stacks: record lines of source, as `vramkit.profile` does.
 
     Raises:
@@ -43,14 +48,15 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc] # type checkers don
     def __init__(
         self, trainer: Any, *, steps: int = 3, html: str | PathLike[str] | None = None, stacks: bool = False
     ) -> None:
-        if not hasattr(trainer, "train") or not hasattr(trainer, "log"):
+        if not isinstance(trainer, Trainer):
             raise UsageError(
                 ASKED,
                 f"of {type(trainer).__name__}, which does not train",
                 instead="Pass the Trainer: trainer.add_callback(MemoryCallback(trainer))",
             )
         self._measured = MeasuredSteps(steps=steps, html=html, stacks=stacks)
-        self._log: Callable[[dict[str, float]], None] = trainer.log
+        # Not a subclass's log: TRL's adds what it has averaged since the last, and begins anew.
+        self._log: Callable[[dict[str, float]], None] = partial(Trainer.log, trainer)
         train = trainer.train
 
         def measured(*args: Any, **kwargs: Any) -> Any:

@@ -6,6 +6,7 @@ Knows what torch's own pickles of them leave out; knows no program.
 from __future__ import annotations
 
 import copyreg
+import pickle
 import sys
 import types
 from collections import defaultdict
@@ -67,6 +68,20 @@ def as_compiled(module: torch.nn.Module) -> Any:
     reduced: Any = module.__reduce_ex__(2)
     make, arguments, state, *rest = reduced
     return (make, arguments, {**state, OWN_COMPILED: compiled}, *rest) if isinstance(state, dict) else None
+
+
+def as_wrapper(value: Any) -> Any:
+    """An object around a function that refuses to be pickled, as the one around the forward of a model that accelerate
+    has prepared for mixed precision: what it holds is sent. None: it is none, or does not refuse.
+    """
+    own = getattr(type(value), "__getstate__", None)
+    if own is getattr(object, "__getstate__", None) or "__wrapped__" not in getattr(value, "__dict__", ()):
+        return None
+    try:
+        value.__getstate__()
+    except pickle.PicklingError:
+        return copyreg.__newobj__, (type(value),), dict(vars(value))  # type: ignore[attr-defined] # not in typeshed
+    return None
 
 
 def code_from(filename: str, make: Callable[..., types.CodeType], arguments: tuple[Any, ...]) -> types.CodeType:
