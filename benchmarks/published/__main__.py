@@ -30,8 +30,8 @@ python -m benchmarks.published --write docs/published-figures.md
 ```
 
 The last run: {when}; torch {torch}. **{equal} of {all} are equal to every digit that was published, and {near} are
-within 1 %**; most were measured with another torch. Where NVML was read, CUDA's context and what the driver keeps are in the figure,
-and are assumed here."""
+within 1 %**; most were measured with another torch. Where NVML was read, CUDA's context and what the driver keeps are
+in the figure, and are assumed here."""
 
 
 def main() -> int:
