@@ -6,7 +6,7 @@ Knows no program: ``call`` names it, and it runs in a process of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MIB, GIB, GB = 1 << 20, 1 << 30, 10**9
 
@@ -30,6 +30,8 @@ class Source:
     """Decimals that were published; None: the figure is a float32, all digits."""
     setup: str
     """Imports of the program."""
+    context: int = 0
+    """Bytes that CUDA's context took, where it was not what is assumed for the card; 0: that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,9 @@ class Figure:
     why: str = ""
     """Where it is known why ours is another, the reason."""
 
+
+OLD_CONTEXT = 1341 * MIB
+"""Of a context before CUDA 11.7, which loaded all kernels: what the source of BERT found before it had a model."""
 
 LIGER = Source(
     name="Liger-Kernel",
@@ -91,6 +96,65 @@ VIT = Source(
     size=GB,
     digits=2,
     setup="from benchmarks.published import images",
+)
+BERT = Source(
+    name="BERT-large",
+    where="huggingface/transformers@0ad5fe67 docs/source/performance.mdx",
+    card="V100-SXM2-16GB",
+    torch="1.10",
+    gpu="v100-16gb",
+    what="NVML, used on the device",
+    unit="MiB",
+    size=MIB,
+    digits=0,
+    setup="from benchmarks.published import bert",
+    context=OLD_CONTEXT,
+)
+FINE_TUNING = Source(
+    name="Whole fine-tuning",
+    where="foundation-model-stack/fms-acceleration@876e2ed6 scripts/benchmarks/refs/a100_80gb.csv",
+    card="A100-80GB",
+    torch="2.4.1",
+    gpu="a100-80gb",
+    what="max_memory_allocated()",
+    unit="B",
+    size=1,
+    digits=0,
+    setup="from benchmarks.published import fine_tuning",
+)
+CONVNEXT = Source(
+    name="ConvNeXt-L",
+    where="mila-iqia/milabench@faf39234 config/scaling/H100.yaml",
+    card="H100",
+    torch="2.6",
+    gpu="h100",
+    what="NVML, used on the device",
+    unit="MiB",
+    size=MIB,
+    digits=0,
+    setup="from benchmarks.published import images",
+)
+TIMM_TRAINS = Source(
+    name="timm's largest batches, training",
+    where="huggingface/pytorch-image-models@aa4b5850 results/benchmark-train-amp-nchw-pt112-cu113-rtx3090.csv",
+    card="RTX 3090",
+    torch="1.12",
+    gpu="rtx3090",
+    what="the first batch size that fits, from above",
+    unit="images",
+    size=1,
+    digits=0,
+    setup="from benchmarks.published import batches",
+    context=OLD_CONTEXT,
+)
+TIMM_INFERS = replace(
+    TIMM_TRAINS,
+    name="timm's largest batches, inference",
+    where="huggingface/pytorch-image-models@aa4b5850 results/benchmark-infer-amp-nchw-pt291-cu128-4090.csv",
+    card="RTX 4090",
+    torch="2.9.1",
+    gpu="rtx4090",
+    context=0,
 )
 
 _LIGER: Mapping[str, Mapping[int, float]] = {
@@ -146,6 +210,41 @@ _VIT = (
     ("SGD", 2.02, 'images.Run(4, "bf16-true", 4, "sgd")', "not understood"),
 )
 
+_CUBLAS = "what cuBLAS took from CUDA for itself is not known"
+_BERT = (
+    ("4 texts", 14949, "bert.Run()", _CUBLAS),
+    ("1 text, 4 accumulated", 8681, "bert.Run(1, 4)", _CUBLAS),
+    ("1 text, 4 accumulated, checkpointing", 6775, "bert.Run(1, 4, True)", _CUBLAS),
+    ("4 texts, float16 by autocast", 13939, "bert.Run(half=True)", "not understood"),
+    ("1 text, 4 accumulated, checkpointing, float16", 7275, "bert.Run(1, 4, True, True)", _CUBLAS),
+    ("4 texts, Adafactor", 12295, "bert.Run(optimizer=bert.Adafactor)", "not understood"),
+    ("the fifth with Adafactor", 4847, "bert.Run(1, 4, True, True, bert.Adafactor)", _CUBLAS),
+)
+_FINE_TUNING = (
+    ("SantaCoder", 11267745280, "santacoder", "4 MiB are a mask that today's transformers has as a buffer"),
+    ("Mistral-7B", 72434837504, "mistral", "449 KiB, not followed: the texts' lengths are not published"),
+)
+_CONTEXT = "the context and what the driver keeps are an H200's"
+_CONVNEXT = {64: 24989, 144: 53069, 216: 78435}
+_TRAINS = {
+    "densenet121": (224, 256),
+    "mixer_b16_224": (224, 256),
+    "vgg16": (224, 384),
+    "vit_base_patch16_224": (224, 192),
+    "resnet152": (224, 192),
+    "convnext_base": (224, 128),
+    "efficientnet_b4": (320, 96),
+    "swin_base_patch4_window7_224": (224, 128),
+    "regnety_160": (224, 192),
+    "vit_large_patch16_224": (224, 64),
+}
+"""By network: the width of its images, and the batch."""
+_INFERS = {
+    "regnety_320": (384, 384),
+    "swin_large_patch4_window12_384": (384, 128),
+    "maxvit_large_tf_512": (512, 64),
+}
+
 
 def _figures() -> Iterator[Figure]:
     for name, row in _LIGER.items():
@@ -160,6 +259,19 @@ def _figures() -> Iterator[Figure]:
         yield Figure(source=GPT, program=program, value=value, call=call, why=why)
     for program, value, run, why in _VIT:
         yield Figure(source=VIT, program=program, value=value, call=f"images.train({run})", why=why)
+    for program, value, run, why in _BERT:
+        yield Figure(source=BERT, program=program, value=value, call=f"bert.train({run})", why=why)
+    for program, value, name, why in _FINE_TUNING:
+        call = f"fine_tuning.train(fine_tuning.{name}())"
+        yield Figure(source=FINE_TUNING, program=program, value=value, call=call, why=why)
+    for batch, value in _CONVNEXT.items():
+        yield Figure(
+            source=CONVNEXT, program=f"{batch} images", value=value, call=f"images.convnext({batch})", why=_CONTEXT
+        )
+    for source, sizes, trains in ((TIMM_TRAINS, _TRAINS, True), (TIMM_INFERS, _INFERS, False)):
+        for name, (width, value) in sizes.items():
+            options = f"width={width}, above={2 * value}, trains={trains}, of_2022={trains}"
+            yield Figure(source=source, program=name, value=value, call=f"batches.largest({name!r}, {options})")
 
 
 FIGURES = tuple(_figures())

@@ -1,7 +1,7 @@
-"""ViT-L/16 trained on images of CIFAR-10 made 224 wide, in six ways. After rasbt/pytorch-memory-optim's scripts.
+"""Networks for images: ViT-L/16 trained on CIFAR-10 made 224 wide, in six ways, and ConvNeXt-L.
 
-They ran on a torch whose Adam kept two temporaries beside each parameter, where today's keeps one: ``Adam`` here does
-as that one did.
+The scripts for ViT-L/16 (rasbt/pytorch-memory-optim) ran on a torch whose Adam kept two temporaries beside each
+parameter, where today's keeps one: ``Adam`` here does as that one did.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+DRIVER = 615 << 20
+"""What the driver of an H200 keeps of the card for itself, which the first form of NVML's query counts as used."""
 
 
 class Adam(torch.optim.Optimizer):
@@ -97,3 +100,25 @@ def train(run: Run, *, batches: int = 10) -> int:
         for count in [run.batch] * 3:
             forward(count)
     return torch.cuda.max_memory_reserved()
+
+
+def convnext(batch: int, *, steps: int = 5) -> int:
+    """What NVML shows of a device on which torchvision's ConvNeXt-L is trained in float32.
+
+    Returns:
+        Bytes: reserved memory, the context that is assumed for this card, and what the driver keeps for itself.
+    """
+    from torchvision.models import convnext_large
+
+    from vramkit.gpus import find
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = convnext_large().to("cuda").train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(steps):
+        x = torch.zeros(batch, 3, 224, 224).to("cuda")
+        target = torch.zeros(batch, dtype=torch.long).to("cuda")
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), target).backward()
+        optimizer.step()
+    return torch.cuda.max_memory_reserved() + find("h100").context + DRIVER

@@ -14,10 +14,11 @@ from .figures import Figure
 
 _ROOT = Path(__file__).parents[2]
 _PROGRAM = """
-import json, sys
+import dataclasses, json, sys
 sys.path.insert(0, {root!r})
-from vramkit import virtual_gpu
-virtual_gpu.activate({gpu!r})
+from vramkit import gpus, virtual_gpu
+card = gpus.find({gpu!r})
+virtual_gpu.activate(dataclasses.replace(card, context={context!r} or card.context))
 {setup}
 print("RESULT" + json.dumps({call}))
 """
@@ -57,7 +58,9 @@ def say(figure: Figure, *, python: str = sys.executable) -> Row:
         python: the interpreter, and so the torch.
     """
     source = figure.source
-    program = _PROGRAM.format(root=str(_ROOT), gpu=source.gpu, setup=source.setup, call=figure.call)
+    program = _PROGRAM.format(
+        root=str(_ROOT), gpu=source.gpu, context=source.context, setup=source.setup, call=figure.call
+    )
     done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False)
     if done.returncode:
         return Row(figure, None, (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1])
