@@ -71,6 +71,7 @@ def _halved(scene: Scene, kept: npt.NDArray[np.bool_]) -> tuple[Ints, bool]:
     rows = np.flatnonzero(kept & (table["born"] >= 0) & (scene.of_output > 0))
     weights = np.zeros(len(table), np.int64)
     halves = np.zeros(len(tape.modules) + 1, bool)
+    beside, until = np.zeros((2, len(table)), np.int64)
     is_half = False
     for row, following in zip(rows.tolist(), _following(rows, table["module"][rows]), strict=True):
         how = works[row]
@@ -78,6 +79,10 @@ def _halved(scene: Scene, kept: npt.NDArray[np.bool_]) -> tuple[Ints, bool]:
         then = "float" if is_last else works[following]  # losses work in float32
         if how:
             is_half = how == "half" or (how == "same" and is_half)
+        if (then, is_half) in (("float", True), ("half", False)) and not is_last and _is_whole(scene, row):
+            # What is copied in the other type is held until the layer, or the block, that it is given to has returned.
+            beside[row] = scene.block[row] // 2 if is_half else scene.block[row]
+            until[row] = _returned(scene, rows, row, following)
         # What a layer of the other type takes is kept as a copy of that layer's type.
         becomes_half = then == "half" if then in ("half", "float") and _is_whole(scene, row) else is_half
         if how and becomes_half and table["requested"][row] > 1024:
@@ -88,20 +93,23 @@ def _halved(scene: Scene, kept: npt.NDArray[np.bool_]) -> tuple[Ints, bool]:
     passing = (scene.category == Category.TEMPORARY) & (table["phase"] == Phase.BACKWARD) & (table["module"] >= 0)
     passing &= np.isin(table["requested"], sizes)
     weights[passing] = scene.block[passing] // 2
-    if (
-        len(rows) and works[rows[0]] == "half"
-    ):  # a copy of the batch is kept for the backward, and the batch if it is held
+    if len(rows) and works[rows[0]] == "half":
+        # A copy of the batch is kept for the backward, and the batch until the forward has ended, or while it is held.
         inputs = np.flatnonzero(scene.category == Category.INPUT)
-        of_graph = np.isin(tape.events["phase"][table["died"][inputs]], (Phase.BACKWARD,)) & (
-            table["died"][inputs] >= 0
-        )
+        died = table["died"][inputs]
+        of_graph = (tape.events["phase"][died] == Phase.BACKWARD) & (died >= 0)
         weights[inputs] = np.where(of_graph, 1, -1) * (scene.block[inputs] // 2)
+        given = table["forward"][inputs[of_graph]]
+        beside[inputs[of_graph]] = scene.block[inputs[of_graph]]
+        until[inputs[of_graph]] = np.append(scene.fates.forwards["end"], 0)[
+            np.minimum(given, len(scene.fates.forwards))
+        ]
     casts = np.array([*(_works_in(kind) == "half" for kind in kinds), False])
     copies = (
         int(scene.block[scene.moment.alive & (scene.category == Category.PARAMETER) & casts[owners(tape)]].sum()) // 2
     )
     phase = np.append(Phase.OUTSIDE, tape.events["phase"])
-    less = scene.less(weights)
+    less = scene.less(weights) - scene.less(beside) + scene.less(beside, until)
     less -= np.where(np.isin(phase, (Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE)), copies, 0)
     alive = kept & scene.moment.alive
     return less, scene.at(alive & (works != "")) >= _KNOWN * scene.at(alive)
@@ -113,6 +121,19 @@ def _following(rows: Ints, module: Ints) -> list[int]:
     following = np.append(rows, -1)[begins[np.searchsorted(begins, np.arange(len(rows)), side="right")]]
     result: list[int] = following.tolist()
     return result
+
+
+def _returned(scene: Scene, rows: Ints, row: int, following: int) -> int:
+    """The event at which the layer after a row, or the block that begins with it, has returned."""
+    modules, table = scene.result.tape.modules, scene.result.tape.allocations
+    outer, inner = (modules[int(table["module"][each])].parent for each in (row, following))
+    for each in rows[np.searchsorted(rows, following) :].tolist():
+        module = int(table["module"][each])
+        if scene.fates.maker[each] != scene.fates.maker[row]:
+            break
+        if (modules[module].parent != inner) if inner != outer else (module != table["module"][following]):
+            return int(table["born"][each])
+    return int(scene.fates.forwards["end"][scene.fates.maker[row]])
 
 
 def _is_whole(scene: Scene, row: int) -> bool:
