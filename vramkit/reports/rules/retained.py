@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from ...sizes import format_size
 from ...tape.events import Category, Ints, Phase
-from ..edits import Edit
 from ..scene import Scene
 from .advised import Advice
 from .earlier import made_by, model_name
@@ -19,7 +18,8 @@ _Mask = npt.NDArray[np.bool_]
 
 def _retained(scene: Scene) -> Iterator[Advice]:
     """Graphs of which no backward of their step freed anything, and that are there until the next step's forward has
-    made another: what ``retain_graph=True`` keeps. Assumes that nothing needs them after the step's last backward.
+    made another: what ``retain_graph=True`` keeps. Assumes that nothing needs them after the step's last backward,
+    which would free each as it leaves its module: about there, so what is reserved then is not told.
     """
     fates = scene.fates
     current = fates.last_begun(scene.moment.event)
@@ -35,10 +35,8 @@ def _retained(scene: Scene) -> Iterator[Advice]:
     here = np.unique(fates.maker[rows & scene.moment.alive & (fates.maker < current)])
     if len(here) != 1 or forwards["step"][here[0]] == forwards["step"][current]:
         return  # of several a state is handed on
-    edit = Edit(np.where(rows, scene.block, 0), _passed(scene, rows, last[fates.maker]))
     yield Advice(
-        saves=scene.saved(edit.smaller, edit.since),
-        edit=edit,
+        saves=scene.saved(np.where(rows, scene.block, 0), _passed(scene, rows, last[fates.maker])),
         text=f"call backward() without retain_graph=True: {format_size(scene.at(rows & (fates.maker == here[0])))} of "
         f"the graph of {model_name(scene, int(forwards['module'][here[0]]))} are there since the step before, as no "
         "backward freed them",
