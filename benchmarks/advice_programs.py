@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import advice_pairs as pairs
 import torch
 from torch import nn
 from torch.nn import functional
@@ -394,3 +395,12 @@ def cases() -> Iterator[Case]:
     yield Case(second_model, "del", "what refers to", is_cause=True)
     yield Case(average, "halve", "halve the batch")
     yield Case(deep_linear, "chunks", "chunks")
+    yield Case(pairs.twins, "halve", "halve the batch")
+    yield Case(pairs.inner_teacher, "no_grad", "under torch.no_grad()", is_cause=True)
+    yield Case(pairs.trained_teacher, "no_grad", "under torch.no_grad()", is_cause=True)
+    yield Case(pairs.target, "no_grad", "where its output is only compared", is_cause=True)
+    yield Case(pairs.retained, "drop", "without retain_graph=True", is_cause=True)
+    yield Case(pairs.probabilities, "cpu", "find what keeps", is_cause=True)
+    yield Case(pairs.replay_buffer, "cpu", "data set", is_cause=True)
+    yield Case(pairs.added_mask, "half", "attention mask", is_cause=True)
+    yield Case(pairs.norms, "autocast", "torch.autocast")

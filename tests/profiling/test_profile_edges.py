@@ -475,3 +475,22 @@ def test_an_optimizers_step_in_which_the_block_begins_is_no_step_of_it(device: s
 
     assert {each.step for each in measuring.result.steps} == {0}
     assert {each.phase for each in measuring.result.phases} == {Phase.OUTSIDE, Phase.FORWARD, Phase.BACKWARD}
+
+
+@pytest.mark.virtual_gpu
+def test_logits_as_large_as_a_workspace_are_none() -> None:
+    size = torch._C._cuda_getCublasWorkspaceSize()
+    model = nn.Linear(4, size // 4 // 128, device="cuda")  # of 128 rows as many bytes
+
+    def run() -> None:
+        for _ in range(3):
+            model(torch.zeros(128, 4, device="cuda")).sum().backward()
+            model.zero_grad()
+
+    profile = profiled(run, device="cuda")
+    table = profile.tape.allocations
+    alike = table["requested"] == size
+
+    assert alike.sum() >= 3
+    assert (alike & (table["category"] == Category.WORKSPACE)).sum() <= 2  # the program's thread and autograd's
+    assert int(profile.timeline.of(Category.WORKSPACE).max()) <= 2 * size

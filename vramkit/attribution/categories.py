@@ -249,17 +249,18 @@ def _settle(recording: Recording, story: Story, context: Contexts, table: Table,
 def _doubtful(table: Table, candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Candidates for a workspace that are rather tensors of that size.
 
-    A workspace of 8,519,680 bytes is told by its size: tensors seldom have it. One of 32 MiB or of 1 MiB is not; of
-    those, the first of each stream and side of autograd that lives on is believed, if it came in the first step that
-    asked for so much: there is one for each thread that multiplies. Wrong where a program keeps a tensor of just that
-    size that it made before its first matrix product.
+    A size alone says nothing: logits of 32,768 x 65 in float32 have the 8,519,680 bytes of one. The first of each
+    stream and side of autograd that lives on is believed, if it came in the first step that asked for so much: there is
+    one for each thread that multiplies, made in its first product, and never given back. Outside of every pass, where
+    threads of the program may multiply, a size that is no power of two is believed. Wrong where a program keeps a
+    tensor of just that size that it made before its first matrix product.
     """
     result = np.zeros(len(table), bool)
     first: dict[tuple[int, int, bool], int] = {}  # the step in which such a size was asked for first
     seen: set[tuple[int, int, bool]] = set()
     for row in np.flatnonzero(candidates):
         size = int(table["requested"][row])
-        if size & (size - 1):
+        if size & (size - 1) and table["phase"][row] == Phase.OUTSIDE:
             continue
         key = size, int(table["stream"][row]), bool(table["phase"][row] in (Phase.BACKWARD, Phase.RECOMPUTE))
         step = first.setdefault(key, int(table["step"][row]))

@@ -335,14 +335,14 @@ class Story:
 def _workspaces(recording: Recording, step: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
     """Which events are of workspaces that libraries keep; shape ``(events,)``.
 
-    Tensors can have a size that is a power of two: of such a one it is what came in the first step that asked for so
-    much, and was never given back.
+    Tensors can have such a size, too: it is what came in the first step that asked for so much, and was never given
+    back.
     """
     found: npt.NDArray[np.bool_] = np.isin(recording.size, sorted(recording.workspace_sizes))
     frees = np.flatnonzero(recording.action == Action.FREE)
     freed = dict(zip(recording.address[frees].tolist(), frees.tolist(), strict=True))  # when each address was, last
     first: dict[int, int] = {}  # of each size: the step in which it was asked for first
-    for event in np.flatnonzero(found & (recording.size & (recording.size - 1) == 0)):
+    for event in np.flatnonzero(found):
         if recording.action[event] != Action.ALLOC:
             found[event] = False
             continue

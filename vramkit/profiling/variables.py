@@ -153,7 +153,7 @@ class Variables:
             if _is(value, torch.Tensor):
                 if category is None and shape_of(value) and not value.requires_grad:
                     row = row_of(value.shape, value.dtype)
-                    if 0 < 2 * self._tensors.rows.get(row, 0) <= value.shape[0]:
+                    if 0 < 2 * self._tensors.rows.get(row, 0) <= value.shape[0] and not copies.has(value):
                         category = Category.DATASET
                     elif row[0] > 1 and row[0] in outputs:
                         category = Category.OUTPUT
@@ -189,6 +189,7 @@ class _Copies:
         self._models: set[Shapes] = set()
         self._shapes: set[Shapes] = set()  # of lists and dicts
         self._named: set[tuple[str, tuple[int, ...]]] = set()
+        self._tensor_shapes: set[tuple[int, ...]] = set()
         self._parameters: set[int] = set()
         for model in models:
             named = model.named()
@@ -197,6 +198,7 @@ class _Copies:
             self._models.add(_shapes(parameters))
             self._shapes |= {_shapes(each) for each in (parameters, trained, [tensor for _, tensor in named])}
             self._named |= {(name, shape_of(tensor)) for name, tensor in named}
+            self._tensor_shapes |= {shape_of(tensor) for _, tensor in named}
             self._parameters |= {id(tensor) for tensor in parameters}
         self._shapes = {shapes for shapes in self._shapes if len(shapes) > 1}  # one alone may be anything
 
@@ -225,6 +227,10 @@ class _Copies:
         # Of each sample, as torch.func.vmap gives them, they have one dimension more.
         named = all(type(key) is str and self._named & {(key, shape), (key, shape[1:])} for key, shape in tensors)
         return bool(tensors) and (named or tuple(shape for _, shape in tensors) in self._shapes)
+
+    def has(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor has the shape of one of a model's: what is kept of a weight, say."""
+        return shape_of(tensor) in self._tensor_shapes
 
     def is_one(self, module: torch.nn.Module) -> bool:
         """Whether a module has parameters of a known model's shapes, and none of its parameters."""

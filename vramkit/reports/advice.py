@@ -8,9 +8,12 @@ temporaries) the tape can't show. Where the tape does not say what a change save
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..tape.memory import MemoryResult
 from .moment import Moment
-from .rules import RULES, Advice
+from .rules import RULES
+from .rules import Advice as Advice
 from .scene import Scene
 
 _WORTH = 50
@@ -33,4 +36,15 @@ def advise(result: MemoryResult, moment: Moment, limit: int = 4) -> list[Advice]
     found = [each for each in found if each.saves >= minimum]
     causes = [each for each in found if each.is_cause]
     changes = [each for each in found if not each.is_cause and not each.of_reserved]
-    return causes[: max(1, min(limit, _CAUSES))] + changes[:limit] + [each for each in found if each.of_reserved]
+    told = causes[: max(1, min(limit, _CAUSES))] + changes[:limit] + [each for each in found if each.of_reserved]
+    return [_with_peaks(scene, each) for each in told]
+
+
+def _with_peaks(scene: Scene, advice: Advice) -> Advice:
+    """What the peaks would be, where the tape proves it. After a failure nobody knows what would have come."""
+    if advice.edit is None or not advice.is_computed or scene.moment.failed or not scene.on_gpu:
+        return replace(advice, edit=None)
+    peaks = scene.replays.edited(advice.edit)
+    if peaks is None:
+        return replace(advice, edit=None)
+    return replace(advice, edit=None, peak_allocated=peaks.allocated, peak_reserved=peaks.reserved)

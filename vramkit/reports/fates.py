@@ -60,17 +60,31 @@ class Fates:
 
     @cached_property
     def is_idle(self) -> _Mask:
-        """Of each forward whether it made a graph, and no backward ever used one of its model's, though each time one
-        came later in the step: a teacher's that runs with gradients.
+        """Of each forward whether it made a graph, and no backward ever used one of its model's at its place in a step,
+        though each time one came later in the step: a teacher's that runs with gradients. A backward that freed nothing
+        may have kept what it used.
         """
         forwards, result = self.forwards, np.zeros(len(self.forwards), bool)
-        after = np.searchsorted(self.backwards["begin"], forwards["end"])
-        steps = np.append(self.backwards["step"], -1)
-        waits = forwards["made_graph"] & (forwards["phase"] == Phase.FORWARD) & (steps[after] == forwards["step"])
-        for module in np.unique(forwards["module"][waits]).tolist():
-            of_module = forwards["module"] == module
-            if not self.is_used[of_module].any() and self.is_used.any() and waits[of_module].all():
-                result |= of_module
+        backwards = self.backwards
+        first = np.searchsorted(backwards["begin"], forwards["end"])
+        last = np.maximum(np.searchsorted(backwards["step"], forwards["step"], side="right"), first)
+        freed = np.zeros(len(backwards) + 1, np.int64)
+        freed[[each + 1 for each in self.together]] = 1
+        freed = np.cumsum(freed)
+        waits = forwards["made_graph"] & (last > first) & (freed[last] - freed[first] == last - first)
+        trains = forwards["phase"] == Phase.FORWARD
+        for module, place in np.unique(np.stack([forwards["module"], self.in_step])[:, trains], axis=1).T.tolist():
+            alike = trains & (forwards["module"] == module) & (self.in_step == place)
+            if waits[alike].all() and not self.is_used[alike].any():
+                result |= alike
+        return result
+
+    @cached_property
+    def is_teachers(self) -> _Mask:
+        """Of each forward whether it and all others of its model in training steps are idle."""
+        trains = self.forwards["phase"] == Phase.FORWARD
+        busy = np.unique(self.forwards["module"][trains & ~self.is_idle])
+        result: _Mask = self.is_idle & ~np.isin(self.forwards["module"], busy)
         return result
 
     @cached_property

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..tape.events import Category, Ints, Phase
 from ..tape.memory import MemoryResult
+from .edits import Replays
 from .fates import Fates
 from .moment import Moment
 
@@ -46,6 +47,10 @@ class Scene:
     @cached_property
     def fates(self) -> Fates:
         return Fates(self.result.tape)
+
+    @cached_property
+    def replays(self) -> Replays:
+        return Replays(self.result.tape)
 
     @cached_property
     def left_behind(self) -> npt.NDArray[np.bool_]:
@@ -96,9 +101,9 @@ class Scene:
         of_allocation: Ints = of_module[self.result.tape.allocations["module"]]
         return of_allocation
 
-    def saved(self, weights: Ints) -> int:
-        """Bytes saved if each allocation were smaller by its weight."""
-        return self.saved_over_time(self.less(weights))
+    def saved(self, weights: Ints, since: Ints | None = None) -> int:
+        """Bytes saved if each allocation were smaller by its weight, from an event on."""
+        return self.saved_over_time(self.less(weights, since))
 
     def less(self, weights: Ints, since: Ints | None = None) -> Ints:
         """Bytes that are not there at each moment if each allocation is smaller by its weight.
@@ -121,7 +126,8 @@ class Scene:
 
     def less_without_graph(self, made: npt.NDArray[np.bool_], weights: Ints | None = None) -> Ints:
         """Bytes that are not there at each moment if forwards keep nothing for a backward: two tensors of each stay
-        while it and its loss run, what a layer is given and what it returns, and the largest are taken.
+        while it and its loss run, what a layer is given and what it returns, and the largest are taken. Where it has
+        temporaries, these are among the two.
 
         Args:
             made: what the forwards made.
@@ -132,14 +138,26 @@ class Scene:
         for group in grouped(rows, self.fates.maker[rows]):
             begin = int(self.fates.forwards["begin"][self.fates.maker[group[0]]])
             end = int(passes[np.searchsorted(passes, begin, side="right")])
-            own = np.zeros(end + 1 - begin, np.int64)  # bytes of this forward that are alive, from its beginning on
-            for column, sign in (("born", 1), ("died", -1)):
-                when = self.result.tape.allocations[column][group] + 1 - begin
-                inside = (when > 0) & (when < len(own))
-                np.add.at(own, when[inside], sign * self.block[group[inside]])
-            stays = np.minimum(np.cumsum(own), int(np.sort(self.block[group])[-2:].sum()))
+            table = self.result.tape.allocations
+            first, last = np.searchsorted(table["born"], (begin, end))  # rows are in the order of their births
+            passing = np.arange(first, last)
+            passing = passing[(self.category[first:last] == Category.TEMPORARY) & ~made[first:last]]
+            largest = [0, *np.sort(self.block[group])[-2:].tolist()]
+            beside = self._alive_between(passing, begin, end)
+            stays = np.clip(sum(largest) - beside, largest[-1], None)
+            stays = np.minimum(self._alive_between(group, begin, end), stays)
             less[begin + 1 : end + 1] -= stays[1 : len(less) - begin]
         return less
+
+    def _alive_between(self, rows: Ints, begin: int, end: int) -> Ints:
+        """Bytes of some allocations that are alive before an event, and after each one from it up to another."""
+        own = np.zeros(end + 1 - begin, np.int64)
+        for column, sign in (("born", 1), ("died", -1)):
+            when = self.result.tape.allocations[column][rows] + 1 - begin
+            inside = (when > 0) & (when < len(own))
+            np.add.at(own, when[inside], sign * self.block[rows[inside]])
+        result: Ints = np.cumsum(own)
+        return result
 
     def saved_over_time(self, less: Ints) -> int:
         """Bytes saved if so many were not there at each moment."""

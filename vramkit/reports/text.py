@@ -13,7 +13,7 @@ from ..gpus.context import known
 from ..sizes import format_size
 from ..tape.events import Category, Phase
 from ..tape.memory import MemoryResult
-from .advice import advise
+from .advice import Advice, advise
 from .layout import WIDTH, cut, note, sections, wrapped
 from .modules import ModuleRow, module_rows
 from .moment import LineUsage, Moment, Tensors, largest_lines, largest_tensors, moment_of
@@ -233,7 +233,19 @@ def _advice(result: MemoryResult, moment: Moment) -> Iterator[str]:
     yield "What would help most (each alone):"
     for each in found:
         size = f"about {format_size(each.saves)}" if each.is_computed else ""
-        yield from wrapped(each.text + " [of reserved]" * each.of_reserved, f"{size:>18}  ")
+        yield from wrapped(each.text + _then(each), f"{size:>18}  ")
+
+
+def _then(advice: Advice) -> str:
+    """What the peaks would be, where that is known."""
+    if advice.peak_allocated is None or advice.peak_reserved is None:
+        return " [of reserved]" * advice.of_reserved
+    reserved = f"{format_size(advice.peak_reserved)} reserved"
+    return (
+        f" [then {reserved}]"
+        if advice.of_reserved
+        else (f" [then at most {format_size(advice.peak_allocated)}, {reserved}]")
+    )
 
 
 def _other_device(result: MemoryResult) -> str:

@@ -145,4 +145,4 @@ def _modules(roots: Sequence[ModuleUsage]) -> list[dict[str, Any]]:
 def _advice(result: MemoryResult, moment: Moment) -> list[dict[str, Any]]:
     if not len(result.tape.events):
         return []
-    return [asdict(each) for each in advise(result, moment)]
+    return [each.to_record() for each in advise(result, moment)]

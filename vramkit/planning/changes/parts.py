@@ -8,6 +8,11 @@ from ..draft import Draft
 from ..facts import Facts
 from . import NOTHING_TRAINS, OWN_STEP, Change, Family, LeftOut, Severity
 
+_MOST_PARTS = 64
+"""A step of more parts takes as many passes, each of a run's: of 4,096 rows one by one a run took 84 s, where one of
+all together took 2. What a part needs is a small part of the whole by then.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Accumulation(Change):
@@ -20,7 +25,7 @@ class Accumulation(Change):
 
 
 def accumulation(facts: Facts) -> Family | LeftOut:
-    """In 2 parts, 4 and so on, as the batch divides."""
+    """In 2 parts, 4 and so on, up to 64, as the batch divides."""
     name = "micro-batches with accumulation"
     if refusal := _refusal(facts, name):
         return refusal
@@ -107,13 +112,17 @@ def _refusal(facts: Facts, name: str) -> LeftOut | None:
             reason="The batch is not plain tensors with the rows in dimension 0: give a tensor, or a tuple, list or "
             "dict of tensors.",
         )
+    if not _divisors(facts.batch_size):
+        return LeftOut(name=name, reason=f"{facts.batch_size:,} rows are no {_MOST_PARTS} equal parts, or fewer.")
     return None
 
 
 def _divisors(rows: int) -> list[int]:
     """Sizes of equal parts, the largest first: roughly halves of each other."""
     found: list[int] = []
-    for size in range(rows // 2, 0, -1):
-        if rows % size == 0 and (not found or 2 * size <= found[-1] or size == 1):
+    smallest = -(-rows // _MOST_PARTS)
+    sizes = [size for size in range(rows // 2, smallest - 1, -1) if rows % size == 0]
+    for size in sizes:
+        if not found or 2 * size <= found[-1] or size == sizes[-1]:
             found.append(size)
     return found

@@ -7,7 +7,6 @@ the first shown moment at which it was there and how many more.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -116,7 +115,7 @@ class _Device:
             "notes": [" ".join(printable(note).split()) for note in result.notes],
             "happened": failure(result, moment) if moment.failed else recovered(result, moment),
             "failed": moment.failed is not None,
-            "advice": [asdict(each) for each in advise(result, moment)],
+            "advice": [each.to_record() for each in advise(result, moment)],
             "moment": self._shown(moment.event + 1),
             "peak": self._shown(result.timeline.peak_moment),
             "moments": self._moments(),

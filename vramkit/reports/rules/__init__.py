@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from ..scene import Scene
-from . import batches, checkpoints, earlier, joined, losses, models, optimizers, precision, reserved
+from . import batches, checkpoints, earlier, joined, losses, models, optimizers, precision, reserved, retained, teachers
 from .advised import Advice as Advice
 
 RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
     *earlier.RULES,
     *joined.RULES,
+    *retained.RULES,
+    *teachers.RULES,
     *models.RULES,
     *checkpoints.RULES,
     *precision.RULES,

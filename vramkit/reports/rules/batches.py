@@ -9,16 +9,18 @@ import numpy.typing as npt
 
 from ...sizes import format_size
 from ...tape.events import Category, Phase
+from ..edits import Edit
 from ..moment import peaks_of
 from ..scene import Scene
 from .advised import Advice
+from .earlier import has_losses
 
 
 def _smaller_batch(scene: Scene) -> Iterator[Advice]:
     """Assumes that activations, inputs, and temporaries of forward and backward are in proportion to the batch, but for
     those of a parameter's size: its gradient's parts, and its copy under autocast. Wrong for a library's scratch.
-    What outlives its step by more than a step is of no batch; where a backward takes several forwards of a model, what
-    there is of a batch the tape does not tell.
+    What outlives its step by more than a step is of no batch. Where a backward takes several forwards of a model that
+    have a loss each, they are batches of their own, and half of each, twice, is as much.
     """
     if scene.evaluates or not scene.trains or _takes_several(scene):
         return
@@ -32,26 +34,34 @@ def _smaller_batch(scene: Scene) -> Iterator[Advice]:
     grows &= ~of_a_parameter | is_output
     grows |= category == Category.INPUT
     grows &= _of_its_step(scene)
+    weights = np.where(grows, scene.block // 2, 0)
     yield Advice(
-        saves=scene.saved(np.where(grows, scene.block // 2, 0)),
+        saves=scene.saved(weights),
+        edit=Edit(weights),
         text="halve the batch and accumulate gradients over two",
     )
 
 
 def _takes_several(scene: Scene) -> bool:
-    """Whether a backward took several forwards of one model; or, if memory ran out, several wait for one."""
+    """Whether a backward took several forwards of one model that were not of one batch; or, if memory ran out, several
+    wait for one. Each has a loss of its own then. Without, they are of one batch: its twins, or its steps in time.
+    """
     fates = scene.fates
     for members in fates.together.values():
         modules = fates.forwards["module"][members]
-        if len(np.unique(modules)) < len(members):
-            return True
+        for root in np.unique(modules).tolist():
+            of_model = [each for each, module in zip(members, modules.tolist(), strict=True) if module == root]
+            if len(of_model) > 1 and has_losses(scene, of_model):
+                return True
     if not scene.moment.failed or not len(fates.forwards):
         return False
     current = fates.last_begun(scene.moment.event)
     waiting = np.arange(len(fates.forwards)) <= current
     waiting &= fates.forwards["made_graph"] & ~fates.is_used & ~fates.is_abandoned
     waiting &= fates.forwards["step"] == fates.forwards["step"][current]
-    return int((waiting & (fates.forwards["module"] == fates.forwards["module"][current])).sum()) > 1
+    waiting &= fates.forwards["module"] == fates.forwards["module"][current]
+    every = np.flatnonzero(waiting).tolist()
+    return len(every) > 1 and has_losses(scene, every[:-1])
 
 
 def _of_its_step(scene: Scene) -> npt.NDArray[np.bool_]:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ...sizes import format_size
 from ...tape.events import Category, Ints, Phase
+from ..edits import Edit
 from ..layout import counted
 from ..scene import Scene, grouped
 from ..sentences import place
@@ -22,12 +23,13 @@ _SCALAR = 8  # bytes, at most
 def _after_failures(scene: Scene) -> Iterator[Advice]:
     """What a forward that ran out of memory left, while another runs: its exception holds the frames."""
     fates = scene.fates
-    rows = _of(scene, fates.is_abandoned) & (scene.moment.alive & (fates.user < 0))
+    rows = made_by(scene, fates.is_abandoned) & (scene.moment.alive & (fates.user < 0))
     rows &= np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY, Category.OUTPUT))
     rows &= fates.maker < fates.last_begun(scene.moment.event)
     if rows.any():
         yield Advice(
             saves=scene.saved(np.where(rows, scene.block, 0)),
+            edit=Edit(np.where(rows, scene.block, 0)),
             text=f"leave the except clause before trying again: the exception keeps what {_root(scene, rows)} had made "
             f"when memory ran out, {counted(int(rows.sum()), 'tensor')} of {format_size(scene.at(rows))}",
             is_cause=True,
@@ -39,7 +41,7 @@ def _graphs(scene: Scene) -> Iterator[Advice]:
     on. Assumes that under ``no_grad`` two tensors are there at once, what a layer is given and what it returns.
     """
     fates, rows = scene.fates, scene.left_behind
-    is_graph = _keeps_graph(scene, rows) & ~fates.is_idle
+    is_graph = keeps_graph(scene, rows) & ~fates.is_teachers
     if Phase.BACKWARD not in scene.phases:
         return
     evaluates = fates.forwards["phase"] == Phase.EVALUATION
@@ -50,7 +52,7 @@ def _graphs(scene: Scene) -> Iterator[Advice]:
             members = np.flatnonzero(chosen & (fates.forwards["module"] == root))
             kept = (_activations(scene) if evaluation else rows) & np.isin(fates.maker, members)
             held = kept | _inputs_of(scene, members)
-            name = _name(scene, root)
+            name = model_name(scene, root)
             what = (
                 f"the graphs of {counted(len(members), 'forward')} of {name} are alive, {format_size(scene.at(kept))}"
             )
@@ -59,7 +61,7 @@ def _graphs(scene: Scene) -> Iterator[Advice]:
                 continue
             if len(members) < 2:
                 continue
-            less = scene.less(np.where(held, scene.block, 0), _until_next(scene, members))
+            edit = Edit(np.where(held, scene.block, 0), _until_next(scene, members))
             if _is_retained(scene, members):
                 text = (
                     f"detach what a step hands to the next (state = state.detach()): {what}, and no backward freed them"
@@ -67,21 +69,7 @@ def _graphs(scene: Scene) -> Iterator[Advice]:
             else:
                 text = f"keep float(loss) or loss.detach() instead of loss, or run them under torch.no_grad(): {what}, "
                 text += "and no backward used them"
-            yield Advice(saves=scene.saved_over_time(less), text=text, is_cause=True)
-
-
-def _teachers(scene: Scene) -> Iterator[Advice]:
-    """Models that run in training steps, and whose graphs no backward ever uses."""
-    fates = scene.fates
-    for root in np.unique(fates.forwards["module"][fates.is_idle]).tolist():
-        idle = fates.is_idle & (fates.forwards["module"] == root)
-        made = _of(scene, idle) & (scene.category == Category.ACTIVATION)
-        yield Advice(
-            saves=scene.saved_over_time(scene.less_without_graph(made)),
-            text=f"run {_name(scene, root)} under torch.no_grad(): its {counted(int(idle.sum()), 'forward')} made "
-            "graphs, and no backward used one",
-            is_cause=True,
-        )
+            yield Advice(saves=scene.saved(edit.smaller, edit.since), edit=edit, text=text, is_cause=True)
 
 
 def _of_evaluation(scene: Scene, root: int, held: _Mask, what: str) -> Iterator[Advice]:
@@ -93,7 +81,7 @@ def _of_evaluation(scene: Scene, root: int, held: _Mask, what: str) -> Iterator[
     less = scene.less_without_graph(made, np.where(made | held, scene.block, 0))
     yield Advice(
         saves=scene.saved_over_time(less),
-        text=f"evaluate {_name(scene, root)} under torch.no_grad(): {what}, and no backward followed",
+        text=f"evaluate {model_name(scene, root)} under torch.no_grad(): {what}, and no backward followed",
         is_cause=True,
     )
 
@@ -104,7 +92,7 @@ def _kept_outputs(scene: Scene) -> Iterator[Advice]:
     if not len(fates.forwards):
         return
     table = scene.result.tape.allocations
-    is_graph = _keeps_graph(scene, rows) | fates.is_abandoned
+    is_graph = keeps_graph(scene, rows) | fates.is_abandoned
     rows = rows & ~is_graph[np.maximum(fates.maker, 0)]
     chosen = np.flatnonzero(rows)
     for group in grouped(chosen, table["module"][chosen].astype(np.int64)):
@@ -122,14 +110,14 @@ def _kept_outputs(scene: Scene) -> Iterator[Advice]:
         many += f", are kept{_containers(scene, kept)}"
         module = _returned_by(scene, module, int(np.flatnonzero(kept)[-1]))
         if module in (root, -1):
-            text = f"keep {_name(scene, root)}'s outputs as output.detach().cpu(), or reduce each at once: {many}"
+            text = f"keep {model_name(scene, root)}'s outputs as output.detach().cpu(), or reduce each at once: {many}"
         else:
-            name = _name(scene, module)
+            name = model_name(scene, module)
             text = f"keep what a hook or a list has of {name} as .detach().cpu(), or drop it: {many}"
             without_graph = kept & ~fates.forwards["made_graph"][np.maximum(fates.maker, 0)]
             since = np.where(without_graph, fates.forwards["end"][np.maximum(fates.maker, 0)], since)
-        less = scene.less(np.where(kept, scene.block, 0), since)
-        yield Advice(saves=scene.saved_over_time(less), text=text, is_cause=True)
+        edit = Edit(np.where(kept, scene.block, 0), since)
+        yield Advice(saves=scene.saved(edit.smaller, edit.since), edit=edit, text=text, is_cause=True)
 
 
 def _summed(scene: Scene) -> Iterator[Advice]:
@@ -147,8 +135,8 @@ def _summed(scene: Scene) -> Iterator[Advice]:
             continue
         groups.append(members)
         if members[0] <= current and int(fates.backwards["end"][backward]) > scene.moment.event:
-            count, name = len(members), _name(scene, root)
-            if not all(_has_loss(scene, member) for member in members):
+            count, name = len(members), model_name(scene, root)
+            if not has_losses(scene, members):
                 return
     if count:
         yield Advice(
@@ -177,9 +165,17 @@ def _apart(scene: Scene, groups: Sequence[Sequence[int]]) -> Ints:
     return less + np.cumsum(change)
 
 
+def has_losses(scene: Scene, members: Sequence[int]) -> bool:
+    """Whether each of some forwards has a loss of its own: a backward took, or could take, it apart from the others."""
+    return all(_has_loss(scene, member) for member in members)
+
+
 def _has_loss(scene: Scene, member: int) -> bool:
     """Whether a single number was computed of what a forward's last layer returned, before the next forward."""
-    table = scene.result.tape.allocations
+    table, root = scene.result.tape.allocations, int(scene.fates.forwards["module"][member])
+    shape = scene.result.tape.modules[root].output_shape if root >= 0 else ()
+    if len(shape) > 0 and int(np.prod(shape[:-1], dtype=np.int64)) == 1:
+        return False  # of one row everything is a single number
     rows = np.flatnonzero(scene.fates.maker == member)
     large = rows[(table["requested"][rows] > _SCALAR) & (table["module"][rows] >= 0)]
     return bool(len(large)) and bool((table["requested"][rows[rows > large[-1]]] <= _SCALAR).any())
@@ -209,7 +205,7 @@ def _growth(scene: Scene) -> Iterator[Advice]:
     table, rows = scene.result.tape.allocations, scene.moment.alive & ~scene.left_behind & (scene.fates.user < 0)
     rows &= np.isin(scene.category, (Category.OTHER, Category.INPUT, Category.TEMPORARY, Category.ACTIVATION))
     rows &= (table["born"] >= 0) & (table["step"] < scene.moment.step)
-    rows &= ~_inputs_of(scene, np.flatnonzero(_keeps_graph(scene, scene.left_behind)))
+    rows &= ~_inputs_of(scene, np.flatnonzero(keeps_graph(scene, scene.left_behind)))
     if not rows.any():
         return
     found = []
@@ -222,23 +218,39 @@ def _growth(scene: Scene) -> Iterator[Advice]:
         steps = np.unique(table["step"][kept])
         if len(steps) < 3 or not _goes_on(scene, kept, steps):
             continue  # what only the first steps made is a cache, or a state
-        weights = np.where(kept & (table["step"] < steps[-1]), scene.block, 0)
-        found.append((scene.saved(weights), phase, module, kept, steps))
-    for saves, phase, module, kept, steps in sorted(found, key=lambda each: -each[0])[:1]:
+        edit = _replaced(scene, kept)
+        found.append((scene.saved(edit.smaller, edit.since), edit, phase, module, kept, steps))
+    for saves, edit, phase, module, kept, steps in sorted(found, key=lambda each: -each[0])[:1]:
         name = scene.result.tape.modules[module].name if module >= 0 else ""
         where = f"made {place(Phase(phase), name)}" if phase != Phase.OUTSIDE else "made outside of the model's passes"
         yield Advice(
             saves=saves,
+            edit=edit,
             text=f"find what keeps {counted(int(kept.sum()), 'tensor')} {where}, of {len(steps):,} steps: "
             f"{format_size(scene.at(kept))}, and more in each step{_containers(scene, kept)}",
             is_cause=True,
         )
 
 
+def _replaced(scene: Scene, kept: _Mask) -> Edit:
+    """Each of some tensors goes when the next step has made one like it, and the last one stays: a variable's."""
+    table = scene.result.tape.allocations
+    last = int(np.flatnonzero(kept)[-1])
+    alike = scene.moment.alive & (table["phase"] == table["phase"][last]) & (table["module"] == table["module"][last])
+    rows = np.flatnonzero(kept | (alike & (table["born"] > table["born"][last])))
+    since = np.full(len(table), len(scene.result.tape.events), np.int64)
+    for group in grouped(rows, table["requested"][rows]):
+        step = table["step"][group]
+        following = np.searchsorted(step, step, side="right")
+        has_next = following < len(group)
+        since[group[has_next]] = table["born"][group[following[has_next]]] + 1
+    return Edit(np.where(kept & (since < len(scene.result.tape.events)), scene.block, 0), since)
+
+
 # -- what the rules share ----------------------------------------------------------------------------------------------
 
 
-def _of(scene: Scene, chosen: _Mask) -> _Mask:
+def made_by(scene: Scene, chosen: _Mask) -> _Mask:
     """The allocations of some forwards."""
     if not len(chosen):
         return np.zeros(len(scene.category), bool)
@@ -267,7 +279,7 @@ def _activations(scene: Scene) -> _Mask:
     return made
 
 
-def _keeps_graph(scene: Scene, rows: _Mask) -> _Mask:
+def keeps_graph(scene: Scene, rows: _Mask) -> _Mask:
     """Of each forward whether its graph is kept: it made one, no backward used it, half of what it left is there. A
     single tensor is an output that is kept; or the state, where the step's backward freed nothing at all.
     """
@@ -361,17 +373,17 @@ def _returned_by(scene: Scene, module: int, row: int) -> int:
 
 
 def _root(scene: Scene, rows: _Mask) -> str:
-    return _name(scene, int(scene.fates.forwards["module"][scene.fates.maker[rows].max()]))
+    return model_name(scene, int(scene.fates.forwards["module"][scene.fates.maker[rows].max()]))
 
 
-def _name(scene: Scene, module: int) -> str:
+def model_name(scene: Scene, module: int) -> str:
+    """What a model is called in a sentence."""
     return shown_name(scene.result.tape.modules[module].name, 60) if module >= 0 else "the model"
 
 
 RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
     _after_failures,
     _graphs,
-    _teachers,
     _kept_outputs,
     _summed,
     _no_graph,

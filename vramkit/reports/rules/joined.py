@@ -8,6 +8,7 @@ import numpy as np
 
 from ...sizes import format_size
 from ...tape.events import Category, Ints
+from ..edits import Edit
 from ..scene import Scene
 from ..tree import shown_name
 from .advised import Advice
@@ -24,16 +25,33 @@ def _joined_outputs(scene: Scene) -> Iterator[Advice]:
     alive = chain[scene.moment.alive[chain]]
     if not len(alive):
         return
-    weights = np.zeros(len(scene.block), np.int64)
-    weights[chain] = scene.block[chain]
+    edit = _moved(scene, chain)
     root = int(fates.forwards["module"][fates.maker[alive[-1]]])
     name = shown_name(scene.result.tape.modules[root].name, 60) if root >= 0 else "the model"
     yield Advice(
-        saves=scene.saved(weights),
+        saves=scene.saved(edit.smaller, edit.since),
+        edit=edit,
         text=f"move {name}'s outputs to the CPU before they are joined (output.cpu(); eval_accumulation_steps=1 in "
-        f"transformers' Trainer): all that is kept is copied in each forward, {format_size(scene.at(weights > 0))}",
+        f"transformers' Trainer): all that is kept is copied in each forward, "
+        f"{format_size(int(scene.block[alive].sum()))}",
         is_cause=True,
     )
+
+
+def _moved(scene: Scene, chain: Ints) -> Edit:
+    """No joined tensor is made, and what their forwards returned is gone when it has been copied."""
+    table, maker = scene.result.tape.allocations, scene.fates.maker
+    joined = np.full(len(scene.fates.forwards) + 1, -1, np.int64)  # of each forward: when its output was joined
+    joined[maker[chain]] = table["born"][chain]
+    forwards, first = scene.fates.forwards, int(maker[chain].min())
+    before = np.flatnonzero(forwards["module"][:first] == forwards["module"][first])[-1:]
+    joined[before] = forwards["end"][before]  # the first output, with which nothing was joined yet
+    since = np.where(maker >= 0, joined[maker], -1)
+    returned = (since > table["born"]) & (table["module"] >= 0) & ((table["died"] < 0) | (table["died"] > since))
+    returned &= np.isin(scene.category, (Category.ACTIVATION, Category.OUTPUT))
+    since[chain] = -1
+    returned[chain] = True
+    return Edit(np.where(returned, scene.block, 0), since)
 
 
 def _chain(scene: Scene) -> Ints:

@@ -23,7 +23,7 @@ def _chunked_loss(scene: Scene) -> Iterator[Advice]:
     """
     chain = _chain(scene)
     alive = int((chain & scene.moment.alive).sum())
-    if int(chain.sum()) > 1 and alive:
+    if int(chain.sum()) > 1 and alive and scene.trains:
         yield Advice(
             saves=scene.saved(np.where(chain, scene.block * (_CHUNKS - 1) // _CHUNKS, 0)),
             text=f"compute the last layer and the loss in {_CHUNKS} checkpointed chunks, or fused: "

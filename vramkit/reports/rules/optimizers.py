@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ...sizes import format_size
 from ...tape.events import Category, Phase
 from ...tape.owners import owners
+from ..edits import Edit
 from ..scene import Scene
 from ..tree import shown_name
 from .advised import Advice
@@ -24,8 +25,10 @@ def _temporaries(scene: Scene) -> npt.NDArray[np.bool_]:
 
 
 def _optimizer_temporaries(scene: Scene) -> Iterator[Advice]:
+    weights = np.where(_temporaries(scene), scene.block, 0)
     yield Advice(
-        saves=scene.saved(np.where(_temporaries(scene), scene.block, 0)),
+        saves=scene.saved(weights),
+        edit=Edit(weights),
         text="give the optimizer fused=True (or foreach=False): its step() makes temporaries for many "
         "parameters at once",
     )

@@ -14,6 +14,7 @@ from ...gpus import all_gpus
 from ...sizes import format_size
 from ...tape.events import Category, Ints, Phase
 from ...tape.owners import owners
+from ..edits import Edit
 from ..scene import Scene
 from .advised import Advice
 
@@ -34,12 +35,16 @@ _FEW = 3
 """So many layers, at least, have to do the same: one could by chance."""
 
 
+_BEFORE = 100
+"""So many allocations before a softmax, at most, its scores were made."""
+
+
 def _autocast(scene: Scene) -> Iterator[Advice]:
     """Half precision under autocast, where most of the modules' outputs are float32. A figure only where most of what
     is kept was made by layers whose types are known. Autocast keeps a copy of each weight that it casts, to the end of
     the backward, and one of what a layer of another type is given.
     """
-    kept = (scene.category == Category.ACTIVATION) & ~scene.left_behind
+    kept = np.isin(scene.category, (Category.ACTIVATION, Category.OUTPUT))
     if not scene.on_gpu or not _mostly_float32(scene, kept) or (scene.evaluates and scene.trains):
         return
     less, is_known = _halved(scene, kept)
@@ -66,13 +71,18 @@ def _halved(scene: Scene, kept: npt.NDArray[np.bool_]) -> tuple[Ints, bool]:
     rows = np.flatnonzero(kept & (table["born"] >= 0) & (scene.of_output > 0))
     weights = np.zeros(len(table), np.int64)
     halves = np.zeros(len(tape.modules) + 1, bool)
+    beside, until = np.zeros((2, len(table)), np.int64)
     is_half = False
-    for row, following in zip(rows.tolist(), [*rows[1:].tolist(), -1], strict=True):
+    for row, following in zip(rows.tolist(), _following(rows, table["module"][rows]), strict=True):
         how = works[row]
         is_last = following < 0 or scene.fates.maker[following] != scene.fates.maker[row]
         then = "float" if is_last else works[following]  # losses work in float32
-        if table["module"][row] != table["module"][following] and how:
+        if how:
             is_half = how == "half" or (how == "same" and is_half)
+        if (then, is_half) in (("float", True), ("half", False)) and not is_last and _is_whole(scene, row):
+            # What is copied in the other type is held until the layer, or the block, that it is given to has returned.
+            beside[row] = scene.block[row] // 2 if is_half else scene.block[row]
+            until[row] = _returned(scene, rows, row, following)
         # What a layer of the other type takes is kept as a copy of that layer's type.
         becomes_half = then == "half" if then in ("half", "float") and _is_whole(scene, row) else is_half
         if how and becomes_half and table["requested"][row] > 1024:
@@ -83,23 +93,47 @@ def _halved(scene: Scene, kept: npt.NDArray[np.bool_]) -> tuple[Ints, bool]:
     passing = (scene.category == Category.TEMPORARY) & (table["phase"] == Phase.BACKWARD) & (table["module"] >= 0)
     passing &= np.isin(table["requested"], sizes)
     weights[passing] = scene.block[passing] // 2
-    if (
-        len(rows) and works[rows[0]] == "half"
-    ):  # a copy of the batch is kept for the backward, and the batch if it is held
+    if len(rows) and works[rows[0]] == "half":
+        # A copy of the batch is kept for the backward, and the batch until the forward has ended, or while it is held.
         inputs = np.flatnonzero(scene.category == Category.INPUT)
-        of_graph = np.isin(tape.events["phase"][table["died"][inputs]], (Phase.BACKWARD,)) & (
-            table["died"][inputs] >= 0
-        )
+        died = table["died"][inputs]
+        of_graph = (tape.events["phase"][died] == Phase.BACKWARD) & (died >= 0)
         weights[inputs] = np.where(of_graph, 1, -1) * (scene.block[inputs] // 2)
+        given = table["forward"][inputs[of_graph]]
+        beside[inputs[of_graph]] = scene.block[inputs[of_graph]]
+        until[inputs[of_graph]] = np.append(scene.fates.forwards["end"], 0)[
+            np.minimum(given, len(scene.fates.forwards))
+        ]
     casts = np.array([*(_works_in(kind) == "half" for kind in kinds), False])
     copies = (
         int(scene.block[scene.moment.alive & (scene.category == Category.PARAMETER) & casts[owners(tape)]].sum()) // 2
     )
     phase = np.append(Phase.OUTSIDE, tape.events["phase"])
-    less = scene.less(weights)
+    less = scene.less(weights) - scene.less(beside) + scene.less(beside, until)
     less -= np.where(np.isin(phase, (Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE)), copies, 0)
     alive = kept & scene.moment.alive
     return less, scene.at(alive & (works != "")) >= _KNOWN * scene.at(alive)
+
+
+def _following(rows: Ints, module: Ints) -> list[int]:
+    """Of each row the next one that another module made; -1: none. Beside its output a norm keeps what it computed."""
+    begins = np.append(np.flatnonzero(np.diff(module)) + 1, len(rows))
+    following = np.append(rows, -1)[begins[np.searchsorted(begins, np.arange(len(rows)), side="right")]]
+    result: list[int] = following.tolist()
+    return result
+
+
+def _returned(scene: Scene, rows: Ints, row: int, following: int) -> int:
+    """The event at which the layer after a row, or the block that begins with it, has returned."""
+    modules, table = scene.result.tape.modules, scene.result.tape.allocations
+    outer, inner = (modules[int(table["module"][each])].parent for each in (row, following))
+    for each in rows[np.searchsorted(rows, following) :].tolist():
+        module = int(table["module"][each])
+        if scene.fates.maker[each] != scene.fates.maker[row]:
+            break
+        if (modules[module].parent != inner) if inner != outer else (module != table["module"][following]):
+            return int(table["born"][each])
+    return int(scene.fates.forwards["end"][scene.fates.maker[row]])
 
 
 def _is_whole(scene: Scene, row: int) -> bool:
@@ -153,12 +187,56 @@ def _cast_masks(scene: Scene) -> Iterator[Advice]:
         layers = len(np.unique(table["module"][copies]))
         yield Advice(
             saves=scene.saved(weights),
+            edit=Edit(weights),
             text="make the attention mask once in the half precision of the layers (mask.to(torch.float16), or "
             f"bfloat16): it is float32, and each of {layers:,} modules keeps a copy of it in half precision, "
             f"{format_size(size // 2)}",
             is_cause=True,
         )
         return
+
+
+def _added_masks(scene: Scene) -> Iterator[Advice]:
+    """A float32 mask that attention adds to scores in half precision, which makes float32 of them before the softmax.
+    Assumes that what comes once in each layer between scores in half precision and the softmax, twice as large and
+    gone at once, is the sum. Wrong where a layer asks for float32 itself: so there is no figure.
+    """
+    table, modules = scene.result.tape.allocations, scene.result.tape.modules
+    rows = np.flatnonzero(_masks(scene))
+    forward = (table["phase"] == Phase.FORWARD) & (table["module"] >= 0) & (scene.fates.maker >= 0)
+    softmax = forward & (scene.category == Category.ACTIVATION)
+    for size in np.unique(table["requested"][rows]).tolist():
+        kept = np.flatnonzero(softmax & (table["requested"] >= size) & (table["requested"] % size == 0))
+        kept = kept[[not _works_in(modules[module].kind) for module in table["module"][kept].tolist()]]
+        for scores in np.unique(table["requested"][kept]).tolist():
+            of_size = kept[table["requested"][kept] == scores]
+            layers = np.unique(table["module"][of_size])
+            if len(layers) < _FEW or not _is_square(scene, layers, scores // 4):
+                continue
+            if all(_is_summed_before(scene, row, scores) for row in of_size[:_FEW].tolist()):
+                yield Advice(
+                    saves=size // 2 + scores // 2,
+                    text="make the attention mask once in the half precision of the layers (mask.to(torch.float16), or "
+                    f"bfloat16): it is float32, and makes float32 of the scores of {len(layers):,} modules, "
+                    f"{format_size(scores)} of {format_size(scores // 2)} each",
+                    is_computed=False,
+                    is_cause=True,
+                )
+                return
+
+
+def _is_summed_before(scene: Scene, row: int, size: int) -> bool:
+    """Whether a module made half as many bytes, and then so many that it did not keep, before such an allocation."""
+    table = scene.result.tape.allocations
+    before = np.arange(max(0, row - _BEFORE), row)
+    before = before[
+        (table["module"][before] == table["module"][row]) & (scene.fates.maker[before] == scene.fates.maker[row])
+    ]
+    sizes = table["requested"][before].tolist()
+    if size not in sizes or size // 2 not in sizes:
+        return False
+    summed = int(before[sizes.index(size)])
+    return sizes.index(size // 2) < sizes.index(size) and bool(scene.category[summed] == Category.TEMPORARY)
 
 
 def _copies(scene: Scene, size: int) -> Ints:
@@ -222,4 +300,4 @@ def _is_returned(scene: Scene, modules: Ints, size: int) -> bool:
     return any(size // 2 == width * each for width in (1, 2, 4, 8) for each in elements)
 
 
-RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_autocast, _cast_masks)
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_autocast, _cast_masks, _added_masks)

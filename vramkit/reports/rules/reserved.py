@@ -6,18 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ...allocator import CachingAllocator
-from ...errors import VramkitError
 from ...sizes import format_size
-from ...tape.events import Action, Category, Phase
+from ...tape.events import Category, Phase
+from ..edits import retries
 from ..layout import counted
 from ..scene import Scene
 from .advised import Advice
 
 _SEGMENTS = 32 << 20
 """Less than this is only the rest of a few segments of 2 and 20 MiB."""
-_MOST_REPLAYED = 1 << 18
-"""Events, at most: a replay takes a microsecond or two for each."""
 
 
 def _fragmentation(scene: Scene) -> Iterator[Advice]:
@@ -40,46 +37,19 @@ def _fragmentation(scene: Scene) -> Iterator[Advice]:
         what = f"{format_size(cached)} more are held than were ever allocated at once"
     if not matters or cached < _SEGMENTS:
         return
-    retries = _retries(scene)
-    if retries:
-        what += f", and {counted(retries, 'time')} all that was cached was given back for one request"
-    expected = _expandable(scene)
+    again = retries(result.tape)
+    if again:
+        what += f", and {counted(again, 'time')} all that was cached was given back for one request"
+    expected = scene.replays.run(result.tape, "expandable_segments:True")
     reached = result.peak_reserved if not failed else int(result.timeline.reserved[scene.moment.event + 1])
-    saves = cached if expected < 0 else reached - expected
     yield Advice(
-        saves=saves,
+        saves=reached - expected.reserved if expected else cached,
         text=f"set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: {what}",
         of_reserved=True,
-        is_computed=expected >= 0,
+        is_computed=expected is not None,
+        peak_allocated=expected.allocated if expected and not failed else None,
+        peak_reserved=expected.reserved if expected and not failed else None,
     )
-
-
-def _expandable(scene: Scene) -> int:
-    """Bytes that would be reserved at most in segments that grow; -1: not known."""
-    tape = scene.result.tape
-    if len(tape.events) > _MOST_REPLAYED or tape.has_graph_pools:
-        return -1
-    conf = ",".join(filter(None, (tape.alloc_conf, "expandable_segments:True")))
-    try:
-        allocator = CachingAllocator(conf=conf, tie_break=tape.tie_break)
-        return allocator.replay(tape, flushes=not _retries(scene)).peak_reserved
-    except (
-        VramkitError,
-        LookupError,
-        ValueError,
-    ):  # settings that can't be simulated, or a file that no allocator made
-        return -1
-
-
-def _retries(scene: Scene) -> int:
-    """How often a pass gave back what was cached and asked the device again for the same request."""
-    events = scene.result.tape.events
-    begins = np.flatnonzero(scene.result.tape.flushes & (events["phase"] != Phase.OUTSIDE))
-    released = np.isin(events["action"], (Action.SEGMENT_FREE, Action.SEGMENT_UNMAP))
-    kept = np.flatnonzero(~released)
-    following = kept[np.minimum(np.searchsorted(kept, begins), len(kept) - 1)] if len(kept) else begins
-    asks = np.isin(events["action"][following], (Action.SEGMENT_ALLOC, Action.SEGMENT_MAP))
-    return int(asks.sum())
 
 
 def _trials(scene: Scene) -> Iterator[Advice]:
