@@ -46,7 +46,7 @@ def tapes(draw: st.DrawFn, max_allocations: int = 40) -> Tape:
         allocations[row] = (
             draw(st.sampled_from(Category)), draw(st.sampled_from(Phase)), draw(st.integers(-1, 2)),
             0 if before else steps[event_born], event_born, event_died, requested, block, 512 * 100 * i, 0,
-            draw(st.integers(-1, 1)), pool, 0,
+            draw(st.integers(-1, 1)), pool, 0, draw(st.integers(0, 2)),
         )  # fmt: skip
         for event, action in ((event_born, Action.ALLOC), (event_died, Action.FREE)):
             if event >= 0:
@@ -68,8 +68,9 @@ def tapes(draw: st.DrawFn, max_allocations: int = 40) -> Tape:
     stacks = tree.stacks(np.array(rows, np.int64)) if draw(st.booleans()) else None
     evaluations = draw(st.sampled_from([(), (Evaluation(module=0, forwards=3, with_graph=2),)]))
     return Tape(
-        events=events, allocations=allocations, modules=modules, names=("w", "b"), evaluations=evaluations,
-        device="cpu", stacks=stacks, passes=passes,
+        events=events, allocations=allocations, modules=modules, names=("w", "b"),
+        operators=("aten::mm", "aten::add (AddBackward0)"), evaluations=evaluations, device="cpu", stacks=stacks,
+        passes=passes,
     )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ class Story:
         self._events: list[tuple[Any, ...]] = []
         self._rows: list[list[Any]] = []
         self._names: list[str] = []
+        self._operators = {"": 0}
         self._tree = StackTree()
         self._stacks: list[int] = []
         self._passes: list[list[Any]] = []
@@ -54,6 +55,7 @@ class Story:
         name: str = "",
         block: int | None = None,
         stack: Sequence[tuple[str, int, str]] = (),
+        operator: str = "",
     ) -> int:
         """An allocation, and where it was made: file, line and function of each frame, the innermost first."""
         if name and name not in self._names:
@@ -63,8 +65,24 @@ class Story:
         born = len(self._events)
         block = -(-size // 512) * 512 if block is None else block
         label = self._names.index(name) if name else -1
+        made_by = self._operators.setdefault(operator, len(self._operators))
         self._rows.append(
-            [category, phase, module, step, born, -1, size, block, row << 40, 0, label, (0, 0), self._forwards()]
+            [
+                category,
+                phase,
+                module,
+                step,
+                born,
+                -1,
+                size,
+                block,
+                row << 40,
+                0,
+                label,
+                (0, 0),
+                self._forwards(),
+                made_by,
+            ]
         )
         self._stacks.append(self._tree.add([self._tree.number(*frame) for frame in stack]))
         self._events.append((Action.ALLOC, phase, module, step, row, size, row << 40, 0, born, (0, 0)))
@@ -117,6 +135,7 @@ class Story:
             segments=np.array([(0, reserved, 0, False, False, (0, 0))] if reserved else [], SEGMENT),
             modules=modules,
             names=tuple(self._names),
+            operators=tuple(self._operators)[1:],
             device=device,
             alloc_conf=alloc_conf,
             stacks=self._tree.stacks(np.array(self._stacks, np.int64)) if len(self._tree) else None,

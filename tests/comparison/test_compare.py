@@ -372,6 +372,19 @@ def test_tensors_without_a_name_are_told_apart_by_their_lines() -> None:
     assert "train.py:50 in load" in vramkit.compare(before, after).report()
 
 
+def test_a_tensor_that_came_is_told_with_its_operator_and_matched_without() -> None:
+    def made(size: int, operator: str) -> Profile:
+        story = Story()
+        story.alloc(MIB, Category.ACTIVATION, module=HEAD, operator=operator)
+        story.alloc(size, Category.TEMPORARY, module=HEAD, operator=operator)
+        return story.profile()
+
+    [tensor] = vramkit.compare(made(MIB, "aten::bmm"), made(2 * MIB, "aten::_flash")).tensors
+
+    assert (tensor.category, tensor.operator) == (Category.TEMPORARY, "aten::_flash")
+    assert "by aten::_flash" in vramkit.compare(made(MIB, ""), made(2 * MIB, "aten::_flash")).report()
+
+
 def test_where_only_one_has_lines_nothing_is_said_of_them() -> None:
     before, after = peak_of((MIB, Category.OTHER, "")), made_by((MIB, 31, "step"))
 
@@ -406,7 +419,7 @@ def test_a_terminal_acts_on_nothing_in_a_report() -> None:
     bad = "\x1b[31m\n" * 40
     story = Story()
     story.alloc(MIB, Category.OTHER, Phase.OUTSIDE, name=bad, stack=[(f"{bad}.py", 3, bad)])
-    story.alloc(MIB, Category.ACTIVATION, module=0)
+    story.alloc(MIB, Category.ACTIVATION, module=0, operator=bad)
     modules = (Module(name=bad, kind=bad, calls=1),)
     after = story.profile(modules=modules, device_name=bad, versions={"torch": bad}, alloc_conf=bad)
 

@@ -14,7 +14,7 @@ def hostile_profile() -> Profile:
     """A failure, a module, a parameter, an input and a workspace; all texts are `TEXT`."""
     story = Story()
     story.alloc(MIB, Category.PARAMETER, Phase.OUTSIDE, name=f"{TEXT}.{TEXT}.weight")
-    story.alloc(MIB, Category.INPUT, Phase.OUTSIDE, name=TEXT, stack=[(f"{TEXT}.py", 12, TEXT)])
+    story.alloc(MIB, Category.INPUT, Phase.OUTSIDE, name=TEXT, stack=[(f"{TEXT}.py", 12, TEXT)], operator=TEXT)
     kept = story.alloc(MIB, Category.ACTIVATION, module=1)
     story.free(kept, Phase.BACKWARD, module=1)
     story.alloc(MIB, Category.WORKSPACE, Phase.BACKWARD)

@@ -115,7 +115,7 @@ def test_of_a_recording_with_stacks_these_follow_and_are_read_again(tmp_path: Pa
         ("/me/net.py", 42, "forward"),
         ("/me/a.py", 9, "f"),
     ]
-    story.alloc(MIB, Category.ACTIVATION, module=2, stack=frames)
+    story.alloc(MIB, Category.ACTIVATION, module=2, stack=frames, operator="aten::mm")
     story.alloc(MIB, Category.ACTIVATION, module=2)
     profile = story.profile(reserved=8 * MIB)
 
@@ -124,9 +124,11 @@ def test_of_a_recording_with_stacks_these_follow_and_are_read_again(tmp_path: Pa
     first, second = (entry for entry in snapshot["device_traces"][0] if entry["action"] == "alloc")
     assert [(frame["filename"], frame["line"], frame["name"]) for frame in first["frames"]] == [
         ("activations", 0, "made in the forward"),
+        ("operator", 0, "aten::mm"),
         ("torch/nn/linear.py", 5, "forward"),
         *frames[1:],
     ]
+    assert first["user_metadata"].endswith(" | aten::mm")
     assert second["frames"][1]["filename"] == MODULES[2].name
     again = vramkit.open_snapshot(tmp_path / "snapshot.pickle")
     assert again.tape.lines == profile.tape.lines == ["net.py:42 in forward", None]

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import vramkit
 from vramkit.results.profile import Profile
 from vramkit.tape.events import Category, Phase
-from vramkit.tape.stacks import Whose
+from vramkit.tape.stacks import ENGINE, Whose
 from vramkit.torch_internals import allocator
 
 HERE = Path(__file__)
@@ -105,7 +105,7 @@ def test_what_a_backward_makes_has_the_line_of_the_forward(device: str) -> None:
 
     gradients = {row["name"]: row["line"] for row in profile.to_records() if row["category"] == "GRADIENT"}
     if device == "cuda" and not _NOTES_REACH_THE_HISTORY:
-        assert set(gradients.values()) == {None}
+        assert {line and line.partition(":")[0] for line in gradients.values()} <= {None, ENGINE}
         return
     assert gradients == {
         f"Net.{layer}.{name}": at(layer, "forward") for layer in ("up", "down") for name in ("weight", "bias")
@@ -115,14 +115,15 @@ def test_what_a_backward_makes_has_the_line_of_the_forward(device: str) -> None:
 
 
 @on_any_device
-def test_of_a_forward_before_the_block_a_backward_has_no_line(device: str) -> None:
+def test_of_a_forward_before_the_block_a_backward_has_no_line_of_the_program(device: str) -> None:
     net = Net().to(device)
     loss = net(torch.zeros(32, 64, device=device)).sum()
 
     with vramkit.profile(net, device=device, stacks=True) as prof:
         loss.backward()
 
-    assert lines_of(prof.result, phase=Phase.BACKWARD) == {None}
+    lines = lines_of(prof.result, phase=Phase.BACKWARD)
+    assert {line and line.partition(":")[0] for line in lines} <= {None, ENGINE}
 
 
 class Doubled(torch.autograd.Function):

@@ -54,6 +54,18 @@ def test_the_largest_tensors_are_the_largest(tape: Tape) -> None:
     assert all(group.count <= (alive == group.size).sum() for group in groups)
 
 
+def test_a_tensor_is_told_with_the_operator_and_the_line_that_made_it() -> None:
+    story = Story()
+    story.alloc(2 * MIB, Category.ACTIVATION, module=HEAD, operator="aten::mm")
+    line = [("/me/net.py", 42, "forward")]
+    story.alloc(MIB, Category.GRADIENT, Phase.BACKWARD, name="w", operator="aten::mm (MmBackward0)", stack=line)
+
+    text = report(story.profile())
+
+    assert "made in the forward of Net.head by aten::mm\n" in text
+    assert "by aten::mm (MmBackward0) at net.py:42 in forward\n" in text
+
+
 def test_equal_blocks_are_one_row_and_weights_belong_to_their_module() -> None:
     profile = training().profile()
 

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import zipfile
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 
@@ -187,7 +188,7 @@ def test_a_file_from_a_newer_version_says_which(saved: Path) -> None:
     meta = np.frombuffer(json.dumps({"format": 99}).encode(), np.uint8)
     rewrite(saved, meta=as_npy(meta))
 
-    with pytest.raises(vramkit.SnapshotError, match=r"format 99.*reads formats 1 to 4"):
+    with pytest.raises(vramkit.SnapshotError, match=r"format 99.*reads formats 1 to 5"):
         vramkit.load(saved)
 
 
@@ -195,8 +196,10 @@ def as_saved_before(path: Path, number: int, **tables: bytes) -> None:
     """Make a saved file one of an older format."""
     with np.load(path) as archive:
         meta = json.loads(bytes(archive["meta"]).decode())
-        tables = {"0_allocations": as_npy(without("forward", archive["0.allocations"]))} | tables
+        newer = [name for name, since in (("operator", 5), ("forward", 4)) if since > number]
+        tables = {"0_allocations": as_npy(without(newer, archive["0.allocations"]))} | tables
     for device in meta["devices"]:
+        del device["operators"]
         if number < 3:
             del device["evaluations"]
     rewrite(path, meta=as_npy(np.frombuffer(json.dumps(meta | {"format": number}).encode(), np.uint8)), **tables)
@@ -213,7 +216,8 @@ def test_a_file_from_before_passes_or_evaluation_were_known_is_read(tmp_path: Pa
 
     assert tape.allocations["forward"].any()
     assert (opened.events == tape.events).all()
-    assert (without("forward", opened.allocations) == without("forward", tape.allocations)).all()
+    newer = ("forward", "operator")
+    assert (without(newer, opened.allocations) == without(newer, tape.allocations)).all()
     assert not opened.allocations["forward"].any()
     assert len(opened.passes) == 0
     assert opened.evaluations == ()
@@ -225,21 +229,33 @@ def test_a_file_from_before_private_pools_were_known_is_read(
 ) -> None:
     path = tmp_path_factory.mktemp("saved") / "profile.npz"
     Profile(tape=tape).save(path)
-    narrow = {
-        name: without("pool", without("forward", getattr(tape, name))) for name in ("events", "allocations", "segments")
-    }
+    newer = ("pool", "forward", "operator")
+    narrow = {name: without(newer, getattr(tape, name)) for name in ("events", "allocations", "segments")}
     tables = {f"0_{name}": as_npy(table) for name, table in narrow.items()}
     as_saved_before(path, 1, **tables)
 
     opened = vramkit.load(path).tape
 
     for name, table in narrow.items():
-        assert (without("pool", without("forward", getattr(opened, name))) == table).all()
+        assert (without(newer, getattr(opened, name)) == table).all()
         assert not getattr(opened, name)["pool"].any()
 
 
-def without(column: str, table: np.ndarray) -> np.ndarray:
-    return repack_fields(table[[name for name in table.dtype.names or () if name != column]])
+@given(tapes())
+def test_a_file_from_before_operators_were_known_is_read(tmp_path_factory: pytest.TempPathFactory, tape: Tape) -> None:
+    path = tmp_path_factory.mktemp("saved") / "profile.npz"
+    Profile(tape=tape).save(path)
+    as_saved_before(path, 4)
+
+    opened = vramkit.load(path).tape
+
+    assert (without(["operator"], opened.allocations) == without(["operator"], tape.allocations)).all()
+    assert set(opened.made_by) <= {None}
+    assert (opened.passes == tape.passes).all()
+
+
+def without(columns: Collection[str], table: np.ndarray) -> np.ndarray:
+    return repack_fields(table[[name for name in table.dtype.names or () if name not in columns]])
 
 
 class Bomb:

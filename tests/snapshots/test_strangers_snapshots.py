@@ -181,7 +181,7 @@ def test_a_stack_that_many_entries_share_is_read_once(tmp_path: Path) -> None:
     frames = [Counted(filename="/torch/a.py", line=1, name="f") for _ in range(100)]
     reader, again = _Reader(), [*frames]
 
-    rows = {reader.stack({"frames": each}) for each in (frames, again) for _ in range(100)}
+    rows = {reader.read({"frames": each}) for each in (frames, again) for _ in range(100)}
 
     assert len(rows) == 1
     assert len(reader.tree) == len(frames)

@@ -52,6 +52,7 @@ def attribute(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]
     new = allocations["born"] >= 0
     allocations["forward"][new] = context.forward[allocations["born"][new]]
     _settle(recording, story, context, allocations, labels)
+    operators = _operators(recording, allocations)
     return Tape(
         events=events,
         allocations=allocations,
@@ -59,6 +60,7 @@ def attribute(recording: Recording, marks: Sequence[Mark], scans: Sequence[Scan]
         passes=story.passes(recording),
         modules=tuple(modules),
         names=tuple(names),
+        operators=operators,
         evaluations=story.evaluations(),
         device=recording.device,
         alloc_conf=recording.alloc_conf,
@@ -75,6 +77,19 @@ def _stacks(recording: Recording, allocations: Table) -> Stacks | None:
     of = np.array([*before, *recording.stack[allocations["born"][len(before) :]].tolist()], np.int64)
     of[allocations["category"] == Category.WORKSPACE] = -1  # whoever needs one first is not to blame
     return recording.stacks.stacks(of)
+
+
+def _operators(recording: Recording, allocations: Table) -> tuple[str, ...]:
+    """Number the operators that made the allocations, and give them back in that order."""
+    numbers = {"": 0}
+    made = [each.operator for each in recording.before]
+    if recording.operator:
+        made += [recording.operator[event] for event in allocations["born"][len(made) :].tolist()]
+    allocations["operator"][: len(made)] = [numbers.setdefault(each, len(numbers)) for each in made]
+    allocations["operator"][allocations["category"] == Category.WORKSPACE] = (
+        0  # whoever needs one first is not to blame
+    )
+    return tuple(numbers)[1:]
 
 
 # -- allocations, and what scans saw of them --------------------------------------------------------------------------

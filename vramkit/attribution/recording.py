@@ -97,6 +97,8 @@ class Before:
     pool: PoolId = NO_POOL
     stack: int = -1
     """A row of ``Recording.stacks``; -1: not known."""
+    operator: str = ""
+    """The operator that made it; empty: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +132,8 @@ class Recording:
     """Where in the program allocations were made; None: nobody looked."""
     stack: Ints | None = None
     """Of each ALLOC a row of ``stacks``, -1 where it is not known."""
+    operator: Sequence[str] = ()
+    """Of each event the operator that made an ALLOC, ``"aten::mm"``, empty where it is not known; or nothing at all."""
     foreign: npt.NDArray[np.bool_] | None = None
     """Whether an ALLOC is only the first sight of something that was made before or elsewhere; None: none is."""
     segments: Table = field(default_factory=lambda: np.zeros(0, SEGMENT))

@@ -77,6 +77,8 @@ class TensorDifference:
     """Where those without a name were made; of cuBLAS's workspaces nothing is said."""
     line: str = ""
     """The line that made those without a name, if both results have stacks: ``"train.py:42 in forward"``."""
+    operator: str = ""
+    """The operator that made those without a name, where it is known, ``"aten::bmm"``: after, where they are there."""
     count_before: int
     size_before: int
     """Bytes of each."""

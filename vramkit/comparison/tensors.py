@@ -11,6 +11,7 @@ from .pair import Pair, Side
 from .rows import Difference, TensorDifference
 
 _Origin = tuple[str, bool, int, int, str]  # name, whether it is their own, category, phase (0: says nothing), line
+_Makers = dict[tuple[_Origin, int], set[int]]  # of an origin and a size the operators, as the tape numbers them
 
 
 def changed_tensors(pair: Pair) -> list[TensorDifference]:
@@ -19,15 +20,19 @@ def changed_tensors(pair: Pair) -> list[TensorDifference]:
     Of one origin and one size, as many as both peaks have are left out. If what is left is of as many sizes before as
     after, and as many of each, it is the same tensors with other sizes.
     """
-    sides = [_sizes(pair, side) for side in pair.sides]
+    (sizes_before, made_before), (sizes_after, made_after) = (_sizes(pair, side) for side in pair.sides)
     rows = []
-    for origin in dict.fromkeys([*sides[0], *sides[1]]):
-        before, after = (Counter(side.get(origin, {})) for side in sides)
+    for origin in dict.fromkeys([*sizes_before, *sizes_after]):
+        before, after = Counter(sizes_before.get(origin, {})), Counter(sizes_after.get(origin, {}))
         left, right = sorted((before - after).items()), sorted((after - before).items())
         if [count for _, count in left] == [count for _, count in right]:
-            rows += [_row(origin, one, other) for one, other in zip(left, right, strict=True)]
+            pairs = [*zip(left, right, strict=True)]
         else:
-            rows += [_row(origin, each, (0, 0)) for each in left] + [_row(origin, (0, 0), each) for each in right]
+            pairs = [(each, (0, 0)) for each in left] + [((0, 0), each) for each in right]
+        for one, other in pairs:
+            # Not a part of the origin: another torch may make the same by another operator.
+            made_by = _maker(pair.after, made_after, origin, other) or _maker(pair.before, made_before, origin, one)
+            rows.append(_row(origin, one, other, made_by))
     return sorted(rows, key=lambda row: -abs(row.difference))
 
 
@@ -44,8 +49,16 @@ def changed_lines(pair: Pair) -> list[Difference]:
     return sorted((each for each in found if each.name and each.difference), key=lambda each: -abs(each.difference))
 
 
-def _sizes(pair: Pair, side: Side) -> dict[_Origin, dict[int, int]]:
-    """Of each origin how many allocations of each size there are."""
+def _maker(side: Side, makers: _Makers, origin: _Origin, allocations: tuple[int, int]) -> str:
+    """The one operator that made allocations of a size without a name; empty: several did, or none is known."""
+    size, count = allocations
+    numbers = makers.get((origin, size), set()) if count and not origin[1] else set()
+    number = numbers.pop() if len(numbers) == 1 else 0
+    return side.result.tape.operators[number - 1] if number else ""
+
+
+def _sizes(pair: Pair, side: Side) -> tuple[dict[_Origin, dict[int, int]], _Makers]:
+    """Of each origin how many allocations of each size there are, and what made them."""
     labels, lines = pair.names(side), pair.lines(side) or [""]
     table = side.alive
     # Whoever comes first makes a library's workspace: where that was says nothing.
@@ -58,19 +71,24 @@ def _sizes(pair: Pair, side: Side) -> dict[_Origin, dict[int, int]]:
             np.where(made_there, table["phase"], 0),
             np.where(made_there, side.line, -1) if len(lines) > 1 else np.full(len(table), -1),
             table["requested"],
+            table["operator"].astype(np.int64),
         ],
         axis=1,
     )
     unique, counts = np.unique(keys, axis=0, return_counts=True)
     found: dict[_Origin, dict[int, int]] = {}
-    for (name, owner, category, phase, line, size), count in zip(unique.tolist(), counts.tolist(), strict=True):
-        label = labels[name] if name >= 0 else pair.starred[owner]
-        sizes = found.setdefault((label, name >= 0, category, phase, lines[line]), {})
+    makers: _Makers = {}
+    for (name, owner, category, phase, line, size, operator), count in zip(
+        unique.tolist(), counts.tolist(), strict=True
+    ):
+        origin = (labels[name] if name >= 0 else pair.starred[owner], name >= 0, category, phase, lines[line])
+        sizes = found.setdefault(origin, {})
         sizes[size] = sizes.get(size, 0) + count
-    return found
+        makers.setdefault((origin, size), set()).add(operator)
+    return found, makers
 
 
-def _row(origin: _Origin, before: tuple[int, int], after: tuple[int, int]) -> TensorDifference:
+def _row(origin: _Origin, before: tuple[int, int], after: tuple[int, int], operator: str) -> TensorDifference:
     name, named, category, phase, line = origin
     return TensorDifference(
         name=name,
@@ -78,6 +96,7 @@ def _row(origin: _Origin, before: tuple[int, int], after: tuple[int, int]) -> Te
         category=Category(category),
         phase=Phase(phase),
         line=line,
+        operator=operator,
         count_before=before[1],
         size_before=before[0],
         count_after=after[1],

@@ -220,13 +220,14 @@ def _tensors(comparison: Compared) -> Iterator[str]:
         head = f"{signed(row.difference):>13}  {sizes:<32} {_SINGULAR[row.category]:<16} "
         said = row.phase is not Phase.OUTSIDE or all(tape.knows_phases for tape in tapes)
         tail = f" ({PHASE_NAMES[row.phase]})" if said and not (row.named or (row.line and not row.name)) else ""
+        below = [each for each in (row.line, f"by {row.operator}" if row.operator else "") if each]
         if not row.name and row.line:
-            yield head + cut(row.line, WIDTH - len(head))
-            continue
-        name = row.name or _nowhere(row, tapes)
-        yield (head + shown_name(name, WIDTH - len(head) - len(tail)) + tail).rstrip()
-        if row.line:
-            yield " " * len(head) + cut(row.line, WIDTH - len(head))
+            yield head + cut(below.pop(0), WIDTH - len(head))
+        else:
+            name = row.name or _nowhere(row, tapes)
+            yield (head + shown_name(name, WIDTH - len(head) - len(tail)) + tail).rstrip()
+        for each in below:
+            yield " " * len(head) + cut(each, WIDTH - len(head))
     if len(rows) > _ROWS:
         yield f"  and {len(rows) - _ROWS:,} more"
 

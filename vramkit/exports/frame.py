@@ -50,5 +50,6 @@ def frame(result: MemoryResult) -> DataFrame:
             "freed_at": when(table["died"]),
             "stream": table["stream"],
             "line": np.array(tape.lines, object),
+            "operator": np.array(tape.made_by, object),
         }
     )

@@ -150,7 +150,7 @@ class _Writer:
         """Of some allocations the text that is shown beside each, and what is shown as its stack; equal ones shared."""
         table = self._result.tape.allocations[rows]
         stack = np.full(len(rows), -1) if self._result.tape.stacks is None else self._result.tape.stacks.of[rows]
-        keys = (table["category"], table["phase"], table["name"], self._owner[rows], stack)
+        keys = (table["category"], table["phase"], table["name"], self._owner[rows], stack, table["operator"])
         return [self._label(key) for key in zip(*(column.tolist() for column in keys), strict=True)]
 
     def _label(self, key: tuple[int, ...]) -> tuple[str, _Frames]:
@@ -159,15 +159,20 @@ class _Writer:
             found = self._labels[key] = self._make_label(*key)
         return found
 
-    def _make_label(self, category: int, phase: int, name: int, module: int, stack: int) -> tuple[str, _Frames]:
+    def _make_label(
+        self, category: int, phase: int, name: int, module: int, stack: int, operator: int
+    ) -> tuple[str, _Frames]:
         tape = self._result.tape
         what = CATEGORY_NAMES[Category(category)]
         called = shown_name(tape.names[name]) if name >= 0 else ""
         where = shown_name(tape.modules[module].name) if module >= 0 and not called else ""
         made = f"made {place(Phase(phase))}" if tape.knows_phases or phase != Phase.OUTSIDE else ""
-        frame = {"filename": what, "line": 0, "name": called or made or what}
-        called_by = self._frames(stack) if stack >= 0 else self._modules(module)
-        return " | ".join(filter(None, (what, called or where, made))), [frame, *called_by]
+        made_by = printable(tape.operators[operator - 1]) if operator else ""
+        frames = [{"filename": what, "line": 0, "name": called or made or what}]
+        if made_by:
+            frames.append({"filename": "operator", "line": 0, "name": made_by})
+        frames += self._frames(stack) if stack >= 0 else self._modules(module)
+        return " | ".join(filter(None, (what, called or where, made, made_by))), frames
 
     def _frames(self, stack: int) -> _Frames:
         """A stack's frames, innermost first, as torch's."""

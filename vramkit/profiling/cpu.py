@@ -13,6 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable
 from contextlib import ExitStack
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from ..torch_internals.dispatch import TorchDispatchMode
 from ..torch_internals.storages import key_of
 from .hooks import Hooks
 from .marks import Marks, padded
+from .operators import operator_seen
 from .python_stacks import PythonStacks
 
 _LIFT = torch.ops.aten.lift_fresh.default
@@ -52,11 +54,12 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
         self._stacks = PythonStacks() if stacks else None
         self._device = device
         self._max_events = max_events
-        # Of each: action, storage, bytes, mark, line, whether it was there before, and its stack.
-        self._events: list[tuple[Action, int, int, int, int, bool, int]] = []
+        # Of each: action, storage, bytes, mark, line, whether it was there before, its stack, and its operator.
+        self._events: list[tuple[Action, int, int, int, int, bool, int, int]] = []
+        self._operators = {"": 0}
         self._dropped = self._ours = 0
-        # Of each storage that was alive before the first kept event its bytes and its stack.
-        self._before: dict[int, tuple[int, int]] = {}
+        # Of each storage that was alive before the first kept event its bytes, its stack and its operator.
+        self._before: dict[int, tuple[int, int, int]] = {}
         self._alive: dict[int, tuple[_Ref, int]] = {}
         # Storages die in any thread and in the middle of anything: a callback in C is all that may run then.
         self._dead: deque[_Ref] = deque()
@@ -94,7 +97,7 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
             if len(self._events) > self._max_events:
                 lost += len(self._events) - self._max_events
                 self._drop(len(self._events) - self._max_events)
-            columns = np.array(self._events, np.int64).reshape(-1, 7)
+            columns = np.array(self._events, np.int64).reshape(-1, 8)
             position = np.array(padded(self._positions, len(self.marks.kept) + 1), np.int64) - self._dropped
         notes = []
         if lost:
@@ -102,7 +105,8 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
                 f"{lost:,} allocations and frees came before the last {len(columns):,} and were not kept: the "
                 "profile covers what came after. Raise max_events, or profile fewer steps."
             )
-        action, storage, size, mark, line, foreign, stack = columns.T
+        action, storage, size, mark, line, foreign, stack, operator = columns.T
+        operators = [*self._operators]
         return [
             Recording(
                 device=self._device,
@@ -117,11 +121,12 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
                 at_module=np.full(len(columns), NO_MODULE, np.int32),
                 position=np.where(position >= 0, position, -1 if lost else 0),
                 before=[
-                    Before(address=storage, block=size, requested=size, stack=stack)
-                    for storage, (size, stack) in self._before.items()
+                    Before(address=storage, block=size, requested=size, stack=stack, operator=operators[operator])
+                    for storage, (size, stack, operator) in self._before.items()
                 ],
                 stacks=None if self._stacks is None else self._stacks.tree,
                 stack=stack,
+                operator=[operators[each] for each in operator.tolist()],
                 foreign=foreign.astype(bool),
                 lost=lost,
                 notes=notes,
@@ -134,24 +139,25 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
         # What torch.tensor() made is seen first as what this operator takes.
         self._see(args, foreign=True, is_made=func is _LIFT)
         result = func(*args, **(kwargs or {}))
-        self._see(result, foreign=False, is_made=True)
+        self._see(result, foreign=False, is_made=True, func=func)
         return result
 
-    def _see(self, value: Any, *, foreign: bool, is_made: bool) -> None:
+    def _see(self, value: Any, *, foreign: bool, is_made: bool, func: Any = None) -> None:
         if isinstance(value, torch.Tensor):
             if value.device.type == self._device:
-                self._meet(value, foreign=foreign, is_made=is_made)
+                self._meet(value, foreign=foreign, is_made=is_made, func=func)
         elif isinstance(value, (tuple, list)):
             for item in value:
-                self._see(item, foreign=foreign, is_made=is_made)
+                self._see(item, foreign=foreign, is_made=is_made, func=func)
 
-    def _meet(self, tensor: torch.Tensor, *, foreign: bool, is_made: bool = False) -> int:
+    def _meet(self, tensor: torch.Tensor, *, foreign: bool, is_made: bool = False, func: Any = None) -> int:
         """Note a storage that was not seen before; returns what stands for its address.
 
         Args:
             tensor: that has it.
             foreign: it was made before or elsewhere, as far as its category goes.
             is_made: the program's present line makes it.
+            func: the operator that gives it back.
         """
         try:
             storage = tensor.untyped_storage()
@@ -165,14 +171,22 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
                 marks = len(self.marks.entries)
                 self._note_deaths(marks)
                 if key not in self._alive:  # else another thread has met it meanwhile
-                    line, stack = self.marks.lines.number(), -1
+                    line, stack, frame = self.marks.lines.number(), -1, inspect.currentframe()
                     if self._stacks is not None and is_made:
-                        stack = self._stacks.row(inspect.currentframe())
-                    self._note(Action.ALLOC, key, size, marks, line, foreign=foreign, stack=stack)
+                        stack = self._stacks.row(frame)
+                    operator = self._operator(func, frame) if func is not None else 0
+                    del frame  # a cycle
+                    self._note(Action.ALLOC, key, size, marks, line, foreign=foreign, stack=stack, operator=operator)
                     ref = _Ref(storage, self._dead.append)
                     ref.key = key
                     self._alive[key] = ref, size
         return key
+
+    def _operator(self, func: Any, frame: FrameType | None) -> int:
+        """A number for an operator; below a frame of this file."""
+        while frame is not None and frame.f_globals.get("__name__") == __name__:
+            frame = frame.f_back
+        return self._operators.setdefault(operator_seen(func, frame), len(self._operators))
 
     def _note_deaths(self, marks: int) -> None:
         """Note the storages that have died since the last event or mark; so many marks had been laid down then."""
@@ -184,17 +198,26 @@ class StorageLifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call] # to
                 self._note(Action.FREE, ref.key, known[1], marks, 0, foreign=False)
 
     def _note(
-        self, action: Action, storage: int, size: int, marks: int, line: int, *, foreign: bool, stack: int = -1
+        self,
+        action: Action,
+        storage: int,
+        size: int,
+        marks: int,
+        line: int,
+        *,
+        foreign: bool,
+        stack: int = -1,
+        operator: int = 0,
     ) -> None:
-        self._events.append((action, storage, size, marks, line, foreign, stack))
+        self._events.append((action, storage, size, marks, line, foreign, stack, operator))
         if len(self._events) >= 2 * self._max_events:
             self._drop(self._max_events)
 
     def _drop(self, count: int) -> None:
         """Forget the oldest events; what they left alive was there before the first that is kept."""
-        for action, storage, size, *_, stack in self._events[:count]:
+        for action, storage, size, *_, stack, operator in self._events[:count]:
             if action is Action.ALLOC:
-                self._before[storage] = size, stack
+                self._before[storage] = size, stack, operator
             else:
                 self._before.pop(storage, None)
         del self._events[:count]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,7 +44,8 @@ class CudaHistory:
     Args:
         max_events: how many of the last entries torch keeps for each device.
         use_metadata: mark by metadata where torch can; False: by the allocator's counters, always.
-        stacks: the history has the Python stack of each allocation, too.
+        stacks: the history has the stack of each allocation, too: Python's, and where torch can, C++'s, which names the
+            operators.
     """
 
     max_events: int
@@ -92,7 +93,8 @@ class CudaHistory:
             stack.callback(allocator.record_history, None)
             # As keywords this call differs between torch versions; this much every one has.
             context = "alloc" if self.stacks else None
-            allocator.record_history("all", context=context, stacks="python", max_entries=self.max_events)
+            kind = "all" if self.stacks and allocator.HAS_NATIVE_STACKS else "python"
+            allocator.record_history("all", context=context, stacks=kind, max_entries=self.max_events)
         if self._metadata and allocator.set_metadata is not None and allocator.get_metadata is not None:
             stack.callback(allocator.set_metadata, allocator.get_metadata())
             allocator.set_metadata("")
@@ -125,7 +127,8 @@ class CudaHistory:
         """
         for _ in range(_TRIES):
             before = self._count()
-            snapshot = allocator.snapshot()
+            with allocator.quick_symbols() if self.stacks else nullcontext():
+                snapshot = allocator.snapshot()
             after = self._count()
             if before == after:
                 break

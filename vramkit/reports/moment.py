@@ -128,6 +128,8 @@ class Tensors:
     """Whether ``names`` are their own."""
     lines: tuple[str, ...] = ()
     """The lines that made them, ``"train.py:42 in forward"``, as far as they are known. Each once."""
+    operators: tuple[str, ...] = ()
+    """The operators that made them, ``"aten::mm (MmBackward0)"``, as far as they are known. Each once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,10 +200,10 @@ def largest_tensors(result: MemoryResult, moment: Moment, limit: int = 5) -> lis
             continue
         groups.setdefault(key, []).append(i)
     starred = starred_names(tape.modules)
-    alive, lines = np.flatnonzero(moment.alive), tape.lines
+    alive, lines, made_by = np.flatnonzero(moment.alive), tape.lines, tape.made_by
     found = []
     for (size, category, phase, _), rows in groups.items():
-        names = _names(result, table[rows], owner[rows], starred)
+        names, which = _names(result, table[rows], owner[rows], starred), alive[rows].tolist()
         found.append(
             Tensors(
                 count=len(rows),
@@ -210,7 +212,8 @@ def largest_tensors(result: MemoryResult, moment: Moment, limit: int = 5) -> lis
                 phase=Phase(phase),
                 names=names,
                 named=bool(names) and bool((table["name"][rows] >= 0).all()),
-                lines=tuple(dict.fromkeys(filter(None, (lines[row] for row in alive[rows].tolist())))),
+                lines=tuple(dict.fromkeys(filter(None, (lines[row] for row in which)))),
+                operators=tuple(dict.fromkeys(filter(None, (made_by[row] for row in which)))),
             )
         )
     return found

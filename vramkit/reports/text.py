@@ -179,9 +179,12 @@ def _tensors(groups: list[Tensors], *, knows_phases: bool) -> Iterator[str]:
         if not each.named:
             head += f"made in the {PHASE_NAMES[each.phase]}" + " of " * bool(each.names)
             head += ", in no module" * (knows_phases and not each.names and each.phase is not Phase.OPTIMIZER)
-        yield head + _listed(each.names, WIDTH - len(head))
-        if each.lines:
-            yield " " * _INDENT + _made_by(each)
+        line, made_by = head + _listed(each.names, WIDTH - len(head)), _made_by(each)
+        if made_by and not each.lines and len(line) + 1 + len(made_by) <= WIDTH:
+            line, made_by = f"{line} {made_by}", ""
+        yield line
+        if made_by:
+            yield " " * _INDENT + made_by
 
 
 def _somewhere(tensors: Tensors, knows_phases: bool) -> str:
@@ -192,11 +195,15 @@ def _somewhere(tensors: Tensors, knows_phases: bool) -> str:
 
 
 def _made_by(tensors: Tensors) -> str:
-    """The line that made them, or the first of several; empty: none is known."""
+    """The operator and the line that made them, or the first of several; empty: none is known."""
+    operator = f"by {tensors.operators[0]}{', ...' * (len(tensors.operators) > 1)}" if tensors.operators else ""
     if not tensors.lines:
-        return ""
+        return cut(operator, WIDTH - _INDENT)
     more = f" and {len(tensors.lines) - 1} more lines" if len(tensors.lines) > 1 else ""
-    return "by " + cut(tensors.lines[0], WIDTH - _INDENT - len("by ") - len(more)) + more
+    line = f"{'at' if operator else 'by'} {tensors.lines[0]}"
+    room = WIDTH - _INDENT - len(more)
+    both = f"{operator} {line}" if len(operator) + 1 + len(line) <= room else line  # where they took it says more
+    return cut(both.lstrip(), room) + more
 
 
 def _lines(rows: list[LineUsage]) -> Iterator[str]:

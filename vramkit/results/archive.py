@@ -1,12 +1,13 @@
 """Results in a file: numpy's zip of plain arrays with one JSON text inside. Opening one runs no code.
 
-Format 4. ``meta`` is JSON as UTF-8 bytes: ``{"format": 4, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
+Format 5. ``meta`` is JSON as UTF-8 bytes: ``{"format": 5, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
 the n-th device are the arrays ``n.events``, ``n.allocations``, ``n.segments`` and ``n.passes``. What a kind of result
 has besides, is in ``particulars``, of which only that kind knows what it means. Of a device whose stacks were recorded
 there are ``frames`` in ``meta``, and the arrays ``n.stacks`` and ``n.stack_of``. Format 1 lacks the columns ``pool``;
 format 2 the categories after ``OTHER``, the phase ``EVALUATION``, and what was evaluated; format 3 the column
-``forward``, and ``n.passes``. Where a device says nothing of ``tie_break``, it was "age"; where
-nothing of ``knows_phases`` and ``is_window``, it was true and false.
+``forward``, and ``n.passes``; format 4 the column ``operator``, and ``operators`` in ``meta``. Where a
+device says nothing of ``tie_break``, it was "age"; where nothing of ``knows_phases`` and ``is_window``, it was true and
+false.
 
 Knows the whole format, and no kind of result.
 """
@@ -45,10 +46,10 @@ from .checks import (
 )
 from .files import TooLargeError, replacing
 
-FORMAT = 4
+FORMAT = 5
 
 _TABLES = {"events": EVENT, "allocations": ALLOCATION, "segments": SEGMENT, "passes": PASS}
-_SINCE = {"pool": 2, "forward": 4}
+_SINCE = {"pool": 2, "forward": 4, "operator": 5}
 """The formats from which on tables have these columns."""
 _MAX_DEVICES = 1024
 _MAX_DIGITS = 20
@@ -109,6 +110,7 @@ def save(result: MemoryResult, path: str | PathLike[str], particulars: Mapping[s
                 "is_window": one.tape.is_window,
                 "modules": [asdict(module) for module in one.tape.modules],
                 "names": list(one.tape.names),
+                "operators": list(one.tape.operators),
                 "evaluations": [asdict(each) for each in one.tape.evaluations],
                 "frames": None if stacks is None else [[*astuple(frame)] for frame in stacks.frames],
             }
@@ -164,12 +166,14 @@ class _Reader:
             tables[name] = table if columns == dtype else _completed(table, dtype)
         modules = modules_of(saved["modules"])
         names = texts(saved["names"], "the names")
-        check_tables(tables, len(modules), len(names))
+        operators = texts(saved.get("operators", []), "the operators")
+        check_tables(tables, len(modules), len(names), len(operators))
         versions = record(saved["versions"], "the versions")
         tape = Tape(
             **tables,
             modules=modules,
             names=names,
+            operators=operators,
             evaluations=evaluations_of(saved.get("evaluations", []), len(modules)),
             device=device_name(saved["device"]),
             alloc_conf=text(saved["alloc_conf"], "the allocator's settings"),
@@ -234,7 +238,7 @@ def _columns_in(number: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _completed(table: Table, dtype: np.dtype[Any]) -> Table:
-    """An older table with the columns that it lacks: nothing is known to be in a private pool, or of any forward."""
+    """An older table with the columns that it lacks: nothing is known of private pools, forwards and operators."""
     wide = np.zeros(table.shape, dtype)
     for name in table.dtype.names or ():
         wide[name] = table[name]

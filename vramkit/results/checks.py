@@ -28,7 +28,7 @@ _MAX_DEPTH = 200  # modules inside one another: readers walk the tree by recursi
 _MAX_DIMENSIONS = 64
 _DEVICE = re.compile(r"\w{1,64}(:\d{1,9})?", re.ASCII)
 _CODES = {"action": len(Action), "phase": len(Phase), "category": len(Category)}
-_FROM_0 = ("step", "size", "requested", "block", "pool", "forward", "begin", "end")
+_FROM_0 = ("step", "size", "requested", "block", "pool", "forward", "operator", "begin", "end")
 
 
 class DamagedError(Exception):
@@ -204,13 +204,14 @@ def _points_into(column: npt.NDArray[np.int32], length: int) -> bool:
     return not len(column) or bool(column.min() >= -1 and column.max() < length)
 
 
-def check_tables(tables: Mapping[str, Table], modules: int, names: int) -> None:
+def check_tables(tables: Mapping[str, Table], modules: int, names: int, operators: int) -> None:
     """Raise `DamagedError` where an index, a code or a size can't be, or events and allocations don't belong together.
 
     Args:
         tables: ``events``, ``allocations``, ``segments`` and ``passes``, each with its columns.
         modules: how many modules there are.
         names: how many names.
+        operators: how many operators.
     """
     events, allocations = tables["events"], tables["allocations"]
     ends = {"module": modules, "name": names, "allocation": len(allocations), "born": len(events), "died": len(events)}
@@ -227,6 +228,8 @@ def check_tables(tables: Mapping[str, Table], modules: int, names: int) -> None:
     forwards = np.count_nonzero(np.isin(passes["phase"], (Phase.FORWARD, Phase.EVALUATION)))
     if allocations["forward"].max(initial=0) > forwards:
         raise DamagedError("the column allocations.forward points outside its table")
+    if allocations["operator"].max(initial=0) > operators:
+        raise DamagedError("the column allocations.operator points outside its table")
     if (passes["begin"] > passes["end"]).any() or passes["end"].max(initial=0) > len(events):
         raise DamagedError("the column passes.end points outside its table, or before its beginning")
     if (allocations["requested"] > allocations["block"]).any():

@@ -88,6 +88,7 @@ def _device(result: MemoryResult) -> dict[str, Any]:
                 "phase": _phase(result.tape, each.phase),
                 "names": list(each.names),
                 "lines": list(each.lines),
+                "operators": list(each.operators),
             }
             for each in largest_tensors(result, moment)
         ]

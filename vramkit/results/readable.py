@@ -120,8 +120,8 @@ class ReadableResult(MemoryResult):
 
         Columns: ``category``, ``phase``, ``module``, ``name``, ``step`` (from 0), ``requested`` and ``block`` in bytes,
         ``born`` and ``died`` as events (born -1: before the first), ``allocated_at`` and ``freed_at`` in microseconds,
-        ``stream``, ``line`` (``"train.py:42 in forward"``, of ``profile(..., stacks=True)``). What is not known, or was
-        alive at the end, is missing (NA).
+        ``stream``, ``line`` (``"train.py:42 in forward"``, of ``profile(..., stacks=True)``), ``operator``
+        (``"aten::mm (MmBackward0)"``). What is not known, or was alive at the end, is missing (NA).
 
         Raises:
             UsageError: pandas is not installed; ``vramkit[pandas]`` brings it.

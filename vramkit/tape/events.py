@@ -137,6 +137,7 @@ ALLOCATION = np.dtype(
         ("name", "i4"),  # index into Tape.names, -1: none
         ("pool", "i4", (2,)),  # as of EVENT
         ("forward", "i4"),  # which of Tape.forwards had begun last when it was made, from 1; 0: none had
+        ("operator", "i4"),  # which of Tape.operators made it, from 1; 0: not known
     ]
 )
 SEGMENT = np.dtype(
@@ -223,6 +224,8 @@ class Tape:
     """What the columns ``module`` index."""
     names: tuple[str, ...] = ()
     """Names of parameters, gradients and states; the column ``name`` indexes this."""
+    operators: tuple[str, ...] = ()
+    """What the column ``operator`` numbers from 1: ``"aten::mm"``, in a backward ``"aten::mm (MmBackward0)"``."""
     evaluations: tuple[Evaluation, ...] = ()
     """One for each model that was evaluated; what came of it are the events and allocations of `Phase.EVALUATION`."""
     device: str = "cuda:0"
@@ -352,6 +355,12 @@ class Tape:
             return [None] * len(self.allocations)
         texts = [*self.stacks.texts, None]  # -1 takes the last
         return [texts[line] for line in self.stacks.lines.tolist()]
+
+    @cached_property
+    def made_by(self) -> list[str | None]:
+        """Of each allocation the operator that made it, ``"aten::mm"``; None: not known."""
+        texts = [None, *self.operators]
+        return [texts[operator] for operator in self.allocations["operator"].tolist()]
 
     def alive_at(self, event: int) -> npt.NDArray[np.bool_]:
         """Which allocations are alive just after an event; shape ``(allocations,)``. Event -1 is the start."""

@@ -132,11 +132,12 @@ class MemoryResult:
         """Every allocation as a plain dictionary, in order of birth: for pandas, JSON or a query of one's own.
 
         Sizes are bytes, times microseconds; ``died`` and ``freed_at`` are None for what was alive at the end. ``line``
-        is the line that made it, ``"train.py:42 in forward"``, of ``profile(..., stacks=True)``; None: not known. Of a
-        snapshot ``step`` is None, and ``phase`` is where no frame says it.
+        is the line that made it, ``"train.py:42 in forward"``, of ``profile(..., stacks=True)``, and ``operator`` the
+        operator, ``"aten::mm (MmBackward0)"``; None: not known. Of a snapshot ``step`` is None, and ``phase`` is where
+        no frame says it.
         """
         events, modules, names = self.tape.events, self.tape.modules, self.tape.names
-        lines, knows = self.tape.lines, self.tape.knows_phases
+        lines, made_by, knows = self.tape.lines, self.tape.made_by, self.tape.knows_phases
         return [
             {
                 "category": Category(int(row["category"])).name,
@@ -152,8 +153,9 @@ class MemoryResult:
                 "freed_at": int(events["time"][row["died"]]) if row["died"] >= 0 else None,
                 "stream": int(row["stream"]),
                 "line": line,
+                "operator": operator,
             }
-            for row, line in zip(self.tape.allocations, lines, strict=True)
+            for row, line, operator in zip(self.tape.allocations, lines, made_by, strict=True)
         ]
 
     def __repr__(self) -> str:

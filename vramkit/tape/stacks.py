@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .native_frames import is_engine, is_workspace, node_of
+
 MAX_DEPTH = 200
 """Frames of one stack that are kept, from the innermost on."""
 ENGINE = "autograd engine"
@@ -72,10 +74,6 @@ _OWN = str(Path(__file__).parents[1]).replace("\\", "/") + "/"
 _VRAMKIT = "vramkit/"
 _MACHINERY = ("torch/", "functorch/", "torchgen/", _VRAMKIT)
 _ENGINE = ("torch/autograd/graph.py", "engine_run_backward")  # whatever is before it
-# Of torch's own C++, which snapshots have beside Python: a node of the autograd graph, the engine, cuBLAS's workspaces.
-_NODE = re.compile(r"torch::autograd::(?:\w+::)*(?!PyNode\b)(?P<node>\w+)::apply\(")
-_RUNS_NODES = ("torch::autograd::Engine::evaluate_function", "torch::autograd::Engine::thread_main")
-_OF_CUBLAS = re.compile(r"at::cuda::[gs]et\w*(?:Workspace|BlasHandle|BlasLtHandle)\w*\(")
 _TEXT = re.compile(r'\s*File "(?P<file>[^"\n]*)", line (?P<number>\d{1,9}), in (?P<function>[^\n]*)')
 _PYTHON = (".py", ".pyw", ".ipynb")
 _RESUMED = re.compile(r"torch_dynamo_resume_in_(?P<name>.+)_at_\d+")
@@ -112,11 +110,11 @@ def frame_of(file: str, number: int, function: str) -> Frame:
 
 def _native_frame(function: str) -> Frame | None:
     """What stands for a frame of torch's C++; None: it says nothing of what is allocated."""
-    if found := _NODE.match(function):
-        return Frame(ENGINE, 0, found["node"], Whose.LIBRARY)
-    if function.startswith(_RUNS_NODES):
+    if node := node_of(function):
+        return Frame(ENGINE, 0, node, Whose.LIBRARY)
+    if is_engine(function):
         return Frame(ENGINE, 0, "backward", Whose.LIBRARY)
-    return Frame(CUBLAS, 0, "workspace", Whose.MACHINERY) if _OF_CUBLAS.match(function) else None
+    return Frame(CUBLAS, 0, "workspace", Whose.MACHINERY) if is_workspace(function) else None
 
 
 @lru_cache(maxsize=10_000)

@@ -5,6 +5,9 @@ Knows what to call; what the answers mean, the readers of a snapshot know.
 
 from __future__ import annotations
 
+import os
+import platform
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -51,6 +54,29 @@ snapshot: Callable[[], dict[str, Any]] = (
     look_up("torch.cuda.memory._snapshot", "profile on CUDA") if _snapshot is None else partial(_snapshot, None)
 )
 """All segments and the history of every device. The function in C++, which costs less, where it is."""
+
+HAS_NATIVE_STACKS: bool = sys.platform == "linux" and platform.machine() == "x86_64"
+"""Whether torch can follow C++'s stacks here."""
+
+_SYMBOLS = "TORCH_SYMBOLIZE_MODE"
+
+
+@contextmanager
+def quick_symbols() -> Iterator[None]:
+    """Let snapshots name C++'s functions as the loader knows them, in a second; else torch starts ``addr2line``, which
+    takes ten for names of files that nobody has, and may not be installed.
+
+    torch reads this setting once in a process, when it needs the first name. A program's own stays as it is.
+    """
+    if _SYMBOLS in os.environ:
+        yield
+        return
+    os.environ[_SYMBOLS] = "dladdr"
+    try:
+        yield
+    finally:
+        os.environ.pop(_SYMBOLS, None)
+
 
 _workspace_size: Callable[[], int] | None = look_up(
     "torch._C._cuda_getCublasWorkspaceSize", "profile on CUDA", fallback=None

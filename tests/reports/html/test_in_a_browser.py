@@ -221,7 +221,7 @@ def test_tensors_have_their_lines_and_open_their_stacks_and_lines_have_a_table(o
         ("/me/a.py", 9, "f"),
     ]
     for _ in range(3):
-        story.alloc(2 * MIB, Category.ACTIVATION, module=HEAD, stack=frames)
+        story.alloc(2 * MIB, Category.ACTIVATION, module=HEAD, stack=frames, operator="aten::mm (MmBackward0)")
     story.alloc(4 * MIB, Category.INPUT, Phase.OUTSIDE, stack=frames[2:])
     story.alloc(MIB, Category.OTHER, Phase.OUTSIDE)
 
@@ -235,6 +235,10 @@ def test_tensors_have_their_lines_and_open_their_stacks_and_lines_have_a_table(o
     source.locator("summary").click()
     assert source.locator(".frame").all_inner_texts() == [
         "linear.py:5 in forward", "net.py:42 in forward", "a.py:9 in f"
+    ]  # fmt: skip
+    made = page.page.locator(".tensors td.what").all_inner_texts()
+    assert [text.partition("\n")[0] for text in made[:2]] == [
+        "outside of the phases", "in the forward of Net.head by aten::mm (MmBackward0)"
     ]  # fmt: skip
 
 

@@ -32,6 +32,7 @@ def hostile() -> Profile:
         module=len(MODULES),
         name=f"{HOSTILE}.weight",
         stack=[(f"{HOSTILE}.py", 1, HOSTILE)],
+        operator=HOSTILE,
     )
     return story.profile(
         modules=modules,

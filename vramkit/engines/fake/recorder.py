@@ -7,6 +7,7 @@ real tensor would be worked on in place in ``in_place.py``.
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ from ...attribution.recording import NO_MODULE, Recording
 from ...gpus import GPU, cublas_workspace
 from ...profiling.hooks import Hooks
 from ...profiling.marks import Marks, padded
+from ...profiling.operators import operator_seen
 from ...sizes import format_size
 from ...torch_internals.dispatch import VIEWS, TorchDispatchMode, below_python, excluding
 from ...torch_internals.fakes import FakeTensor
@@ -60,6 +62,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         self.operators: list[str] = []
         """The operator during which each event of the allocator's history happened, or after which."""
         self._operator = ""
+        self._seen: list[str] = []  # the same, as a tape names it, with the node of a backward
+        self._seen_now = ""
         self._blocks: dict[int, tuple[weakref.ref[_Storage], Block | None, int]] = {}  # and bytes of the storage
         self._positions = [0]
         self._mark_of: list[int] = []
@@ -107,6 +111,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
             if result is not NotImplemented:
                 return result
         self._operator = func.__name__
+        if self.detailed:
+            self._seen_now = operator_seen(func, sys._getframe().f_back)  # noqa: SLF001 - public, whatever its name
         correction = CORRECTIONS.get(func)
         if correction is not None:
             func, args, kwargs = correction(func, args, kwargs)
@@ -226,6 +232,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         new = len(self.allocator.events) - len(self._mark_of)
         self._mark_of += [len(self.marks.entries)] * new
         self.operators += [self._operator] * new
+        self._seen += [self._seen_now] * new
         self._sizes += [0] * new
         if taken:
             self._sizes[-1] = taken
@@ -273,6 +280,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
             time=np.arange(len(columns)),
             block=np.array(self._sizes, np.int64),
             mark=np.array(self._mark_of, np.int64),
+            operator=self._seen,
             at_module=np.full(len(columns), NO_MODULE, np.int32),
             position=np.array(padded(self._positions, len(self.marks.kept) + 1), np.int64),
             alloc_conf=alloc_conf,

@@ -126,6 +126,7 @@ class _Device:
             "modules": self._modules(),
             "names": [shown_name(name) for name in tape.names],
             "stacks": self._stacks(),
+            "operators": [printable(operator) for operator in tape.operators],
             "count": len(rows),
         }
 
@@ -176,6 +177,7 @@ class _Device:
             owner=owners(self._result.tape)[seen],
             name=table["name"],
             **({} if self._lines is None else {"line": self._lines.lines[seen], "stack": self._lines.of[seen]}),
+            **({"operator": table["operator"]} if self._result.tape.operators else {}),
             **pooled,
         )
 

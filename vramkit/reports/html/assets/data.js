@@ -108,6 +108,12 @@ function lineOf(device, row) {
   return line >= 0 ? device.stacks.frames[line] : "";
 }
 
+/** The operator that made an allocation: "aten::mm (MmBackward0)"; empty where it is not known. */
+function operatorOf(device, row) {
+  const operator = device.operators.length ? device.allocations.operator[row] : 0;
+  return operator > 0 ? device.operators[operator - 1] : "";
+}
+
 /** The frames of an allocation's stack, the innermost first: {text, whose}. */
 function stackOf(device, row) {
   const frames = [];

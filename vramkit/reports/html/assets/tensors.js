@@ -22,13 +22,16 @@ function nameOf(device, row) {
   return name >= 0 ? device.names[name] : "";
 }
 
+/** Where an allocation was made, and by which operator, where one is known. */
 function madeIn(report, device, row) {
   const { phase, module } = device.allocations;
+  const operator = operatorOf(device, row);
+  const by = operator ? ` by ${operator}` : "";
   if (phase[row] === 0 && !device.knows_phases) {
-    return lineOf(device, row) ? "at a line of the program" : "at an unknown line";
+    return `${lineOf(device, row) ? "at a line of the program" : "at an unknown line"}${by}`;
   }
   const words = phase[row] === 0 ? "outside of the phases" : `in the ${report.phases[phase[row]]}`;
-  return module[row] >= 0 ? `${words} of ${device.modules.name[module[row]]}` : words;
+  return `${words}${module[row] >= 0 ? ` of ${device.modules.name[module[row]]}` : ""}${by}`;
 }
 
 function drawTensors(report, device, box, moment, inside) {
