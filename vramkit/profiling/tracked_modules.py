@@ -202,12 +202,14 @@ class TrackedModules:
     def _add(self, module: torch.nn.Module, name: str, parent: int, counted: set[int]) -> int:
         index = len(self._met)
         self._watch(module, index)
-        own = 0
+        own = numel = 0
         for parameter in list(parameters_of(module).values()):
             if parameter is not None and id(parameter) not in counted:
                 counted.add(id(parameter))
-                own += _nbytes(parameter)
-        self._met.append(Module(name=name, kind=class_name(module), parent=parent, parameters=own))
+                nbytes, count = _size_of(parameter)
+                own += nbytes
+                numel += count
+        self._met.append(Module(name=name, kind=class_name(module), parent=parent, parameters=own, numel=numel))
         self.calls.append(0)
         self.shapes.append(())
         return index
@@ -278,8 +280,10 @@ def first_shape(output: Any) -> tuple[int, ...]:
     return () if first is None else tuple(int(size) for size in first.shape)
 
 
-def _nbytes(tensor: torch.Tensor) -> int:
+def _size_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """Bytes of a tensor's memory, and how many numbers they are."""
     try:
-        return sum(part.nbytes for part in parts_of(tensor))
+        parts = parts_of(tensor)
+        return sum(part.nbytes for part in parts), sum(part.numel() for part in parts)
     except Exception:  # a lazy module's parameter has no shape yet, and wrappers raise what they like
-        return 0
+        return 0, 0

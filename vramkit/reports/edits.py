@@ -71,7 +71,7 @@ class Replays:
         try:
             allocator = CachingAllocator(conf=",".join(filter(None, (tape.alloc_conf, conf))), tie_break=tape.tie_break)
             found = allocator.replay(tape, flushes=not retries(self.tape))
-        except (VramkitError, LookupError, ValueError):  # settings that can't be simulated, or no allocator's file
+        except (VramkitError, LookupError, ValueError, OverflowError):  # settings unknown here, or no allocator's file
             return None
         return Peaks(allocated=found.peak_allocated, reserved=found.peak_reserved) if found.fits else None
 

@@ -136,6 +136,7 @@ def _module(saved: dict[str, object], index: int) -> Module:
         kind=text(saved["kind"], "a module's class"),
         parent=integer(saved.get("parent", -1), "a module's parent", minimum=-1, maximum=index - 1),
         parameters=integer(saved.get("parameters", 0), "the size of a module's parameters"),
+        numel=integer(saved.get("numel", 0), "how many numbers a module's parameters are"),
         calls=integer(saved.get("calls", 0), "the number of a module's calls"),
         output_shape=tuple(integer(size, "a size of a module's output") for size in shape),
     )

@@ -187,10 +187,17 @@ class Module:
     """Index of the module it is part of, which comes before it; -1: it is a model of its own."""
     parameters: int = 0
     """Bytes of its own parameters, without those of the modules in it; a shared one counts where it is met first."""
+    numel: int = 0
+    """How many numbers these are; 0: not known."""
     calls: int = 0
     """How often its forward ran, recomputations included."""
     output_shape: tuple[int, ...] = ()
     """Shape of the first tensor that its first call returned."""
+
+    @property
+    def item_size(self) -> int:
+        """Bytes of each number of its own parameters; 0: not known, or they are not all of one size."""
+        return self.parameters // self.numel if self.numel and self.parameters % self.numel == 0 else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

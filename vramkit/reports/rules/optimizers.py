@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ...sizes import format_size
-from ...tape.events import Category, Phase
+from ...tape.events import Category, Ints, Phase
 from ...tape.owners import owners
 from ..edits import Edit
 from ..scene import Scene
 from ..tree import shown_name
 from .advised import Advice
 
-_QUANTIZED = 4 * 4096  # bytes: smaller states stay as they are
+_QUANTIZED = 4096  # numbers: smaller states stay as they are
 
 
 def _temporaries(scene: Scene) -> npt.NDArray[np.bool_]:
@@ -38,16 +38,43 @@ def _optimizer_state(scene: Scene) -> Iterator[Advice]:
     """Assumes a byte for each number, and four for 256 of them, as AdamW8bit of torchao and of bitsandbytes have it;
     both step one parameter at a time.
     """
-    state = (scene.category == Category.OPTIMIZER_STATE) & (scene.block >= _QUANTIZED)
     breakdown = scene.moment.breakdown
     # Two states to a parameter are Adam's; a small state is not worth another optimizer.
-    if breakdown.optimizer_state >= breakdown.parameters > 0:
+    if not breakdown.optimizer_state >= breakdown.parameters > 0:
+        return
+    numbers = _numbers_of_state(scene)
+    state = scene.category == Category.OPTIMIZER_STATE
+    quantized = numbers + numbers // 64
+    fewer = np.where(numbers >= _QUANTIZED, np.maximum(scene.block - quantized, 0), 0)
+    weights = fewer + np.where(_temporaries(scene), scene.block, 0)
+    before = int(scene.block[state & (fewer > 0)].sum())
+    part = int(quantized[state & (fewer > 0)].sum()) / before if before else 1.0
+    if fewer.any():
         yield Advice(
-            saves=scene.saved(
-                np.where(state, scene.block * 191 // 256, 0) + np.where(_temporaries(scene), scene.block, 0)
-            ),
-            text="use an 8-bit optimizer (torchao, bitsandbytes): its state takes a quarter",
+            saves=scene.saved(weights),
+            text="use an 8-bit optimizer (torchao, bitsandbytes): its state takes "
+            + ("a quarter" if part < 0.4 else "half"),
         )
+
+
+def _numbers_of_state(scene: Scene) -> Ints:
+    """How many numbers each optimizer state is that has as many as its parameter; 0 for everything else.
+
+    A parameter's numbers are as long as its module says, and float32 where nothing says it.
+    """
+    table, names = scene.result.tape.allocations, scene.result.tape.names
+    owner, modules = owners(scene.result.tape), scene.result.tape.modules
+    numel: dict[str, int] = {}
+    for row in np.flatnonzero((scene.category == Category.PARAMETER) & (table["name"] >= 0)).tolist():
+        module = modules[owner[row]] if owner[row] >= 0 else None
+        numel[names[table["name"][row]]] = int(table["requested"][row]) // ((module and module.item_size) or 4)
+    found = np.zeros(len(table), np.int64)
+    for row in np.flatnonzero(scene.category == Category.OPTIMIZER_STATE).tolist():
+        requested = int(table["requested"][row])
+        name = names[table["name"][row]] if table["name"][row] >= 0 else ""
+        count = numel.get(name.partition(" of ")[2], requested // 4)
+        found[row] = count if requested in (2 * count, 4 * count) else 0
+    return found
 
 
 def _stale_gradients(scene: Scene) -> Iterator[Advice]:
@@ -144,7 +171,7 @@ def _state_to_come(scene: Scene) -> Iterator[Advice]:
 
 def _sparse(scene: Scene) -> Iterator[Advice]:
     """Gradients of embeddings of which a step uses few rows. Assumes that each number of a batch is another row. Wrong
-    for a weight that another layer shares: so not where a layer returns as many numbers as there are rows.
+    for a weight that something else uses too, of which a backward then makes more than one gradient.
     """
     tape = scene.result.tape
     table, owner = tape.allocations, owners(tape)
@@ -155,9 +182,10 @@ def _sparse(scene: Scene) -> Iterator[Advice]:
         own = np.flatnonzero((owner == index) & (scene.category == Category.PARAMETER))
         if len(own) != 1:
             continue
-        size, width = int(table["requested"][own[0]]), module.output_shape[-1]
-        sparse = int(np.prod(module.output_shape[:-1], dtype=np.int64)) * (8 + 4 * width)
-        if size < 4 * sparse or size // (4 * width) in widths:
+        size, width, item = int(table["requested"][own[0]]), module.output_shape[-1], module.item_size or 4
+        used, rows = int(np.prod(module.output_shape[:-1], dtype=np.int64)), size // (item * width)
+        sparse = used * (8 + item * width)
+        if size < 4 * sparse or rows in widths or _gradients_in_a_backward(scene, size) > _of_size(scene, size):
             continue
         alike = (scene.category == Category.TEMPORARY) & (table["requested"] == size)
         of_it = (table["phase"] == Phase.OPTIMIZER) | (table["module"] == index)
@@ -167,9 +195,23 @@ def _sparse(scene: Scene) -> Iterator[Advice]:
         yield Advice(
             saves=scene.saved(weights),
             text=f"give {shown_name(module.name, 60)} sparse=True, and its weight an optimizer of its own "
-            f"(torch.optim.SparseAdam): a step uses at most {sparse // (8 + 4 * width):,} of its "
-            f"{size // (4 * width):,} rows",
+            f"(torch.optim.SparseAdam): a step uses at most {used:,} of its {rows:,} rows",
         )
+
+
+def _of_size(scene: Scene, size: int) -> int:
+    """How many parameters are as large as that."""
+    alike = (scene.category == Category.PARAMETER) & (scene.result.tape.allocations["requested"] == size)
+    return int(alike.sum())
+
+
+def _gradients_in_a_backward(scene: Scene, size: int) -> int:
+    """How many tensors as large as that a backward made, at most: their gradients, and what was added to them."""
+    table, passes = scene.result.tape.allocations, scene.result.tape.passes
+    backwards = passes[passes["phase"] == Phase.BACKWARD]
+    born = np.sort(table["born"][(table["requested"] == size) & (table["phase"] == Phase.BACKWARD)])
+    made = np.searchsorted(born, backwards["end"]) - np.searchsorted(born, backwards["begin"])
+    return int(made.max(initial=0))
 
 
 RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (

@@ -1,0 +1,62 @@
+"""What an optimizer that keeps less would save, and a sparse gradient, by the size of each number; on told profiles."""
+
+from __future__ import annotations
+
+import pytest
+from told_profiles import MIB, Story
+
+from vramkit.reports.advice import advise
+from vramkit.reports.moment import moment_of
+from vramkit.reports.rules.advised import Advice
+from vramkit.tape.events import Category, Module, Phase
+
+ROWS, WIDTH, USED = 1 << 16, 64, 32
+NUMEL = ROWS * WIDTH
+
+
+def advice(item_size: int, *, gradients: int = 1) -> dict[str, Advice]:
+    """Of a step in which an embedding is trained by Adam, and a backward makes some gradients of its size."""
+    modules = (
+        Module(name="Net", kind="Net", calls=1, output_shape=(USED, 8)),
+        Module(
+            name="Net.words",
+            kind="Embedding",
+            parent=0,
+            calls=1,
+            parameters=item_size * NUMEL,
+            numel=NUMEL,
+            output_shape=(USED, WIDTH),
+        ),
+    )
+    story, size, weight = Story(), item_size * NUMEL, "Net.words.weight"
+    story.alloc(size, Category.PARAMETER, Phase.OUTSIDE, name=weight)
+    story.alloc(item_size * USED * WIDTH, Category.ACTIVATION, Phase.FORWARD, module=1)
+    story.alloc(size, Category.GRADIENT, Phase.BACKWARD, name=weight, module=1)
+    for _ in range(gradients - 1):
+        story.free(story.alloc(size, Category.TEMPORARY, Phase.BACKWARD, module=0), Phase.BACKWARD)
+    for kind in ("exp_avg", "exp_avg_sq"):
+        story.alloc(size, Category.OPTIMIZER_STATE, Phase.OPTIMIZER, name=f"{kind} of {weight}")
+    profile = story.profile(modules=modules)
+    return {" ".join(each.text.split()[:3]): each for each in advise(profile, moment_of(profile), limit=99)}
+
+
+@pytest.mark.parametrize("item_size", [2, 4])
+def test_a_state_in_eight_bits_saves_what_its_numbers_are_longer(item_size: int) -> None:
+    found = advice(item_size)["use an 8-bit"]
+
+    assert found.saves == 2 * (item_size * NUMEL - NUMEL - NUMEL // 64)
+    assert found.text.endswith({2: "half", 4: "a quarter"}[item_size])
+
+
+@pytest.mark.parametrize("item_size", [2, 4])
+def test_a_sparse_gradient_has_the_rows_of_its_batch(item_size: int) -> None:
+    found = advice(item_size)["give Net.words sparse=True,"]
+
+    assert found.saves == item_size * NUMEL - USED * (8 + item_size * WIDTH)
+    assert f"at most {USED:,} of its {ROWS:,} rows" in found.text
+
+
+def test_a_weight_that_a_product_uses_too_has_no_sparse_gradient() -> None:
+    # A gradient of each use, which are added up: the weight is tied to the last layer, whoever calls that.
+    assert "give Net.words sparse=True," not in advice(4, gradients=2)
+    assert advice(4)["give Net.words sparse=True,"].saves > MIB
