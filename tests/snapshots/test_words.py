@@ -118,7 +118,7 @@ def test_torchs_own_frames_say_the_phase(made: Made) -> None:
     }
     of_backward = {row["line"] for row in records if row["phase"] == Phase.BACKWARD.name}
     assert "autograd engine: AddmmBackward0" in of_backward
-    assert "made in the backward by autograd engine: " in shown(made["whole"][0])
+    assert "made in the backward at autograd engine: " in shown(made["whole"][0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
