@@ -197,7 +197,8 @@ result["communicators"] = gpu.communicators
 
 
 def test_absent_ranks_send_what_this_one_sends() -> None:
-    found = run_on("a100-40gb", _MIRRORED)
+    # NCCL's monitor looks into the store, which is Python's, also when Python has ended.
+    found = run_on("a100-40gb", _MIRRORED, environment={"TORCH_NCCL_ENABLE_MONITORING": "0"})
 
     assert found == {
         "sum": [0, 3, 6],

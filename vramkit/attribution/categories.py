@@ -86,9 +86,8 @@ def _operators(recording: Recording, allocations: Table) -> tuple[str, ...]:
     if recording.operator:
         made += [recording.operator[event] for event in allocations["born"][len(made) :].tolist()]
     allocations["operator"][: len(made)] = [numbers.setdefault(each, len(numbers)) for each in made]
-    allocations["operator"][allocations["category"] == Category.WORKSPACE] = (
-        0  # whoever needs one first is not to blame
-    )
+    # Whoever needs a workspace first is not to blame.
+    allocations["operator"][allocations["category"] == Category.WORKSPACE] = 0
     return tuple(numbers)[1:]
 
 

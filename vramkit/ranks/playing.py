@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from torch.distributed import FileStore  # type: ignore[attr-defined] # which it has
 
 from ..torch_internals.distributed import mirror_gloo, rendezvous_handlers, tell_splits
@@ -31,6 +33,8 @@ def play(job: Job | None) -> None:
     Objects(None if job is None else job.played).install()
     Settling().install()
     if job is not None:
+        # NCCL's monitor of the watchdog looks into the store, which is Python's, and crashes when Python has ended.
+        os.environ["TORCH_NCCL_ENABLE_MONITORING"] = "0"
         shared = FileStore(job.meeting, len(job.played)) if len(job.played) > 1 else None
         meeting = Meeting(job.world_size, shared)
         for scheme in ("env", "tcp", "file"):

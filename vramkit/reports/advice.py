@@ -12,8 +12,7 @@ from dataclasses import replace
 
 from ..tape.memory import MemoryResult
 from .moment import Moment
-from .rules import RULES
-from .rules import Advice as Advice
+from .rules import RULES, Advice
 from .scene import Scene
 
 _WORTH = 50

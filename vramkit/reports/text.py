@@ -13,10 +13,11 @@ from ..gpus.context import known
 from ..sizes import format_size
 from ..tape.events import Category, Phase
 from ..tape.memory import MemoryResult
-from .advice import Advice, advise
+from .advice import advise
 from .layout import WIDTH, cut, note, sections, wrapped
 from .modules import ModuleRow, module_rows
 from .moment import LineUsage, Moment, Tensors, largest_lines, largest_tensors, moment_of
+from .rules import Advice
 from .sentences import (
     CATEGORY_NAMES,
     PHASE_NAMES,
