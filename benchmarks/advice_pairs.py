@@ -12,20 +12,23 @@ from torch import nn
 from torch.nn import functional
 
 
-def _convolutions(width: int, blocks: int, out: int) -> nn.Sequential:
+def convolutions(width: int = 32, blocks: int = 4, out: int = 10) -> nn.Sequential:
+    """A network for images, on the device."""
     layers: list[nn.Module] = []
     for i in range(blocks):
         layers += [nn.Conv2d(width if i else 3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, out)).cuda()
 
 
-def _feed_forwards(blocks: int, width: int = 512) -> nn.Sequential:
+def feed_forwards(blocks: int = 6, width: int = 512) -> nn.Sequential:
+    """Blocks as a transformer has them, on the device."""
     return nn.Sequential(
         *(nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)) for _ in range(blocks))
     ).cuda()
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+def train_on(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """Clears gradients, computes them and applies them."""
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -33,18 +36,18 @@ def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 
 def twins(change: str) -> object:
     """An encoder of two images, and one backward of how far they are apart."""
-    encoder, count = _convolutions(32, 4, 64), 16 if change else 32
+    encoder, count = convolutions(32, 4, 64), 16 if change else 32
     optimizer = torch.optim.Adam(encoder.parameters())
     for _ in range(3):
         first, second = (torch.randn(count, 3, 64, 64, device="cuda") for _ in range(2))
-        _step(optimizer, functional.pairwise_distance(encoder(first), encoder(second)).pow(2).mean())
+        train_on(optimizer, functional.pairwise_distance(encoder(first), encoder(second)).pow(2).mean())
     return encoder
 
 
 class _Distilled(nn.Module):
     def __init__(self, *, detaches: bool, without_graph: bool) -> None:
         super().__init__()
-        self.pupil, self.teacher = _feed_forwards(2), _feed_forwards(8)
+        self.pupil, self.teacher = feed_forwards(2), feed_forwards(8)
         self.detaches, self.without_graph = detaches, without_graph
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
@@ -57,7 +60,7 @@ class _Distilled(nn.Module):
 def _distill(model: nn.Module, trained: nn.Module) -> object:
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
     for _ in range(3):
-        _step(optimizer, model(torch.randn(2048, 512, device="cuda")))
+        train_on(optimizer, model(torch.randn(2048, 512, device="cuda")))
     return model
 
 
@@ -76,19 +79,19 @@ def trained_teacher(change: str) -> object:
 def target(change: str) -> object:
     """Features of what is aimed at, made with gradients as those of what is trained."""
     model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 3, 3, padding=1)).cuda()
-    features = _convolutions(32, 6, 16)
+    features = convolutions(32, 6, 16)
     optimizer = torch.optim.Adam(model.parameters())
     for _ in range(3):
         images = torch.randn(16, 3, 64, 64, device="cuda")
         with torch.no_grad() if change else nullcontext():
             wanted = features(images)
-        _step(optimizer, functional.mse_loss(features(model(images)), wanted.detach()))
+        train_on(optimizer, functional.mse_loss(features(model(images)), wanted.detach()))
     return model
 
 
 def retained(change: str) -> object:
     """A graph that each backward keeps, though nothing uses it again."""
-    model = _feed_forwards(4)
+    model = feed_forwards(4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(4):
         loss = model(torch.randn(2048, 512, device="cuda")).pow(2).mean()
@@ -104,7 +107,7 @@ def probabilities(change: str) -> object:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(10):
         output = model(torch.randn(1024, 512, device="cuda"))
-        _step(optimizer, output.pow(2).mean())
+        train_on(optimizer, output.pow(2).mean())
         probability = output.softmax(1)
         found.append(probability.detach().cpu() if change else probability)
     return found
@@ -112,7 +115,7 @@ def probabilities(change: str) -> object:
 
 def replay_buffer(change: str) -> object:
     """Observations that are kept on the device, of which each step uses one."""
-    model, buffer = _feed_forwards(2), list[torch.Tensor]()
+    model, buffer = feed_forwards(2), list[torch.Tensor]()
     optimizer = torch.optim.Adam(model.parameters())
     for step in range(12):
         seen = torch.randn(4096, 512, device="cuda")
@@ -120,7 +123,7 @@ def replay_buffer(change: str) -> object:
         with torch.no_grad():
             model(seen)
         batch = buffer[step // 2].cuda()
-        _step(optimizer, model(batch[:256]).pow(2).mean())
+        train_on(optimizer, model(batch[:256]).pow(2).mean())
     return buffer
 
 
@@ -145,7 +148,7 @@ def added_mask(change: str) -> object:
         with torch.autocast("cuda", torch.float16):
             for layer in layers:
                 hidden = layer(hidden, mask)
-        _step(optimizer, hidden.float().pow(2).mean())
+        train_on(optimizer, hidden.float().pow(2).mean())
     return layers
 
 
@@ -157,5 +160,5 @@ def norms(change: str) -> object:
     for _ in range(3):
         with torch.autocast("cuda", torch.float16, enabled=bool(change)):
             loss = model(torch.randn(4096, 512, device="cuda")).pow(2).mean()
-        _step(optimizer, loss)
+        train_on(optimizer, loss)
     return model

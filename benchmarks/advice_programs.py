@@ -12,6 +12,7 @@ from typing import Any
 
 import advice_pairs as pairs
 import torch
+from advice_pairs import convolutions, feed_forwards, train_on
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -33,34 +34,15 @@ def _images(count: int, size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(count, 3, size, size, device="cuda"), torch.zeros(count, dtype=torch.long, device="cuda")
 
 
-def _convolutions(width: int = 32) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for i in range(4):
-        layers += [nn.Conv2d(width if i else 3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)).cuda()
-
-
-def _feed_forwards(blocks: int = 6, width: int = 512) -> nn.Sequential:
-    return nn.Sequential(
-        *(nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)) for _ in range(blocks))
-    ).cuda()
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-
-
 def validation(change: str) -> object:
     """Losses of a validation with gradients on, kept to its end."""
-    model, losses = _convolutions(), []
+    model, losses = convolutions(), []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):
         model.train()
         for _ in range(3):
             images, labels = _images(32)
-            _step(optimizer, functional.cross_entropy(model(images), labels))
+            train_on(optimizer, functional.cross_entropy(model(images), labels))
         model.eval()
         losses = []
         with torch.no_grad() if change else nullcontext():
@@ -72,14 +54,14 @@ def validation(change: str) -> object:
 
 def logged_penalty(change: str) -> object:
     """A term that is only logged, every third step."""
-    model, log = _feed_forwards(2), []
+    model, log = feed_forwards(2), []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(12):
         batch = torch.randn(2048, 512, device="cuda")
         if step % 3 == 0:
             penalty = model(batch).abs().mean()
             log.append(penalty.item() if change else penalty)
-        _step(optimizer, model(batch).pow(2).mean())
+        train_on(optimizer, model(batch).pow(2).mean())
     return log
 
 
@@ -110,7 +92,7 @@ def joined(change: str) -> object:
 
 def hooked(change: str) -> object:
     """Features that a hook keeps, every second step."""
-    model, features, calls = _convolutions(), [], iter(range(1000))
+    model, features, calls = convolutions(), [], iter(range(1000))
 
     def keep(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
         if next(calls) % 2 == 0:
@@ -120,13 +102,13 @@ def hooked(change: str) -> object:
     optimizer = torch.optim.AdamW(model.parameters())
     for _ in range(12):
         images, labels = _images(32)
-        _step(optimizer, functional.cross_entropy(model(images), labels))
+        train_on(optimizer, functional.cross_entropy(model(images), labels))
     return features
 
 
 def summed(change: str) -> object:
     """Losses of four micro-batches, and one backward of their sum."""
-    model = _feed_forwards(4)
+    model = feed_forwards(4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
@@ -169,7 +151,7 @@ def recurrent(change: str) -> object:
 
 def blocks(change: str) -> object:
     """Repeated blocks in float32, whose gradients are cleared late."""
-    model = _feed_forwards(8)
+    model = feed_forwards(8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
         batch = torch.randn(1024 if change == "halve" else 2048, 512, device="cuda")
@@ -189,13 +171,13 @@ def blocks(change: str) -> object:
 
 def whole_checkpoint(change: str) -> object:
     """One checkpoint around all blocks."""
-    model = _feed_forwards(8)
+    model = feed_forwards(8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
         output = torch.randn(2048, 512, device="cuda")
         for part in model if change else (model,):
             output = checkpoint(part, output, use_reentrant=False)
-        _step(optimizer, output.pow(2).mean())
+        train_on(optimizer, output.pow(2).mean())
     return model
 
 
@@ -203,7 +185,7 @@ class _Language(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tokens = nn.Embedding(16000, 256)
-        self.blocks = _feed_forwards(2, 256)
+        self.blocks = feed_forwards(2, 256)
         self.head = nn.Linear(256, 16000, bias=False)
 
     def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -225,7 +207,7 @@ def language(change: str) -> object:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
         tokens = torch.zeros(4 if change == "halve" else 8, 512, dtype=torch.long, device="cuda")
-        _step(optimizer, model(tokens, 8 if change == "chunks" else 1))
+        train_on(optimizer, model(tokens, 8 if change == "chunks" else 1))
     return model
 
 
@@ -250,7 +232,7 @@ def _masked(kind: torch.dtype, *, autocast: bool) -> object:
         with torch.autocast("cuda", torch.float16, enabled=autocast):
             for layer in layers:
                 hidden = layer(hidden, mask)
-        _step(optimizer, hidden.pow(2).mean())
+        train_on(optimizer, hidden.pow(2).mean())
     return layers
 
 
@@ -292,28 +274,28 @@ def recommender(change: str) -> object:
 
 def best_so_far(change: str) -> object:
     """A copy of the weights, kept on the device."""
-    model = _feed_forwards(4)
+    model = feed_forwards(4)
     optimizer = torch.optim.AdamW(model.parameters())
     best = {name: each.cpu() if change else each.clone() for name, each in model.state_dict().items()}
     for _ in range(3):
-        _step(optimizer, model(torch.randn(64, 512, device="cuda")).pow(2).mean())
+        train_on(optimizer, model(torch.randn(64, 512, device="cuda")).pow(2).mean())
     return best
 
 
 def data_on_device(change: str) -> object:
     """A data set that lies on the device."""
     data = torch.randn(4096, 3, 64, 64, device="cpu" if change else "cuda")
-    model = _convolutions(8)
+    model = convolutions(8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(4):
         images = data[16 * step : 16 * (step + 1)].cuda()
-        _step(optimizer, model(images).pow(2).mean())
+        train_on(optimizer, model(images).pow(2).mean())
     return data
 
 
 def frozen_backbone(change: str) -> object:
     """A frozen backbone behind a layer that trains."""
-    adapter, backbone, head = nn.Conv2d(3, 3, 1).cuda(), _convolutions(64), nn.Linear(10, 2).cuda()
+    adapter, backbone, head = nn.Conv2d(3, 3, 1).cuda(), convolutions(64), nn.Linear(10, 2).cuda()
     backbone.requires_grad_(False)
     optimizer = torch.optim.SGD([*adapter.parameters(), *head.parameters()], lr=0.1)
     for _ in range(3):
@@ -321,7 +303,7 @@ def frozen_backbone(change: str) -> object:
         images = adapter(images)
         with torch.no_grad() if change else nullcontext():
             features = backbone(images)
-        _step(optimizer, head(features).pow(2).mean())
+        train_on(optimizer, head(features).pow(2).mean())
     return backbone
 
 
@@ -329,23 +311,23 @@ def second_model(change: str) -> object:
     """A second model, while the first one's optimizer holds the first."""
     kept = []
     for _ in range(2):
-        model = _feed_forwards(6)
+        model = feed_forwards(6)
         optimizer = torch.optim.Adam(model.parameters())
         if not change:
             kept.append(optimizer)
         for _ in range(3):
-            _step(optimizer, model(torch.randn(64, 512, device="cuda")).pow(2).mean())
+            train_on(optimizer, model(torch.randn(64, 512, device="cuda")).pow(2).mean())
         del model, optimizer
     return kept
 
 
 def average(change: str) -> object:
     """An average of the weights, on the device: half of the batch saves next to nothing."""
-    model = _feed_forwards(4)
+    model = feed_forwards(4)
     mean = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters())
     for _ in range(3):
-        _step(optimizer, model(torch.randn(64 if change == "halve" else 128, 512, device="cuda")).pow(2).mean())
+        train_on(optimizer, model(torch.randn(64 if change == "halve" else 128, 512, device="cuda")).pow(2).mean())
         with torch.no_grad():
             for mine, its in zip(mean.parameters(), model.parameters(), strict=True):
                 mine.lerp_(its, 0.001)

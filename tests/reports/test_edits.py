@@ -86,4 +86,4 @@ def test_advice_tells_the_peaks_that_the_change_comes_to(conf: str) -> None:
     assert found.peak_allocated == changed.peak_allocated == profile.peak_allocated - found.saves
     assert found.peak_reserved == changed.peak_reserved
     assert "edit" not in found.to_record()
-    assert "[then at most " in report(profile)
+    assert "[then about " in report(profile)

@@ -252,7 +252,7 @@ def _then(advice: Advice) -> str:
     return (
         f" [then {reserved}]"
         if advice.of_reserved
-        else (f" [then at most {format_size(advice.peak_allocated)}, {reserved}]")
+        else (f" [then about {format_size(advice.peak_allocated)}, {reserved}]")
     )
 
 

@@ -61,7 +61,8 @@ def _graphs(scene: Scene) -> Iterator[Advice]:
                 continue
             if len(members) < 2:
                 continue
-            edit = Edit(np.where(held, scene.block, 0), _until_next(scene, members))
+            # A backward would free a graph bit by bit, sooner than the next forward: what is reserved then is not told.
+            saves = scene.saved(np.where(held, scene.block, 0), _until_next(scene, members))
             if _is_retained(scene, members):
                 text = (
                     f"detach what a step hands to the next (state = state.detach()): {what}, and no backward freed them"
@@ -69,7 +70,7 @@ def _graphs(scene: Scene) -> Iterator[Advice]:
             else:
                 text = f"keep float(loss) or loss.detach() instead of loss, or run them under torch.no_grad(): {what}, "
                 text += "and no backward used them"
-            yield Advice(saves=scene.saved(edit.smaller, edit.since), edit=edit, text=text, is_cause=True)
+            yield Advice(saves=saves, text=text, is_cause=True)
 
 
 def _of_evaluation(scene: Scene, root: int, held: _Mask, what: str) -> Iterator[Advice]:
