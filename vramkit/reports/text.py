@@ -249,11 +249,9 @@ def _then(advice: Advice) -> str:
     if advice.peak_allocated is None or advice.peak_reserved is None:
         return " [of reserved]" * advice.of_reserved
     reserved = f"{format_size(advice.peak_reserved)} reserved"
-    return (
-        f" [then {reserved}]"
-        if advice.of_reserved
-        else (f" [then about {format_size(advice.peak_allocated)}, {reserved}]")
-    )
+    if advice.of_reserved:
+        return f" [then {reserved}]"
+    return f" [then about {format_size(advice.peak_allocated)}, {reserved}]"
 
 
 def _other_device(result: MemoryResult) -> str:
