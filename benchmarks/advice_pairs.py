@@ -5,6 +5,7 @@ and tensors that a step hands to the next.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -34,13 +35,25 @@ def train_on(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     optimizer.step()
 
 
+def halves(optimizer: torch.optim.Optimizer, losses: Callable[[], torch.Tensor], *, is_split: bool) -> None:
+    """A step on one batch, or on its two halves, whose gradients are accumulated."""
+    optimizer.zero_grad()
+    for _ in range(1 + is_split):
+        (losses() / (1 + is_split)).backward()
+    optimizer.step()
+
+
 def twins(change: str) -> object:
     """An encoder of two images, and one backward of how far they are apart."""
     encoder, count = convolutions(32, 4, 64), 16 if change else 32
     optimizer = torch.optim.Adam(encoder.parameters())
-    for _ in range(3):
+
+    def loss() -> torch.Tensor:
         first, second = (torch.randn(count, 3, 64, 64, device="cuda") for _ in range(2))
-        train_on(optimizer, functional.pairwise_distance(encoder(first), encoder(second)).pow(2).mean())
+        return functional.pairwise_distance(encoder(first), encoder(second)).pow(2).mean()
+
+    for _ in range(3):
+        halves(optimizer, loss, is_split=bool(change))
     return encoder
 
 

@@ -8,11 +8,12 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import advice_pairs as pairs
 import torch
-from advice_pairs import convolutions, feed_forwards, train_on
+from advice_pairs import convolutions, feed_forwards, halves, train_on
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -207,7 +208,8 @@ def language(change: str) -> object:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
         tokens = torch.zeros(4 if change == "halve" else 8, 512, dtype=torch.long, device="cuda")
-        train_on(optimizer, model(tokens, 8 if change == "chunks" else 1))
+        loss = partial(model, tokens, 8 if change == "chunks" else 1)
+        halves(optimizer, loss, is_split=change == "halve")
     return model
 
 
@@ -327,7 +329,8 @@ def average(change: str) -> object:
     mean = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters())
     for _ in range(3):
-        train_on(optimizer, model(torch.randn(64 if change == "halve" else 128, 512, device="cuda")).pow(2).mean())
+        batch = torch.randn(64 if change == "halve" else 128, 512, device="cuda")
+        halves(optimizer, lambda batch=batch: model(batch).pow(2).mean(), is_split=change == "halve")
         with torch.no_grad():
             for mine, its in zip(mean.parameters(), model.parameters(), strict=True):
                 mine.lerp_(its, 0.001)

@@ -48,7 +48,7 @@ def test_an_evaluation_below_training_gets_no_advice_of_its_own() -> None:
 
 
 def test_what_is_for_training_is_not_advised_for_evaluation() -> None:
-    of_training = {"halve the batch", "checkpoint the 3", "run the forward,"}
+    of_training = {"halve the batch;", "checkpoint the 3", "run the forward,"}
 
     assert of_training <= advice(evaluated(MIB).profile()).keys()
     for profile in (evaluated(GIB).profile(), evaluated(MIB, fails=True).profile()):

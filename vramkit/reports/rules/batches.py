@@ -8,12 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ...sizes import format_size
-from ...tape.events import Category, Phase
-from ..edits import Edit
+from ...tape.events import Category, Ints, Phase
 from ..moment import peaks_of
 from ..scene import Scene
 from .advised import Advice
 from .earlier import has_losses
+
+_CLOSE = 0.1
+"""Less than this part of a saving is not told apart."""
 
 
 def _smaller_batch(scene: Scene) -> Iterator[Advice]:
@@ -34,12 +36,34 @@ def _smaller_batch(scene: Scene) -> Iterator[Advice]:
     grows &= ~of_a_parameter | is_output
     grows |= category == Category.INPUT
     grows &= _of_its_step(scene)
-    weights = np.where(grows, scene.block // 2, 0)
-    yield Advice(
-        saves=scene.saved(weights),
-        edit=Edit(weights),
-        text="halve the batch and accumulate gradients over two",
-    )
+    less = scene.less(np.where(grows, scene.block // 2, 0))
+    alone, both = scene.saved_over_time(less), scene.saved_over_time(less - _accumulated(scene))
+    if both >= (1 - _CLOSE) * alone:
+        yield Advice(saves=both, text="halve the batch and accumulate gradients over two")
+    else:
+        yield Advice(
+            saves=alone,
+            text="halve the batch; with gradients accumulated over two it saves "
+            f"{'less' if both > 0 else 'nothing'}, as those of the first half are there beside the second",
+        )
+
+
+def _accumulated(scene: Scene) -> Ints:
+    """Bytes that are there beside a step's second half at each moment, and were not: the gradients of the first half,
+    from its forward on; and each that the backward makes anew, until it has been added up and its module is left.
+    """
+    tape = scene.result.tape
+    table, forwards = tape.allocations, scene.fates.forwards
+    extra = np.zeros(len(scene.result.timeline), np.int64)
+    inside = np.append(np.flatnonzero(np.diff(tape.events["module"])) + 1, len(tape.events))  # where a module is left
+    made = (scene.category == Category.GRADIENT) & (table["phase"] == Phase.BACKWARD) & (table["born"] >= 0)
+    for row in np.flatnonzero(made).tolist():
+        begun = np.searchsorted(forwards["step"], table["step"][row])
+        if begun == len(forwards) or forwards["step"][begun] != table["step"][row]:
+            continue
+        added_up = inside[min(np.searchsorted(inside, table["born"][row], side="right"), len(inside) - 1)]
+        extra[forwards["begin"][begun] + 1 : added_up + 1] += scene.block[row]
+    return extra
 
 
 def _takes_several(scene: Scene) -> bool:
