@@ -222,7 +222,7 @@ _BERT = (
 )
 _FINE_TUNING = (
     ("SantaCoder", 11267745280, "santacoder", "4 MiB are a mask that today's transformers has as a buffer"),
-    ("Mistral-7B", 72434837504, "mistral", "449 KiB, not followed: the texts' lengths are not published"),
+    ("Mistral-7B", 72434837504, "mistral", "457 KiB, not followed: the texts' lengths are not published"),
 )
 _CONTEXT = "the context and what the driver keeps are an H200's"
 _CONVNEXT = {64: 24989, 144: 53069, 216: 78435}
