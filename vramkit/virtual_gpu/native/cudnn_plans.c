@@ -62,6 +62,7 @@ static void load(void) {
   *(void **)&real.finalize = dlsym(library, "cudnnBackendFinalize");
   *(void **)&real.set = dlsym(library, "cudnnBackendSetAttribute");
   *(void **)&real.get = dlsym(library, "cudnnBackendGetAttribute");
+  answer_products(create);
   configure();
   int length = describe(json, sizeof json);
   if (CALL(status, real.create(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &real.device)) ||
@@ -91,6 +92,27 @@ cudnnStatus_t cudnnBackendCreateDescriptor(cudnnBackendDescriptorType_t type, cu
   default: return CUDNN_STATUS_SUCCESS;
   }
 }
+
+/* ---- clusters
+ * From Hopper on, blocks can form clusters, which lie on the multiprocessors of one group (GPC). How many clusters fit
+ * decides how a kernel splits its work, and so its workspace. cuDNN counts each group's multiprocessors when it makes a
+ * handle. A description has no member for the counts, and without them cuDNN plans for one group of 18; but its libraries
+ * ask each other, by the name below, whether the counts are there. This answers in their place, and puts them there.
+ * Assumed: of 132, what fits all that an H200 asked for (groups that lack some, and pairs that are in none); of others,
+ * groups that are equal but for a pair. Which ones are cut differs from board to board. */
+
+enum { MOST_GROUPS = 24, MOST_OF_A_GROUP = 18, OF_GH100 = 132 };
+API bool _ZN8mb_tools11hasValidVSLERKSt5arrayIiLm24EE(int counts[MOST_GROUPS]) {
+  static const int gh100[MOST_GROUPS] = {18, 18, 16, 16, 16, 16, 14, 14, 2, 2};
+  configure();
+  int groups = (settings.multiprocessors + MOST_OF_A_GROUP - 1) / MOST_OF_A_GROUP, pairs = settings.multiprocessors / 2;
+  if (settings.major < 9 || groups > MOST_GROUPS) return counts[0];
+  bool known = settings.major == 9 && settings.multiprocessors == OF_GH100;
+  for (int i = 0; i < MOST_GROUPS; i++)
+    counts[i] = known ? gh100[i] : i < groups ? 2 * (pairs / groups + (i < pairs % groups)) : 0;
+  return true;
+}
+
 /* ---- plans that were left uncompiled */
 
 struct plan {

@@ -104,6 +104,10 @@ struct launches {
 struct launches launches_so_far(void);
 int occupancy(int threads, size_t shared);
 
+/* ---- cudnn_products.c */
+
+void answer_products(const void *cudnn); /* cudnn: an address in the real library */
+
 /* ---- numbers.c: a number at an index, of a type by ncclDataType_t */
 
 enum { INT8, UINT8, INT32, UINT32, INT64, UINT64, HALF, FLOAT, DOUBLE, BFLOAT16, FLOAT8E4M3, FLOAT8E5M2 };

@@ -4,10 +4,10 @@ Knows where the planner goes from one kind of kernel to another; what each kind 
 
 The tables were fitted to what the planner of cuDNN 9.24 answers for 1,100 layers of published networks and 500 random
 ones, in batches of 1 to 256, for a T4, A100, A10G, L4, H100, B200 and RTX 5090. For layers left out of the fit they
-rightly tell whether there are copies in three of four to all cases, by generation, precision and window; on 8.6 and 8.9
-in windows of one pixel they are wrong most often, because the planner weighs bandwidth against arithmetic there. Its
-choices jump with batch and size, so that a single layer may be wrong by all of its copies. Assumes
-`torch.backends.cudnn.benchmark` off.
+rightly tell whether there are copies in three of four to all cases, by generation, precision and window. Its choices
+jump with batch and size, so that a single layer may be wrong by all of its copies. Which convolutions are products by
+cuBLASLt, which keep transformed tiles, and how a Hopper's blocks share a weight was seen of less: 25 layers, in batches
+of 2, 16 and 64. Assumes `torch.backends.cudnn.benchmark` off.
 """
 
 from __future__ import annotations
@@ -55,6 +55,12 @@ class Problem:
         return self.groups > 1 and self.channels[0] == 1
 
     @property
+    def is_product(self) -> bool:
+        """Whether it is a product of matrices, which cuBLASLt computes inside of cuDNN; small images are not."""
+        is_large = math.prod(self.output.shape[2:]) >= PRODUCT_PIXELS
+        return self.window == 1 and self.keeps_size and self.groups == 1 and is_large
+
+    @property
     def is_small(self) -> bool:
         """Whether it is 3 x 3, and keeps the size."""
         return self.keeps_size and tuple(self.weight.shape[2:]) == (3, 3)
@@ -100,6 +106,8 @@ ALWAYS = AtLeast(1, 1)
 NEVER = AtLeast(1 << 30, 1 << 30)
 STRIDED = 256
 """Input channels from which on windows of one pixel that skip others get copies."""
+PRODUCT_PIXELS = 100
+"""Of an image, from which on it is a product of matrices."""
 TILE = 128
 """Rows and columns of the weight that a block of threads computes."""
 _TILE_BYTES = TILE * TILE * 4
@@ -126,8 +134,8 @@ class Habits:
     """Kernels read copies also of tensors that have their channels last."""
     sums: float = 0
     """Blocks with partial sums of a weight's gradient, for each multiprocessor."""
-    extra: int = 0
-    """Bytes beside copies, on top of the usual ones, for a result and for an input's gradient."""
+    has_clusters: bool = False
+    """Kernels that share work among clusters of blocks, in waves that fill the card."""
     min_sums: int = 0
     """Bytes of partial sums that small weights have in any case."""
 
@@ -157,7 +165,7 @@ _TENSOR_FLOAT = {
     ),
     (9, 0): Habits(
         output=(AtLeast(17, 33), AtLeast(5, 1)), input=(AtLeast(49, 5), AtLeast(5, 1)),
-        weight=(AtLeast(9, 1), AtLeast(9, 1)), written=64, first_small=1_000_000, extra=131, min_sums=18 * _TILE_BYTES,
+        weight=(AtLeast(9, 1), AtLeast(9, 1)), written=64, first_small=1_000_000, has_clusters=True,
     ),
     (10, 0): Habits(
         output=(AtLeast(5, 49), AtLeast(9, 1)), input=(ALWAYS, AtLeast(5, 1)), weight=(ALWAYS, AtLeast(5, 1)), sums=0.5,
@@ -178,12 +186,16 @@ _HALF = {
     (8, 0): Habits(output=(AtLeast(49, 1), AtLeast(9, 1)), sums=1),
     (8, 6): Habits(output=(AtLeast(17, 97), AtLeast(9, 5)), sums=0.25, first=64),
     (8, 9): Habits(output=(AtLeast(1, 33), AtLeast(9, 1)), input=(AtLeast(33, 1), AtLeast(1, 5)), sums=1, first=64),
-    (9, 0): Habits(output=(AtLeast(1, 5), AtLeast(5, 5)), extra=131, min_sums=8 * _TILE_BYTES),
+    (9, 0): Habits(output=(AtLeast(1, 5), AtLeast(5, 5)), has_clusters=True),
     (10, 0): Habits(
         output=(AtLeast(17, 5), AtLeast(17, 1)), weight=(AtLeast(9, 1), ALWAYS), sums=0.5, min_sums=18 * _TILE_BYTES,
     ),
     (12, 0): Habits(output=(AtLeast(1, 33), ALWAYS), sums=1),
 }  # fmt: skip
+
+_TURING, _HOPPER = (7, 5), (9, 0)
+_WIDE = 256
+_FEW_PIXELS, _SOME_PIXELS = 13_000, 60_000
 
 PLAIN = Habits(output=(NEVER, NEVER), input=(NEVER, NEVER), weight=(NEVER, NEVER))
 """Without tensor cores."""
@@ -197,6 +209,23 @@ def habits_of(problem: Problem, gpu: GPU) -> Habits:
     if dtype is torch.float32 and _allows_tensor_float():
         return _TENSOR_FLOAT.get(gpu.capability, PLAIN)
     return PLAIN
+
+
+def transforms_tiles(problem: Problem, wanted: Wanted, gpu: GPU) -> bool:
+    """Whether a kernel is chosen that keeps all tiles of 4 x 4 pixels, and all filters for them, transformed."""
+    if not problem.is_small:
+        return False
+    channels, images, dtype = min(problem.channels), problem.output.shape[0], problem.input.dtype
+    if dtype is torch.float32 and habits_of(problem, gpu) is PLAIN:
+        if wanted == "weight":
+            return channels >= (32 if gpu.capability in (_TURING, _HOPPER) else _WIDE)
+        return gpu.capability == _TURING and not problem.is_channels_last and images >= 8 and channels >= 32
+    if problem.is_channels_last or images < 8:
+        return False
+    if dtype is torch.float32:
+        return gpu.capability == (12, 0) and wanted == "input" and channels >= 64 and problem.pixels <= _SOME_PIXELS
+    is_half = dtype is torch.float16 and gpu.capability == _TURING
+    return is_half and wanted != "weight" and channels >= _WIDE and problem.pixels <= _FEW_PIXELS
 
 
 def _allows_tensor_float() -> bool:

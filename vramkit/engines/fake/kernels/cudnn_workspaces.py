@@ -15,8 +15,9 @@ import torch
 
 from ....gpus import GPU
 from .arithmetic import ceil_div, round_up
-from .cudnn_choices import PLAIN, STRIDED, TILE, Habits, Problem, Wanted, habits_of
+from .cudnn_choices import PLAIN, STRIDED, TILE, Habits, Problem, Wanted, habits_of, transforms_tiles
 
+_FLAGS = 131  # of four bytes, and what moves it to a multiple of 128
 _EXTRA = 16  # bytes beside copies; with them a workspace no longer fits where such a tensor was
 _MIN_DEPTHWISE = 150_000  # elements of the result from which on a weight's gradient is shared
 _COPIES_DEPTHWISE = ((8, 0), (9, 0))
@@ -32,8 +33,27 @@ def workspace(problem: Problem, wanted: Wanted, gpu: GPU) -> int:
         return _depthwise_weight(problem, gpu) if wanted == "weight" and habits is not PLAIN else 0
     if problem.pixels == problem.output.shape[0] and problem.window == 1:
         return 0
+    if problem.is_product:
+        return _product(problem, wanted, habits, gpu)
+    if transforms_tiles(problem, wanted, gpu):
+        return _tiles(problem, wanted)
     of: Callable[[Problem, Habits, GPU], int] = {"output": _output, "input": _input, "weight": _weight}[wanted]
     return of(problem, habits, gpu)
+
+
+def _product(problem: Problem, wanted: Wanted, habits: Habits, gpu: GPU) -> int:
+    """A gradient of the weight for each image, in single precision, where the channels come first."""
+    is_shared = wanted == "weight" and (habits is not PLAIN or gpu.capability < (8, 0))
+    return 4 * problem.output.shape[0] * problem.weight.numel() * (is_shared and not problem.is_channels_last)
+
+
+def _tiles(problem: Problem, wanted: Wanted) -> int:
+    """Tiles of 4 x 4 pixels become 6 x 6, of the input, the output and the weight; in single precision."""
+    inside, outside = problem.channels
+    tiles = problem.output.shape[0] * math.prod(ceil_div(side, 4) for side in problem.output.shape[2:])
+    own = [problem.input, problem.output, *[problem.weight] * (wanted == "output")]
+    copied = _copies(*own) if problem.is_channels_last else 0
+    return 4 * 36 * (tiles * (inside + outside) + inside * outside) * problem.groups + copied
 
 
 def _output(problem: Problem, habits: Habits, gpu: GPU) -> int:
@@ -41,6 +61,11 @@ def _output(problem: Problem, habits: Habits, gpu: GPU) -> int:
     if problem.is_channels_last:
         if from_image:
             return _copies(problem.input, problem.weight) if problem.window > 9 else 0
+        if _transforms_filters(problem, habits, gpu):
+            copied = _copies(problem.input, problem.weight, problem.output)
+            return copied + _filters(problem, problem.output.shape[1])
+        if habits.has_clusters:
+            return _flags(problem.output, habits, gpu)
         return _copies(problem.input, problem.weight) if habits.copies_operands else 0
     if from_image and problem.window > habits.first:
         # In single precision there is a kernel for such a first layer, which doesn't fill the channels up.
@@ -55,22 +80,27 @@ def _output(problem: Problem, habits: Habits, gpu: GPU) -> int:
         return _filters(problem, problem.output.shape[1])
     is_wide = problem.window == 1 or max(problem.channels) > 32
     writes = problem.input.shape[1] <= habits.written and is_wide
-    return _copies(problem.input, *_reordered(problem, habits), *[problem.output] * (not writes)) + habits.extra
+    copied = _copies(problem.input, *_reordered(problem, habits), *[problem.output] * (not writes))
+    return copied + _flags(problem.output, habits, gpu)
 
 
 def _input(problem: Problem, habits: Habits, gpu: GPU) -> int:
     if problem.is_channels_last:
         if habits is PLAIN:
             result = [problem.input] if problem.window > 1 else []
-            return _copies(problem.output, problem.weight, *result)
+            more = _filters(problem, problem.input.shape[1]) if _transforms_filters(problem, habits, gpu) else 0
+            return _copies(problem.output, problem.weight, *result) + more
         if problem.input.shape[1] <= 4:
             return _copies(problem.input, problem.weight)
+        if habits.has_clusters:
+            return _flags(problem.input, habits, gpu)
         return _copies(problem.output, problem.weight) if habits.copies_operands else 0
-    if not habits.reads_copies("input", problem) or (problem.window > 9 and problem.input.shape[1] <= 8):
+    is_image = problem.window > 9 and problem.input.shape[1] <= 8
+    if not (habits.has_clusters if is_image else habits.reads_copies("input", problem)):
         return _direct(problem, habits, gpu, backward=True)
     if habits.has_winograd and problem.is_small and problem.channels[0] <= 32:
         return _filters(problem, problem.input.shape[1])
-    return _copies(problem.input, *_reordered(problem, habits), problem.output) + habits.extra
+    return _copies(problem.input, *_reordered(problem, habits), problem.output) + _flags(problem.input, habits, gpu)
 
 
 def _weight(problem: Problem, habits: Habits, gpu: GPU) -> int:
@@ -113,6 +143,8 @@ def _sums(problem: Problem, habits: Habits, gpu: GPU) -> int:
     tiles = max(ceil_div(rows, TILE) * ceil_div(columns, TILE), 1)  # a weight may be empty
     if habits.sums > 2 and weight.dim() == 4:
         shares = _shares_of_images(problem, tiles, gpu)
+    elif habits.has_clusters:
+        return _sums_of_clusters(problem, gpu)
     else:
         waves = habits.sums
         if tiles < _FEW_TILES:
@@ -142,14 +174,37 @@ def _shares_of_images(problem: Problem, tiles: int, gpu: GPU) -> int:
     return waves * gpu.multiprocessors // tiles
 
 
+def _sums_of_clusters(problem: Problem, gpu: GPU) -> int:
+    """Bytes of the partial sums on a Hopper: a tile is as high as there are results, and 64 columns wide."""
+    weight = problem.weight
+    is_half = weight.element_size() == 2
+    if is_half and problem.pixels < _MANY_PIXELS:
+        return 0
+    tiles = max(ceil_div(weight.numel(), 64 * min(max(weight.shape[0], 64), 512 if is_half else 256)), 1)
+    shares = min(gpu.multiprocessors // tiles, problem.pixels // _PIXELS_OF_A_BLOCK)
+    return 4 * shares * (weight.numel() + tiles) + _FLAGS + 28 if shares else 0
+
+
+def _flags(result: torch.Tensor, habits: Habits, gpu: GPU) -> int:
+    """A flag, for blocks that compute more than one tile each."""
+    tiles = ceil_div(result.numel() // max(result.shape[1], 1), TILE) * ceil_div(result.shape[1], TILE)
+    return _FLAGS if habits.has_clusters and tiles > gpu.multiprocessors else 0
+
+
 def _direct(problem: Problem, habits: Habits, gpu: GPU, *, backward: bool = False) -> int:
     """What kernels want that read tensors as they are: filters for tiles, or where the pixels of a window lie."""
-    if habits is PLAIN and gpu.capability < (9, 0) and problem.is_small and min(problem.channels) >= 64:
+    if _transforms_filters(problem, habits, gpu):
         return _filters(problem, (problem.input if backward else problem.output).shape[1])
     if not backward:
         return _offsets(problem.output)
     is_apt = problem.keeps_size and problem.groups == 1 and problem.input.shape[1] > 4
     return _offsets(problem.input) + 17 * 128 if is_apt else 0
+
+
+def _transforms_filters(problem: Problem, habits: Habits, gpu: GPU) -> bool:
+    """Whether a kernel is chosen that transforms the filters in memory, and tiles on the way."""
+    is_wide = min(problem.channels) >= 64
+    return habits is PLAIN and gpu.capability < (9, 0) and problem.is_small and is_wide
 
 
 def _offsets(tensor: torch.Tensor) -> int:
