@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from torch.distributed import FileStore  # type: ignore[attr-defined] # which it has
 
-from ..torch_internals.distributed import mirror_gloo, rendezvous_handlers, tell_splits
+from ..torch_internals.distributed import checkpoint_alone, mirror_gloo, rendezvous_handlers, tell_splits
 from ..torch_internals.needs import missing_for, require
 from ..virtual_gpu import current
-from . import checkpoints
+from . import launchers
+from .imports import when_imported
 from .objects import Objects
 from .place import Job
 from .settling import Settling
 from .store import Meeting
 
 
-def play(job: Job | None) -> None:
+def play(job: Job | None, *, placed: bool) -> None:
     """Let ``torch.distributed`` work in this process on virtual GPUs.
 
     Args:
         job: of which some ranks are absent, and mirrors of those that are played; None: they are all there.
+        placed: this process has a rank that no launcher gave it, so a launcher in it starts no others.
 
     Raises:
         DeviceError: this torch lacks what it takes.
@@ -30,6 +32,8 @@ def play(job: Job | None) -> None:
     tell_splits(_tell_split)
     Objects(None if job is None else job.played).install()
     Settling().install()
+    if placed:
+        launchers.install()
     if job is not None:
         shared = FileStore(job.meeting, len(job.played)) if len(job.played) > 1 else None
         meeting = Meeting(job.world_size, shared)
@@ -37,7 +41,7 @@ def play(job: Job | None) -> None:
             rendezvous_handlers[scheme] = meeting
         mirror_gloo()
         if shared is None:
-            checkpoints.install()
+            when_imported("torch.distributed.checkpoint", checkpoint_alone)
 
 
 def _tell_split(ranks: int) -> None:
