@@ -121,10 +121,11 @@ class FSDP(Parallel):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-        shape, names = (self.world_size,), ("shard",)
-        if self.replicas > 1:
-            shape, names = (self.replicas, self.world_size // self.replicas), ("replicate", "shard")
-        mesh = init_device_mesh("cuda", shape, mesh_dim_names=names)
+        if self.replicas == 1:
+            mesh = init_device_mesh("cuda", (self.world_size,), mesh_dim_names=("shard",))
+        else:
+            shape = (self.replicas, self.world_size // self.replicas)
+            mesh = init_device_mesh("cuda", shape, mesh_dim_names=("replicate", "shard"))
         for path in (*repeated_blocks(model), ""):
             fully_shard(
                 model.get_submodule(path),

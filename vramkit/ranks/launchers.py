@@ -24,14 +24,14 @@ from .place import Place
 
 def install() -> None:
     """Have every launcher start this process's rank alone, from now on."""
-    started = _starting(multiprocessing.start_processes)
+    started = _starting(vars(multiprocessing)["start_processes"])
     for module in (multiprocessing, sys.modules["torch.multiprocessing.spawn"]):
-        module.start_processes = started  # type: ignore[attr-defined] # both have it
+        vars(module)["start_processes"] = started
     when_imported("torch.distributed.launcher.api", _replace_agent)
 
 
 def _replace_agent(module: ModuleType) -> None:
-    module.launch_agent = _launch  # type: ignore[attr-defined] # it has it
+    vars(module)["launch_agent"] = _launch
 
 
 def _launch(config: Any, entrypoint: Callable[..., object] | str, args: Sequence[object], **_: object) -> object:
