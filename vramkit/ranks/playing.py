@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from torch.distributed import FileStore  # type: ignore[attr-defined] # which it has
+from collections.abc import Sequence
+from functools import partial
 
-from ..torch_internals.distributed import checkpoint_alone, mirror_gloo, rendezvous_handlers, tell_splits
+from torch import distributed
+from torch.distributed import (  # type: ignore[attr-defined] # which it has
+    FileStore,
+    ProcessGroup,
+    distributed_c10d,
+)
+
+from ..errors import UsageError
+from ..torch_internals.distributed import (
+    before_checkpoint,
+    checkpoint_alone,
+    mirror_gloo,
+    rendezvous_handlers,
+    tell_splits,
+)
 from ..torch_internals.needs import missing_for, require
 from ..virtual_gpu import current
 from . import launchers
@@ -40,8 +55,33 @@ def play(job: Job | None, *, placed: bool) -> None:
         for scheme in ("env", "tcp", "file"):
             rendezvous_handlers[scheme] = meeting
         mirror_gloo()
+        for module in (distributed, distributed_c10d):
+            vars(module)["monitored_barrier"] = _waited
         if shared is None:
             when_imported("torch.distributed.checkpoint", checkpoint_alone)
+        else:
+            check = partial(_check_checkpoint, job.played)
+            when_imported("torch.distributed.checkpoint", partial(before_checkpoint, check=check))
+
+
+def _waited(*_: object, **__: object) -> None:
+    """Every rank is as far as this one."""
+
+
+def _check_checkpoint(played: Sequence[int], group: ProcessGroup | None) -> None:
+    """Raises: UsageError: not every rank of a distributed checkpoint is there."""
+    if not distributed.is_initialized():
+        return
+    missing = [
+        rank for rank in distributed.get_process_group_ranks(group or distributed.group.WORLD) if rank not in played
+    ]
+    if missing:
+        raise UsageError(
+            "A distributed checkpoint was to be saved or loaded",
+            f"rank {missing[0]} is not played",
+            "Each rank has a part of it, and tells the others which",
+            "Play all of them: --ranks all; or each alone, with its own part: --alone",
+        )
 
 
 def _tell_split(ranks: int) -> None:
