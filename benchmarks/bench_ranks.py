@@ -2,32 +2,45 @@
 
     python benchmarks/bench_ranks.py [--large] [--gpu h100] [--only FSDP2 ...]
 
-Each case runs as real processes (``vramkit run --ranks all``), and then each of its ranks alone; of pipelines, whose
-ranks ask each other, a rank of each stage. A row says what a rank came to, and whether it has the same events without
-the others: sizes, order and addresses. The exit code is 1 where any differs. The programs
-are ``tests/ranks/parallel_programs.py``; ``--large`` takes a model of 0.1 billion parameters
-(about 15 minutes on two cores, and 1 GB for each of up to four processes).
+Cases of a group run one after another in the same processes: real ones (``vramkit run --ranks all``), then each rank
+alone; of pipelines, whose ranks ask each other, a rank of each stage. A row says what the fullest rank came to, and
+whether each has the same events without the others: sizes, order and addresses. The exit code is 1 where any differs.
+The programs are ``tests/ranks/parallel_programs.py``, and those of frameworks that are installed
+``framework_programs.py`` beside it; ``--large`` takes a model of 0.1 billion parameters (1 GB for each of up to four
+processes).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-import vramkit
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "ranks"))
 
-_PROGRAM = Path(__file__).parents[1] / "tests" / "ranks" / "parallel_programs.py"
-_OF_TWO = (
+from framework_programs import PROGRAMS, UNORDERED
+from played import SCRIPT, Played, run
+
+_FRAMEWORKS = SCRIPT.with_name("framework_programs.py")
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Cases that run in the same processes."""
+
+    size: int
+    """Ranks of their job."""
+    without: tuple[str, ...]
+    """The options that play some of the ranks without the others."""
+    cases: tuple[str, ...]
+    script: Path = SCRIPT
+
+
+_EACH_OF_TWO = (
     "DDP",
     "DDP, bucket views",
     "DDP, static graph",
@@ -47,16 +60,15 @@ _OF_TWO = (
     "Checkpoints",
     "Objects",
 )
-_OF_FOUR = ("HSDP, 2 x 2", "FSDP2 and TP, 2 x 2", "FSDP2 and TP, sequence, 2 x 2")
-_OF_STAGES = {
-    "GPipe": "0",
-    "1F1B": "0",
-    "Interleaved": "0",
-    "GPipe and FSDP2, 2 x 2": "1,3",
-    "1F1B and FSDP2, 2 x 2": "1,3",
-    "Interleaved and FSDP2, 2 x 2": "1,3",
-}
-"""Pipelines, and the ranks that are played without the others: a first stage, or two that meet."""
+_EACH_OF_FOUR = ("HSDP, 2 x 2", "FSDP2 and TP, 2 x 2", "FSDP2 and TP, sequence, 2 x 2")
+_STAGES = ("GPipe and FSDP2, 2 x 2", "1F1B and FSDP2, 2 x 2", "Interleaved and FSDP2, 2 x 2")
+_GROUPS = (
+    _Group(2, ("--ranks", "0,1", "--alone"), _EACH_OF_TWO),
+    _Group(4, ("--ranks", "0,1,2,3", "--alone"), _EACH_OF_FOUR),
+    _Group(2, ("--rank", "0"), ("GPipe", "1F1B", "Interleaved")),
+    _Group(4, ("--ranks", "1,3"), _STAGES),
+    _Group(2, ("--rank", "0"), tuple(PROGRAMS), _FRAMEWORKS),
+)
 
 
 def main() -> int:
@@ -64,51 +76,50 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--gpu", default="h100")
-    parser.add_argument("--only", nargs="+", default=[*_OF_TWO, *_OF_FOUR, *_OF_STAGES], metavar="CASE")
+    parser.add_argument(
+        "--only", nargs="+", default=[case for group in _GROUPS for case in group.cases], metavar="CASE"
+    )
     options = parser.parse_args()
-    print(f"{'case':<30} rank       allocated        reserved   events  without the others   seconds: real, without")
+    print("| case | ranks | allocated | reserved | events | without the others |")
+    print("|---|---|---|---|---|---|")
+    differ = [_compare(options, group) for group in _GROUPS]
+    return int(any(differ))
+
+
+def _compare(options: argparse.Namespace, group: _Group) -> bool:
+    """Print the rows of a group; whether any differs."""
+    cases = [case for case in group.cases if case in options.only]
+    if not cases:
+        return False
+    real, without = (_play(options, group, ranks, cases) for ranks in (("--ranks", "all"), group.without))
     differs = False
-    for case in options.only:
-        size = 4 if case.endswith("2 x 2") else 2
-        some = _OF_STAGES.get(case, ",".join(map(str, range(size))))
-        began = time.monotonic()
-        real = _play(options, case, size, "all")
-        between = time.monotonic()
-        alone = _play(options, case, size, some, *["--alone"] * (case not in _OF_STAGES))
-        seconds = f"{between - began:6.0f} {time.monotonic() - between:6.0f}"
-        for number, rank in enumerate(sorted(alone)):
-            one, many = alone[rank], real[rank]
-            equal = np.array_equal(_events(one), _events(many))
-            differs |= not equal
-            sizes = f"{many.peak_allocated:>16,}{many.peak_reserved:>16,}{len(many.tape.events):>9,}"
-            verdict = "equal" if equal else f"DIFFERS: {one.peak_allocated:,} {one.peak_reserved:,}"
-            print(f"{case:<30}{rank:>5}{sizes}  {verdict:<12}{'' if number else seconds}", flush=True)
-    return int(differs)
+    for case in cases:
+        different = [rank for rank, one in without.items() if not _is_equal(one, real[rank], case)]
+        differs |= bool(different)
+        fullest = max(without, key=lambda rank: real[rank].rows[case]["peak"])
+        row, events = real[fullest].rows[case], real[fullest].events(case)
+        verdict = (
+            f"**{', '.join(map(str, sorted(different)))} differ**"
+            if different
+            else "equal peaks"
+            if case in UNORDERED
+            else "equal"
+        )
+        ranks = f"{', '.join(map(str, sorted(without)))} of {group.size}"
+        print(f"| {case} | {ranks} | {row['peak']:,} | {row['reserved']:,} | {len(events):,} | {verdict} |", flush=True)
+    return differs
 
 
-def _play(options: argparse.Namespace, case: str, size: int, ranks: str, *alone: str) -> dict[int, vramkit.Profile]:
+def _is_equal(one: Played, many: Played, case: str) -> bool:
+    if case in UNORDERED:
+        return bool(one.rows[case]["peak"] == many.rows[case]["peak"])
+    return np.array_equal(one.events(case), many.events(case))
+
+
+def _play(options: argparse.Namespace, group: _Group, ranks: tuple[str, ...], cases: list[str]) -> dict[int, Played]:
     with tempfile.TemporaryDirectory() as folder:
-        saved, document = Path(folder, "rank.npz"), Path(folder, "run.json")
-        command = [sys.executable, "-m", "vramkit", "run", "--gpu", options.gpu, "--world-size", str(size)]
-        command += ["--ranks", ranks, *alone, "--max-events", "5000000", "--save", str(saved), "--json", str(document)]
-        command += [str(_PROGRAM), *["--large"] * options.large, case]
-        environment = {**os.environ, "CHECKPOINTS": str(Path(folder, "checkpoints"))}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode:
-            raise SystemExit(f"{case}, ranks {ranks}:\n{done.stderr}")
-        found = [each["rank"] for each in json.loads(document.read_text())["processes"]]
-        names = [saved, *(Path(folder, f"rank-{number}.npz") for number in range(2, len(found) + 1))]
-        return {rank: _profile(name) for rank, name in zip(found, names, strict=True)}
-
-
-def _profile(path: Path) -> vramkit.Profile:
-    found = vramkit.load(path)
-    assert isinstance(found, vramkit.Profile)
-    return found
-
-
-def _events(profile: vramkit.Profile) -> npt.NDArray[Any]:
-    return profile.tape.events[["action", "size", "address"]]
+        given = ("--gpu", options.gpu, "--max-events", "5000000", *ranks)
+        return run(Path(folder), group.size, *given, names=[*["--large"] * options.large, *cases], script=group.script)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,9 @@ if TYPE_CHECKING:
     from .programs.objects import Models as Models
     from .programs.objects import OptimizerOrFactory as OptimizerOrFactory
     from .programs.objects import Optimizers as Optimizers
+    from .programs.parallel import DDP as DDP
+    from .programs.parallel import FSDP as FSDP
+    from .programs.parallel import Parallel as Parallel
     from .results.profile import Profile as Profile
     from .results.readable import ReadableResult as ReadableResult
     from .scaling.rows import BatchSizeRow as BatchSizeRow
@@ -130,6 +133,9 @@ _HOMES = {
     "Optimizers": "programs.objects",
     "Fixed": "programs.batches",
     "fixed": "programs.batches",
+    "DDP": "programs.parallel",
+    "FSDP": "programs.parallel",
+    "Parallel": "programs.parallel",
     # what results are made of
     "MemoryResult": "tape.memory",
     "ReadableResult": "results.readable",

@@ -126,6 +126,8 @@ def test_objects_of_an_absent_rank_are_an_error_with_a_remedy(tmp_path: Path) ->
         (["--world-size", "2", "--rank", "2"], "Ranks are 0 to 1"),
         (["--world-size", "2", "--alone"], "--alone was given without --ranks"),
         (["--world-size", "0"], "at least 1"),
+        (["--nproc", "0"], "at least 1"),
+        (["--nproc", "2", "--rank", "1"], "--nproc was given with"),
         (["--world-size", "4", "--ranks", "0;3"], "such as 0,32, or all"),
     ],
 )

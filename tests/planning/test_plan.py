@@ -15,7 +15,7 @@ from torch import nn
 
 import vramkit
 from vramkit.__main__ import main
-from vramkit.planning.blocks import repeated_blocks
+from vramkit.programs.blocks import repeated_blocks
 
 
 class Block(nn.Module):

@@ -332,18 +332,21 @@ OF_FOUR = {
 """What takes four ranks."""
 
 
-def main() -> None:
-    """Run each, and say after how many allocations it began, and what it came to."""
+def main(programs: dict[str, Callable[[], None]]) -> None:
+    """Run those that are named, or all; say after how many allocations each began, and what it came to."""
     device = int(os.environ["LOCAL_RANK"])
     torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl")
     gc.disable()  # when Python lets go of a cycle, such as DDP's, depends on all that it did
-    for name in [name for name in sys.argv[1:] if name != "--large"] or STRATEGIES:
+    names = [name for name in sys.argv[1:] if name != "--large"] or programs
+    ends = {"the end": lambda: torch.ones(1, device="cuda")}
+    for name in [*names, *ends]:
         gc.collect()
+        torch.cuda.empty_cache()
         torch.manual_seed(0)
         torch.cuda.reset_peak_memory_stats()
         first = torch.cuda.memory_stats()["allocation.all.allocated"]
-        {**STRATEGIES, **OF_STAGES, **OF_FOUR}[name]()
+        {**STRATEGIES, **OF_STAGES, **OF_FOUR, **programs, **ends}[name]()
         peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
         row = {"rank": dist.get_rank(), "name": name, "first": first, "peak": peak, "reserved": reserved}
         print(f"ROW {json.dumps(row)}\n", end="", flush=True)
@@ -351,4 +354,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(STRATEGIES)

@@ -57,14 +57,19 @@ class Played:
         return [names[index] for index in self.allocations(name)["name"] if index >= 0]
 
 
-def play(folder: Path, size: int, *options: str, names: Sequence[str] = ()) -> dict[int, Played]:
-    """Run strategies, all of them if none is named; what each rank did that was played."""
+def play(folder: Path, size: int, *options: str, names: Sequence[str] = (), script: Path = SCRIPT) -> dict[int, Played]:
+    """`run` on an H100, where there is the virtual GPU."""
     if not virtual_gpu.is_active():  # asked before the marker is looked at
         pytest.skip("needs the virtual GPU")
+    return run(folder, size, "--gpu", "h100", *options, names=names, script=script)
+
+
+def run(folder: Path, size: int, *options: str, names: Sequence[str] = (), script: Path = SCRIPT) -> dict[int, Played]:
+    """Run a script's strategies, all of them if none is named; what each rank did that was played."""
     saved = folder / "rank.npz"
     document = folder / "run.json"
-    command = [sys.executable, "-m", "vramkit", "run", "--gpu", "h100", "--world-size", str(size)]
-    command += [*options, "--save", str(saved), "--json", str(document), str(SCRIPT), *names]
+    command = [sys.executable, "-m", "vramkit", "run", "--world-size", str(size)]
+    command += [*options, "--save", str(saved), "--json", str(document), str(script), *names]
     environment = {**os.environ, "CHECKPOINTS": str(folder / "checkpoints")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

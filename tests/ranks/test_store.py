@@ -60,4 +60,6 @@ def test_a_meeting_takes_rank_and_size_from_the_address_or_from_the_environment(
     meeting = Meeting(8)
 
     assert next(meeting("env://"))[1:] == (3, 8)
-    assert next(meeting("tcp://host:1?rank=1&world_size=2"))[1:] == (1, 2)
+    assert next(meeting("tcp://host:1?rank=1&world_size=8"))[1:] == (1, 8)
+    with pytest.raises(UsageError, match=r"2 ranks.*--world-size 2"):
+        next(meeting("tcp://host:1?rank=1&world_size=2"))

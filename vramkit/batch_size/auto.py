@@ -21,8 +21,9 @@ from ..engines.choosing import check_engine, current_gpu, open_session
 from ..errors import UsageError, shown
 from ..gpus import GPU
 from ..profiling.profiler import is_measuring
-from ..programs.arguments import check_grows, program_of
+from ..programs.arguments import check_grows, place_of, program_of
 from ..programs.objects import Models, OptimizerOrFactory
+from ..programs.parallel import Parallel
 from ..programs.program import Program
 from ..torch_internals.modules import compiles_itself, is_compiled
 from ..torch_internals.needs import require
@@ -59,6 +60,7 @@ def auto_batch_size(
     on_trial: Callable[[Trial], object] | None = None,
     group: ProcessGroup | None = None,
     steps: int = 3,
+    parallel: Parallel | None = None,
 ) -> BatchSizeResult:
     """Find the largest batch with which a training step fits the GPU.
 
@@ -103,6 +105,7 @@ def auto_batch_size(
         group: ranks that train together; see `vramkit.batch_size.ranks`. Each has to make this call, and all get the
             same answer: the size that fits on every one.
         steps: of each trial; by the third, optimizers have their state.
+        parallel: as for ``vramkit.estimate``, which answers then: how large a batch each rank can have.
 
     Returns:
         The answer; ``int()`` of it is ``batch_size``.
@@ -121,7 +124,16 @@ def auto_batch_size(
     """
     require(_ASKED, "programs")
     program = program_of(
-        _ASKED, model, batch, optimizer=optimizer, step=step, loss=loss, autocast=autocast, steps=steps
+        _ASKED,
+        model,
+        batch,
+        optimizer=optimizer,
+        step=step,
+        loss=loss,
+        autocast=autocast,
+        steps=steps,
+        place=place_of(_ASKED, parallel),
+        parallel=parallel,
     )
     if effective_batch_size is not None:
         effective_batch_size = check_count(_ASKED, "effective_batch_size", effective_batch_size)
@@ -231,7 +243,7 @@ def _bounds(
 def _device(program: Program, gpu: str | int | GPU | None) -> int | None:
     """Index of the CUDA device to run on; None: there is none, or another card was named."""
     tensors = [t for model in program.models.values() for t in (*model.parameters(), *model.buffers())]
-    if not torch.cuda.is_available() or any(tensor.is_meta for tensor in tensors):
+    if program.place is not None or not torch.cuda.is_available() or any(tensor.is_meta for tensor in tensors):
         return None
     places = {tensor.device.index for tensor in tensors if tensor.is_cuda}
     if len(places) > 1:

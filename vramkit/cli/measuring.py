@@ -57,7 +57,7 @@ class Measurement:
         if self._task.plays_ranks:
             from ..ranks.playing import play
 
-            play(self._task.job())
+            play(self._task.job(), placed=self._task.is_placed)
         if os.getpid() == self._owner:
             from ..profiling.profiler import measured_by
 

@@ -54,13 +54,20 @@ class Task:
         others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != _SITE]
         os.environ["PYTHONPATH"] = os.pathsep.join([_SITE, *others])
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether processes have ranks which no launcher gave them."""
+        return bool(self.together) or self.mirrored_of is not None
+
     def job(self) -> Job | None:
         """The job whose absent ranks are mirrors of those that are played; None: there is none."""
         if self.mirrored_of is None:
             return None
         place = Place.of(os.environ)
-        played = tuple(self.together) or (0 if place is None else place.rank,)
-        return Job(world_size=self.mirrored_of, played=played, meeting=str(Path(self.folder, _MEETING)))
+        played = tuple(self.together)
+        if place is not None and place.rank not in played:  # each is alone, or a launcher of the script's gave it
+            played = (place.rank,)
+        return Job(world_size=self.mirrored_of, played=played or (0,), meeting=str(Path(self.folder, _MEETING)))
 
     @classmethod
     def inherited(cls) -> Task | None:

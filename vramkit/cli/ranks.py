@@ -26,7 +26,11 @@ _LOOK = 0.05  # seconds between two looks at processes
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that ask for ranks."""
     group = parser.add_argument_group("any rank of a distributed job, each on a virtual GPU")
-    group.add_argument("--world-size", type=int, metavar="N", help="ranks of the job")
+    size = group.add_mutually_exclusive_group()
+    size.add_argument("--world-size", type=int, metavar="N", help="ranks of the job")
+    size.add_argument(
+        "--nproc", type=int, metavar="N", help="play all ranks of a machine with N GPUs, as torchrun --nproc-per-node N"
+    )
     which = group.add_mutually_exclusive_group()
     which.add_argument("--rank", type=int, metavar="R", help="play this one; the others are its mirrors (default: 0)")
     which.add_argument(
@@ -97,6 +101,8 @@ def job_of(options: argparse.Namespace) -> PlayedJob:
     """
     if options.alone and options.ranks is None:
         raise UsageError("--alone was given without --ranks", instead="A single --rank is alone anyhow")
+    if options.nproc is not None:
+        return _whole_machine(options)
     if options.world_size is None:
         for name in ("rank", "ranks", "gpus_per_node"):
             if getattr(options, name) is not None:
@@ -119,6 +125,18 @@ def job_of(options: argparse.Namespace) -> PlayedJob:
     gpus = GPUS_PER_NODE if options.gpus_per_node is None else options.gpus_per_node
     places = [Place(rank=rank, world_size=options.world_size, gpus_per_node=gpus) for rank in ranks]
     return PlayedJob(places=tuple(places), meets=len(places) > 1 and not options.alone)
+
+
+def _whole_machine(options: argparse.Namespace) -> PlayedJob:
+    count = options.nproc
+    if any(given is not None for given in (options.rank, options.ranks, options.gpus_per_node)):
+        raise UsageError(
+            "--nproc was given with other options of ranks",
+            "It plays every rank of one machine",
+            instead=f"Say of how many ranks: --world-size {count}",
+        )
+    places = [Place(rank=rank, world_size=count, gpus_per_node=count) for rank in range(max(count, 1))]
+    return PlayedJob(places=tuple(places), meets=len(places) > 1)
 
 
 def _numbers(text: str) -> list[int]:

@@ -49,6 +49,7 @@ _SETTINGS = (
     "alloc_conf",
     "max_events",
     "world_size",
+    "nproc",
     "rank",
     "ranks",
     "alone",

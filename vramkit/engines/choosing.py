@@ -21,7 +21,7 @@ def open_session(program: Program, engine: EngineName | None = None, alloc_conf:
         require("A rank of a distributed job was to be predicted", "ranks")
         if engine == "fake":
             raise UsageError(
-                "vramkit.estimate was called with world_size and engine='fake'",
+                "A rank of a distributed job was to be predicted with engine='fake'",
                 "fake tensors have no process group",
                 instead="Leave engine= out: a rank is played on the virtual GPU, which needs Linux and a CUDA build of "
                 "torch, and no GPU",

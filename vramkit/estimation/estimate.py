@@ -4,7 +4,6 @@ engine and the card; how a prediction is made, the engines know.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +14,12 @@ from ..allocator import AllocatorConf
 from ..counts import check_count
 from ..engines import EngineName
 from ..engines.choosing import check_engine, current_gpu, open_session
-from ..errors import UsageError
 from ..gpus import GPU
-from ..programs.arguments import check_grows, program_of
+from ..programs.arguments import check_grows, place_of, program_of
 from ..programs.batches import is_made
 from ..programs.objects import Models, OptimizerOrFactory
-from ..ranks.place import GPUS_PER_NODE, Place
+from ..programs.parallel import Parallel
+from ..ranks.place import GPUS_PER_NODE
 from ..torch_internals.needs import require
 from .result import Estimate, predict
 
@@ -43,6 +42,7 @@ def estimate(
     world_size: int | None = None,
     rank: int = 0,
     gpus_per_node: int = GPUS_PER_NODE,
+    parallel: Parallel | None = None,
 ) -> Estimate:
     """Predict where a training program's GPU memory goes, without the GPU.
 
@@ -101,6 +101,9 @@ def estimate(
 
         rank: which one. It is alone: what the others send is taken to be what it sends itself.
         gpus_per_node: GPUs of each machine.
+        parallel: how the ranks of a job share the training, where nothing in the program says so: ``vramkit.FSDP(8)``
+            or ``vramkit.DDP(8)``. The plain step runs, and the optimizer is made by a factory. See there for the
+            training script that is predicted so.
 
     Returns:
         The prediction. Where the program does not fit the card there is one too, and ``fits()`` is False.
@@ -124,7 +127,8 @@ def estimate(
         loss=loss,
         autocast=autocast,
         steps=steps,
-        place=_place(world_size, rank, gpus_per_node),
+        place=place_of(_ASKED, parallel, world_size, rank, gpus_per_node),
+        parallel=parallel,
     )
     if batch_size is not None:
         batch_size = check_count(_ASKED, "batch_size", batch_size)
@@ -135,19 +139,3 @@ def estimate(
     card = current_gpu() if gpu is None else gpus.find(gpu)
     rows = batch_size or program.batch_size or int(is_made(batch))
     return predict(open_session(program, engine, alloc_conf), card, rows)
-
-
-def _place(world_size: int | None, rank: int, gpus_per_node: int) -> Place | None:
-    if world_size is not None:
-        size, gpus = (
-            check_count(_ASKED, "world_size", world_size),
-            check_count(_ASKED, "gpus_per_node", gpus_per_node),
-        )
-        return Place(rank=operator.index(rank), world_size=size, gpus_per_node=gpus)
-    if rank or gpus_per_node != GPUS_PER_NODE:
-        raise UsageError(
-            _ASKED,
-            f"with rank={rank}, gpus_per_node={gpus_per_node} and no world_size",
-            instead="Say of how many ranks: world_size=64",
-        )
-    return None

@@ -13,11 +13,12 @@ from torch import nn
 from ..allocator import AllocatorConf
 from ..gpus import GPU
 from ..programs.batches import is_made
+from ..programs.blocks import repeated_blocks
 from ..programs.own_training import brings_training
 from ..programs.program import Program
 from ..programs.training import keywords_of, positions_of
 from ..torch_internals.modules import is_compiled
-from .blocks import repeated_blocks, untrained
+from .untrained import untrained
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 

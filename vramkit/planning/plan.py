@@ -20,9 +20,10 @@ from ..counts import check_count
 from ..engines import EngineName
 from ..engines.choosing import check_engine, current_gpu, open_session
 from ..gpus import GPU
-from ..programs.arguments import check_grows, program_of
+from ..programs.arguments import check_grows, place_of, program_of
 from ..programs.batches import is_made
 from ..programs.objects import Models, OptimizerOrFactory
+from ..programs.parallel import Parallel
 from ..sizes import format_size
 from ..torch_internals.needs import require
 from .changes import Change, LeftOut, Severity
@@ -51,6 +52,7 @@ def plan(
     autocast: torch.dtype | None = None,
     largest: int = 0,
     everything: bool = False,
+    parallel: Parallel | None = None,
 ) -> Plan:
     """Find what to change so that a training program fits a card: changes are made and run, alone and together.
 
@@ -68,7 +70,7 @@ def plan(
     segments. ``Plan.left_out`` says so of the others.
 
     Args:
-        model, batch, optimizer, step, loss, steps, batch_size, gpu, engine, alloc_conf, autocast: as for
+        model, batch, optimizer, step, loss, steps, batch_size, gpu, engine, alloc_conf, autocast, parallel: as for
             ``vramkit.estimate``.
         largest: of so many variants that fit, the cheapest first, the largest batch is searched too, which takes some
             more runs each; not of those that take a batch in parts.
@@ -89,7 +91,16 @@ def plan(
     """
     require(_ASKED, "programs")
     program = program_of(
-        _ASKED, model, batch, optimizer=optimizer, step=step, loss=loss, autocast=autocast, steps=steps
+        _ASKED,
+        model,
+        batch,
+        optimizer=optimizer,
+        step=step,
+        loss=loss,
+        autocast=autocast,
+        steps=steps,
+        place=place_of(_ASKED, parallel),
+        parallel=parallel,
     )
     if batch_size is not None:
         batch_size = check_count(_ASKED, "batch_size", batch_size)

@@ -4,6 +4,7 @@ may be; knows neither engines nor devices.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -12,11 +13,12 @@ from torch.utils.data import DataLoader
 
 from ..counts import check_count
 from ..errors import UsageError
-from ..ranks.place import Place
+from ..ranks.place import GPUS_PER_NODE, Place
 from ..torch_internals.dispatch import DeviceContext, function_modes
 from .batches import batch_size_of, is_made
 from .hooks import hooks_of
 from .objects import Models, OptimizerOrFactory, models_of, optimizers_of
+from .parallel import Parallel
 from .program import Program
 from .sizeless import without_size
 
@@ -32,12 +34,14 @@ def program_of(
     autocast: torch.dtype | None,
     steps: int,
     place: Place | None = None,
+    parallel: Parallel | None = None,
 ) -> Program:
     """A program, from the arguments of a verb; see ``vramkit.estimate``.
 
     Args:
         asked: what was asked for, as an error's text begins.
         place: the rank that it is in a distributed job; then the model may be a function that makes it.
+        parallel: how the ranks share the training; None: the program sets that up itself.
 
     Raises:
         UsageError: an argument is not what it should be.
@@ -50,6 +54,8 @@ def program_of(
     steps = check_count(asked, "steps", steps)
     optimizers, factory = optimizers_or_factory(asked, optimizer)
     _check_step(asked, step, models, factory, loss, autocast)
+    if parallel is not None:
+        _check_parallel(asked, parallel, step, optimizers)
     return Program(
         models=models,
         batch=batch,
@@ -64,6 +70,7 @@ def program_of(
         by_default_on_cuda=_makes_on_cuda(),
         place=place,
         make_models=make,
+        parallel=parallel,
         gradients="inference" if torch.is_inference_mode_enabled() else "on" if torch.is_grad_enabled() else "off",
     )
 
@@ -123,6 +130,59 @@ def _check_autocast(asked: str, autocast: object) -> None:
             f"with autocast={autocast!r}",
             "It is the dtype of torch.autocast on CUDA",
             "Give torch.bfloat16 or torch.float16",
+        )
+
+
+def place_of(
+    asked: str,
+    parallel: Parallel | None,
+    world_size: int | None = None,
+    rank: int = 0,
+    gpus_per_node: int = GPUS_PER_NODE,
+) -> Place | None:
+    """The rank that is asked for; None: there is no job.
+
+    Raises:
+        UsageError: there is no such rank, or no number of ranks.
+    """
+    if parallel is not None:
+        if not isinstance(parallel, Parallel):
+            raise UsageError(
+                asked, f"with parallel={parallel!r:.60}", instead="Give vramkit.FSDP(8) or vramkit.DDP(8), for 8 ranks"
+            )
+        if world_size not in (None, parallel.world_size):
+            raise UsageError(
+                asked, f"with world_size={world_size} and parallel={parallel}", instead="Leave world_size out"
+            )
+        world_size = parallel.world_size
+    if world_size is not None:
+        size, gpus = (check_count(asked, "world_size", world_size), check_count(asked, "gpus_per_node", gpus_per_node))
+        return Place(rank=operator.index(rank), world_size=size, gpus_per_node=gpus)
+    if rank or gpus_per_node != GPUS_PER_NODE:
+        raise UsageError(
+            asked,
+            f"with rank={rank}, gpus_per_node={gpus_per_node} and no world_size",
+            instead="Say of how many ranks: world_size=64",
+        )
+    return None
+
+
+def _check_parallel(asked: str, parallel: Parallel, step: object, optimizers: Sequence[object]) -> None:
+    """Raises: UsageError for what was made for the model as it is before it is parallel."""
+    if step is not None:
+        raise UsageError(
+            asked,
+            f"with a step and with parallel={parallel}",
+            "The step was written for the model as it is",
+            "Leave step out, or set up what is parallel yourself: pass a function that returns the model, and "
+            f"world_size={parallel.world_size}",
+        )
+    if optimizers:
+        raise UsageError(
+            asked,
+            f"with an optimizer and with parallel={parallel}",
+            "The parameters of the parallel model are others",
+            "Pass what makes the optimizer: optimizer=torch.optim.AdamW, or lambda parameters: AdamW(parameters, lr=1)",
         )
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from ..ranks.place import Place
     from .hooks import Hook
+    from .parallel import Parallel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,8 @@ class Program:
     """The rank that it is in a distributed job, whose other ranks are its mirrors; None: there is no job."""
     make_models: Callable[[], object] | None = None
     """Makes the models where they are trained, when the job is there; then none is sent."""
+    parallel: Parallel | None = None
+    """How the ranks of the job share the training; None: the program sets that up itself."""
     rewrite: Rewrite | None = None
     """Changes that are made where it runs."""
 

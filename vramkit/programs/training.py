@@ -64,6 +64,11 @@ class Training:
         rewriting = self._rewriting()
         if rewriting is not None:
             rewriting.on_cpu()
+        if program.parallel is not None:
+            self.doing = "make the model parallel"
+            models = program.parallel.parallelized(program.models)
+            self.program = program = replace(program, models=models)
+            self.doing = MOVE_MODEL
         for model in program.models.values():
             model.to(self.device)
         if isinstance(program.loss, torch.nn.Module):

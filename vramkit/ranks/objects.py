@@ -1,6 +1,6 @@
-"""Collectives of pickled objects, and small tensors from rank to rank, such as shapes. Their values are what programs
-go on with, and NCCL's stand-in moves none between processes: so they are handed over in the job's store, beside the
-collective, which takes the memory that it takes.
+"""Collectives of pickled objects, and small tensors from rank to rank, or from one to all, such as shapes. Their values
+are what programs go on with, and NCCL's stand-in moves none between processes: so they are handed over in the job's
+store, beside the collective, which takes the memory that it takes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SMALL = 4096  # bytes of a tensor that is handed over
 
 
 class Objects:
-    """Takes the place of torch's collectives of objects, and of ``send`` and ``recv`` of small tensors.
+    """Takes the place of torch's collectives of objects, and of ``send``, ``recv`` and ``broadcast`` of small tensors.
 
     Args:
         played: the ranks of the job that are there; None: all of them. Of the others each sends what the rank sends
@@ -53,6 +53,7 @@ class Objects:
             "recv_object_list": self._receive,
             "send": self._send_tensor,
             "recv": self._receive_tensor,
+            "broadcast": self._broadcast_tensor,
         }
         for name, way in ways.items():
             wrapped = self._wrap(getattr(distributed, name), way)
@@ -158,6 +159,18 @@ class Objects:
         if value is not None:
             tensor.detach().copy_(value)
         return sender
+
+    def _broadcast_tensor(self, original: Call, values: Values) -> Any:
+        tensor, group, root = values["tensor"], values["group"], _root(values)
+        if not _is_small(tensor) or not self._is_played(group, root):  # of a mirror, what is there already
+            return original(**values)
+        key = self._key(values, "tensor to all")
+        if root == distributed.get_rank(group):
+            _put(key, tensor.detach().cpu())
+            return original(**values)
+        work = original(**values)
+        tensor.detach().copy_(_take(key))
+        return work
 
     def _key(self, values: Values, what: str) -> str:
         """Of the next such call in a group: every rank of it makes the same calls in the same order."""

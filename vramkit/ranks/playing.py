@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from functools import partial
 
-from torch.distributed import FileStore  # type: ignore[attr-defined] # which it has
+from torch import distributed
+from torch.distributed import (  # type: ignore[attr-defined] # which it has
+    FileStore,
+    ProcessGroup,
+    distributed_c10d,
+)
 
-from ..torch_internals.distributed import mirror_gloo, rendezvous_handlers, tell_splits
+from ..errors import UsageError
+from ..torch_internals.distributed import (
+    before_checkpoint,
+    checkpoint_alone,
+    mirror_gloo,
+    rendezvous_handlers,
+    tell_splits,
+)
 from ..torch_internals.needs import missing_for, require
 from ..virtual_gpu import current
-from . import checkpoints
+from . import launchers
+from .imports import when_imported
 from .objects import Objects
 from .place import Job
 from .settling import Settling
 from .store import Meeting
 
 
-def play(job: Job | None) -> None:
+def play(job: Job | None, *, placed: bool) -> None:
     """Let ``torch.distributed`` work in this process on virtual GPUs.
 
     Args:
         job: of which some ranks are absent, and mirrors of those that are played; None: they are all there.
+        placed: this process has a rank that no launcher gave it, so a launcher in it starts no others.
 
     Raises:
         DeviceError: this torch lacks what it takes.
@@ -32,6 +48,8 @@ def play(job: Job | None) -> None:
     tell_splits(_tell_split)
     Objects(None if job is None else job.played).install()
     Settling().install()
+    if placed:
+        launchers.install()
     if job is not None:
         # NCCL's monitor of the watchdog looks into the store, which is Python's, and crashes when Python has ended.
         os.environ["TORCH_NCCL_ENABLE_MONITORING"] = "0"
@@ -40,8 +58,33 @@ def play(job: Job | None) -> None:
         for scheme in ("env", "tcp", "file"):
             rendezvous_handlers[scheme] = meeting
         mirror_gloo()
+        for module in (distributed, distributed_c10d):
+            vars(module)["monitored_barrier"] = _waited
         if shared is None:
-            checkpoints.install()
+            when_imported("torch.distributed.checkpoint", checkpoint_alone)
+        else:
+            check = partial(_check_checkpoint, job.played)
+            when_imported("torch.distributed.checkpoint", partial(before_checkpoint, check=check))
+
+
+def _waited(*_: object, **__: object) -> None:
+    """Every rank is as far as this one."""
+
+
+def _check_checkpoint(played: Sequence[int], group: ProcessGroup | None) -> None:
+    """Raises: UsageError: not every rank of a distributed checkpoint is there."""
+    if not distributed.is_initialized():
+        return
+    missing = [
+        rank for rank in distributed.get_process_group_ranks(group or distributed.group.WORLD) if rank not in played
+    ]
+    if missing:
+        raise UsageError(
+            "A distributed checkpoint was to be saved or loaded",
+            f"rank {missing[0]} is not played",
+            "Each rank has a part of it, and tells the others which",
+            "Play all of them: --ranks all; or each alone, with its own part: --alone",
+        )
 
 
 def _tell_split(ranks: int) -> None:

@@ -127,15 +127,26 @@ class Meeting:
     """
 
     def __init__(self, world_size: int, shared: Store | None = None) -> None:
+        self._world_size = world_size
         self._store = MirrorStore(world_size, shared)
 
     def __call__(self, url: str, *args: object, **kwargs: object) -> Iterator[tuple[Any, int, int]]:
-        """What a rendezvous comes to: a store, a rank, and how many there are."""
+        """What a rendezvous comes to: a store, a rank, and how many there are.
+
+        Raises:
+            UsageError: the job has another number of ranks.
+        """
         query = parse_qs(urlparse(url).query)
         rank, size = (
             int(query[name][0] if name in query else os.environ[variable])
             for name, variable in (("rank", "RANK"), ("world_size", "WORLD_SIZE"))
         )
+        if size != self._world_size:
+            raise UsageError(
+                f"torch.distributed was to begin with {size:,} ranks",
+                f"in a job of {self._world_size:,}",
+                instead=f"Play a job of as many: --world-size {size}",
+            )
         yield self._store, rank, size
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from .names import place_of
 
 _START = place_of("torch.cuda._lazy_init", "run")
-"""C++ calls it by this name at the first use, and so does all of ``torch.cuda``."""
+"""C++ calls it by this name at the first use, and so does all of ``torch.cuda``, some of it by a name of its own."""
 
 
 def around_start(before: Callable[[], object], after: Callable[[], object]) -> None:
@@ -16,15 +17,21 @@ def around_start(before: Callable[[], object], after: Callable[[], object]) -> N
     Each once. Until then no context is there, and forks of the process are free to use CUDA.
     """
     original = vars(_START.owner)[_START.name]
+    modules = [each for name, each in sys.modules.items() if name.startswith(f"{_START.owner.__name__}.")]
+    places = [_START.owner, *(each for each in modules if vars(each).get(_START.name) is original)]
+
+    def put(function: Callable[[], object]) -> None:
+        for each in places:
+            setattr(each, _START.name, function)
 
     def start() -> None:
-        setattr(_START.owner, _START.name, original)
+        put(original)
         try:
             before()
             original()
         except BaseException:
-            setattr(_START.owner, _START.name, start)
+            put(start)
             raise
         after()
 
-    setattr(_START.owner, _START.name, start)
+    put(start)

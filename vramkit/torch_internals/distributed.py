@@ -88,6 +88,26 @@ def checkpoint_alone(module: Any) -> None:
         planning._validate_global_plan = lambda plan, metadata: good
 
 
+def before_checkpoint(module: Any, check: Callable[[Any], object]) -> None:
+    """Have something looked at before ``torch.distributed.checkpoint`` asks the ranks of a group.
+
+    Args:
+        module: it, once it has been imported.
+        check: is given the group; None: all ranks.
+    """
+    asking = getattr(module.utils, "_DistWrapper", None)
+    if asking is None:
+        return
+    begin = asking.__init__
+
+    def checked(self: Any, group: Any, use_dist: bool, coordinator_rank: int) -> None:
+        if use_dist:
+            check(group)
+        begin(self, group, use_dist, coordinator_rank)
+
+    asking.__init__ = checked
+
+
 def tell_splits(tell: Callable[[int], object]) -> None:
     """Say how many ranks a communicator has that is split off another, before NCCL is asked for it.
 

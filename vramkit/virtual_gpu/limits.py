@@ -27,6 +27,12 @@ _LIMITS = (
         "Switch it off; collectives of torch.distributed work",
     ),
     _Limit(
+        r"ShareableHandle|Multicast",
+        _FAILURE,
+        "memory that ranks share (symmetric memory, asynchronous tensor parallelism) is not there",
+        "Switch it off; collectives of torch.distributed work",
+    ),
+    _Limit(
         r"Ipc",
         _FAILURE,
         "its memory can't be handed to another process (CUDA IPC)",

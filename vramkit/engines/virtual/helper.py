@@ -24,7 +24,8 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from ... import virtual_gpu
-from ...gpus import MAX_MEMORY
+from ...allocator import AllocatorConf
+from ...allocator.conf import alloc_conf_of_process
 from ...programs.failed import Failed
 from ...ranks.place import Job, Place
 from ...torch_internals import dynamo
@@ -139,7 +140,7 @@ def _take(place: Place) -> None:
     from ...ranks.playing import play
 
     os.environ.update(place.environment(_PORT))
-    play(Job(world_size=place.world_size, played=(place.rank,)))
+    play(Job(world_size=place.world_size, played=(place.rank,)), placed=True)
 
 
 def _unpacked(parcel: bytes) -> Opened | Failed:
@@ -222,7 +223,7 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
     if request.unlimited:
         # Before torch asks for the device's properties: limits that are fractions of its memory have to grow with it.
         # Which kernels run does not depend on it, cuDNN's choice of engines included.
-        handle.set_memory(MAX_MEMORY)
+        handle.set_memory(_most_memory(handle, place), 0 if place is None else place.local_rank)
     torch.cuda.init()  # type: ignore[no-untyped-call] # torch's
     if place is not None:
         torch.cuda.set_device(place.local_rank)
@@ -274,6 +275,12 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
         step=None if step_counter is None else step_counter.count(),
         measured_kernels=dynamo.measurements() > measured,
     )
+
+
+def _most_memory(handle: virtual_gpu.VirtualGPU, place: Place | None) -> int:
+    """Bytes of a device that has enough. Expandable segments reserve addresses for all of it, for each stream."""
+    expands = place is not None and AllocatorConf.parse(alloc_conf_of_process()).expandable_segments
+    return handle.settings.max_memory // (4 if expands else 1)
 
 
 def _nothing() -> None:

@@ -1,4 +1,4 @@
-"""The repeated blocks of a model: what gradient checkpointing is put on. Knows modules; runs nothing."""
+"""The repeated blocks of a model: what checkpoints are put on, and what is sharded. Knows modules; runs nothing."""
 
 from __future__ import annotations
 
@@ -36,33 +36,3 @@ def _has_parts(child: tuple[str, nn.Module]) -> bool:
     """Whether it is made of modules, and has something to compute with."""
     own = [*child[1].children()]
     return bool(own) and any(True for _ in child[1].parameters())
-
-
-def untrained(model: nn.Module, trained: set[int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What requires gradients, although no optimizer trains it.
-
-    Args:
-        model: is looked at.
-        trained: ids of what optimizers train.
-
-    Returns:
-        Paths of modules of which nothing is trained, outermost first, and of parameters beside them.
-    """
-    modules: list[str] = []
-    parameters: list[str] = []
-
-    def look(module: nn.Module, path: str) -> None:
-        asking = [each for each in module.parameters() if each.requires_grad]
-        if not asking:
-            return
-        if path and not any(id(each) in trained for each in asking):
-            modules.append(path)
-            return
-        for name, each in module.named_parameters(recurse=False):
-            if each.requires_grad and id(each) not in trained:
-                parameters.append(f"{path}.{name}" if path else name)
-        for name, child in module.named_children():
-            look(child, f"{path}.{name}" if path else name)
-
-    look(model, "")
-    return tuple(modules), tuple(parameters)
