@@ -128,9 +128,11 @@ def llama_generates(folder: str) -> Peaks:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    model = model.to_empty(device="cuda").eval()
+    return generate(model.to_empty(device="cuda").eval(), text(2, 256))
+
+
+def generate(model: Any, prompt: Any) -> Peaks:
     for _ in range(3):
-        prompt = text(2, 256)
         model.generate(
             input_ids=prompt["input_ids"].to("cuda"),
             attention_mask=prompt["attention_mask"].to("cuda"),
@@ -140,6 +142,42 @@ def llama_generates(folder: str) -> Peaks:
             pad_token_id=0,
         )
     return peaks()
+
+
+def small_llama(folder: str, **quantization: Any) -> Any:
+    """From weights on the disk, quantized."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+    saved = f"{folder}/weights"
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16).save_pretrained(saved)
+    settings = BitsAndBytesConfig(**quantization)
+    return AutoModelForCausalLM.from_pretrained(
+        saved, quantization_config=settings, dtype=torch.bfloat16, device_map={"": 0}
+    )
+
+
+def qlora(folder: str) -> Peaks:
+    import peft
+    import torch
+
+    model = small_llama(
+        folder,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model.config.use_cache = False
+    checkpointing = {"use_reentrant": False}
+    model = peft.prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs=checkpointing)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=16, target_modules="all-linear"))
+    model.train()
+    return train(model, text(2, 256), own_loss, [each for each in model.parameters() if each.requires_grad])
+
+
+def generates_in_8_bits(folder: str) -> Peaks:
+    return generate(small_llama(folder, load_in_8bit=True), text(2, 64))
 
 
 def resnet(_: str) -> Peaks:
@@ -177,8 +215,7 @@ def main(given: dict[str, str]) -> None:
     from vramkit import virtual_gpu
 
     virtual_gpu.activate("a100-80gb")
-    import peft  # noqa: F401 - before the forks
-    import torch  # noqa: F401
+    import transformers.modeling_utils  # noqa: F401 - before the forks; not PEFT: bitsandbytes, if there, begins CUDA
 
     found = {}
     for name, folder in given.items():

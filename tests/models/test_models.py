@@ -35,9 +35,26 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
         "llama-3.1-8b",
         {"batch_size": 2, "seq_len": 256, "method": "inference", "max_new_tokens": 8},
     ),
+    "qlora": (
+        "llama-small",
+        {
+            "batch_size": 2,
+            "seq_len": 256,
+            "method": "qlora",
+            "lora": 16,
+            "lora_targets": "all-linear",
+            "checkpointing": True,
+        },
+    ),
+    "generates_in_8_bits": (
+        "llama-small",
+        {"batch_size": 2, "seq_len": 64, "method": "inference", "quantization": "int8", "max_new_tokens": 8},
+    ),
     "resnet": ("torchvision:resnet18", {"batch_size": 4}),
     "timm_vit": ("timm:vit_tiny_patch16_224", {"batch_size": 4, "method": "freeze:8"}),
 }
+
+QUANTIZED = ("qlora", "generates_in_8_bits")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +86,8 @@ def plain(folders: dict[str, str]) -> dict[str, list[int]]:
 def test_a_model_by_name_takes_what_a_plain_script_takes(
     script: str, plain: dict[str, list[int]], folders: dict[str, str]
 ) -> None:
+    if script in QUANTIZED and (why := missing("bitsandbytes")):
+        pytest.skip(why)
     name, options = PROGRAMS[script]
 
     loaded = vramkit.models.load(name if ":" in name else f"hf:{folders[name]}", **options)
@@ -90,9 +109,11 @@ def test_a_model_by_name_takes_what_a_plain_script_takes(
             {"attention": "flash_attention_2"},
             "can't make a model of type 'gpt2': ImportError: FlashAttention2",
         ),
-        ("hf:FOLDER", {"method": "half"}, "It is full, lora, freeze:N or inference"),
-        ("hf:FOLDER", {"method": "qlora"}, "Measure your script by"),
-        ("hf:FOLDER", {"method": "freeze:9"}, "the model has 2 blocks (its own parts)"),
+        ("hf:FOLDER", {"method": "half"}, "It is full, lora, qlora, freeze:N or inference"),
+        ("hf:FOLDER", {"method": "full", "quantization": "nf4"}, "Quantized weights are not trained"),
+        ("hf:FOLDER", {"method": "lora", "quantization": "nf5"}, "It is nf4, nf4-double, fp4, int8"),
+        ("timm:vit_tiny_patch16_224", {"method": "qlora"}, "Only transformers' models are quantized"),
+        ("hf:FOLDER", {"method": "freeze:9"}, "the model has 2 blocks (transformer.h)"),
         ("hf:FOLDER", {"max_new_tokens": 8}, 'Only inference makes new tokens. Add method="inference"'),
         ("hf:FOLDER", {"dtype": "float16", "precision": "bf16-mixed"}, "With that precision parameters are float32"),
         ("hf:FOLDER", {"optimizer": "adamw9"}, "sgd-momentum, one of torch's with -fused"),
@@ -144,6 +165,25 @@ def test_a_configuration_without_architectures_is_made_for_what_its_type_does(tm
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart", **small}))
 
     assert type(vramkit.models.load(f"hf:{tmp_path}").model).__name__ == "BartForConditionalGeneration"
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "trained"),
+    [
+        ("torchvision:resnet18", 3, {"layer4", "fc"}),
+        ("torchvision:vgg11", 1, {"classifier"}),
+        ("torchvision:mobilenet_v3_small", 12, {"features.12", "classifier"}),
+        ("timm:resnet18", 3, {"layer4", "fc"}),
+        ("timm:swin_tiny_patch4_window7_224", 3, {"layers.3", "norm", "head"}),
+        ("timm:efficientnet_b0", 6, {"blocks.6", "conv_head", "bn2", "classifier"}),
+    ],
+)
+def test_blocks_that_are_frozen_are_stages_where_a_model_has_stages(name: str, blocks: int, trained: set[str]) -> None:
+    model = vramkit.models.load(name, method=f"freeze:{blocks}").model
+
+    left = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert {each for each in trained if any(name.startswith(f"{each}.") for name in left)} == trained
+    assert all(name.startswith(tuple(f"{each}." for each in trained)) for name in left)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ HELP = (
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of models by name: arguments of ``vramkit.models.load``."""
     group = parser.add_argument_group("models by name (hf:, timm:, torchvision:)")
-    group.add_argument("--method", metavar="HOW", help="full (default), lora, freeze:N or inference")
+    group.add_argument("--method", metavar="HOW", help="full (default), lora, qlora, freeze:N or inference")
     group.add_argument("--lora", type=int, metavar="RANK", help="train adapters of that rank (8 with --method lora)")
     group.add_argument("--lora-targets", metavar="NAMES", help="all-linear, or modules with commas: q_proj,v_proj")
     group.add_argument(
@@ -36,7 +36,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=("32-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"),
         help="true: dtype of the parameters; mixed: autocast over float32",
     )
-    group.add_argument("--optimizer", metavar="NAME", help="adamw (default), adamw-fused, sgd, ... or MODULE:CLASS")
+    group.add_argument(
+        "--quantization",
+        metavar="KIND",
+        help="nf4, nf4-double (qlora), fp4 or int8: weights beside adapters, by bitsandbytes",
+    )
+    group.add_argument(
+        "--optimizer", metavar="NAME", help="adamw (default), adamw-fused, adamw-8bit, sgd, ... or MODULE:CLASS"
+    )
     group.add_argument("--checkpointing", action="store_true", default=None, help="compute activations again")
     group.add_argument("--attention", metavar="KIND", help="sdpa, eager, flash_attention_2, ...")
     group.add_argument("--accumulate", type=int, metavar="N", help="so many backwards for a step of the optimizer")
@@ -48,7 +55,7 @@ def model_options(options: argparse.Namespace) -> dict[str, Any]:
     """Which of them were given."""
     names = (
         "method", "lora", "lora_targets", "seq_len", "max_new_tokens", "image_size", "task", "dtype", "precision",
-        "optimizer", "checkpointing", "attention", "accumulate", "compile", "padded",
+        "optimizer", "quantization", "checkpointing", "attention", "accumulate", "compile", "padded",
     )  # fmt: skip
     return {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
 

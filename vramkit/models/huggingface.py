@@ -13,7 +13,7 @@ import torch
 
 from ..errors import UsageError, shown
 from ..exports import optional
-from . import methods, optimizers
+from . import methods, optimizers, quantized
 from .loaded import Loaded
 from .recipe import Recipe
 from .steps import ForwardStep, GenerationStep, TrainingStep, model_loss
@@ -54,9 +54,12 @@ def load(name: str, recipe: Recipe) -> Loaded:
     with _quiet():
         task, model = _made(transformers, config, recipe)
         batch = task.batch(config, recipe)
-        if recipe.checkpointing:
-            _checkpoint(model, recipe)
-        model = methods.apply(model, recipe)
+        if recipe.quantization is not None:
+            model = quantized.apply(model, recipe)
+        else:
+            if recipe.checkpointing:
+                _checkpoint(model, recipe)
+            model = methods.apply(model, recipe)
         called: Any = torch.compile(model) if recipe.compile else model
         if not recipe.trains:
             if not task.generates:

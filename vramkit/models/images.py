@@ -116,6 +116,7 @@ def _checkpoint(model: Any, recipe: Recipe) -> None:
 def _refuse_text(recipe: Recipe) -> None:
     for name in ("seq_len", "max_new_tokens", "padded", "task"):
         recipe.refuse(name, "The model takes images")
+    recipe.refuse("quantization", "Only transformers' models are quantized")
     recipe.refuse("attention", "Only transformers' models let it be chosen")
 
 

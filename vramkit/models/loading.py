@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import UsageError
 from ..programs.functions import arguments_from
 from .loaded import Loaded, as_loaded
-from .recipe import OPTIONS, Dtype, Precision, Recipe
+from .recipe import OPTIONS, Dtype, Precision, Quantization, Recipe
 
 SOURCES = ("hf", "timm", "torchvision")
 """What stands before the colon of a model's name."""
@@ -32,6 +32,7 @@ def load(
     lora: int | None = None,
     lora_targets: str | None = None,
     optimizer: str | None = None,
+    quantization: Quantization | None = None,
     checkpointing: bool = False,
     attention: str | None = None,
     accumulate: int = 1,
@@ -62,14 +63,15 @@ def load(
         dtype: of the parameters; None: as the configuration says, else float32.
         precision: both in one, in Lightning's words: "32-true", "bf16-true", "16-true" are dtypes of parameters;
             "bf16-mixed" and "16-mixed" are autocast over float32, the second with a ``GradScaler``.
-        method: "full", "lora", "freeze:N" (the first N blocks, and what is before them; blocks are the parts of the
-            innermost list of modules that holds half of the parameters: a transformer's layers, a ResNet's last stage),
-            or "inference": a forward without gradients, of models that write text ``generate()``. Empty: full, with
-            ``lora`` lora.
+        method: "full", "lora", "qlora" (adapters beside weights in 4 bits), "freeze:N" (all but the first N blocks and
+            what is before them: layers of a transformer, stages of a convolutional model), or "inference": a forward
+            without gradients, of models that write text ``generate()``. Empty: full, with ``lora`` lora.
         lora: rank of the adapters; None: 8, as in PEFT.
         lora_targets: "all-linear", or names of modules, with commas; None: as PEFT has it for the model.
-        optimizer: a class of ``torch.optim`` in any case, "adamw-fused", "sgd-momentum", or "module:Class";
-            None: "adamw".
+        optimizer: a class of ``torch.optim`` in any case, "adamw-fused", "adamw-8bit" (bitsandbytes),
+            "sgd-momentum", or "module:Class"; None: "adamw".
+        quantization: of the weights beside adapters, or in inference, by bitsandbytes: "nf4", "fp4", "int8", or
+            "nf4-double", whose blocks' factors are quantized too; None: with "qlora" that, else none.
         checkpointing: activations are computed again in the backward.
         attention: "sdpa", "eager", "flash_attention_2", ...; None: transformers chooses.
         accumulate: how many forwards and backwards go before a step of the optimizer.

@@ -64,20 +64,30 @@ def _freeze(model: torch.nn.Module, recipe: Recipe) -> None:
 
 
 def _blocks(model: torch.nn.Module) -> tuple[str, list[torch.nn.Module]]:
-    """The list of modules that holds most of a model's parameters; without one that holds half, the model's parts."""
-    total = _size(model)
-    lists = [(name, each) for name, each in model.named_modules() if _is_list(each) and 2 * _size(each) >= total]
-    # The innermost: a list of stages is chosen only if no stage holds half.
-    name, found = lists[-1] if lists else ("", model)
-    return name, list(_parts(found))
+    """The parts of a model's largest list of blocks; the lists, where there are several side by side, as the stages of
+    a ResNet; without any, the model's own parts. And their names, for people.
+    """
+    name, lists = "", dict[str, torch.nn.Module]()
+    for place, module in model.named_modules():  # from the outside in: of a list of stages not the blocks in these
+        found = {child: each for child, each in module.named_children() if _is_list(each)}
+        if sum(map(_size, found.values())) > sum(map(_size, lists.values())):
+            name, lists = place, found
+    names = ", ".join(f"{name}.{child}".lstrip(".") for child in lists)
+    if len(lists) > 1:
+        return names, [*lists.values()]
+    return names, [*_parts(*lists.values() or [model])]
 
 
 def _is_list(module: torch.nn.Module) -> bool:
-    return isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential)) and len(module) > 1
+    """Whether it is a list of blocks: of modules with parts of their own, unlike the layers of a classifier."""
+    if not isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential)):
+        return False
+    parts = [*_parts(module)]
+    return len(parts) > 1 and all(any(True for _ in each.children()) for each in parts)
 
 
 def _parts(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    return (each for each in module.children() if any(True for _ in each.parameters()))
+    return (each for each in module.children() if _size(each))
 
 
 def _size(module: torch.nn.Module) -> int:

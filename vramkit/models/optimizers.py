@@ -1,4 +1,4 @@
-"""Optimizers by name. Knows torch's own, and that others are named by module and class."""
+"""Optimizers by name. Knows torch's own, those of bitsandbytes, and that others are named by module and class."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 import torch
 
 from ..errors import UsageError, shown
+from ..exports import optional
 
 _LR = 1e-4
 _WITH_SETTINGS = {"sgd-momentum": (torch.optim.SGD, {"momentum": 0.9})}
 _FLAGS = ("fused", "foreach")
+_IN_8_BITS = {"adam": "Adam8bit", "adamw": "AdamW8bit", "lion": "Lion8bit", "sgd": "SGD8bit"}
+"""Classes of bitsandbytes, whose states have a byte for each number."""
 
 
 def make(asked: str, name: str, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -21,7 +24,7 @@ def make(asked: str, name: str, model: torch.nn.Module) -> torch.optim.Optimizer
 
     Args:
         asked: what was asked for, as an error's text begins.
-        name: of a class of ``torch.optim`` in any case ("adamw"), also with "-fused"; "sgd-momentum";
+        name: of a class of ``torch.optim`` in any case ("adamw"), also with "-fused"; "adamw-8bit"; "sgd-momentum";
             or "module:Class".
         model: whose parameters that require a gradient are trained.
 
@@ -44,13 +47,17 @@ def _found(asked: str, name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     if ":" in name:
         return _of_module(asked, name), {}
     base, _, flag = name.partition("-")
+    if flag == "8bit" and base.lower() in _IN_8_BITS:
+        module = optional.load(asked, "bitsandbytes.optim", "integrations")
+        return getattr(module, _IN_8_BITS[base.lower()]), {}
     own = {each.__name__.lower(): each for each in vars(torch.optim).values() if _is_optimizer(each)}
     if base.lower() not in own or flag not in ("", *_FLAGS):
         known = ", ".join([*own, *_WITH_SETTINGS])
         raise UsageError(
             asked,
             f"with optimizer={shown(name)}",
-            instead=f"It is {known}, one of torch's with -fused or -foreach, or MODULE:CLASS",
+            instead=f"It is {known}, one of torch's with -fused or -foreach, {' or '.join(_IN_8_BITS)} with -8bit, or "
+            "MODULE:CLASS",
         )
     return own[base.lower()], {flag: True} if flag else {}
 

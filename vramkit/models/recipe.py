@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -14,6 +14,7 @@ from ..errors import UsageError, shown
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Precision = Literal["32-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"]
+Quantization = Literal["nf4", "nf4-double", "fp4", "int8"]
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -29,7 +30,9 @@ PRECISIONS: dict[str, tuple[str, torch.dtype | None]] = {
     "16-mixed": ("float32", torch.float16),
 }
 """Of each precision, in Lightning's words: the dtype of the parameters, and that of autocast."""
-METHODS = "full, lora, freeze:N or inference"
+METHODS = "full, lora, qlora, freeze:N or inference"
+QUANTIZATIONS = get_args(Quantization)
+"""Of bitsandbytes; "double" is that the factors of the blocks are quantized too, as in the paper of QLoRA."""
 
 _COUNTS = ("batch_size", "seq_len", "max_new_tokens", "image_size", "lora", "accumulate")
 _NAMES = {
@@ -37,6 +40,7 @@ _NAMES = {
     "dtype": "'bfloat16'",
     "precision": "'bf16-mixed'",
     "method": "'lora'",
+    "quantization": "'nf4'",
     "optimizer": "'adamw'",
     "attention": "'sdpa'",
 }
@@ -65,6 +69,7 @@ class Recipe:
     lora: int | None = None
     lora_targets: str | None = None
     optimizer: str | None = None
+    quantization: str | None = None
     checkpointing: bool = False
     attention: str | None = None
     accumulate: int = 1
@@ -81,9 +86,13 @@ class Recipe:
                 raise UsageError(self.asked, f"with {name}={shown(value)}", instead=f"Give its name, as {_NAMES[name]}")
         self._check_choice("dtype", DTYPES)
         self._check_choice("precision", PRECISIONS)
+        self._check_choice("quantization", QUANTIZATIONS)
         if not self.method:
             object.__setattr__(self, "method", "full" if self.lora is None else "lora")
-        if self.method not in ("full", "lora", "qlora", "inference") and not _FREEZE.fullmatch(self.method):
+        if self.method == "qlora":
+            object.__setattr__(self, "method", "lora")
+            object.__setattr__(self, "quantization", self.quantization or "nf4-double")
+        if self.method not in ("full", "lora", "inference") and not _FREEZE.fullmatch(self.method):
             raise UsageError(self.asked, f"with method={shown(self.method)}", instead=f"It is {METHODS}")
         if self.precision and self.dtype not in (None, PRECISIONS[self.precision][0]):
             wanted = PRECISIONS[self.precision][0]
@@ -92,13 +101,6 @@ class Recipe:
                 f"with dtype={self.dtype!r} and precision={self.precision!r}",
                 f"With that precision parameters are {wanted}",
                 "Leave one of the two out",
-            )
-        if self.method == "qlora":
-            raise UsageError(
-                self.asked,
-                "with method='qlora'",
-                "Models by name are not quantized: bitsandbytes does that with weights, and none are fetched",
-                'Measure your script by "vramkit run --gpu NAME", or say method="lora" and dtype="bfloat16"',
             )
         self._check_together()
 
@@ -110,6 +112,8 @@ class Recipe:
                 raise UsageError(self.asked, f"with accumulate={self.accumulate}", "Inference accumulates nothing")
         else:
             self.refuse("max_new_tokens", "Only inference makes new tokens", 'Add method="inference"')
+        if self.method not in ("lora", "inference"):
+            self.refuse("quantization", "Quantized weights are not trained", 'Say method="lora", or leave it out')
         if self.method != "lora":
             for name in ("lora", "lora_targets"):
                 self.refuse(name, f"method={self.method!r} has no adapters", 'Leave it out, or say method="lora"')
@@ -120,7 +124,7 @@ class Recipe:
         if getattr(self, name) != default:
             raise UsageError(self.asked, f"with {name}={shown(getattr(self, name))}", why, instead)
 
-    def _check_choice(self, name: str, choices: Mapping[str, object]) -> None:
+    def _check_choice(self, name: str, choices: Collection[str]) -> None:
         value = getattr(self, name)
         if value is not None and value not in choices:
             raise UsageError(self.asked, f"with {name}={shown(value)}", instead=f"It is {', '.join(choices)}")
