@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from vramkit.gpus import CUBLAS_WORKSPACE, CUBLASLT_WORKSPACE
+from vramkit.torch_internals.versions import LT_HAS_WORKSPACE, LT_KEEPS_WORKSPACE
+
 
 class Block(nn.Module):
     """A transformer block, pre-norm."""
@@ -122,6 +125,19 @@ def _torchvision(name: str, count: int) -> Workload:
     import torchvision
 
     return Workload(getattr(torchvision.models, name)(), images(count))
+
+
+def workspace_size() -> int:
+    """Bytes that torch gives cuBLAS for each thread that multiplies; 2.8 and 2.11 don't tell, and the tests' card is no
+    Hopper."""
+    told: Callable[[], int] = getattr(torch._C, "_cuda_getCublasWorkspaceSize", lambda: CUBLAS_WORKSPACE)
+    return told()
+
+
+def kept_workspaces() -> int:
+    """Bytes that a training of layers with a bias leaves to the libraries: cuBLAS's of the forward's and the backward's
+    thread, and of the forward's cuBLASLt's, where torch keeps one of its own."""
+    return 2 * workspace_size() + (CUBLASLT_WORKSPACE if LT_HAS_WORKSPACE and LT_KEEPS_WORKSPACE else 0)
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {

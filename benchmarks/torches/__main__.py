@@ -94,8 +94,8 @@ def page(rows: list[str], remarks: list[str]) -> str:
     lines = [
         "# Which torch",
         "",
-        "The package asks for torch 2.13 or newer, with which its tests run. Older ones, from 2.8 on, were held to",
-        "what follows, and to no more. This table was made by",
+        "The package asks for torch 2.8 or newer. All tests run with 2.14.1, and without CUDA with 2.13.0, before each",
+        "change; a part of them with 2.8.0, the oldest. This table was made by",
         f"`python -m benchmarks.torches PYTHON ... --write docs/torches.md` on {today}, one interpreter for each",
         "torch, on the virtual GPU. *allocator*: random programs of which torch's own allocator and the simulator made",
         "the same events and blocks. *virtual engine* and *fakes*: programs of `tests/predicted_programs.py` of which",

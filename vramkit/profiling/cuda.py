@@ -135,6 +135,8 @@ class CudaHistory:
         found = []
         for device in self._devices:
             stats = torch.cuda.memory_stats_as_nested_dict(device)
+            if not stats:  # in a worker that was forked, which has no CUDA
+                return ()
             count = stats["allocation"]["all"]
             found.append((count["allocated"] + count["freed"], stats["num_ooms"]))
         return tuple(found)
