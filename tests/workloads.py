@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -125,6 +127,10 @@ def _torchvision(name: str, count: int) -> Workload:
     import torchvision
 
     return Workload(getattr(torchvision.models, name)(), images(count))
+
+
+ADAGRAD = partial(torch.optim.Adagrad, fused="cuda_unsupported" not in inspect.getsource(torch.optim.Adagrad))
+"""Makes its states at once; fused where torch can do that on CUDA."""
 
 
 def workspace_size() -> int:

@@ -129,6 +129,8 @@ def test_targets_that_come_after_the_forward_are_inputs_too() -> None:
 
 
 def test_workspaces_are_one_for_each_thread_that_multiplied() -> None:
+    torch._C._cuda_clearCublasWorkspaces()  # those of earlier tests' threads and streams
+
     profile = measure(mlp())
 
     assert profile.final.workspace == kept_workspaces()
