@@ -88,6 +88,27 @@ def row(python: str, only: list[str]) -> tuple[str, list[str]]:
 HEAD = ("torch", "Python", "cuDNN", "ties", "allocator", *ENGINES.values(), *VERBS)
 
 
+KNOWN = """\
+Fakes differ in programs with convolutions alone. How large cuDNN's workspaces are is cuDNN's own choice, and the
+rules for fakes (`vramkit/engines/fake/kernels/cudnn_choices.py`) were fitted to cuDNN 9.2x, which torch 2.14 has:
+9.10 (torch 2.8 and 2.9) and 9.19 (2.11) choose other kernels for some layers. The virtual engine asks the cuDNN
+that is installed.
+
+What older ones cannot do, or do otherwise:
+
+* Up to 2.10 the allocator's history does not say which thread an allocation was made in. A profile in which several
+  threads train at once says so in a note; one thread, with its backward, is told exactly. Which module read a value
+  that was not computed is not said.
+* Up to 2.11 it does not name private pools, of a `MemPool` or a CUDA graph. Those of segments that are held before
+  or after a profile are known all the same; of what came and went within it a note says that replays take it for
+  the common pool's.
+* Up to 2.9 torch refuses `per_process_memory_fraction`, `large_segment_size_mb` and other settings of newer
+  allocators.
+* On Hopper and Blackwell attention takes cuDNN's kernel with cuDNN 9.15.1 or newer, and flash attention's with
+  older ones.
+"""
+
+
 def page(rows: list[str], remarks: list[str]) -> str:
     """The page with the table."""
     today = datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat()
@@ -109,6 +130,7 @@ def page(rows: list[str], remarks: list[str]) -> str:
     ]
     if remarks:
         lines += ["What is not equal:", "", *(f"* {each}" for each in remarks), ""]
+    lines.append(KNOWN)
     return "\n".join(lines)
 
 

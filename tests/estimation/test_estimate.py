@@ -459,7 +459,7 @@ def test_a_default_device_is_that_of_the_steps(engine: Any) -> None:
 
     with torch.device("cuda"):
         estimate = vramkit.estimate(model, BATCH.to("cuda"), step=step, gpu="a100-80gb", engine=engine)
-        with pytest.raises(vramkit.UsageError, match="on the same device|two different devices"), torch.device("cpu"):
+        with pytest.raises(vramkit.UsageError, match=r"on the same device|two different devices"), torch.device("cpu"):
             vramkit.estimate(model, BATCH.to("cuda"), step=step, gpu="a100-80gb", engine=engine)
 
     assert any(estimate.tape.allocations["requested"] == 4 * 512)
