@@ -89,10 +89,10 @@ HEAD = ("torch", "Python", "cuDNN", "ties", "allocator", *ENGINES.values(), *VER
 
 
 KNOWN = """\
-Fakes differ in programs with convolutions alone. How large cuDNN's workspaces are is cuDNN's own choice, and the
-rules for fakes (`vramkit/engines/fake/kernels/cudnn_choices.py`) were fitted to cuDNN 9.2x, which torch 2.14 has:
-9.10 (torch 2.8 and 2.9) and 9.19 (2.11) choose other kernels for some layers. The virtual engine asks the cuDNN
-that is installed.
+Fakes differ in programs with convolutions alone, and there in nothing but cuDNN's workspaces, as the tape diff shows.
+How large those are is cuDNN's own choice: the rules for fakes (`vramkit/engines/fake/kernels/cudnn_choices.py`) are
+estimates of what cuDNN 9.2x chooses, which torch 2.14 has. 9.19 (torch 2.11) is as near; 9.10 (torch 2.8 and 2.9)
+chooses other kernels for more layers. The virtual engine asks the cuDNN that is installed.
 
 What older ones cannot do, or do otherwise:
 
