@@ -117,7 +117,8 @@ def _order(gpu: GPU) -> list[Kernel]:
     # Where nobody has set an order, torch puts cuDNN first when it sees such a card, and since 2.10 a cuDNN without a
     # fault of older ones; 2.8.0 and 2.9.1 don't do so with theirs, 9.10. Without CUDA, the cuDNN of today's is assumed.
     is_untouched = order == ["flash", "efficient", "math", "cudnn"]
-    is_sound = (torch.backends.cudnn.version() or _SOUND_CUDNN) >= _SOUND_CUDNN
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call] # torch's
+    is_sound = cudnn is None or cudnn >= _SOUND_CUDNN
     if (
         is_untouched
         and is_sound
