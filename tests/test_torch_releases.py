@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from subprocesses import run_python
 
 from vramkit import CachingAllocator, SimulatedOutOfMemory
 from vramkit.errors import DeviceError
-from vramkit.torch_releases import check, installed_tie_break, release_of, tie_break_of
+from vramkit.torch_releases import OLDEST, check, installed_tie_break, release_of, tie_break_of
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,14 @@ def test_a_torch_that_is_too_old_is_refused_with_both_versions() -> None:
 
     with pytest.raises(DeviceError, match=r"This is torch 2\.7\.1\+cu126\. It needs torch 2\.8 or newer"):
         check("A test was run", "2.7.1+cu126")
+
+
+def test_the_package_asks_for_the_oldest_that_will_do() -> None:
+    root = Path(__file__).parents[1]
+    oldest = ".".join(map(str, OLDEST))
+
+    assert f'"torch>={oldest}"' in (root / "pyproject.toml").read_text(encoding="utf-8")
+    assert f"torch {oldest} and newer" in (root / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_first_use_of_an_old_torch_ends_in_that_error() -> None:

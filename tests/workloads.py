@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from vramkit.gpus import CUBLAS_WORKSPACE, CUBLASLT_WORKSPACE
+from vramkit.torch_internals.versions import LT_HAS_WORKSPACE, LT_KEEPS_WORKSPACE
 
 
 class Block(nn.Module):
@@ -122,6 +127,23 @@ def _torchvision(name: str, count: int) -> Workload:
     import torchvision
 
     return Workload(getattr(torchvision.models, name)(), images(count))
+
+
+ADAGRAD = partial(torch.optim.Adagrad, fused="cuda_unsupported" not in inspect.getsource(torch.optim.Adagrad))
+"""Makes its states at once; fused where torch can do that on CUDA."""
+
+
+def workspace_size() -> int:
+    """Bytes that torch gives cuBLAS for each thread that multiplies; 2.8 and 2.11 don't tell, and the tests' card is no
+    Hopper."""
+    told: Callable[[], int] = getattr(torch._C, "_cuda_getCublasWorkspaceSize", lambda: CUBLAS_WORKSPACE)
+    return told()
+
+
+def kept_workspaces() -> int:
+    """Bytes that a training of layers with a bias leaves to the libraries: cuBLAS's of the forward's and the backward's
+    thread, and of the forward's cuBLASLt's, where torch keeps one of its own."""
+    return 2 * workspace_size() + (CUBLASLT_WORKSPACE if LT_HAS_WORKSPACE and LT_KEEPS_WORKSPACE else 0)
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {

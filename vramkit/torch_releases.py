@@ -20,6 +20,7 @@ OLDEST = (2, 8)
 """The oldest torch that will do: of those before it, wheels come with a cuDNN that the virtual GPU can't plan with."""
 
 _NEAREST = (2, 13)  # 2.14.1 does, 2.12.1 and older ones don't, as measured; 2.13 is assumed to
+_FROM_NEXT = (2, 10)  # 2.11.0 does, 2.9.1 and 2.8.0 don't, as measured; 2.10 is taken for 2.11
 _AGE = (2, 12)  # pytorch pull request 183591, measured with 2.12.1; 2.11 and older by address
 
 
@@ -62,6 +63,14 @@ def installed_tie_break() -> TieBreak:
 def rounds_limit() -> bool:
     """Whether the torch of this process takes part of a memory to the nearest byte; older ones cut it off."""
     return release_of(installed()) >= _NEAREST
+
+
+def steps_from_next() -> bool:
+    """Whether the torch of this process spares the last size named in ``roundup_power2_divisions:[8:4,>:2]``.
+
+    In older ones what stands for all that is larger holds for that size, too.
+    """
+    return release_of(installed()) >= _FROM_NEXT
 
 
 def installed() -> str:

@@ -88,14 +88,35 @@ def row(python: str, only: list[str]) -> tuple[str, list[str]]:
 HEAD = ("torch", "Python", "cuDNN", "ties", "allocator", *ENGINES.values(), *VERBS)
 
 
+KNOWN = """\
+Fakes differ in programs with convolutions alone, and there in nothing but cuDNN's workspaces, as the tape diff shows.
+How large those are is cuDNN's own choice: the rules for fakes (`vramkit/engines/fake/kernels/cudnn_choices.py`) are
+estimates of what cuDNN 9.2x chooses, which torch 2.14 has. 9.19 (torch 2.11) is as near; 9.10 (torch 2.8 and 2.9)
+chooses other kernels for more layers. The virtual engine asks the cuDNN that is installed.
+
+What older ones cannot do, or do otherwise:
+
+* Up to 2.10 the allocator's history does not say which thread an allocation was made in. A profile in which several
+  threads train at once says so in a note; one thread, with its backward, is told exactly. Which module read a value
+  that was not computed is not said.
+* Up to 2.11 it does not name private pools, of a `MemPool` or a CUDA graph. Those of segments that are held before
+  or after a profile are known all the same; of what came and went within it a note says that replays take it for
+  the common pool's.
+* Up to 2.9 torch refuses `per_process_memory_fraction`, `large_segment_size_mb` and other settings of newer
+  allocators.
+* On Hopper and Blackwell attention takes cuDNN's kernel with cuDNN 9.15.1 or newer, and flash attention's with
+  older ones.
+"""
+
+
 def page(rows: list[str], remarks: list[str]) -> str:
     """The page with the table."""
     today = datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat()
     lines = [
         "# Which torch",
         "",
-        "The package asks for torch 2.13 or newer, with which its tests run. Older ones, from 2.8 on, were held to",
-        "what follows, and to no more. This table was made by",
+        "The package asks for torch 2.8 or newer. All tests run with 2.14.1, and without CUDA with 2.13.0, before each",
+        "change; a part of them with 2.8.0, the oldest. This table was made by",
         f"`python -m benchmarks.torches PYTHON ... --write docs/torches.md` on {today}, one interpreter for each",
         "torch, on the virtual GPU. *allocator*: random programs of which torch's own allocator and the simulator made",
         "the same events and blocks. *virtual engine* and *fakes*: programs of `tests/predicted_programs.py` of which",
@@ -109,6 +130,7 @@ def page(rows: list[str], remarks: list[str]) -> str:
     ]
     if remarks:
         lines += ["What is not equal:", "", *(f"* {each}" for each in remarks), ""]
+    lines.append(KNOWN)
     return "\n".join(lines)
 
 

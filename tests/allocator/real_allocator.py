@@ -44,6 +44,9 @@ DEFAULTS = ",".join(filter(_is_known, KEPT))
 UNKNOWN = tuple(each.partition(":")[0] for each in KEPT if each not in DEFAULTS)
 """What only newer ones know."""
 
+MAY_BE_A_SEGMENT = _is_known("max_split_size_mb:20")
+"""Whether what is never split may begin at a large segment's size; torch 2.8 wants more."""
+
 IN_POOLS_FREES_WAIT = tie_break_of(torch.__version__) == "address"
 """While a MemPool is used, torch 2.11 and older take it for a graph's capture, and look at no stream."""
 
@@ -220,11 +223,11 @@ def on_simulator(program: Sequence[Step], conf: str, real: Outcome, **options: A
     failed = []
     for number, (what, *arguments) in enumerate(program):
         if what in ("malloc", "pooled"):
-            if arguments[0] and (what == "malloc" or not IN_POOLS_FREES_WAIT):
+            pool = pools[arguments[2]] if what == "pooled" else NO_POOL
+            if arguments[0] and (pool == NO_POOL or not IN_POOLS_FREES_WAIT):
                 # Virtual kernels take no time, so whatever was waiting is over at the next allocation.
                 allocator.synchronize()
             try:
-                pool = pools[arguments[2]] if what == "pooled" else NO_POOL
                 alive.append(allocator.malloc(arguments[0], numbers[arguments[1]], pool=pool))
             except SimulatedOutOfMemory:
                 failed.append(number)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,11 +54,14 @@ def test_a_setting_is_read(text, field, value):
     assert getattr(AllocatorConf.parse(text), field) == value
 
 
-def test_a_list_of_divisions_covers_what_it_does_not_name_as_torch_does():
-    """As torch 2.14.1 shows it in its snapshot: below the first size its value, between two of them nothing."""
+@pytest.mark.parametrize(("version", "last"), [("2.14.1", 4), ("2.9.1", 1)])
+def test_a_list_of_divisions_covers_what_it_does_not_name_as_torch_does(monkeypatch, version, last):
+    """Below the first size its value, between two of them nothing; and up to 2.9 what is larger begins at the last."""
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__=version))
+
     conf = AllocatorConf.parse("roundup_power2_divisions:[64:8,256:4,1024:4,>:1]")
 
-    assert conf.roundup_power2_divisions == (8, 8, 8, 8, 8, 8, 8, 0, 4, 0, 4, 1, 1, 1, 1, 1)
+    assert conf.roundup_power2_divisions == (8, 8, 8, 8, 8, 8, 8, 0, 4, 0, last, 1, 1, 1, 1, 1)
 
 
 @pytest.mark.parametrize(

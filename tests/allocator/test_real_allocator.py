@@ -54,6 +54,7 @@ def confs(draw, later=False):
         least = draw(st.sampled_from([20, 12, 32]))
         parts.append(f"large_segment_size_mb:{least}")
     least = 32 if later else least  # large segments may be of 32 MiB since an earlier change
+    least += not real_allocator.MAY_BE_A_SEGMENT
     if draw(st.booleans()):
         parts.append(f"max_non_split_rounding_mb:{draw(st.integers(least, 64))}")
     for switch in ("expandable_segments", "throw_on_cudamalloc_oom"):
@@ -180,6 +181,10 @@ def mixed(pool):
     return kept, last
 
 
+NAMES_POOLS = installed_tie_break() == "age"
+"""Whether torch's history says which private pool served; up to 2.11 only what is left of pools is known."""
+
+
 @pytest.mark.parametrize("conf", ["", "expandable_segments:True"])
 def test_a_recorded_private_pool_serves_in_a_replay_too(conf, tmp_path):
     real_allocator.clear()
@@ -189,7 +194,7 @@ def test_a_recorded_private_pool_serves_in_a_replay_too(conf, tmp_path):
     with vramkit.profile() as prof:
         kept = [before, *mixed(pool)]
         del before, kept[0]
-        if not conf:  # see test_with_private_pools_that_end
+        if NAMES_POOLS and not conf:  # see test_with_private_pools_that_end
             del pool
         other = torch.cuda.MemPool()
         kept += mixed(other)
@@ -206,6 +211,7 @@ def test_a_recorded_private_pool_serves_in_a_replay_too(conf, tmp_path):
     assert again.tape.reserved[-1] == profile.tape.reserved[-1]
 
 
+@pytest.mark.skipif(not NAMES_POOLS, reason="this torch's history does not say which private pool served")
 def test_a_private_pool_from_before_a_history_is_known_again(tmp_path):
     real_allocator.clear()
     first, second = torch.cuda.MemPool(), torch.cuda.MemPool()

@@ -89,6 +89,20 @@ def test_a_stream_gets_no_block_of_another():
     assert allocator.reserved_bytes == 60 * MIB
 
 
+@pytest.mark.parametrize(("tie_break", "served"), [("age", True), ("address", False)])
+def test_a_private_pool_gets_what_others_cached_since_2_12(tie_break, served):
+    allocator = CachingAllocator(100 * MIB, tie_break=tie_break)
+    allocator.free(allocator.malloc(60 * MIB))
+
+    if served:
+        allocator.malloc(60 * MIB, pool=(0, 1))
+    else:
+        with pytest.raises(SimulatedOutOfMemory):
+            allocator.malloc(60 * MIB, pool=(0, 1))
+
+    assert allocator.memory_stats()["num_alloc_retries"] == served
+
+
 def test_a_private_pool_keeps_its_blocks_until_nobody_uses_it():
     allocator = CachingAllocator()
     allocator.free(allocator.malloc(30 * MIB, pool=(0, 1)))

@@ -12,6 +12,7 @@ from torch import nn
 from workloads import GPT
 
 import vramkit
+from vramkit.gpus import CUBLASLT_WORKSPACE
 from vramkit.profiling import cuda
 from vramkit.profiling.following import Following
 from vramkit.profiling.lines import Lines
@@ -134,6 +135,7 @@ def test_an_evaluation_after_training_is_followed(follows_all: bool) -> None:
 
     table = prof.result.tape.allocations
     evaluated = table[(table["phase"] == Phase.EVALUATION) & (table["module"] >= 0)]
+    evaluated = evaluated[evaluated["requested"] != CUBLASLT_WORKSPACE]  # which torch 2.8 takes for each product
     assert np.bincount(evaluated["module"], minlength=4).tolist() == [0, 10, 10, 10]
     assert set(evaluated["requested"].tolist()) == {512 * 256 * 4, 512 * 8 * 4}
 

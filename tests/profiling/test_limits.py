@@ -11,6 +11,8 @@ pytest.importorskip("torch")
 import torch
 from torch import nn
 
+from vramkit.torch_internals.allocator import HAS_METADATA
+
 
 @pytest.mark.virtual_gpu
 def test_an_exception_at_a_limit_and_its_report_name_the_limit() -> None:
@@ -102,7 +104,7 @@ def test_a_router_that_chose_evenly_is_told_and_that_alone() -> None:
 
     assert taken == [128, 128, 128, 128]
     (note,) = prof.result.notes
-    assert "nonzero in Routed (4 x)" in note
+    assert f"nonzero{' in Routed' * HAS_METADATA} (4 x)" in note  # torch up to 2.10 doesn't say in which thread's mark
     assert "even" in note
 
 

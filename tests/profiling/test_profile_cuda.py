@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from subprocesses import run_on
 from torch import nn
-from workloads import GPT, WORKLOADS, LSTMClassifier, Workload, images, mlp, tokens
+from workloads import GPT, WORKLOADS, LSTMClassifier, Workload, images, kept_workspaces, mlp, tokens
 
 import vramkit
+from vramkit.gpus import CUBLASLT_WORKSPACE
 from vramkit.profiling import cuda as cuda_source
 from vramkit.results.profile import Profile
 from vramkit.tape.events import Action, Category, Phase
@@ -128,11 +129,11 @@ def test_targets_that_come_after_the_forward_are_inputs_too() -> None:
 
 
 def test_workspaces_are_one_for_each_thread_that_multiplied() -> None:
-    size = torch._C._cuda_getCublasWorkspaceSize()
+    torch._C._cuda_clearCublasWorkspaces()  # those of earlier tests' threads and streams
 
     profile = measure(mlp())
 
-    assert profile.final.workspace == 2 * size
+    assert profile.final.workspace == kept_workspaces()
 
 
 def test_steps_and_phases_follow_each_other() -> None:
@@ -233,6 +234,7 @@ def test_a_forward_that_was_not_followed_and_ended_by_an_exception_has_its_modul
     events = prof.result.tape.events
     begins = np.flatnonzero(events["phase"] == Phase.BACKWARD)[-1] + 1
     made = (events["action"] == Action.ALLOC) & (events["phase"] == Phase.FORWARD) & (events["module"] >= 0)
+    made &= events["size"] != CUBLASLT_WORKSPACE  # which torch 2.8 takes for each product
     ended = events[begins:][made[begins:]]
     # The second forward, because in the first one cuBLAS takes its workspace.
     wanted = events[made & (events["step"] == 1)]["module"].tolist()

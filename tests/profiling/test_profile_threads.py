@@ -21,10 +21,14 @@ from torch.autograd.function import once_differentiable
 import vramkit
 from vramkit.results.profile import Profile
 from vramkit.tape.events import Category, Phase
+from vramkit.torch_internals import allocator
 
 # The threads train on devices of their own: the autograd engine has one thread for each device, and it is held up here.
 PLACES = [("cpu", "cpu"), pytest.param(("cuda:0", "cuda:1"), marks=pytest.mark.virtual_gpu)]
 MOMENTS = ["zero_grad", "forward", "backward", "step"]
+tells_threads = pytest.mark.skipif(
+    not allocator.HAS_METADATA, reason="this torch's history does not say which thread an allocation was made in"
+)
 HELD = 123_457  # floats that the other thread's optimizer allocates in its step
 
 
@@ -249,6 +253,7 @@ def test_a_thread_that_goes_on_inside_the_block_looks_at_its_own(moment: str) ->
 # -- what the marks say ------------------------------------------------------------------------------------------------
 
 
+@tells_threads
 @pytest.mark.virtual_gpu
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_what_a_thread_does_is_told_as_if_no_other_was_in_the_middle_of_a_step(moment: str) -> None:
@@ -270,6 +275,7 @@ def test_what_a_thread_does_is_told_as_if_no_other_was_in_the_middle_of_a_step(m
     assert {label[2] for label in expected} == {"FORWARD", "BACKWARD", "OUTSIDE"}
 
 
+@tells_threads
 @pytest.mark.virtual_gpu
 def test_a_step_that_others_pass_by_is_a_step_to_its_end() -> None:
     mine, other = Mine("cuda:0"), Other("cuda:1")
@@ -322,6 +328,23 @@ def test_a_thread_that_takes_turns_is_told_with_the_others() -> None:
     # Between the thread's forward and this one's backward is the loss.
     losses = [label[1:3] for label in told(prof.result) if label[0] == 4]
     assert losses == [("ACTIVATION", "FORWARD")] * 4
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize("is_beside", [False, True])
+def test_a_torch_whose_history_tells_no_threads_says_so_where_it_matters(
+    is_beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allocator, "HAS_METADATA", False)
+    mine = Mine("cuda:0")
+    with vramkit.profile(mine.model, mine.optimizer) as prof:
+        mine.step()
+        if is_beside:
+            thread = threading.Thread(target=mine.step)
+            thread.start()
+            thread.join()
+
+    assert any("which thread" in note for note in prof.result.notes) == is_beside
 
 
 # -- leaving -----------------------------------------------------------------------------------------------------------

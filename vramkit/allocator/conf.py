@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError, shown
-from ..torch_releases import rounds_limit
+from ..torch_releases import rounds_limit, steps_from_next
 
 MIN_BLOCK = 512
 SMALL_SIZE = 1 << 20
@@ -355,8 +355,8 @@ class _Parser:
             self.expect(":")
             value = self.divisions(key)
             if limit == ">":
-                # torch counts from the interval after the last one named, also when none was.
-                start = 1 if last is None else last + 1
+                # torch counts from the interval after the last one named, or from that one; also when none was.
+                start = (last or 0) + steps_from_next()
                 steps[start:] = [value] * (_INTERVALS - start)
             else:
                 bound = self.number(key, limit)

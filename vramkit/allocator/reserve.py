@@ -187,7 +187,8 @@ class Reserve:
         block = self._new(pool, need, size, stream, requested)
         if block is None and self._release_oversize(pool, need, stream):
             block = self._new(pool, need, size, stream, requested)
-        if block is None:
+        # Up to 2.11 torch takes the use of a private pool for a graph's capture, in which it gives nothing else back.
+        if block is None and (pool.identity == NO_POOL or self.tie_break == "age"):
             self.release_all()
             self.counters["num_alloc_retries"] += 1
             block = self._new(pool, need, size, stream, requested)

@@ -138,6 +138,8 @@ class CudaHistory:
         found = []
         for device in self._devices:
             stats = torch.cuda.memory_stats_as_nested_dict(device)
+            if not stats:  # in a worker that was forked, which has no CUDA
+                return ()
             count = stats["allocation"]["all"]
             found.append((count["allocated"] + count["freed"], stats["num_ooms"]))
         return tuple(found)
@@ -195,6 +197,11 @@ class CudaHistory:
                 + int(counts.sum())
             )
             position = _positions(counter, columns.action, counts)
+            if len(self.marks.lines.met()) > 1:
+                notes.append(
+                    "Several threads ran modules or optimizers, and this version of torch does not say which thread an "
+                    "allocation was made in: where they ran at once, it may be labelled as another's. torch 2.11 does."
+                )
             mark = np.searchsorted(position, np.arange(count), side="right").astype(np.int64) - 1
             position[counter < 0] = -1
         return replace(

@@ -62,9 +62,9 @@ def _told(reads: Counter[Read], marks: Marks, modules: Sequence[Module]) -> str:
 
 
 def _module(stamp: str, lines: Mapping[str, int], marks: Sequence[Mark]) -> int:
-    """The module that a stamp speaks of, "prefix:module@number" or "prefix:number"; -1: none."""
+    """The module that a stamp speaks of, "prefix:module@number" or "prefix:number"; -1: none, or no stamps."""
     prefix, _, text = stamp.partition(":")
-    if prefix not in lines:
+    if prefix not in lines or not text:
         return -1
     module, _, number = text.rpartition("@")
     if module:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..allocator import NO_POOL, AllocatorConf, ImpossibleEvent, SegmentState, follow, initial_state
 from ..attribution.recording import NO_MODULE, Before, Recording
 from ..errors import UsageError, shown
-from ..tape.events import SEGMENT, TORCH_ACTIONS, Ints, Table
+from ..tape.events import SEGMENT, TORCH_ACTIONS, Action, Ints, Table
 
 _TRIES = 4
 """How often a trace is cut where it can't be undone: each time all of it is looked at."""
@@ -57,6 +57,8 @@ class Followed:
     segments: Table
     """dtype ``SEGMENT``: what the allocator held before the first entry."""
     alloc_conf: str
+    pool: Ints | None
+    """As of `Columns`; where torch didn't say, what is held before and after says of its own segments."""
     notes: list[str]
     """What could not be known."""
 
@@ -97,13 +99,18 @@ def follow_trace(
     """
     conf, notes = _conf_of(conf_text)
     events = (columns.action, columns.address, columns.size, columns.stream)
-    if columns.pool is None and any(each.pool != NO_POOL for each in (*(first or ()), *last)):
-        notes.append(
-            "Some memory is in private pools, of a MemPool or a CUDA graph, and this version of torch doesn't record "
-            "which allocations are: a replay takes them all for the program's common pool."
-        )
+    pool = columns.pool
+    if pool is None and any(each.pool != NO_POOL for each in (*(first or ()), *last)):
+        pool = _pools_held(columns, first or (), last)
+        came = np.flatnonzero(np.isin(columns.action, (Action.SEGMENT_ALLOC, Action.SEGMENT_MAP)))
+        went = np.flatnonzero(np.isin(columns.action, (Action.SEGMENT_FREE, Action.SEGMENT_UNMAP)))
+        if len(came) and len(went) and came[0] < went[-1]:
+            notes.append(
+                "Some memory is in private pools, of a MemPool or a CUDA graph, and this version of torch doesn't "
+                "record which allocations are: in a replay, what a pool took and gave back is the common pool's."
+            )
     if first is None:
-        state = initial_state(last, *events, conf, pool=columns.pool)
+        state = initial_state(last, *events, conf, pool=pool)
         first = state.segments
         if state.ambiguous:
             maximum = sum(each.largest - each.size for each in state.ambiguous)
@@ -128,7 +135,7 @@ def follow_trace(
     table = np.zeros(len(first), SEGMENT)
     for i, each in enumerate(first):
         table[i] = (each.address, each.size, each.stream, each.small, each.expandable, each.pool)
-    return Followed(block=block, before=before, segments=table, alloc_conf=conf_text, notes=notes)
+    return Followed(block=block, before=before, segments=table, alloc_conf=conf_text, pool=pool, notes=notes)
 
 
 def follow_from_the_end(columns: Columns, conf_text: str, last: Sequence[SegmentState]) -> tuple[int, Followed]:
@@ -199,7 +206,7 @@ def recording_of(device: str, columns: Columns, followed: Followed) -> Recording
         stream=columns.stream,
         time=columns.time,
         block=followed.block,
-        pool=columns.pool,
+        pool=followed.pool,
         mark=np.zeros(count, np.int64),
         at_module=np.full(count, NO_MODULE, np.int32),
         position=np.zeros(1, np.int64),
@@ -218,6 +225,24 @@ def _pools_of(entries: Sequence[Mapping[str, Any]]) -> Ints | None:
     for i, entry in enumerate(entries):
         if (identity := entry["pool_id"]) != NO_POOL:
             pools[i] = identity
+    return pools
+
+
+def _pools_held(columns: Columns, first: Sequence[SegmentState], last: Sequence[SegmentState]) -> Ints:
+    """The pools of entries in segments that are held before or after them all; of others, none."""
+    pools = np.zeros((len(columns.action), 2), np.int64)
+    for segments, is_last in ((first, False), (last, True)):
+        for segment in segments:
+            if segment.pool == NO_POOL:
+                continue
+            inside = (columns.address >= segment.address) & (columns.address < segment.address + segment.size)
+            inside &= columns.action != Action.OOM  # which has no address
+            edges = np.flatnonzero(
+                inside & (columns.action == (Action.SEGMENT_ALLOC if is_last else Action.SEGMENT_FREE))
+            )
+            if len(edges):  # on its other side the addresses were another segment's
+                inside[slice(None, edges[-1]) if is_last else slice(edges[0] + 1, None)] = False
+            pools[inside] = segment.pool
     return pools
 
 

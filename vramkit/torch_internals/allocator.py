@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,6 +82,7 @@ def quick_symbols() -> Iterator[None]:
 _workspace_size: Callable[[], int] | None = look_up(
     "torch._C._cuda_getCublasWorkspaceSize", "profile on CUDA", fallback=None
 )
+_BY_DEFAULT = {CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER}
 
 
 def workspace_sizes() -> frozenset[int]:
@@ -88,8 +90,10 @@ def workspace_sizes() -> frozenset[int]:
     of_lt = {CUBLASLT_WORKSPACE} if LT_HAS_WORKSPACE and LT_KEEPS_WORKSPACE else set()
     if _workspace_size is not None:
         return frozenset({int(_workspace_size()), *of_lt})
-    # As CUBLAS_WORKSPACE_CONFIG has not changed them.
-    return frozenset({CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER, *of_lt})
+    # ":4096:8" says 8 times 4096 KiB.
+    set_up = re.findall(r":(\d+):(\d+)", os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""))
+    sizes = {sum(int(size) * int(count) for size, count in set_up) << 10} if set_up else _BY_DEFAULT
+    return frozenset({*sizes, *of_lt})
 
 
 def _holds_memory(device: int) -> bool:

@@ -10,7 +10,6 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from subprocesses import run_python
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributions import Distribution, Normal
-from workloads import tokens
+from workloads import ADAGRAD, tokens
 
 import vramkit
 from vramkit import closed_form
@@ -448,7 +447,7 @@ def test_parameters_gradients_and_states_are_those_of_the_model() -> None:
     assert total(estimate, Category.OPTIMIZER_STATE) == 2 * size
 
 
-@pytest.mark.parametrize("kind", [torch.optim.AdamW, partial(torch.optim.Adagrad, fused=True)])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, ADAGRAD])
 def test_an_optimizer_and_what_makes_it_come_to_the_same(kind: Callable[..., torch.optim.Optimizer]) -> None:
     model = mlp()
 

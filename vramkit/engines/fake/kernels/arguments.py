@@ -84,5 +84,5 @@ def _misnamed(function: Callable[..., None], name: str, operator: Any, known: It
         f"The fake engine's rule {function.__module__}.{function.__name__} wants the argument {name!r} of {operator}",
         f"torch {torch.__version__} calls its arguments {', '.join(names) or 'nothing'}",
         "The rule was written for another version of torch",
-        'Take engine="virtual", or a torch version that this version of vramkit was tested with: 2.13 or 2.14',
+        'Take engine="virtual", or a torch version that this version of vramkit was tested with: 2.8 to 2.14',
     )

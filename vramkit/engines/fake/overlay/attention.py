@@ -27,6 +27,7 @@ Kernel = Literal["flash", "efficient", "cudnn", "math"]
 
 _HALF = (torch.float16, torch.bfloat16)
 _CUDNN_MOST_HEADS = 65535  # also of a batch
+_SOUND_CUDNN = 91501
 _NAMES: dict[int, Kernel] = {
     SDPBackend.FLASH_ATTENTION.value: "flash",
     SDPBackend.EFFICIENT_ATTENTION.value: "efficient",
@@ -113,9 +114,17 @@ def choose(call: Attention, gpu: GPU) -> Kernel:
 def _order(gpu: GPU) -> list[Kernel]:
     numbers = torch._C._get_sdp_priority_order()
     order = [_NAMES[number] for number in numbers if number in _NAMES]
-    # Where nobody has set an order, torch puts cuDNN first when it sees such a card.
+    # Where nobody has set an order, torch puts cuDNN first when it sees such a card, and since 2.10 a cuDNN without a
+    # fault of older ones; 2.8.0 and 2.9.1 don't do so with theirs, 9.10. Without CUDA, the cuDNN of today's is assumed.
     is_untouched = order == ["flash", "efficient", "math", "cudnn"]
-    if is_untouched and gpu.capability[0] in (9, 10) and os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") != "1":
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call] # torch's
+    is_sound = cudnn is None or cudnn >= _SOUND_CUDNN
+    if (
+        is_untouched
+        and is_sound
+        and gpu.capability[0] in (9, 10)
+        and os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") != "1"
+    ):
         return ["cudnn", "flash", "efficient", "math"]
     return order
 
