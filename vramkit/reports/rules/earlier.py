@@ -108,7 +108,7 @@ def _kept_outputs(scene: Scene) -> Iterator[Advice]:
         root = int(fates.forwards["module"][members[-1]])
         since = _until_next(scene, members)
         many = f"{counted(int(kept.sum()), 'tensor')} of {len(members):,} forwards, {format_size(scene.at(kept))}"
-        many += f", are kept{_containers(scene, kept)}"
+        many += f", are kept{containers(scene, kept)}"
         module = _returned_by(scene, module, int(np.flatnonzero(kept)[-1]))
         if module in (root, -1):
             text = f"keep {model_name(scene, root)}'s outputs as output.detach().cpu(), or reduce each at once: {many}"
@@ -127,7 +127,7 @@ def _summed(scene: Scene) -> Iterator[Advice]:
     """
     fates = scene.fates
     current = fates.last_begun(scene.moment.event)
-    count, name, groups = 0, "", list[list[int]]()
+    count, name, groups, is_computed = 0, "", list[list[int]](), True
     for backward, every in fates.together.items():
         roots, counts = np.unique(fates.forwards["module"][every], return_counts=True)
         root = int(roots[counts.argmax()])
@@ -139,9 +139,13 @@ def _summed(scene: Scene) -> Iterator[Advice]:
             count, name = len(members), model_name(scene, root)
             if not has_losses(scene, members):
                 return
+            # A backward in between made a graph of its own (create_graph=True), of which nobody knows the forwards.
+            between = fates.backwards["begin"][:backward] > fates.forwards["begin"][members[0]]
+            is_computed = not between.any()
     if count:
         yield Advice(
             saves=scene.saved_over_time(_apart(scene, groups)),
+            is_computed=is_computed,
             text=f"call backward() on each loss, not on their sum: the graphs of {count:,} forwards of {name} are "
             "alive until one backward",
             is_cause=True,
@@ -204,6 +208,7 @@ def _no_graph(scene: Scene) -> Iterator[Advice]:
 def _growth(scene: Scene) -> Iterator[Advice]:
     """What is made in every step, or in every n-th, and kept: of no forward, or of a graph that grows."""
     table, rows = scene.result.tape.allocations, scene.moment.alive & ~scene.left_behind & (scene.fates.user < 0)
+    rows &= ~scene.piled_copies
     rows &= np.isin(scene.category, (Category.OTHER, Category.INPUT, Category.TEMPORARY, Category.ACTIVATION))
     rows &= (table["born"] >= 0) & (table["step"] < scene.moment.step)
     rows &= ~_inputs_of(scene, np.flatnonzero(keeps_graph(scene, scene.left_behind)))
@@ -228,7 +233,7 @@ def _growth(scene: Scene) -> Iterator[Advice]:
             saves=saves,
             edit=edit,
             text=f"find what keeps {counted(int(kept.sum()), 'tensor')} {where}, of {len(steps):,} steps: "
-            f"{format_size(scene.at(kept))}, and more in each step{_containers(scene, kept)}",
+            f"{format_size(scene.at(kept))}, and more in each step{containers(scene, kept)}",
             is_cause=True,
         )
 
@@ -345,7 +350,7 @@ def _is_retained(scene: Scene, members: Ints) -> bool:
     return bool(np.isin(steps, fates.backwards["step"]).all()) and not np.isin(steps, used).any()
 
 
-def _containers(scene: Scene, rows: _Mask) -> str:
+def containers(scene: Scene, rows: _Mask) -> str:
     """``" in preds"``: the list or dict that variables were seen to hold most of them in; empty: none was seen."""
     tape = scene.result.tape
     names = [tape.names[name] for name in tape.allocations["name"][rows].tolist() if name >= 0]
