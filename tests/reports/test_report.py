@@ -372,7 +372,7 @@ def test_a_forward_without_a_backward_suggests_inference_mode() -> None:
     for module in (3, 5, 7):
         story.alloc(MIB, Category.ACTIVATION, module=module)
 
-    assert texts(story.profile())["run this under"] == 3 * MIB
+    assert texts(story.profile())["run this under"] == MIB, "what a layer is given and what it returns stay"
 
 
 def first_forward(*, step: int = 0) -> Story:
