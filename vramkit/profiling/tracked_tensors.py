@@ -108,7 +108,7 @@ class TrackedTensors:
             trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             for model in self._models:
                 model.is_trained |= model.is_among(trained)
-            self.trained_by()
+            self._optimizers[index].trains = _named(optimizer, self.parameter_names())
         if self._is_watching and parameters:  # its first gradients are there
             self.look_at_models()
             self.look_at_gradients()
@@ -131,8 +131,7 @@ class TrackedTensors:
         names = self.parameter_names()
         for known in self._optimizers:
             if (optimizer := known.optimizer()) is not None:
-                held = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
-                known.trains = frozenset(names[each] for each in held if each in names) or known.trains
+                known.trains = _named(optimizer, names) or known.trains
         return [known.trains for known in self._optimizers]
 
     def updates(self) -> int:
@@ -394,6 +393,12 @@ class TrackedTensors:
             for key, value in (list(state.items()) if isinstance(state, dict) else (("state", state),))
             for _ in tensors_in(value)
         ]
+
+
+def _named(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> frozenset[str]:
+    """Names of an optimizer's parameters, of those that have any."""
+    held = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+    return frozenset(names[each] for each in held if each in names)
 
 
 def _held_by_others() -> set[int]:

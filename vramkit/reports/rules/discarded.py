@@ -32,6 +32,7 @@ class _Uses:
     def __init__(self, tape: Tape, backwards: npt.NDArray[np.void]) -> None:
         self._tape, self._backwards = tape, backwards
         self._steps = tape.passes[tape.passes["phase"] == Phase.OPTIMIZER]
+        self.models = _models(tape)
 
     @cached_property
     def rows(self) -> Ints:
@@ -58,6 +59,12 @@ class _Uses:
         return bool((own & (self._steps["begin"] < died)).any())
 
 
+def _models(tape: Tape) -> Ints:
+    """The model that each module is part of; the last stands for none."""
+    result: Ints = np.append(models_of(tape.modules), -1).astype(np.int64)
+    return result
+
+
 def _not_detached(scene: Scene) -> Iterator[Advice]:
     """Models whose output other models are trained on, which sends gradients into them that no optimizer uses: as
     a generator's when its critic is trained. Only of forwards that were given nothing of a graph: through a critic the
@@ -67,7 +74,7 @@ def _not_detached(scene: Scene) -> Iterator[Advice]:
     if len(tape.optimizers) < 2 or not len(fates.backwards) or not len(fates.forwards):
         return
     uses = _Uses(tape, fates.backwards)
-    root_of = np.append(models_of(tape.modules), -1).astype(np.int64)[owners(tape)]
+    root_of = _models(tape)[owners(tape)]
     went: dict[int, list[tuple[int, int, bool | None]]] = {}  # of each model: forward, backward, whether it was trained
     for backward in range(len(fates.backwards)):
         trained = _trained_by(uses, scene, root_of, backward)
@@ -115,7 +122,7 @@ def _trained_by(uses: _Uses, scene: Scene, root_of: Ints, backward: int) -> dict
     tape, rows = scene.result.tape, uses.rows
     begin, end = (int(scene.fates.backwards[name][backward]) for name in ("begin", "end"))
     table, inside = tape.allocations[rows], tape.events["module"][begin:end]
-    reached = np.append(models_of(tape.modules), -1).astype(np.int64)[inside[inside >= 0]]
+    reached = uses.models[inside[inside >= 0]]
     added = (table["born"] < end) & ((table["died"] < 0) | (table["died"] >= end))
     added &= np.isin(root_of[rows], reached) | (table["born"] >= begin)
     result: dict[int, bool | None] = {}
@@ -147,12 +154,12 @@ def _only_for(scene: Scene, discarded: _Mask, root: int, root_of: Ints, backward
     """What is there only because some forwards of a model made graphs: these, the gradients, and what computes them."""
     tape, fates = scene.result.tape, scene.fates
     table = tape.allocations
-    models = np.append(models_of(tape.modules), -1).astype(np.int64)
+    models = _models(tape)
     rows = made_by(scene, discarded) & (scene.category == Category.ACTIVATION)
-    inside = np.zeros(len(table), bool)
-    for backward in backwards:
-        span = fates.backwards[backward]
-        inside |= (table["born"] >= span["begin"]) & (table["born"] < span["end"])
+    chosen = np.zeros(len(fates.backwards), bool)
+    chosen[[*backwards]] = True
+    at = np.searchsorted(fates.backwards["begin"], table["born"], side="right") - 1
+    inside = (at >= 0) & chosen[at] & (table["born"] < fates.backwards["end"][at])
     rows |= inside & (scene.category == Category.GRADIENT) & (root_of == root)
     result: _Mask = rows | (inside & (scene.category == Category.TEMPORARY) & (models[table["module"]] == root))
     return result
