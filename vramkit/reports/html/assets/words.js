@@ -20,6 +20,11 @@ function countText(number) {
   return Math.round(number).toLocaleString("en-US");
 }
 
+/** "1 event", "12 events" */
+function manyText(count, thing) {
+  return `${countText(count)} ${thing}${count === 1 ? "" : "s"}`;
+}
+
 function bytesText(bytes) {
   return `${countText(bytes)} B`;
 }
@@ -78,6 +83,14 @@ function shape(tag, attributes = {}, ...children) {
   }
   node.append(...children);
   return node;
+}
+
+/** The first line of a table. A heading that stands above numbers is an array of it. */
+function headings(...columns) {
+  const cells = columns.map((column) =>
+    element("th", { scope: "col", class: Array.isArray(column) ? "number" : null }, column),
+  );
+  return element("thead", {}, element("tr", {}, cells));
 }
 
 function swatch(key) {
