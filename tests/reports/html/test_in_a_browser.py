@@ -87,6 +87,26 @@ def test_a_click_pins_a_moment_and_all_below_is_of_it(open_page: Open, share: fl
     assert bool(page.page.locator("canvas.segments").count()) == bool(held.reserved)
 
 
+def test_sizes_are_written_as_in_the_text(open_page: Open) -> None:
+    sizes = [
+        0,
+        1023,
+        1024,
+        17_039_360,
+        17_144_218,
+        1_048_524,
+        8_519_680,
+        10_480_517,
+        5 * GIB + GIB // 4,
+        3 << 40,
+        -17_039_360,
+    ]
+
+    page = open_page(served())
+
+    assert page.page.evaluate("(sizes) => sizes.map(sizeText)", sizes) == [format_size(size) for size in sizes]
+
+
 def test_of_many_events_under_one_pixel_the_highest_is_shown_and_pinned(open_page: Open) -> None:
     story = Story()
     for i in range(20_000):
