@@ -286,8 +286,20 @@ def test_what_changed_in_modules_is_said(after: Callable[[], Profile], said: str
 def test_wider_numbers_are_told_from_larger_shapes() -> None:
     four, eight = training().profile(), training(bytes_per_number=8).profile()
 
-    assert "at the same shape: a number takes 8 bytes, and took 4" in reasons(four, eight)
-    assert "at the same shape" not in reasons(activations(), activations(sizes=(16,), shape=(8, MIB)))
+    assert "has the same shape: numbers of 8 B in place of 4 B would do that" in reasons(four, eight)
+    assert "same shape" not in reasons(activations(), activations(sizes=(16,), shape=(8, MIB)))
+
+
+def test_larger_tensors_that_are_not_what_a_module_returns_are_no_wider_numbers() -> None:
+    def gradient(size: int, category: Category) -> Profile:
+        story = Story()
+        story.alloc(size * MIB, category, Phase.BACKWARD, module=HEAD)
+        modules = (*MODULES[:HEAD], replace(MODULES[HEAD], output_shape=(MIB,)))
+        return story.profile(modules=modules)
+
+    for before, after, category in ((4, 8, Category.TEMPORARY), (8, 16, Category.ACTIVATION)):
+        said = reasons(gradient(before, category), gradient(after, category))
+        assert "1 tensor is 2 times as large." in said
 
 
 def test_a_recomputation_that_came_or_went_is_said() -> None:
@@ -528,10 +540,10 @@ At the peak of allocated memory:    before         after    difference
 
 Why, as far as both recordings prove it:
 * torch was 2.13.0 before, and is 2.14.1.
-* +48.0 MiB activations in 3 x Net.blocks.*.up: 3 tensors are 2 times as large at the same shape: a
-  number takes 8 bytes, and took 4.
-* +48.0 MiB activations in 3 x Net.blocks.* itself: 3 tensors are 2 times as large at the same
-  shape: a number takes 8 bytes, and took 4.
+* +48.0 MiB activations in 3 x Net.blocks.*.up: 3 tensors are 2 times as large, and what it returns
+  has the same shape: numbers of 8 B in place of 4 B would do that.
+* +48.0 MiB activations in 3 x Net.blocks.* itself: 3 tensors are 2 times as large, and what it
+  returns has the same shape: numbers of 8 B in place of 4 B would do that.
 
 Modules that changed most (each row is the sum of the four parts that follow):
    difference parameters grads+state activations temp.+other  module

@@ -31,6 +31,7 @@ PART_NAMES = {
 }
 _WORTH = 100  # a change is explained if it is at least one part in so many of the larger peak
 _MAX_MODULES = 3
+_WIDTHS = (1, 2, 4, 8)  # bytes of a number
 _FIRST = 2  # of the steps that are compared with the one before
 _STEPS = 4  # without the first and the last: so many it takes to see growth
 
@@ -239,7 +240,8 @@ def _tensors(pair: Pair, changed: Changed, part: str) -> Iterator[str]:
     if ratio is not None:
         count = sum(went.values())
         head = "1 tensor is" if count == 1 else f"{count:,} tensors are"
-        yield f"{head} {ratio:.4g} times as large" + _wider(pair, changed, went, came, ratio)
+        wider = _wider(pair, changed, went, came, ratio) if part == "activations" else ""
+        yield f"{head} {ratio:.4g} times as large{wider}"
         return
     words = [f"{_sized(tensors)} {word}" for tensors, word in ((came, "came"), (went, "went")) if tensors]
     if words:
@@ -247,14 +249,20 @@ def _tensors(pair: Pair, changed: Changed, part: str) -> Iterator[str]:
 
 
 def _wider(pair: Pair, changed: Changed, went: Counter[int], came: Counter[int], ratio: float) -> str:
-    """Whether what the modules return has the same shape, and wider or narrower numbers."""
+    """Whether what the modules return has the same shape, and could have wider or narrower numbers.
+
+    That it has is not proved: the tensor may be another one, within the module, that only has as many bytes.
+    """
     shapes = [_shape(side, changed) for side in pair.sides]
     numbers = math.prod(shapes[0])
     if not shapes[0] or shapes[0] != shapes[1]:
         return ""
-    for width in (1, 2, 4, 8):
-        if width * numbers in went and width * numbers * ratio in came:
-            return f" at the same shape: a number takes {width * ratio:.4g} bytes, and took {width}"
+    for width in _WIDTHS:
+        if width * ratio in _WIDTHS and width * numbers in went and width * numbers * ratio in came:
+            return (
+                f", and what it returns has the same shape: numbers of {width * ratio:.0f} B in place of {width} B "
+                f"would do that"
+            )
     return ""
 
 
