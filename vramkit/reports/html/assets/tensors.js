@@ -80,7 +80,7 @@ function drawTensors(report, device, box, moment, inside) {
   const cells = (row, head, size) => [
     element("td", { class: "number" }, head),
     element("td", { class: "number" }, sizeText(size)),
-    element("td", { class: "kind" }, swatch(parts[category[row]].key), ` ${parts[category[row]].name}`),
+    element("td", {}, swatch(parts[category[row]].key), ` ${parts[category[row]].name}`),
   ];
   const describe = (row) =>
     element(
