@@ -1,4 +1,4 @@
-"""Integers and flags on fake tensors: those that come of the host's are known, the others are not, and none is wrong."""
+"""Integers and flags on fake tensors: what comes of the host's is known, the rest is not, and nothing is wrong."""
 
 from __future__ import annotations
 

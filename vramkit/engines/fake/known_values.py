@@ -1,7 +1,7 @@
 """Values of integers and flags on the device, as far as they come of the host's: ids, masks, positions, lengths.
 
-A known tensor has a twin on the host. What an operator makes of known tensors alone is made of their twins too, views of
-views, so that what is written in place shows in all of them. It knows torch's schemas, and no kernel.
+A known tensor has a twin on the host. What an operator makes of known tensors alone is made of their twins too, views
+of views, so that what is written in place shows in all of them. It knows torch's schemas, and no kernel.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _is_whole(result: Any) -> bool:
 
 @cache
 def _written(func: Any) -> tuple[tuple[int, str], ...]:
-    """Position and name of the arguments that may be written to from then on: those of a view, too, if it has no twin."""
+    """Position and name of what may be written to from then on: of what a view without a twin looks at, too."""
     arguments = enumerate(schema_of(func).arguments)
     return tuple(
         (i, each.name) for i, each in arguments if each.alias_info and (func.is_view or each.alias_info.is_write)
