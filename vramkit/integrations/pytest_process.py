@@ -77,7 +77,8 @@ class TestProcess:
     def _run(self, item: pytest.Item, asked: Asked) -> list[pytest.TestReport]:
         if asked.gpu == REAL:
             card = None
-            _check_can_fork()
+            if self._channel is None:
+                _check_real()
         else:
             card = gpus.find(gpus.GENERIC if asked.gpu is None else asked.gpu)
         if self._channel is None:
@@ -131,13 +132,17 @@ class TestProcess:
         return said[-4000:]
 
 
-def _check_can_fork() -> None:
+def _check_real() -> None:
+    asked = "A test was to be measured on this machine's GPU"
     if not hasattr(os, "fork"):
         raise DeviceError(
-            "A test was to be measured on this machine's GPU",
-            "this system has no fork",
-            "Each test gets a process of its own that way",
-            "Run it on Linux",
+            asked, "this system has no fork", "Each test gets a process of its own that way", "Run it on Linux"
+        )
+    if not gpus.cuda_devices():
+        raise DeviceError(
+            asked,
+            "the driver lists none, or there is no driver",
+            instead="Name a virtual one in the marker, or with --vramkit-gpu, such as a100-40gb",
         )
 
 
