@@ -133,10 +133,14 @@ def test_without_such_a_test_nothing_is_imported(tmp_path: Path) -> None:
 def test_where_no_real_gpu_is_a_test_that_wants_one_is_skipped_or_fails_on_demand(tmp_path: Path) -> None:
     if gpus.cuda_devices():
         pytest.skip("there is one")
-    (tmp_path / "test_it.py").write_text("def test_it(gpu_memory):\n    pass\n")
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.gpu_memory(gpu='t4')\ndef test_first():\n    pass\n"
+        "@pytest.mark.gpu_memory(gpu='real')\ndef test_it():\n    pass\n"
+    )
 
-    skipped = run_pytest(tmp_path, "--vramkit-gpu", "real", VRAMKIT_REQUIRE_VIRTUAL_GPU="0")
-    failed = run_pytest(tmp_path, "--vramkit-gpu", "real", VRAMKIT_REQUIRE_VIRTUAL_GPU="1")
+    skipped = run_pytest(tmp_path, "-k", "test_it", VRAMKIT_REQUIRE_VIRTUAL_GPU="0")
+    failed = run_pytest(tmp_path, VRAMKIT_REQUIRE_VIRTUAL_GPU="1")
 
     assert "1 skipped" in skipped[""]
     assert "the driver lists none" in failed["test_it"].lower()

@@ -46,6 +46,8 @@ class KnownValues:
             kwargs: those that have a name.
             result: what it gave.
         """
+        if not hasattr(func, "is_view"):  # an operator of a higher order, whose parts come by themselves
+            return
         results = (result,) if isinstance(result, torch.Tensor) else result
         if isinstance(results, (tuple, list)) and results and all(map(_is_whole, results)):
             try:
