@@ -21,7 +21,7 @@ def test_the_catalogue(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     rows = json.dumps([["A Card", 24 * MIB, 8, 6, 82, 6 * MIB]])
     monkeypatch.setattr(installed, "_LIST", f"print({rows!r})")
 
-    assert main(["gpus", "--json", "-"]) == 0
+    assert main(["gpus", "--json"]) == 0
 
     found = json.loads(capsys.readouterr().out)
     assert (found["schema"], found["kind"], found["vramkit"]) == (1, "gpus", vramkit.__version__)
