@@ -47,8 +47,8 @@ def test_an_exception_of_the_program_itself_gets_no_note_though_a_limit_was_met_
         ("cudnnGetConvolutionForwardWorkspaceSize", "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", "cudnn.enabled"),
         ("cuGetExportTable", "CUDA driver version is insufficient for CUDA runtime version", "libcudart"),
         ("cusolverDnXnew_bufferSize", "cusolver error: CUSOLVER_STATUS_ARCH_MISMATCH", "CPU"),
-        ("cuMulticastCreate", "CUDA driver error: operation not supported", "feature"),
-        ("cuMulticastCreate", "RuntimeError: cuMulticastCreate failed with 801", "feature"),
+        ("cuMulticastCreate", "CUDA driver error: operation not supported", "Switch it off"),
+        ("cuGreenCtxCreate", "RuntimeError: cuGreenCtxCreate failed with 801", "feature"),
     ],
 )
 def test_each_limit_has_its_remedy(function: str, text: str, word: str) -> None:
