@@ -14,6 +14,8 @@ from xml.etree import ElementTree
 import pytest
 from planted_cases import CASES
 
+from vramkit import gpus
+
 HERE = Path(__file__).parent
 FLAGS = ("-p", "vramkit.integrations.pytest", "-p", "no:cacheprovider", "-q")
 
@@ -126,6 +128,22 @@ def test_without_such_a_test_nothing_is_imported(tmp_path: Path) -> None:
     )
 
     assert run_pytest(tmp_path)["test_it"] == ""
+
+
+def test_where_no_real_gpu_is_a_test_that_wants_one_is_skipped_or_fails_on_demand(tmp_path: Path) -> None:
+    if gpus.cuda_devices():
+        pytest.skip("there is one")
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.gpu_memory(gpu='t4')\ndef test_first():\n    pass\n"
+        "@pytest.mark.gpu_memory(gpu='real')\ndef test_it():\n    pass\n"
+    )
+
+    skipped = run_pytest(tmp_path, "-k", "test_it", VRAMKIT_REQUIRE_VIRTUAL_GPU="0")
+    failed = run_pytest(tmp_path, VRAMKIT_REQUIRE_VIRTUAL_GPU="1")
+
+    assert "1 skipped" in skipped[""]
+    assert "the driver lists none" in failed["test_it"].lower()
 
 
 def test_where_no_virtual_gpu_can_be_a_test_is_skipped_or_fails_on_demand(

@@ -97,6 +97,20 @@ def test_a_model_by_name_takes_what_a_plain_script_takes(
     assert [estimate.peak_allocated, estimate.peak_reserved] == plain[script]
 
 
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize("script", ["gpt2", "llama_generates"])
+def test_on_fake_tensors_it_takes_the_same_where_nothing_is_padded(
+    script: str, plain: dict[str, list[int]], folders: dict[str, str]
+) -> None:
+    name, options = PROGRAMS[script]
+
+    estimate = vramkit.estimate(
+        **vramkit.models.load(f"hf:{folders[name]}", **options).arguments(), gpu="a100-80gb", engine="fake"
+    )
+
+    assert [estimate.peak_allocated, estimate.peak_reserved] == plain[script]
+
+
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
@@ -129,6 +143,7 @@ def test_a_model_by_name_takes_what_a_plain_script_takes(
         ("torchvision:resnet18", {"optimizer": vramkit.UsageError}, "Give its name, as 'adamw'"),
         ("torchvision:resnet18", {"checkpointing": True}, "torchvision's models have none"),
         ("torchvision:raft_large", {}, "'raft_large' is no classifier"),
+        ("torchvision:resnet51", {}, "'resnet51' is not in torchvision. Name one of resnet50, "),
         ("json:dumps", {"lora": 4}, "What a function returns says itself how it is trained"),
     ],
 )

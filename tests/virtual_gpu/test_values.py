@@ -259,6 +259,18 @@ def test_what_was_not_computed_reads_as_zero_whatever_lay_there_before(
     assert read(torch.empty(size, device="cuda") * 2) == expected
 
 
+def test_ids_and_masks_are_computed_up_to_sixteen_mib_and_packed_weights_up_to_one() -> None:
+    hidden = torch.ones(1 << 9, 1 << 12, dtype=torch.long)
+    hidden[5, 7] = 0
+    packed = torch.full((1 << 20,), 7, dtype=torch.uint8)
+
+    mask = hidden.to("cuda").bool()
+
+    assert (mask.sum().item() == mask.numel() - 1, bool(mask[:5].all()), mask[5, 7].item()) == (True, True, False)
+    assert torch.cat([packed.cuda(), packed.cuda()]).unique().tolist() == []
+    assert packed.cuda().unique().tolist() == [7]
+
+
 @pytest.mark.parametrize(
     "read",
     [

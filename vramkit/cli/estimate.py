@@ -21,12 +21,6 @@ _SAVED = "The estimate"
 
 _VERB = "vramkit estimate"
 
-_MASKS = (
-    "On fake tensors transformers makes an attention mask that it leaves out on a GPU, where it sees that nothing is\n"
-    "padded: the figures are too high by that mask and by what attention takes with it, but for --padded and\n"
-    "--attention eager."
-)
-
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb to the command line."""
@@ -86,8 +80,6 @@ def _predict(options: argparse.Namespace) -> int:
     found: Estimate = estimate(**given)
     tell = _nothing if options.json == STDOUT else show
     tell(found.report())
-    if found.engine == "fake" and options.function.startswith("hf:"):
-        tell(f"\n{_MASKS}")
     if options.save:
         save(_SAVED, found, options.save)
     fits = found.fits()

@@ -39,7 +39,13 @@ def add_to(verbs: Verbs) -> None:
         help="measure what CUDA's context and libraries take of this machine's cards, which nobody else should use "
         "meanwhile, and keep it: predictions for these cards take it from then on",
     )
-    parser.add_argument("--json", metavar="FILE", help="also write both as JSON; -: to stdout, and no text")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=STDOUT,
+        metavar="FILE",
+        help="also write both as JSON; - or none: to stdout, and no text",
+    )
     parser.set_defaults(main=main)
 
 

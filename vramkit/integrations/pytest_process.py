@@ -58,6 +58,7 @@ class TestProcess:
         self._paths = paths
         self._running: subprocess.Popen[bytes] | None = None
         self._channel: Connection | None = None
+        self._is_real = False
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this object
 
     def run(self, item: pytest.Item, asked: Asked) -> list[pytest.TestReport]:
@@ -75,12 +76,14 @@ class TestProcess:
         return [_report(item, lambda: pytest.fail(text, pytrace=False))]
 
     def _run(self, item: pytest.Item, asked: Asked) -> list[pytest.TestReport]:
-        if asked.gpu == REAL:
-            card = None
-            _check_can_fork()
-        else:
-            card = gpus.find(gpus.GENERIC if asked.gpu is None else asked.gpu)
+        is_real = asked.gpu == REAL
+        card = None if is_real else gpus.find(gpus.GENERIC if asked.gpu is None else asked.gpu)
+        if is_real != self._is_real:
+            self._end()
+            self._is_real = is_real
         if self._channel is None:
+            if is_real:
+                _check_real()
             # NVML answers how many devices there are without beginning CUDA, which could not be used in a fork then.
             real = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
             self._start(real if card is None else environment_with(card))
@@ -131,13 +134,17 @@ class TestProcess:
         return said[-4000:]
 
 
-def _check_can_fork() -> None:
+def _check_real() -> None:
+    asked = "A test was to be measured on this machine's GPU"
     if not hasattr(os, "fork"):
         raise DeviceError(
-            "A test was to be measured on this machine's GPU",
-            "this system has no fork",
-            "Each test gets a process of its own that way",
-            "Run it on Linux",
+            asked, "this system has no fork", "Each test gets a process of its own that way", "Run it on Linux"
+        )
+    if not gpus.cuda_devices():
+        raise DeviceError(
+            asked,
+            "the driver lists none, or there is no driver",
+            instead="Name a virtual one in the marker, or with --vramkit-gpu, such as a100-40gb",
         )
 
 

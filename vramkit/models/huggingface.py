@@ -139,10 +139,13 @@ def _made(transformers: Any, config: Any, recipe: Recipe) -> tuple[_Task, torch.
 
 
 def _cannot(config: Any, recipe: Recipe, error: Exception) -> UsageError:
+    instead = "Change the option of which it speaks, or config.json, or install what is missing"
+    if isinstance(error, ImportError) and str(recipe.attention).startswith("flash_attention"):
+        instead = "Install it (flash-attn, where its wheel is), or give attention='sdpa': torch's own FlashAttention"
     return UsageError(
         recipe.asked,
         f"transformers can't make a model of type {config.model_type!r}: {type(error).__name__}: {error}",
-        instead="Change the option of which it speaks, or config.json, or install what is missing",
+        instead=instead,
     )
 
 

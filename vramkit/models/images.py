@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from typing import Any
 
@@ -65,11 +66,13 @@ def load_torchvision(name: str, recipe: Recipe) -> Loaded:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         others = torchvision.models.list_models()
+        near = difflib.get_close_matches(name, known, 6, 0.4)
         found = "is no classifier: batches are known for these alone" if name in others else "is not in torchvision"
         raise UsageError(
             recipe.asked,
             f"{shown(name)} {found}",
-            instead=f"Name one of {', '.join(known)}; or write a function that returns (model, batch), and name that",
+            instead=f"Name one of {', '.join(near or known[:6])}, ... of torchvision.models.list_models(); or write a "
+            "function that returns (model, batch), and name that as MODULE:FUNCTION",
         )
     _refuse_text(recipe)
     recipe.refuse("checkpointing", "torchvision's models have none")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -141,7 +142,16 @@ def cuda_for_fakes(recorder: Recorder) -> Iterator[None]:
         put(stack, FakeTensor, "__format__", formatted)
         put(stack, FakeTensor, "numpy", as_numpy)
         put(stack, FakeTensor, "data_ptr", lambda tensor: recorder.data_ptr(tensor))
+        _let_transformers_look(stack, recorder)
         yield
+
+
+def _let_transformers_look(stack: ExitStack, recorder: Recorder) -> None:
+    """It leaves a mask out that hides nothing, and takes every fake one for one of which it can't see that."""
+    module = sys.modules.get("transformers.utils.import_utils")
+    if module is not None and hasattr(module, "is_fake_tensor"):
+        is_unknown = lambda value: isinstance(value, FakeTensor) and recorder.known.of(value) is None  # noqa: E731
+        put(stack, module, "is_fake_tensor", is_unknown)
 
 
 def _is_elsewhere(record: logging.LogRecord) -> bool:

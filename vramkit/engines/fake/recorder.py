@@ -30,6 +30,7 @@ from ...torch_internals.storages import key_of
 from .in_place import CORRECTIONS, forget_device_questions, note_device_question, taken_apart
 from .kernels import check_types, rule_of
 from .kernels.call import Call
+from .known_values import KnownValues
 from .overlay.patches import by_thread
 from .random_numbers import draw
 from .result_cache import ResultCache
@@ -69,6 +70,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         self._mark_of: list[int] = []
         self._sizes: list[int] = []
         self._results = ResultCache()
+        self.known = KnownValues()
         self._check: weakref.ref[torch.Tensor] | None = None  # of values: its result is yes
         self._lock = threading.RLock()
         self._busy = False
@@ -98,6 +100,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         if func is _DEVICE:
             note_device_question(args[0])
             return args[0].device
+        if func is local_scalar and (twin := self.known.of(args[0])) is not None:
+            with below_python():
+                return twin.item()
         if func is local_scalar and _is_asked_by_torch():
             kind = args[0].dtype
             if kind is torch.bool:
@@ -127,6 +132,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
             result = call.result
         if func is holds_everywhere:
             self._check = weakref.ref(result)
+        self.known.follow(func, args, kwargs, result)
         self._see(result)
         return result
 

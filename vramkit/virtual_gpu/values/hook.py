@@ -15,8 +15,10 @@ from typing import NamedTuple
 
 SMALL = 64 << 10
 """Bytes of the largest tensor of floating-point numbers that takes part with ``values="small"``."""
-SMALL_INTEGERS = 1 << 20
-"""The same of integers and flags: ids, masks, routes, which sizes depend on more often."""
+SMALL_INTEGERS = 16 << 20
+"""The same of integers and flags: ids, masks, routes, which sizes depend on more often. Two million tokens."""
+SMALL_BYTES = 1 << 20
+"""The same of integers of one byte, such as pixels and quantized weights, on which none depends."""
 _NO_LIMIT = 1 << 62
 
 _FirstUse = ctypes.CFUNCTYPE(ctypes.c_int)
@@ -39,7 +41,7 @@ class ComputedValues:
         runtime: the virtual GPU's own library.
         library: what sees the operators.
         everything: no tensor is too large.
-        copy_limit: bytes; copies from the host up to this size are made.
+        copy_limit: bytes; copies from the host up to this size are made, and those of ids and masks that are computed.
     """
 
     def __init__(self, runtime: ctypes.CDLL, library: Path, *, everything: bool, copy_limit: int) -> None:
@@ -49,7 +51,7 @@ class ComputedValues:
         """How often sizes came of choices by such values, which were made evenly, in turn."""
         self._path = library
         self._library: ctypes.CDLL | None = None
-        self._limits = (_NO_LIMIT,) * 3 if everything else (SMALL, SMALL_INTEGERS, copy_limit)
+        self._limits = (_NO_LIMIT,) * 4 if everything else (SMALL, SMALL_INTEGERS, SMALL_BYTES, copy_limit)
         # Both are called from C as long as the process lives.
         self._first_use = _FirstUse(self._begin)
         self._told = _Told(self._note)
@@ -70,7 +72,7 @@ class ComputedValues:
             pass_higher_order("Fake")
             twins.register()
             self._library = ctypes.CDLL(str(self._path))
-            self._library.values_begin.argtypes = [ctypes.c_int64] * 3 + [_Told]
+            self._library.values_begin.argtypes = [ctypes.c_int64] * 4 + [_Told]
             self._library.values_begin.restype = None
             self._library.values_prepare()
         return self._library

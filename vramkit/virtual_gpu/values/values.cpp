@@ -37,7 +37,7 @@ constexpr auto HERE = DispatchKey::Fake; /* below autograd, above the backends, 
 
 struct {
   bool on = false;
-  int64_t floats = 0, integers = 0, copies = 0; /* bytes of the largest tensor of each kind that is computed */
+  int64_t floats = 0, integers = 0, bytes = 0, copies = 0; /* of the largest tensor of each kind that is computed */
   void (*told)(const char *op, int spread) = nullptr;
 } settings;
 
@@ -48,9 +48,17 @@ thread_local bool asks_all = false; /* and of flags whether all hold (are finite
 
 /* ---- tensors */
 
+/* Of the size up to which it is computed. Integers of one byte are weights or pixels as a rule, and there are many. */
 bool is_small(const at::Tensor &tensor) {
-  auto limit = is_number(tensor) ? settings.floats : settings.integers;
+  const bool is_byte = tensor.scalar_type() == at::kByte || tensor.scalar_type() == at::kChar;
+  const auto limit = is_number(tensor) ? settings.floats : is_byte ? settings.bytes : settings.integers;
   return static_cast<int64_t>(tensor.nbytes()) <= limit;
+}
+
+/* Ids and masks come to a device whatever they take, if anything does; packed weights, of 32 bits too, are not moved. */
+bool is_moved(const at::Tensor &tensor) {
+  if (static_cast<int64_t>(tensor.nbytes()) <= settings.copies) return true;
+  return settings.copies && (tensor.scalar_type() == at::kLong || tensor.scalar_type() == at::kBool) && is_small(tensor);
 }
 
 /* ---- random numbers: decided by the device's generator, which the CUDA kernel moves on */
@@ -170,8 +178,10 @@ void tell(const Operator &known, bool spread) {
  * more (the next of many tokens) from the middle, where none has a meaning of its own. */
 void leave_uncomputed(const Operator &known, const at::Tensor &result, int64_t among) {
   const auto size = static_cast<int64_t>(result.nbytes());
-  if (!size || size > (is_number(result) ? std::min<int64_t>(settings.floats, 4096) : settings.integers)) return;
-  if (known.spread && !is_number(result) && among > 1) {
+  const bool chosen = known.spread && !is_number(result) && among > 1;
+  const auto limit = is_number(result) ? std::min<int64_t>(settings.floats, 4096) : chosen ? settings.integers : settings.bytes;
+  if (!size || size > limit) return;
+  if (chosen) {
     OnHost guard;
     auto view = host_view(result);
     const auto first = among > 512 ? among / 2 : 0;
@@ -323,7 +333,7 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
       if (value == Value::assumed) assumed = true, assumed_sizes = assumed_sizes || sizes;
     });
   }
-  if (what.kind == Kind::copy && on_host && on_device) fits = static_cast<int64_t>(some->nbytes()) <= settings.copies;
+  if (what.kind == Kind::copy && on_host && on_device) fits = is_moved(*some);
   if (foreign || !(on_device || device.is_cuda())) return pass_on(op, keys, stack);
   if (sparse && what.kind == Kind::copy) return pass_on(op, keys, stack); /* it copies its parts */
   if (!known_sizes && what.tells && !answering && (what.kind != Kind::read || is_count(*some))) tell(what, false);
@@ -474,8 +484,9 @@ API void values_prepare(void) { leave_out(); }
 API void values_thread(void) { include(); }
 
 /* Sizes are bytes; told gets the operator that takes a size from what was not computed, or whose choices were spread. */
-API void values_begin(int64_t floats, int64_t integers, int64_t copies, void (*told)(const char *, int)) {
-  settings.floats = floats, settings.integers = integers, settings.copies = copies, settings.told = told;
+API void values_begin(int64_t floats, int64_t integers, int64_t bytes, int64_t copies, void (*told)(const char *, int)) {
+  settings.floats = floats, settings.integers = integers, settings.bytes = bytes;
+  settings.copies = copies, settings.told = told;
   settings.on = true;
   include();
   vgpu_each_thread(include);
