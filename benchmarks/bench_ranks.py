@@ -23,6 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "ranks"))
 
 from framework_programs import PROGRAMS, UNORDERED
+from parallel_programs import BY_INDUCTOR
 from played import SCRIPT, Played, run
 
 _FRAMEWORKS = SCRIPT.with_name("framework_programs.py")
@@ -38,6 +39,8 @@ class _Group:
     """The options that play some of the ranks without the others."""
     cases: tuple[str, ...]
     script: Path = SCRIPT
+    warms: bool = False
+    """They are run once before: Inductor measures kernels while its cache is empty, in buffers of their own."""
 
 
 _EACH_OF_TWO = (
@@ -52,6 +55,7 @@ _EACH_OF_TWO = (
     "FSDP2, no reshard",
     "FSDP2, CPU offload",
     "FSDP2, checkpoints, clipping",
+    "FSDP2, accumulation",
     "HSDP",
     "FSDP1",
     "TP",
@@ -64,6 +68,7 @@ _EACH_OF_FOUR = ("HSDP, 2 x 2", "FSDP2 and TP, 2 x 2", "FSDP2 and TP, sequence, 
 _STAGES = ("GPipe and FSDP2, 2 x 2", "1F1B and FSDP2, 2 x 2", "Interleaved and FSDP2, 2 x 2")
 _GROUPS = (
     _Group(2, ("--ranks", "0,1", "--alone"), _EACH_OF_TWO),
+    _Group(2, ("--ranks", "0,1", "--alone"), tuple(BY_INDUCTOR), warms=True),
     _Group(4, ("--ranks", "0,1,2,3", "--alone"), _EACH_OF_FOUR),
     _Group(2, ("--rank", "0"), ("GPipe", "1F1B", "Interleaved")),
     _Group(4, ("--ranks", "1,3"), _STAGES),
@@ -91,6 +96,8 @@ def _compare(options: argparse.Namespace, group: _Group) -> bool:
     cases = [case for case in group.cases if case in options.only]
     if not cases:
         return False
+    if group.warms:
+        _play(options, group, group.without, cases)
     real, without = (_play(options, group, ranks, cases) for ranks in (("--ranks", "all"), group.without))
     differs = False
     for case in cases:

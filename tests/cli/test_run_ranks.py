@@ -127,6 +127,51 @@ def test_objects_of_an_absent_rank_are_an_error_with_a_remedy(tmp_path: Path) ->
     assert "Play --ranks 0,2, or all of them" in done.stderr
 
 
+@pytest.mark.virtual_gpu
+def test_memory_that_ranks_share_is_refused_with_a_remedy_and_context_parallel_runs(tmp_path: Path) -> None:
+    script = write(
+        tmp_path / "train.py",
+        """
+        import os, torch, torch.distributed as dist, torch.nn.functional as F
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor.experimental import context_parallel
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        mesh = init_device_mesh("cuda", (2,))
+        parts = [torch.zeros(1, 2, 512, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION), context_parallel(mesh, buffers=parts, buffer_seq_dims=[2] * 3):
+            for part in parts:
+                part.requires_grad_()
+            out = F.scaled_dot_product_attention(*parts, is_causal=True)
+            out.sum().backward()
+            print(f"rows {out.shape[2]}\\n", end="", flush=True)
+            for part in parts:
+                part.requires_grad_(False)
+
+        import torch.distributed._symmetric_memory as shared
+
+        if hasattr(shared, "set_backend"):
+            print(shared.is_nvshmem_available())
+            try:
+                shared.set_backend("NVSHMEM")
+            except ValueError as error:
+                print(error, flush=True)
+        a, b = torch.zeros(64, 32, device="cuda"), torch.zeros(32, 16, device="cuda")
+        torch.ops.symm_mem.fused_all_gather_matmul(a, [b], 0, mesh.get_group().group_name)
+        """,
+    )
+
+    done = command("run", "--gpu", "h100", "--world-size", "2", "--ranks", "all", str(script))
+
+    assert done.returncode == 1
+    assert done.stdout.count("rows 256\n") == 2
+    assert "NVSHMEM was chosen" in done.stdout
+    assert "True" not in done.stdout
+    before, _, report = done.stderr.partition("vramkit: 2 ranks")
+    assert "This is a limit of the virtual GPU: memory that ranks share" in before
+    assert "Switch it off" in flat(report)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

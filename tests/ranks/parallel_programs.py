@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -280,12 +281,11 @@ def objects() -> None:
         assert everybody == [{"text": "x" * 1000 * number}] * dist.get_world_size()
 
 
-def compiled() -> None:
-    """Each block compiled, and sharded."""
+def compiled(backend: str) -> None:
+    """Each block has a checkpoint, is compiled, and sharded: three things that are wrapped around it."""
     model = Net().cuda()
-    for block in model.blocks:
-        block.compile(backend="aot_eager")
-        fully_shard(block)
+    for number, block in enumerate(model.blocks):
+        model.blocks[number] = fully_shard(torch.compile(checkpoint_wrapper(block), backend=backend))
     fully_shard(model)
     train(model, adamw(model))
 
@@ -307,10 +307,13 @@ STRATEGIES: dict[str, Callable[[], None]] = {
     "FSDP1": fsdp1,
     "TP": tensor_parallel,
     "TP, sequence": functools.partial(tensor_parallel, sequence=True),
-    "FSDP2, compiled": compiled,
+    "FSDP2, compiled": functools.partial(compiled, "aot_eager"),
     "Checkpoints": checkpoints,
     "Objects": objects,
 }
+
+BY_INDUCTOR = {"FSDP2, Inductor": functools.partial(compiled, "inductor")}
+"""Takes a minute where Inductor has compiled nothing yet."""
 
 OF_STAGES = {
     "GPipe": functools.partial(pipeline, ScheduleGPipe, tells=True),
@@ -346,7 +349,7 @@ def main(programs: dict[str, Callable[[], None]]) -> None:
         torch.manual_seed(0)
         torch.cuda.reset_peak_memory_stats()
         first = torch.cuda.memory_stats()["allocation.all.allocated"]
-        {**STRATEGIES, **OF_STAGES, **OF_FOUR, **programs, **ends}[name]()
+        {**STRATEGIES, **BY_INDUCTOR, **OF_STAGES, **OF_FOUR, **programs, **ends}[name]()
         peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
         row = {"rank": dist.get_rank(), "name": name, "first": first, "peak": peak, "reserved": reserved}
         print(f"ROW {json.dumps(row)}\n", end="", flush=True)

@@ -102,5 +102,6 @@ def test_what_tensor_parallel_layers_exchange_and_keep_is_an_activation(alone: d
 
 
 def test_no_module_has_the_name_of_a_wrapper(alone: dict[int, Played]) -> None:
+    wrappers = ("FSDP", "_fsdp", "Distributed", "_checkpoint", "Checkpoint", "_orig_mod", "Optimized")
     for module in alone[0].profile.tape.modules:
-        assert not any(part.startswith(("FSDP", "_fsdp", "Distributed")) for part in module.name.split("."))
+        assert not any(part.startswith(wrappers) for part in (*module.name.split("."), module.kind))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -367,3 +368,9 @@ def test_compiled_kernels_go_to_a_cache_of_virtual_gpus() -> None:
     folder = cache.cache_folder() / "compiled"
     assert found == [str(folder / "inductor"), str(folder / "triton"), "virtual GPU"]
     assert inherited == " ".join(found)
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize("name", ["libcuda.so", "libcuda.so.1"])
+def test_the_driver_has_both_names_by_which_programs_open_it(name: str) -> None:
+    assert ctypes.CDLL(name).cuInit(0) == 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TextIO
@@ -21,10 +21,11 @@ from ..engines.choosing import check_engine, current_gpu, open_session
 from ..errors import UsageError, shown
 from ..gpus import GPU
 from ..profiling.profiler import is_measuring
-from ..programs.arguments import check_grows, place_of, program_of
+from ..programs.arguments import check_grows, places_of, program_of
 from ..programs.objects import Models, OptimizerOrFactory
 from ..programs.parallel import Parallel
 from ..programs.program import Program
+from ..ranks.place import GPUS_PER_NODE
 from ..torch_internals.modules import compiles_itself, is_compiled
 from ..torch_internals.needs import require
 from .bounds import Bounds
@@ -41,7 +42,7 @@ _ASKED = "vramkit.auto_batch_size was called"
 
 
 def auto_batch_size(
-    model: Models,
+    model: Models | Callable[[], Models],
     batch: object,
     *,
     optimizer: OptimizerOrFactory | None = None,
@@ -60,6 +61,9 @@ def auto_batch_size(
     on_trial: Callable[[Trial], object] | None = None,
     group: ProcessGroup | None = None,
     steps: int = 3,
+    world_size: int | None = None,
+    rank: int | Sequence[int] = 0,
+    gpus_per_node: int = GPUS_PER_NODE,
     parallel: Parallel | None = None,
 ) -> BatchSizeResult:
     """Find the largest batch with which a training step fits the GPU.
@@ -105,7 +109,8 @@ def auto_batch_size(
         group: ranks that train together; see `vramkit.batch_size.ranks`. Each has to make this call, and all get the
             same answer: the size that fits on every one.
         steps: of each trial; by the third, optimizers have their state.
-        parallel: as for ``vramkit.estimate``, which answers then: how large a batch each rank can have.
+        world_size, rank, gpus_per_node, parallel: as for ``vramkit.estimate``, which answers then: how large a batch
+            each rank can have.
 
     Returns:
         The answer; ``int()`` of it is ``batch_size``.
@@ -132,7 +137,7 @@ def auto_batch_size(
         loss=loss,
         autocast=autocast,
         steps=steps,
-        place=place_of(_ASKED, parallel),
+        places=places_of(_ASKED, parallel, world_size, rank, gpus_per_node),
         parallel=parallel,
     )
     if effective_batch_size is not None:
@@ -243,7 +248,7 @@ def _bounds(
 def _device(program: Program, gpu: str | int | GPU | None) -> int | None:
     """Index of the CUDA device to run on; None: there is none, or another card was named."""
     tensors = [t for model in program.models.values() for t in (*model.parameters(), *model.buffers())]
-    if program.place is not None or not torch.cuda.is_available() or any(tensor.is_meta for tensor in tensors):
+    if program.places or not torch.cuda.is_available() or any(tensor.is_meta for tensor in tensors):
         return None
     places = {tensor.device.index for tensor in tensors if tensor.is_cuda}
     if len(places) > 1:

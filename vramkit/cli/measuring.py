@@ -10,8 +10,9 @@ import atexit
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 from ..errors import VramkitError
@@ -19,6 +20,7 @@ from ..sizes import format_size
 from ..virtual_gpu import current
 from .endings import Ended, StepLimit
 from .processes import Entry, Task, noted
+from .script import without_note
 
 if TYPE_CHECKING:
     from ..profiling.profiler import profile
@@ -130,6 +132,7 @@ class Measurement:
 
     def _leave_at_exit(self) -> None:
         atexit.register(self._leave)
+        sys.excepthook = self._leaving_first(sys.excepthook)
         multiprocessing = sys.modules.get("multiprocessing")
         if multiprocessing is not None and multiprocessing.parent_process() is not None:
             from multiprocessing import util
@@ -146,16 +149,27 @@ class Measurement:
         if not self._is_leaving:
             raise Ended(_TERMINATED)
 
-    def _leave(self) -> None:
+    def _leaving_first(self, show: Callable[..., object]) -> Callable[..., object]:
+        """Tell an error that ends the process which limit it comes from, if it comes from one, before it is shown."""
+
+        def shown(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> object:
+            self._leave(error)
+            return show(kind, error, traceback)
+
+        return shown
+
+    def _leave(self, error: BaseException | None = None) -> None:
         if not self.has_begun or self._entry is None or self._is_leaving:
             return
         self._is_leaving = True  # what it is told now has to wait
         try:
-            result = self.end()
+            result = self.end(error)
             if result is not None:
+                if error is not None:
+                    without_note(error, result.report())
                 self._entry.leave(result)
-        except Exception as error:  # whatever it is, it must not be the last thing that the program says
-            self._entry.fail(f"could not be measured: {error!r}")
+        except Exception as failure:  # whatever it is, it must not be the last thing that the program says
+            self._entry.fail(f"could not be measured: {failure!r}")
         if self._is_terminated:
             _die_of(signal.SIGTERM)
 

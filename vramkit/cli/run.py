@@ -20,7 +20,7 @@ from .progress import Progress, is_terminal
 from .ranks import PlayedJob, Processes, add_options, job_of
 from .run_report import Outcome, RunReport
 from .saving import JSON, PAGE, add_html_option, check_can_save
-from .script import NotAProgramError, Script, without_our_frames
+from .script import NotAProgramError, Script, without_note, without_our_frames
 
 if TYPE_CHECKING:
     from ..results.profile import Profile
@@ -289,11 +289,8 @@ def _ended(error: BaseException | None, result: Profile | None) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     flush()
-    # The report that profile attached comes below, once.
-    text = None if result is None else result.report()
-    notes = [note for note in getattr(error, "__notes__", []) if note != text]
-    if hasattr(error, "__notes__"):
-        error.__notes__ = notes
+    if result is not None:
+        without_note(error, result.report())
     without_our_frames(error)
     sys.excepthook(type(error), error, error.__traceback__)
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1

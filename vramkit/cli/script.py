@@ -79,6 +79,12 @@ class Script:
         exec(code, vars(module))
 
 
+def without_note(error: BaseException, note: str) -> None:
+    """Take a note off an error, such as the report that a profile attached: it is shown below, once."""
+    if hasattr(error, "__notes__"):
+        error.__notes__ = [each for each in error.__notes__ if each != note]
+
+
 def without_our_frames(error: BaseException) -> None:
     """Take vramkit's frames out of what a program's error shows: those above the program, and those that its calls
     passed through. A trail that ends in vramkit's own code keeps its end.

@@ -17,7 +17,7 @@ from .virtual import session as virtual
 
 def open_session(program: Program, engine: EngineName | None = None, alloc_conf: str | None = None) -> Session:
     """Make a program ready to be predicted, by an engine or by the one that can be here; see ``vramkit.estimate``."""
-    if program.place is not None:
+    if program.places:
         require("A rank of a distributed job was to be predicted", "ranks")
         if engine == "fake":
             raise UsageError(

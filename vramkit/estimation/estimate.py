@@ -4,7 +4,7 @@ engine and the card; how a prediction is made, the engines know.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from ..counts import check_count
 from ..engines import EngineName
 from ..engines.choosing import check_engine, current_gpu, open_session
 from ..gpus import GPU
-from ..programs.arguments import check_grows, place_of, program_of
+from ..programs.arguments import check_grows, places_of, program_of
 from ..programs.batches import is_made
 from ..programs.objects import Models, OptimizerOrFactory
 from ..programs.parallel import Parallel
@@ -40,7 +40,7 @@ def estimate(
     alloc_conf: str | None = None,
     autocast: torch.dtype | None = None,
     world_size: int | None = None,
-    rank: int = 0,
+    rank: int | Sequence[int] = 0,
     gpus_per_node: int = GPUS_PER_NODE,
     parallel: Parallel | None = None,
 ) -> Estimate:
@@ -99,7 +99,8 @@ def estimate(
 
                 estimate = vramkit.estimate(shards, batch, optimizer=torch.optim.AdamW, world_size=64, gpu="h100")
 
-        rank: which one. It is alone: what the others send is taken to be what it sends itself.
+        rank: which one. It is alone: what the others send is taken to be what it sends itself. Several, such as
+            ``[0, 32]``: each is run, and the fullest is the answer, here and in all that the estimate is asked.
         gpus_per_node: GPUs of each machine.
         parallel: how the ranks of a job share the training, where nothing in the program says so: ``vramkit.FSDP(8)``
             or ``vramkit.DDP(8)``. The plain step runs, and the optimizer is made by a factory. See there for the
@@ -127,7 +128,7 @@ def estimate(
         loss=loss,
         autocast=autocast,
         steps=steps,
-        place=place_of(_ASKED, parallel, world_size, rank, gpus_per_node),
+        places=places_of(_ASKED, parallel, world_size, rank, gpus_per_node),
         parallel=parallel,
     )
     if batch_size is not None:

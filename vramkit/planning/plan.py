@@ -19,11 +19,13 @@ from ..batch_size.progress import Line
 from ..counts import check_count
 from ..engines import EngineName
 from ..engines.choosing import check_engine, current_gpu, open_session
+from ..errors import UsageError
 from ..gpus import GPU
-from ..programs.arguments import check_grows, place_of, program_of
+from ..programs.arguments import check_grows, places_of, program_of
 from ..programs.batches import is_made
 from ..programs.objects import Models, OptimizerOrFactory
 from ..programs.parallel import Parallel
+from ..ranks.place import GPUS_PER_NODE
 from ..sizes import format_size
 from ..torch_internals.needs import require
 from .changes import Change, Severity
@@ -52,6 +54,9 @@ def plan(
     autocast: torch.dtype | None = None,
     largest: int = 0,
     everything: bool = False,
+    world_size: int | None = None,
+    rank: int | Sequence[int] = 0,
+    gpus_per_node: int = GPUS_PER_NODE,
     parallel: Parallel | None = None,
 ) -> Plan:
     """Find what to change so that a training program fits a card: changes are made and run, alone and together.
@@ -70,8 +75,9 @@ def plan(
     segments. ``Plan.left_out`` says so of the others.
 
     Args:
-        model, batch, optimizer, step, loss, steps, batch_size, gpu, engine, alloc_conf, autocast, parallel: as for
-            ``vramkit.estimate``.
+        model, batch, optimizer, step, loss, steps, batch_size, gpu, engine, alloc_conf, autocast, world_size, rank,
+            gpus_per_node, parallel: as for ``vramkit.estimate``. The model is one that changes can be made to, not a
+            function that makes it.
         largest: of so many variants that fit, the cheapest first, the largest batch is searched too, which takes some
             more runs each; not of those that take a batch in parts.
         everything: also run changes that do more to the training than others that fit: memory on the host, weights in
@@ -100,9 +106,16 @@ def plan(
         loss=loss,
         autocast=autocast,
         steps=steps,
-        place=place_of(_ASKED, parallel),
+        places=places_of(_ASKED, parallel, world_size, rank, gpus_per_node),
         parallel=parallel,
     )
+    if program.make_models is not None:
+        raise UsageError(
+            _ASKED,
+            "with a function that makes the model",
+            "Changes are made to a model, before it is parallel",
+            "Pass the model, and how ranks share its training: parallel=vramkit.FSDP(8)",
+        )
     if batch_size is not None:
         batch_size = check_count(_ASKED, "batch_size", batch_size)
         check_grows(f"{_ASKED} with batch_size={batch_size}", program)

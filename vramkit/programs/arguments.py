@@ -5,7 +5,7 @@ may be; knows neither engines nor devices.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -33,20 +33,20 @@ def program_of(
     loss: Callable[[Any, Any], torch.Tensor] | None,
     autocast: torch.dtype | None,
     steps: int,
-    place: Place | None = None,
+    places: tuple[Place, ...] = (),
     parallel: Parallel | None = None,
 ) -> Program:
     """A program, from the arguments of a verb; see ``vramkit.estimate``.
 
     Args:
         asked: what was asked for, as an error's text begins.
-        place: the rank that it is in a distributed job; then the model may be a function that makes it.
+        places: its ranks in a distributed job; where there are some, the model may be a function that makes it.
         parallel: how the ranks share the training; None: the program sets that up itself.
 
     Raises:
         UsageError: an argument is not what it should be.
     """
-    make = model if place is not None and _makes(model) else None
+    make = model if places and _makes(model) else None
     models = {} if make is not None else models_of(asked, model)
     if not models and make is None:
         raise UsageError(asked, "with no model", instead="Pass an nn.Module, a sequence or a dict of them")
@@ -68,7 +68,7 @@ def program_of(
         autocast=autocast,
         hooks=hooks_of(models, optimizers),
         by_default_on_cuda=_makes_on_cuda(),
-        place=place,
+        places=places,
         make_models=make,
         parallel=parallel,
         gradients="inference" if torch.is_inference_mode_enabled() else "on" if torch.is_grad_enabled() else "off",
@@ -133,14 +133,14 @@ def _check_autocast(asked: str, autocast: object) -> None:
         )
 
 
-def place_of(
+def places_of(
     asked: str,
     parallel: Parallel | None,
     world_size: int | None = None,
-    rank: int = 0,
+    rank: int | Sequence[int] = 0,
     gpus_per_node: int = GPUS_PER_NODE,
-) -> Place | None:
-    """The rank that is asked for; None: there is no job.
+) -> tuple[Place, ...]:
+    """The ranks that are asked for; empty: there is no job.
 
     Raises:
         UsageError: there is no such rank, or no number of ranks.
@@ -157,14 +157,17 @@ def place_of(
         world_size = parallel.world_size
     if world_size is not None:
         size, gpus = (check_count(asked, "world_size", world_size), check_count(asked, "gpus_per_node", gpus_per_node))
-        return Place(rank=operator.index(rank), world_size=size, gpus_per_node=gpus)
-    if rank or gpus_per_node != GPUS_PER_NODE:
+        ranks = sorted({operator.index(each) for each in (rank if isinstance(rank, Iterable) else [rank])})
+        if not ranks:
+            raise UsageError(asked, f"with rank={rank!r}", instead="Give a rank, or several: rank=[0, 32]")
+        return tuple(Place(rank=each, world_size=size, gpus_per_node=gpus) for each in ranks)
+    if rank != 0 or gpus_per_node != GPUS_PER_NODE:
         raise UsageError(
             asked,
             f"with rank={rank}, gpus_per_node={gpus_per_node} and no world_size",
             instead="Say of how many ranks: world_size=64",
         )
-    return None
+    return ()
 
 
 def _check_parallel(asked: str, parallel: Parallel, step: object, optimizers: Sequence[object]) -> None:

@@ -50,8 +50,8 @@ class Program:
     """Whether autograd was on where the estimate was asked for."""
     by_default_on_cuda: bool = False
     """``torch.set_default_device("cuda")`` was in force where the estimate was asked for."""
-    place: Place | None = None
-    """The rank that it is in a distributed job, whose other ranks are its mirrors; None: there is no job."""
+    places: tuple[Place, ...] = ()
+    """The ranks of a distributed job that are predicted, each alone among its mirrors; empty: there is no job."""
     make_models: Callable[[], object] | None = None
     """Makes the models where they are trained, when the job is there; then none is sent."""
     parallel: Parallel | None = None

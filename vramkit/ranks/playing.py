@@ -18,6 +18,7 @@ from ..torch_internals.distributed import (
     before_checkpoint,
     checkpoint_alone,
     mirror_gloo,
+    refuse_nvshmem,
     rendezvous_handlers,
     tell_splits,
 )
@@ -48,6 +49,7 @@ def play(job: Job | None, *, placed: bool) -> None:
     tell_splits(_tell_split)
     Objects(None if job is None else job.played).install()
     Settling().install()
+    when_imported("torch.distributed._symmetric_memory", partial(refuse_nvshmem, refuse=_refuse_nvshmem))
     if placed:
         launchers.install()
     if job is not None:
@@ -66,6 +68,15 @@ def play(job: Job | None, *, placed: bool) -> None:
         else:
             check = partial(_check_checkpoint, job.played)
             when_imported("torch.distributed.checkpoint", partial(before_checkpoint, check=check))
+
+
+def _refuse_nvshmem() -> None:
+    """Raises: UsageError: always."""
+    raise UsageError(
+        "NVSHMEM was chosen for symmetric memory",
+        "the virtual GPU has no memory that ranks share",
+        instead="Switch it off; collectives of torch.distributed work",
+    )
 
 
 def _waited(*_: object, **__: object) -> None:

@@ -108,6 +108,26 @@ def before_checkpoint(module: Any, check: Callable[[Any], object]) -> None:
     asking.__init__ = checked
 
 
+def refuse_nvshmem(module: Any, refuse: Callable[[], object]) -> None:
+    """Let ``torch.distributed._symmetric_memory`` say that NVSHMEM is not there: it would end the process.
+
+    Args:
+        module: it, once it has been imported.
+        refuse: is called where a program chooses it all the same; raises an error.
+    """
+    choose = getattr(module, "set_backend", None)
+    if choose is None:
+        return
+
+    def chosen(name: str) -> object:
+        if name.upper() == "NVSHMEM":
+            refuse()
+        return choose(name)
+
+    module.set_backend = chosen
+    module.is_nvshmem_available = lambda: False
+
+
 def tell_splits(tell: Callable[[int], object]) -> None:
     """Say how many ranks a communicator has that is split off another, before NCCL is asked for it.
 

@@ -117,16 +117,24 @@ _WRAPPERS = frozenset(name for name in _INNER.values() if name.startswith("_"))
 
 def class_name(module: torch.nn.Module) -> str:
     """The name of a module's class, as its program wrote it: ``fully_shard`` gives it one of its own."""
+    return _class_of(module).__name__
+
+
+def _class_of(module: torch.nn.Module) -> type:
     kind = type(module)
     bases = kind.__bases__
     if len(bases) == 2 and bases[0].__name__ == _MADE_BY_FSDP and kind.__name__ == f"FSDP{bases[1].__name__}":
-        return bases[1].__name__
-    return kind.__name__
+        return bases[1]
+    return kind
 
 
 def is_compiled(value: object) -> bool:
     """Whether ``torch.compile`` made a function or a module."""
-    return _COMPILED_FROM in getattr(value, "__dict__", ()) or type(value).__name__ == "OptimizedModule"
+    return _COMPILED_FROM in getattr(value, "__dict__", ()) or _is_optimized(value)
+
+
+def _is_optimized(value: object) -> bool:
+    return isinstance(value, torch.nn.Module) and class_name(value) == "OptimizedModule"
 
 
 def chooses_by_time(value: object) -> bool:
@@ -160,8 +168,7 @@ def in_compiled(module: torch.nn.Module) -> torch.nn.Module | None:
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
     """The module that ``torch.compile``, DDP, FSDP or a checkpoint has wrapped; any other is itself."""
     while True:
-        is_of_compile = type(module).__name__ == "OptimizedModule"
-        inner = in_compiled(module) if is_of_compile else in_wrapper(module)
+        inner = in_compiled(module) if _is_optimized(module) else in_wrapper(module)
         if inner is None:
             return module
         module = inner
@@ -169,8 +176,9 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
 
 def in_wrapper(module: torch.nn.Module) -> torch.nn.Module | None:
     """The module that a wrapper of torch's calls, so that both calls are one."""
-    name = _INNER.get(type(module).__name__)
-    if name is None or not type(module).__module__.startswith("torch."):
+    kind = _class_of(module)
+    name = _INNER.get(kind.__name__)
+    if name is None or not kind.__module__.startswith("torch."):
         return None
     return children_of(module).get(name)
 

@@ -25,7 +25,7 @@ from .elf import imported_names
 
 NATIVE = Path(__file__).parent / "native"
 LIBRARY = "libvgpu.so"
-ALIASES = ("libcuda.so.1", "libnvidia-ml.so.1")
+ALIASES = ("libcuda.so", "libcuda.so.1", "libnvidia-ml.so.1")
 """Names that torch and others open at run time: empty libraries that depend on ours."""
 
 _CUDA = re.compile(r"__cuda|cuda|cublas|cudnn|cusolver|cusparse|cufft|curand|cuFile|nccl|nvshmem|cu[A-Z]")

@@ -16,6 +16,7 @@ import warnings
 import weakref
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import IO, Literal
@@ -36,7 +37,8 @@ from ...torch_internals.names import error_of
 from ...torch_internals.needs import missing_for
 from ...virtual_gpu.activation import ENVIRONMENT, RUN_ENVIRONMENT
 from ...virtual_gpu.build import ALIASES, LIBRARY, build, find_torch
-from .. import Run
+from .. import Run, Session
+from ..fullest import Fullest
 from .compiling import CHOSEN_BY_TIME, EACH_SIZE_IS_COMPILED, measured_first
 from .messages import Answer, Ended, Open, Request, UsesCuda, send
 
@@ -66,7 +68,7 @@ def why_not() -> DeviceError | None:
     return error_of("A prediction on the virtual GPU was asked for", missing) if missing else None
 
 
-def open_session(program: Program, alloc_conf: str | None) -> VirtualSession:
+def open_session(program: Program, alloc_conf: str | None) -> Session:
     """Make a program ready to run on the virtual GPU.
 
     Args:
@@ -89,13 +91,16 @@ def open_session(program: Program, alloc_conf: str | None) -> VirtualSession:
             instead="Run from a folder that exists, and look whether processes, files or memory of this user ran out; "
             'or pass engine="fake", which needs no other process',
         ) from error
-    return VirtualSession(
+    opened = partial(
+        VirtualSession,
         pack(program),
         gives_batch=program.step is not None,
         called=described(program.batch),
         alloc_conf=alloc_conf,
-        place=program.place,
     )
+    if len(program.places) > 1:
+        return Fullest({place.rank: opened(place=place) for place in program.places})
+    return opened(place=next(iter(program.places), None))
 
 
 class VirtualSession:
