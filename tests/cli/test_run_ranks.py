@@ -14,6 +14,13 @@ from shown_pages import header_of
 
 import vramkit
 
+WATCHED = """
+    import threading
+    from vramkit.ranks.store import MirrorStore
+
+    lookers, check = set(), MirrorStore.check
+    MirrorStore.check = lambda store, keys: lookers.add(threading.get_ident()) or check(store, keys)
+"""
 TRAINS = """
     import os, torch, torch.distributed as dist
 
@@ -34,11 +41,12 @@ TRAINS = """
 
 @pytest.mark.virtual_gpu
 def test_a_rank_that_is_alone_sees_its_mirrors_and_reports_its_device(tmp_path: Path) -> None:
-    # NCCL's monitor would look into the store of this rank, which is Python's, also when Python has ended.
-    unwatched = 'assert os.environ["TORCH_NCCL_ENABLE_MONITORING"] == "0"'
-    script = write(tmp_path / "train.py", TRAINS + f"    {unwatched}\n")
+    # No thread of NCCL's looks into the store of this rank, which is Python's, so none does when Python has ended.
+    script = write(tmp_path / "train.py", WATCHED + TRAINS + "    assert lookers <= {threading.main_thread().ident}\n")
+    eager = {**os.environ, "TORCH_NCCL_COORD_CHECK_MILSEC": "1"}
 
-    done = command("run", "--gpu", "h100", "--world-size", "6", "--gpus-per-node", "4", "--rank", "5", str(script))
+    rank = ("--world-size", "6", "--gpus-per-node", "4", "--rank", "5")
+    done = command("run", "--gpu", "h100", *rank, str(script), environment=eager)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[0] == "1 2 1 [5, 5, 5, 5, 5, 5] 2"

@@ -51,8 +51,9 @@ def play(job: Job | None, *, placed: bool) -> None:
     if placed:
         launchers.install()
     if job is not None:
-        # NCCL's monitor of the watchdog looks into the store, which is Python's, and crashes when Python has ended.
-        os.environ["TORCH_NCCL_ENABLE_MONITORING"] = "0"
+        # A thread of NCCL's asks the store every second whether another rank wants a dump. The store is Python's, so
+        # that thread crashes when Python has ended; and no other rank asks for any.
+        os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] = "0"
         shared = FileStore(job.meeting, len(job.played)) if len(job.played) > 1 else None
         meeting = Meeting(job.world_size, shared)
         for scheme in ("env", "tcp", "file"):

@@ -39,8 +39,7 @@ class Settling:
         """Hold it from now on."""
         _hold(True)
         register_optimizer_step_post_hook(self._settle)
-        # It waits for what it has to let go of before it ends.
-        atexit.register(_hold, False)
+        atexit.register(_let_end)
         destroy = _before(distributed.destroy_process_group, lambda: _hold(False))
         distributed.destroy_process_group = destroy
         distributed_c10d.destroy_process_group = destroy
@@ -51,6 +50,13 @@ class Settling:
             _hold(False)
             _wait_for_rounds()
             _hold(self._left > 0)
+
+
+def _let_end() -> None:
+    """Let the watchdog let go of everything before Python ends: some of it is Python's."""
+    _hold(False)
+    if distributed.is_initialized():
+        _wait_for_rounds()
 
 
 def _hold(held: bool) -> None:
