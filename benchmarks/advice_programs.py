@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import advice_leftovers as leftovers
 import advice_pairs as pairs
 import torch
 from advice_pairs import convolutions, feed_forwards, halves, train_on
@@ -383,9 +384,20 @@ def cases() -> Iterator[Case]:
     yield Case(pairs.twins, "halve", "halve the batch")
     yield Case(pairs.inner_teacher, "no_grad", "under torch.no_grad()", is_cause=True)
     yield Case(pairs.trained_teacher, "no_grad", "under torch.no_grad()", is_cause=True)
-    yield Case(pairs.target, "no_grad", "where its output is only compared", is_cause=True)
+    yield Case(pairs.target, "no_grad", "where nothing trains on its output", is_cause=True)
     yield Case(pairs.retained, "drop", "without retain_graph=True", is_cause=True)
     yield Case(pairs.probabilities, "cpu", "find what keeps", is_cause=True)
     yield Case(pairs.replay_buffer, "cpu", "data set", is_cause=True)
     yield Case(pairs.added_mask, "half", "attention mask", is_cause=True)
     yield Case(pairs.norms, "autocast", "torch.autocast")
+    yield Case(leftovers.critic, "no_grad", "or detach its output at once", is_cause=True)
+    yield Case(leftovers.shared_output, "detach", "(output.detach())", is_cause=True)
+    yield Case(leftovers.perceptual, "no_grad", "under torch.no_grad()", is_cause=True)
+    yield Case(leftovers.logged_gradients, "numbers", "of each step's", is_cause=True)
+    yield Case(leftovers.gradients_by_reference, "cpu", "of each step's", is_cause=True)
+    yield Case(leftovers.optimizer_again, "drop", "delete an optimizer", is_cause=True)
+    yield Case(leftovers.history, "cpu", "in a list on the CPU", is_cause=True)
+    yield Case(leftovers.rollout, "no_grad", "where nothing trains on its output", is_cause=True)
+    yield Case(leftovers.validation_between, "no_grad", "where nothing trains on its output", is_cause=True)
+    yield Case(leftovers.two_losses, "drop", "without retain_graph=True", is_cause=True)
+    yield Case(leftovers.lbfgs, "history_size", "fused=True")

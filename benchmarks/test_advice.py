@@ -11,7 +11,23 @@ from benchmarks.needs import needs_virtual_gpu
 @needs_virtual_gpu
 @pytest.mark.parametrize(
     "program",
-    ["validation", "recurrent", "joined", "cast_mask", "float_mask", "deep_linear", "inner_teacher", "target", "norms"],
+    [
+        "validation",
+        "recurrent",
+        "joined",
+        "cast_mask",
+        "float_mask",
+        "deep_linear",
+        "inner_teacher",
+        "target",
+        "norms",
+        "critic",
+        "logged_gradients",
+        "optimizer_again",
+        "history",
+        "rollout",
+        "two_losses",
+    ],
 )
 def test_what_is_advised_is_what_the_change_saves(program: str) -> None:
     rows = measured(program)

@@ -56,7 +56,11 @@ def tapes(draw: st.DrawFn, max_allocations: int = 40) -> Tape:
                 )  # fmt: skip
     begins = sorted(draw(st.lists(st.integers(0, len(kept)), max_size=3)))
     passes = np.array(
-        [(Phase.FORWARD, 0, 0, begin, len(kept), True, draw(st.booleans()), False) for begin in begins], PASS
+        [
+            (Phase.FORWARD, 0, 0, begin, len(kept), True, draw(st.booleans()), False, draw(st.booleans()), 0)
+            for begin in begins
+        ],
+        PASS,
     )
     allocations["forward"] = [draw(st.integers(0, len(passes))) for _ in range(count)]
     tree = StackTree()

@@ -92,7 +92,7 @@ class Story:
         """Another pass begins: of which module, with gradients or not, left by an exception or not."""
         self._end()
         graph = grad and not left
-        self._passes.append([phase, module, step, len(self._events), len(self._events), grad, graph, left])
+        self._passes.append([phase, module, step, len(self._events), len(self._events), grad, graph, left, False, 0])
         self._in_pass = True
 
     def _end(self) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from told_profiles import MIB, training
@@ -12,6 +14,7 @@ from told_profiles import MIB, training
 import vramkit
 from vramkit.__main__ import main
 from vramkit.gpus import CATALOGUE, installed
+from vramkit.tape.events import Action, Category, Phase
 
 
 def test_the_catalogue(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +118,28 @@ def test_every_verb_has_it_and_the_page_says_what_each_writes(capsys: pytest.Cap
             main([verb, "--help"])
         assert "--json FILE" in capsys.readouterr().out
         assert f"\n| `{verb}` | `" in page
+
+
+def test_the_page_names_every_figure_of_a_result_and_of_a_comparison() -> None:
+    story = training()
+    story.alloc(MIB, Category.OTHER, stack=[("/me/train.py", 7, "step")], operator="aten::mm")
+    story.event(Action.OOM, MIB, Phase.BACKWARD)
+    result = story.profile()
+    page = (Path(vramkit.__file__).parents[1] / "docs" / "json.md").read_text()
+
+    def keys(value: Any) -> Iterator[str]:
+        for key, part in value.items() if isinstance(value, dict) else ():
+            yield key
+            yield from keys(part) if key not in ("highest", "versions") else ()
+        for part in value if isinstance(value, list | tuple) else ():
+            yield from keys(part)
+
+    written = {
+        *keys(result.to_dict()),
+        *keys(vramkit.compare(training(bytes_per_number=8).profile(), result).to_dict()),
+    }
+    assert {"breakdown", "largest_lines", "size_before"} <= written
+    assert written - {*re.findall(r"`(\w+)`", page)} == set()
 
 
 def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:

@@ -286,8 +286,20 @@ def test_what_changed_in_modules_is_said(after: Callable[[], Profile], said: str
 def test_wider_numbers_are_told_from_larger_shapes() -> None:
     four, eight = training().profile(), training(bytes_per_number=8).profile()
 
-    assert "at the same shape: a number takes 8 bytes, and took 4" in reasons(four, eight)
-    assert "at the same shape" not in reasons(activations(), activations(sizes=(16,), shape=(8, MIB)))
+    assert "has the same shape: numbers of 8 B in place of 4 B would do that" in reasons(four, eight)
+    assert "same shape" not in reasons(activations(), activations(sizes=(16,), shape=(8, MIB)))
+
+
+def test_larger_tensors_that_are_not_what_a_module_returns_are_no_wider_numbers() -> None:
+    def gradient(size: int, category: Category) -> Profile:
+        story = Story()
+        story.alloc(size * MIB, category, Phase.BACKWARD, module=HEAD)
+        modules = (*MODULES[:HEAD], replace(MODULES[HEAD], output_shape=(MIB,)))
+        return story.profile(modules=modules)
+
+    for before, after, category in ((4, 8, Category.TEMPORARY), (8, 16, Category.ACTIVATION)):
+        said = reasons(gradient(before, category), gradient(after, category))
+        assert "1 tensor is 2 times as large." in said
 
 
 def test_a_recomputation_that_came_or_went_is_said() -> None:
@@ -295,6 +307,67 @@ def test_a_recomputation_that_came_or_went_is_said() -> None:
 
     assert "its forward is run again in the backward, and was not" in reasons(plain, checkpointed)
     assert "its forward was run again in the backward, and no longer is" in reasons(checkpointed, plain)
+
+
+def attending(*operators: str) -> Profile:
+    """A module in whose forward each of some operators made 8 MiB."""
+    story = Story()
+    for operator in operators:
+        story.alloc(8 * MIB, Category.ACTIVATION, module=HEAD, operator=operator)
+    return story.profile()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (
+            ["aten::_scaled_dot_product_efficient_attention"],
+            ["aten::bmm", "aten::_safe_softmax"],
+            "its attention kernel is math, and was efficient;",
+        ),
+        (["aten::mm"], ["aten::mm", "aten::_to_copy"], "its forward runs aten::_to_copy now, and did not;"),
+        (["aten::mm", "aten::gelu"], ["aten::mm"], "its forward no longer runs aten::gelu;"),
+        (["aten::gelu"], ["aten::mul", "aten::erf"], "its forward runs aten::mul, aten::erf now, and ran aten::gelu;"),
+    ],
+)
+def test_other_operators_of_a_forward_are_said(before: list[str], after: list[str], said: str) -> None:
+    assert said in reasons(attending(*before), attending(*after * 3))
+
+
+def test_operators_that_one_recording_can_not_name_are_not_taken_for_others() -> None:
+    plain = attending("aten::mm")
+
+    for other in (
+        attending("", ""),  # it knows none
+        attending("aten::mm", "aten::empty"),  # what a kernel from outside of torch is called on CUDA
+        attending("aten::mm", "mine::kernel"),
+        attending("aten::mm", "aten::gelu (GeluBackward0)"),
+    ):
+        assert "forward" not in reasons(plain, other)
+
+
+def test_another_torch_is_said() -> None:
+    before, after = (replace(states("sum"), versions={"torch": torch}) for torch in ("2.8.0", "2.14.1"))
+
+    assert reasons(before, after) == "torch was 2.8.0 before, and is 2.14.1."
+    assert reasons(before, replace(after, versions={})) == ""
+
+
+def test_a_recording_that_has_nodes_in_place_of_lines_is_compared_without_lines_of_backwards() -> None:
+    def trained(*line: tuple[str, int, str], size: int = MIB) -> Profile:
+        story = Story()
+        story.alloc(size, Category.ACTIVATION, stack=[("/me/train.py", 7, "forward")])
+        story.alloc(MIB, Category.TEMPORARY, Phase.BACKWARD, stack=[*line])
+        return story.profile()
+
+    nodes = trained(("", 0, "torch::autograd::generated::MulBackward0::apply("))
+    known = trained(("/me/train.py", 7, "forward"), size=2 * MIB)
+
+    comparison = vramkit.compare(nodes, known)
+
+    assert [row.name for row in comparison.lines] == ["train.py:7 in forward"]
+    assert [row.difference for row in comparison.lines] == [MIB]
+    assert [row.category for row in comparison.tensors] == [Category.ACTIVATION]
 
 
 def states(*kinds: str) -> Profile:
@@ -466,10 +539,11 @@ At the peak of allocated memory:    before         after    difference
   = reserved, at its own peak     400.0 MiB     500.0 MiB    +100.0 MiB   +25.0%      +104,857,600 B
 
 Why, as far as both recordings prove it:
-* +48.0 MiB activations in 3 x Net.blocks.*.up: 3 tensors are 2 times as large at the same shape: a
-  number takes 8 bytes, and took 4.
-* +48.0 MiB activations in 3 x Net.blocks.* itself: 3 tensors are 2 times as large at the same
-  shape: a number takes 8 bytes, and took 4.
+* torch was 2.13.0 before, and is 2.14.1.
+* +48.0 MiB activations in 3 x Net.blocks.*.up: 3 tensors are 2 times as large, and what it returns
+  has the same shape: numbers of 8 B in place of 4 B would do that.
+* +48.0 MiB activations in 3 x Net.blocks.* itself: 3 tensors are 2 times as large, and what it
+  returns has the same shape: numbers of 8 B in place of 4 B would do that.
 
 Modules that changed most (each row is the sum of the four parts that follow):
    difference parameters grads+state activations temp.+other  module

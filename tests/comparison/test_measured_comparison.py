@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import vramkit
@@ -97,3 +98,24 @@ def test_a_compiled_model_is_matched_with_the_plain_one(before: vramkit.Profile)
     named = [row for row in comparison.tensors if row.named]
     assert named == []
     assert all(row.count_before == row.count_after for row in comparison.modules if row.name)
+
+
+class Attention(nn.Module):
+    """One head of attention, of torch's own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def attended(backend: SDPBackend) -> vramkit.Profile:
+    """One step of it with a kernel."""
+    model = nn.Sequential(nn.Linear(64, 64), Attention())
+    with vramkit.profile(model, device="cpu") as prof, sdpa_kernel(backend):
+        model(torch.zeros(4, 2, 256, 64)).sum().backward()
+    return prof.result
+
+
+def test_another_kernel_of_attention_is_said() -> None:
+    comparison = vramkit.compare(attended(SDPBackend.FLASH_ATTENTION), attended(SDPBackend.MATH))
+
+    assert "in Sequential.1: its attention kernel is math, and was flash;" in "\n".join(comparison.reasons)

@@ -191,6 +191,7 @@ def test_a_size_in_the_place_of_the_batch_is_one() -> None:
         ({"input_size": (1, 784), "dtypes": [torch.float, torch.long]}, "for 1 inputs"),
         ({"input_size": (3, 7)}, "pass dtypes=torch.long; or give a batch"),
         ({"input_size": (784,), "batch_size": 0}, "batch_size=0"),
+        ({"batch": {"images": torch.zeros(1, 784)}}, r"takes the dict itself a tuple of it, \(batch,\)"),
     ],
 )
 def test_errors_say_what_to_write_instead(more: dict[str, Any], words: str) -> None:

@@ -170,6 +170,17 @@ def test_what_no_optimizer_trains_is_frozen_and_keeps_no_gradient() -> None:
     assert "head" not in frozen.code
 
 
+def test_weights_of_a_model_that_only_predicts_are_halved_as_the_card_computes() -> None:
+    gpus = "t4", "a100-40gb"
+    with torch.no_grad():
+        plans = [
+            vramkit.plan(Small(), BATCH[0], gpu=gpu, engine="fake", alloc_conf="", everything=True) for gpu in gpus
+        ]
+
+    names = [{each.name for each in plan.variants if each.effect == "weights"} for plan in plans]
+    assert names == [{"weights in float16"}, {"weights in bfloat16"}]
+
+
 def test_blocks_are_what_repeats_and_is_made_of_parts() -> None:
     def stage() -> nn.Sequential:
         return nn.Sequential(*(nn.TransformerEncoderLayer(8, 2, 8) for _ in range(2)))

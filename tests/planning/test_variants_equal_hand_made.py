@@ -124,6 +124,17 @@ def test_every_variant_has_the_peaks_of_a_program_that_was_changed_by_hand(kind:
 
 
 @pytest.mark.virtual_gpu
+def test_state_in_8_bits_is_that_of_the_optimizer_that_a_person_would_take() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    planned = Planned(KINDS["Words"], "a100-40gb", "virtual")
+
+    outcome = planned.measuring.run(tuple(each for each in planned.changes if "8bit" in each.name))
+
+    made = Hand(optimizer=lambda parameters: bitsandbytes.optim.AdamW8bit(parameters))
+    assert (outcome.peak_allocated, outcome.peak_reserved) == estimated(KINDS["Words"], made, "a100-40gb")
+
+
+@pytest.mark.virtual_gpu
 def test_on_a_card_without_bfloat16_autocast_is_to_float16_with_a_scaler() -> None:
     planned = Planned(KINDS["Words"], "t4", "virtual")
 

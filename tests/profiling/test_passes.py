@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,27 @@ def test_passes_are_in_order_and_everything_knows_its_forward(device: str) -> No
     outputs = tape.allocations[np.isin(tape.allocations["category"], (Category.ACTIVATION, Category.OUTPUT))]
     unused = outputs[(outputs["requested"] == 512 * 256 * 4) & (outputs["phase"] == Phase.FORWARD)]
     assert {1, 3, 5} <= set(unused["forward"].tolist())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_tape_tells_which_optimizer_stepped_and_which_forwards_were_given_no_graph(
+    device: str, tmp_path: Path
+) -> None:
+    first, second = (nn.Linear(64, 64).to(device) for _ in range(2))
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1, foreach=False) for each in (first, second)]
+    with vramkit.profile({"First": first, "Second": second}, optimizers) as prof:
+        second(first(torch.zeros(8, 64, device=device))).sum().backward()
+        for each in reversed(optimizers):
+            each.step()
+        with torch.no_grad():
+            first(torch.zeros(8, 64, device=device))
+    prof.result.save(tmp_path / "profile.npz")
+
+    for tape in (prof.result.tape, vramkit.load(tmp_path / "profile.npz").tape):
+        steps = tape.passes["optimizer"][tape.passes["phase"] == Phase.OPTIMIZER]
+        trained = [tape.optimizers[number - 1] for number in steps.tolist()]
+        assert trained == [{f"{name}.weight", f"{name}.bias"} for name in ("Second", "First")]
+        assert tape.forwards["is_source"].tolist() == [True, False, False], "the last makes no graph at all"
 
 
 @pytest.mark.virtual_gpu

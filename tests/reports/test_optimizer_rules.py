@@ -40,6 +40,37 @@ def advice(item_size: int, *, gradients: int = 1) -> dict[str, Advice]:
     return {" ".join(each.text.split()[:3]): each for each in advise(profile, moment_of(profile), limit=99)}
 
 
+@pytest.mark.parametrize(("size", "saves"), [(MIB, 4 * MIB), (3 * MIB, None)])
+def test_only_temporaries_as_large_as_parameters_are_those_of_a_step_for_many(size: int, saves: int | None) -> None:
+    story = Story()
+    for number in range(4):
+        story.alloc(MIB, Category.PARAMETER, Phase.OUTSIDE, name=f"Net.{number}.weight")
+    for row in [story.alloc(size, Category.TEMPORARY, Phase.OPTIMIZER) for _ in range(4)]:
+        story.free(row, Phase.OPTIMIZER)
+    profile = story.profile()
+
+    found = {" ".join(each.text.split()[:3]): each.saves for each in advise(profile, moment_of(profile))}
+
+    assert found.get("give the optimizer") == saves, "LBFGS, say, works on one vector of all parameters"
+
+
+def test_state_of_an_optimizer_that_another_one_replaced_can_go() -> None:
+    story = Story()
+    names = [f"Net.{number}.weight" for number in range(3)]
+    for name in names:
+        story.alloc(MIB, Category.PARAMETER, Phase.OUTSIDE, name=name)
+    for step in range(3):
+        story.begin(Phase.OPTIMIZER, step=step)
+        for name in names if step % 2 == 0 else ():
+            story.alloc(MIB, Category.OPTIMIZER_STATE, Phase.OPTIMIZER, step=step, name=f"exp_avg of {name}")
+    profile = story.profile()
+
+    [found] = [each for each in advise(profile, moment_of(profile)) if each.is_cause]
+
+    assert found.text.startswith("delete an optimizer")
+    assert found.saves == 3 * MIB
+
+
 @pytest.mark.parametrize("item_size", [2, 4])
 def test_a_state_in_eight_bits_saves_what_its_numbers_are_longer(item_size: int) -> None:
     found = advice(item_size)["use an 8-bit"]

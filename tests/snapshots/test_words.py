@@ -88,6 +88,7 @@ def test_nothing_is_said_of_steps_or_phases_that_nobody_looked_for(made: Made, k
     words = all_words(profile).replace(" in step", "")  # a function of the program's
 
     assert [each for each in WORDS_OF_A_PROFILE if each in words] == []
+    assert not {".", ""} & {line.strip() for part in profile.report().split("\n\n") for line in part.splitlines()}
     assert profile.steps == profile.phases == ()
     assert profile.metrics()["steps"] == 0
     assert {row["step"] for row in profile.to_records()} == {None}

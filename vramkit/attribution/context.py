@@ -261,8 +261,9 @@ class Story:
             each = forwards.get(zone.begin)
             end = int(recording.position[zone.end]) if zone.end >= 0 else len(recording.action)
             begin = max(0, int(recording.position[zone.begin]))  # -1: it was before what was kept
-            how = (each.has_grad, each.made_graph, each.was_left) if each else (False,) * 3
-            found[index] = (zone.phase, zone.root, self.step[zone.begin], begin, max(begin, end), *how)
+            how = (each.has_grad, each.made_graph, each.was_left, each.is_source) if each else (False,) * 4
+            optimizer = self.marks[zone.begin - 1][1] + 1 if zone.phase is Phase.OPTIMIZER else 0
+            found[index] = (zone.phase, zone.root, self.step[zone.begin], begin, max(begin, end), *how, optimizer)
         return found[kept]
 
     def contexts(self, recording: Recording) -> Contexts:

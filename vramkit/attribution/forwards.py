@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .recording import EVALUATES, NO_GRAD, Kind, Mark
+from .recording import EVALUATES, NO_GRAD, SOURCE, Kind, Mark
 
 
 @dataclass(slots=True)
@@ -24,6 +24,8 @@ class Forward:
     has_ended: bool = False
     was_left: bool = False
     """Whether an exception left it."""
+    is_source: bool = False
+    """Whether it was given nothing that is part of a graph, as far as that is known."""
 
     @property
     def needs_no_backward(self) -> bool:
@@ -48,6 +50,7 @@ def forwards_of(marks: Sequence[Mark]) -> list[Forward]:
             case Kind.MODE:
                 last[line].has_grad = not value & NO_GRAD
                 last[line].is_training = not value & EVALUATES
+                last[line].is_source = bool(value & SOURCE)
             case Kind.ROOT_END if line in last and line not in in_backward:
                 last[line].has_ended = True
             case Kind.GRAPH if line in last and line not in in_backward:

@@ -41,8 +41,8 @@ class Kind(enum.IntEnum):
     SCAN = 10
     """Tensors were looked at; value: index into ``Marks.scans``."""
     MODE = 11
-    """How the outermost forward that has just begun runs; value: the sum of ``NO_GRAD`` and ``EVALUATES``, where they
-    hold. Without it: with gradients, in training mode."""
+    """How the outermost forward that has just begun runs; value: the sum of ``NO_GRAD``, ``EVALUATES`` and ``SOURCE``,
+    where they hold. Without it: with gradients, in training mode, and given what may be part of a graph."""
     LEFT = 12
     """The outermost forward that has just ended was left by an exception; value: the module."""
 
@@ -62,6 +62,8 @@ NO_GRAD = 1
 """Gradients are off."""
 EVALUATES = 2
 """The module is in evaluation mode (``eval()``)."""
+SOURCE = 4
+"""Of what it is given nothing is part of a graph."""
 NO_MODULE = -2
 """In ``Recording.at_module``: the source noted no module, the marks decide."""
 

@@ -15,6 +15,7 @@ from ..reports.tree import shown_name, starred_names
 from ..tape.events import Ints, Module, Phase, Table
 from ..tape.memory import MemoryResult
 from ..tape.owners import owners
+from ..tape.stacks import ENGINE
 from .matching import label_of, match_lines, match_modules
 
 
@@ -43,6 +44,14 @@ class Side:
         """Of each of these the line that made it, index into the frames of the stacks, -1: none."""
         stacks = self.result.tape.stacks
         return np.full(len(self._rows), -1) if stacks is None else stacks.lines[self._rows].astype(np.int64)
+
+    @cached_property
+    def has_nodes_as_lines(self) -> bool:
+        """Whether what a backward made has its node in place of a line of the program."""
+        stacks = self.result.tape.stacks
+        return stacks is not None and any(
+            stacks.frames[line].file == ENGINE for line in np.unique(stacks.lines).tolist() if line >= 0
+        )
 
     @cached_property
     def recomputed(self) -> Ints:
@@ -92,6 +101,7 @@ class Pair:
         self._lines: tuple[list[str], list[str]] | None = None
         if before.tape.stacks is not None and after.tape.stacks is not None:
             self._lines = match_lines(before.tape.stacks, after.tape.stacks)
+        self._lines_of_backwards = self.before.has_nodes_as_lines == self.after.has_nodes_as_lines
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -134,6 +144,16 @@ class Pair:
             place = int(side.place[module]) if module >= 0 else -1
             found.append(label_of(name, self.starred, place))
         return found
+
+    def line(self, side: Side) -> Ints:
+        """Of each allocation that is alive on a side the line that made it, -1: none that is comparable.
+
+        torch before 2.11 does not say which forward a node of a backward belongs to. Beside a recording that knows it,
+        what the backwards made has no line in either.
+        """
+        if self._lines_of_backwards:
+            return side.line
+        return np.where(side.alive["phase"] == Phase.BACKWARD, -1, side.line)
 
     def lines(self, side: Side) -> list[str] | None:
         """What each frame of a side's stacks is called in both, at last that of none; None: not both have stacks."""

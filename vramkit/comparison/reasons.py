@@ -1,7 +1,7 @@
 """Why memory changed, in sentences: only what both tapes prove. Knows pairs and rows; lays nothing out.
 
-A sentence states what is seen on the tapes (a shape, a class, tensors that came, a recomputation that is gone), not
-what somebody may have changed in the program. The tape knows no operators, so none is named.
+A sentence states what is seen on the tapes (a shape, a class, another operator, tensors that came, a recomputation that
+is gone), not what somebody may have changed in the program.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..errors import printable
 from ..reports.modules import PARTS, part_of_category
 from ..reports.moment import moment_of
 from ..reports.sentences import CATEGORY_NAMES, place
 from ..sizes import format_size
 from ..tape.events import Category
 from .modules import Changed, changed_modules, members_inside
+from .operators import attention_kernel, forward_operators
 from .pair import Pair, Side
 from .rows import ModuleDifference
 
@@ -29,6 +31,7 @@ PART_NAMES = {
 }
 _WORTH = 100  # a change is explained if it is at least one part in so many of the larger peak
 _MAX_MODULES = 3
+_WIDTHS = (1, 2, 4, 8)  # bytes of a number
 _FIRST = 2  # of the steps that are compared with the one before
 _STEPS = 4  # without the first and the last: so many it takes to see growth
 
@@ -49,6 +52,7 @@ def reasons(pair: Pair) -> Iterator[str]:
     worth = max(1, max(side.result.peak_allocated for side in pair.sides) // _WORTH)
     yield from _failures(pair)
     yield from _beginnings(pair)
+    yield from _versions(pair)
     yield from _settings(pair)
     yield from _moved(pair, worth)
     yield from _inputs(pair)
@@ -76,6 +80,12 @@ def _beginnings(pair: Pair) -> Iterator[str]:
             yield f"{word}, one moment is known and no history: what was highest is not known."
         elif side.result.is_window:
             yield f"{word}, the history begins in the middle: the peak is the highest in what was kept."
+
+
+def _versions(pair: Pair) -> Iterator[str]:
+    before, after = (side.result.versions.get("torch") for side in pair.sides)
+    if before and after and before != after:
+        yield f"torch was {printable(before)} before, and is {printable(after)}."
 
 
 def _settings(pair: Pair) -> Iterator[str]:
@@ -149,6 +159,8 @@ def _module(pair: Pair, changed: Changed, row: ModuleDifference, worth: int) -> 
     if not parts:
         return
     facts = [*_presence(row), *_classes(pair, changed), *_shapes(pair, changed), *_recomputation(pair, changed)]
+    if parts[0].name in ("activations", "rest"):
+        facts += _operators(pair, changed)
     if row.count_before == row.count_after and parts[0].name != "kept":  # of states their kinds say more
         facts += _tensors(pair, changed, parts[0].name)
     if facts:
@@ -186,6 +198,29 @@ def _shape(side: Side, changed: Changed) -> tuple[int, ...]:
     return shapes.pop() if len(shapes) == 1 else ()
 
 
+def _operators(pair: Pair, changed: Changed) -> Iterator[str]:
+    """Another kernel of attention, or other operators, in the forward."""
+    before, after = (forward_operators(side, _places(changed)) for side in pair.sides)
+    if not before or not after:
+        return
+    kernels = [attention_kernel(before), attention_kernel(after)]
+    if all(kernels) and kernels[0] != kernels[1]:
+        yield f"its attention kernel is {kernels[1]}, and was {kernels[0]}"
+        return
+    came, went = [name for name in after if name not in before], [name for name in before if name not in after]
+    if came and went:
+        yield f"its forward runs {_listed(came)} now, and ran {_listed(went)}"
+    elif came:
+        yield f"its forward runs {_listed(came)} now, and did not"
+    elif went:
+        yield f"its forward no longer runs {_listed(went)}"
+
+
+def _places(changed: Changed) -> list[int]:
+    """Of a row's modules, with those inside them where they belong to it."""
+    return changed.node.members if changed.only_own else members_inside(changed.node)
+
+
 def _recomputation(pair: Pair, changed: Changed) -> Iterator[str]:
     inside = members_inside(changed.node)
     before, after = (bool(np.isin(inside, side.recomputed).any()) for side in pair.sides)
@@ -205,7 +240,8 @@ def _tensors(pair: Pair, changed: Changed, part: str) -> Iterator[str]:
     if ratio is not None:
         count = sum(went.values())
         head = "1 tensor is" if count == 1 else f"{count:,} tensors are"
-        yield f"{head} {ratio:.4g} times as large" + _wider(pair, changed, went, came, ratio)
+        wider = _wider(pair, changed, went, came, ratio) if part == "activations" else ""
+        yield f"{head} {ratio:.4g} times as large{wider}"
         return
     words = [f"{_sized(tensors)} {word}" for tensors, word in ((came, "came"), (went, "went")) if tensors]
     if words:
@@ -213,20 +249,25 @@ def _tensors(pair: Pair, changed: Changed, part: str) -> Iterator[str]:
 
 
 def _wider(pair: Pair, changed: Changed, went: Counter[int], came: Counter[int], ratio: float) -> str:
-    """Whether what the modules return has the same shape, and wider or narrower numbers."""
+    """Whether what the modules return has the same shape, and could have wider or narrower numbers.
+
+    That it has is not proved: the tensor may be another one, within the module, that only has as many bytes.
+    """
     shapes = [_shape(side, changed) for side in pair.sides]
     numbers = math.prod(shapes[0])
     if not shapes[0] or shapes[0] != shapes[1]:
         return ""
-    for width in (1, 2, 4, 8):
-        if width * numbers in went and width * numbers * ratio in came:
-            return f" at the same shape: a number takes {width * ratio:.4g} bytes, and took {width}"
+    for width in _WIDTHS:
+        if width * ratio in _WIDTHS and width * numbers in went and width * numbers * ratio in came:
+            return (
+                f", and what it returns has the same shape: numbers of {width * ratio:.0f} B in place of {width} B "
+                f"would do that"
+            )
     return ""
 
 
 def _sizes(side: Side, changed: Changed, part: str) -> Counter[int]:
-    members = changed.node.members if changed.only_own else members_inside(changed.node)
-    chosen = np.isin(side.owner, members) & (part_of_category()[side.alive["category"]] == PARTS.index(part))
+    chosen = np.isin(side.owner, _places(changed)) & (part_of_category()[side.alive["category"]] == PARTS.index(part))
     return Counter(side.alive["requested"][chosen].tolist())
 
 

@@ -43,7 +43,7 @@ def changed_lines(pair: Pair) -> list[Difference]:
         names = pair.lines(side)
         if names is None:
             return []
-        for line, size in zip(side.line.tolist(), side.alive["requested"].tolist(), strict=True):
+        for line, size in zip(pair.line(side).tolist(), side.alive["requested"].tolist(), strict=True):
             total[names[line]] += size
     found = [Difference(name=name, before=sums[0][name], after=sums[1][name]) for name in sums[0] | sums[1]]
     return sorted((each for each in found if each.name and each.difference), key=lambda each: -abs(each.difference))
@@ -69,7 +69,7 @@ def _sizes(pair: Pair, side: Side) -> tuple[dict[_Origin, dict[int, int]], _Make
             np.where(table["name"] < 0, side.owner, -1),
             table["category"].astype(np.int64),
             np.where(made_there, table["phase"], 0),
-            np.where(made_there, side.line, -1) if len(lines) > 1 else np.full(len(table), -1),
+            np.where(made_there, pair.line(side), -1) if len(lines) > 1 else np.full(len(table), -1),
             table["requested"],
             table["operator"].astype(np.int64),
         ],

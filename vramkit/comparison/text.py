@@ -24,7 +24,7 @@ _FAR = 10.0  # times; the figures themselves say more than a percentage
 _SINGULAR = {**{c: name.removesuffix("s") for c, name in CATEGORY_NAMES.items()}, Category.TEMPORARY: "temporary"}
 _NOT_CATEGORIES = {
     "slack": "rounding and unsplit slack",
-    "cached": "cached",
+    "cached": "cached: held, not allocated",
     "graph_pools": "graph pools",
     "outside": "CUDA context, others",
 }
@@ -85,16 +85,21 @@ def report(comparison: Compared) -> str:
 
 def _titles(comparison: Compared) -> Iterator[str]:
     for word, result in (("before:", comparison.before), ("after:", comparison.after)):
-        facts = [
-            f"{_kind(result)} of {cut(result.device_name or result.device, 60)}",
-            *([counted(step_count(result), "step")] if result.tape.knows_phases else []),
-            "one moment" if result.is_moment else f"peak {_peak_place(result)}",
-            *(["begins in the middle"] if result.is_window and not result.is_moment else []),
-            *([cut(f"torch {result.versions['torch']}", 60)] if "torch" in result.versions else []),
-        ]
-        if not len(result.tape.events) and not len(result.tape.allocations):
-            facts = ["not used"]
-        yield from wrapped(printable(", ".join(facts)), f"  {word:8}")
+        yield from wrapped(subject(result), f"  {word:8}")
+
+
+def subject(result: MemoryResult) -> str:
+    """What was recorded, in a line: "profile of Tesla T4, 3 steps, peak in the backward, step 2, torch 2.14.1"."""
+    facts = [
+        f"{_kind(result)} of {cut(result.device_name or result.device, 60)}",
+        *([counted(step_count(result), "step")] if result.tape.knows_phases else []),
+        "one moment" if result.is_moment else f"peak {_peak_place(result)}",
+        *(["begins in the middle"] if result.is_window and not result.is_moment else []),
+        *([cut(f"torch {result.versions['torch']}", 60)] if "torch" in result.versions else []),
+    ]
+    if not len(result.tape.events) and not len(result.tape.allocations):
+        facts = ["not used"]
+    return printable(", ".join(facts))
 
 
 def _kind(result: MemoryResult) -> str:
@@ -118,12 +123,12 @@ def _categories(comparison: Compared) -> Iterator[str]:
     yield f"At the peak of allocated memory:{'before':>10}{'after':>14}{'difference':>14}"
     for row in sorted(comparison.categories, key=lambda row: -abs(row.difference)):
         if (row.before or row.after) and row.name not in (*_LEFT_OUT, "outside"):
-            yield _line("", _words(row.name), row)
+            yield _line("", words(row.name), row)
     yield _line("=", "allocated", comparison.peak_allocated)
     yield _line("=", "reserved, at its own peak", comparison.peak_reserved)
     outside = next(row for row in comparison.categories if row.name == "outside")
     if outside.difference:
-        yield _line("+", _words("outside"), outside)
+        yield _line("+", words("outside"), outside)
 
 
 def _line(sign: str, name: str, row: Difference) -> str:
@@ -136,7 +141,8 @@ def _line(sign: str, name: str, row: Difference) -> str:
     return f"  {sign:1} {name:<27}{format_size(row.before):>12}{format_size(row.after):>14}{change}"
 
 
-def _words(name: str) -> str:
+def words(name: str) -> str:
+    """What a part of the `Breakdown` is called in reports."""
     return _NOT_CATEGORIES.get(name) or CATEGORY_NAMES[category_of("The name of a category was asked for", name)]
 
 

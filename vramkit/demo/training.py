@@ -64,7 +64,7 @@ class Trained(NamedTuple):
     ran_out: bool
     """It ended for want of memory."""
     accuracy: float
-    """Share of all images that are told rightly afterwards; 0 where it ran out."""
+    """Share of all images classified correctly afterwards; 0 where it ran out."""
 
 
 def train(
@@ -171,7 +171,7 @@ def show(
     if where == "virtual":
         tell("So there is no loss and no accuracy to show.")
     elif losses:
-        right = "" if failed else f" Then {accuracy:.0%} of the {len(images.pixels):,} images are told rightly."
+        right = "" if failed else f" Then {accuracy:.0%} of the {len(images.pixels):,} images are classified correctly."
         tell(f"Loss: {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last.{right}")
     tell(f"\n{result}\n")
     keep(result)

@@ -26,7 +26,7 @@ from ..programs.objects import Models, OptimizerOrFactory
 from ..programs.parallel import Parallel
 from ..sizes import format_size
 from ..torch_internals.needs import require
-from .changes import Change, LeftOut, Severity
+from .changes import Change, Severity
 from .changes.offers import offers
 from .facts import facts_of
 from .measuring import Measuring
@@ -87,7 +87,8 @@ def plan(
     Known limitations: how long a step takes is not known, only which operations it has; small batches and many passes
     take longer than their operations say. Blocks are found as modules of one class beside each other. Losses of parts
     are averaged, so a loss has to be a mean over rows. Changes that need other code inside the model (another
-    attention, sharding, quantised weights) are not tried; an optimizer of another package is planned by passing it.
+    attention, sharding, quantised weights) are not tried. Of other packages' optimizers only bitsandbytes' in 8 bits
+    are, where it is installed: another one is planned by passing it.
     """
     require(_ASKED, "programs")
     program = program_of(
@@ -135,16 +136,10 @@ def plan(
         engine=session.engine,
         batch_size=rows,
         variants=variants,
-        left_out=(*left_out, *search.left_out, _EIGHT_BITS),
+        left_out=(*left_out, *search.left_out),
         notes=measuring.notes,
         versions={"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]},
     )
-
-
-_EIGHT_BITS = LeftOut(
-    name="8-bit optimizers",
-    reason="They are no part of torch. Pass one as optimizer=, and plan that.",
-)
 
 
 def _name(changes: Sequence[Change]) -> str:

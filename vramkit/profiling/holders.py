@@ -197,3 +197,5 @@ class Optimizer:
         """One for each tensor of its state."""
         self.steps = 0
         """That have begun."""
+        self.trains: frozenset[str] = frozenset()
+        """Names of its parameters, when it was last looked at."""

@@ -93,6 +93,10 @@ class Hooks:
             self._exchanges,
         )
 
+    def trained_by(self) -> list[frozenset[str]]:
+        """Of each optimizer that stepped the names of its parameters, by the index that its marks have."""
+        return self._tensors.trained_by()
+
     def add_models(self, models: Mapping[str, torch.nn.Module]) -> None:
         """Make models known before their first forward, so that what they hold is labelled from the start."""
         for name, model in models.items():

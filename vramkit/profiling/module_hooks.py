@@ -7,13 +7,13 @@ module call take a slow path of 4 µs, and torch.compile warns of global hooks.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
 
-from ..attribution.recording import EVALUATES, NO_GRAD, Kind
+from ..attribution.recording import EVALUATES, NO_GRAD, SOURCE, Kind
 from ..torch_internals.autograd import graph_task, is_tracing
 from ..torch_internals.modules import class_name, is_replica, unwrapped
 from .backward_hooks import BackwardHooks
@@ -134,8 +134,10 @@ class ModuleHooks:
                     self._ends.pass_begins(self._tensors.has_gradients)
                 self._backwards.forget_old_nodes(line)
                 self._tensors.use_model(self._modules.root_of(index), line)
-                mode = 0 if in_backward else self._begin(module, index, line)  # a recomputation is as its forward was
-                self._tensors.look_at_inputs(_inputs((args, kwargs)))
+                given = list(tensors_in((args, kwargs)))
+                if not in_backward:  # a recomputation is as its forward was
+                    mode = self._begin(module, index, line, given)
+                self._tensors.look_at_inputs(_inputs(given))
                 # Each module of a recomputation is an outermost one: to look at the whole model for each would cost
                 # the square of its layers. Its forward has looked, and the program waits for the backward.
                 again = not in_backward and line.is_looked_at
@@ -182,13 +184,14 @@ class ModuleHooks:
         self._codes = {call.__code__, outermost_or_followed.__code__}
         return call
 
-    def _begin(self, module: torch.nn.Module, index: int, line: Line) -> int:
+    def _begin(self, module: torch.nn.Module, index: int, line: Line, given: Sequence[torch.Tensor]) -> int:
         """Begin an outermost forward; returns the value of its mark `Kind.MODE`, 0: it needs none."""
         has_grad, is_training = torch.is_grad_enabled(), bool(getattr(module, "training", True))
         self._following.begin_forward(
             line, index, has_grad=has_grad, is_training=is_training, marks=len(self._marks.entries)
         )
-        return NO_GRAD * (not has_grad) + EVALUATES * (not is_training)
+        is_source = has_grad and bool(given) and not any(tensor.requires_grad for tensor in given)
+        return NO_GRAD * (not has_grad) + EVALUATES * (not is_training) + SOURCE * is_source
 
     def _meet(self, module: torch.nn.Module, stack: Sequence[int]) -> int:
         """Make a module known at its first call: a model of its own, or one that a forward has just made."""
@@ -227,8 +230,6 @@ def _has_graph(output: Any) -> bool:
     return any(tensor.requires_grad for tensor in tensors) or (not tensors and torch.is_grad_enabled())
 
 
-def _inputs(values: Any) -> list[torch.Tensor]:
-    """The tensors among a model's arguments that no graph made and no model owns."""
-    return [
-        tensor for tensor in tensors_in(values) if tensor.grad_fn is None and not isinstance(tensor, torch.nn.Parameter)
-    ]
+def _inputs(given: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Those of a model's arguments that no graph made and no model owns."""
+    return [tensor for tensor in given if tensor.grad_fn is None and not isinstance(tensor, torch.nn.Parameter)]

@@ -313,6 +313,7 @@ def _result_of(
     source: _Source, device: torch.device, limits: Limits, ended_by: str | None, whole: Whole | None
 ) -> Profile:
     recordings, marks, modules = source.recordings(), source.marks, source.hooks.modules
+    optimizers = source.hooks.trained_by()
     said = limits.notes(marks, modules.by_index())
     said += filter(None, [modules.compiled_note()])
     if ended_by is not None:
@@ -320,7 +321,7 @@ def _result_of(
     versions = {"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]}
     profiles = [
         Profile(
-            tape=tape_of(recording, marks, modules),
+            tape=tape_of(recording, marks, modules, optimizers),
             device_name=torch.cuda.get_device_name(recording.device) if device.type == "cuda" else "",
             capacity=recording.capacity,
             outside=recording.outside,

@@ -108,6 +108,7 @@ class TrackedTensors:
             trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             for model in self._models:
                 model.is_trained |= model.is_among(trained)
+            self._optimizers[index].trains = _named(optimizer, self.parameter_names())
         if self._is_watching and parameters:  # its first gradients are there
             self.look_at_models()
             self.look_at_gradients()
@@ -124,6 +125,14 @@ class TrackedTensors:
         """A line runs a step of an optimizer."""
         self._optimizers[index].loose.lines.add(line)
         self._optimizers[index].steps += 1
+
+    def trained_by(self) -> list[frozenset[str]]:
+        """Of each optimizer, by its index, the names of its parameters."""
+        names = self.parameter_names()
+        for known in self._optimizers:
+            if (optimizer := known.optimizer()) is not None:
+                known.trains = _named(optimizer, names) or known.trains
+        return [known.trains for known in self._optimizers]
 
     def updates(self) -> int:
         """How often what trains may have changed: steps of the optimizer with the most; backwards, where none steps."""
@@ -206,7 +215,7 @@ class TrackedTensors:
         """Whether the first or the last parameter of any model has a gradient; looking at all would cost too much."""
         with self._running.lock:
             return any(
-                parameter is not None and parameter.grad is not None
+                parameter is not None and parameter.is_leaf and parameter.grad is not None
                 for model in self._readable(None)
                 for parameter in (ref() for ref in (*model.parameters[:1], *model.parameters[-1:]))
             )
@@ -219,7 +228,8 @@ class TrackedTensors:
         """
         with self._running.lock:
             for model in self._readable(ended):
-                gradients = [None if p is None else p.grad for p in model.live_parameters()]
+                # What torch.func.functional_call puts in a parameter's place may be no leaf: then asking it warns.
+                gradients = [p.grad if p is not None and p.is_leaf else None for p in model.live_parameters()]
                 if any(gradient is not None for gradient in gradients):
                     model.is_trained = True
                     self._saw(Category.GRADIENT, gradients, model.parameter_names)
@@ -235,6 +245,10 @@ class TrackedTensors:
         if found:
             key = tuple(name for name, _ in found)
             self._saw(Category.GRADIENT, [each for _, each in found], self._result_names.setdefault(key, list(key)))
+
+    def shapes_met(self) -> set[tuple[int, ...]]:
+        """The shapes of the parameters of all models, those that are gone included."""
+        return {shape for model in self._met for shape in model.shapes}
 
     def tell_copies(self) -> None:
         """Take models that were never trained, and are like one that was, for copies of it."""
@@ -379,6 +393,12 @@ class TrackedTensors:
             for key, value in (list(state.items()) if isinstance(state, dict) else (("state", state),))
             for _ in tensors_in(value)
         ]
+
+
+def _named(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> frozenset[str]:
+    """Names of an optimizer's parameters, of those that have any."""
+    held = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+    return frozenset(names[each] for each in held if each in names)
 
 
 def _held_by_others() -> set[int]:

@@ -147,7 +147,7 @@ class Variables:
 
     def _tensors_among(self, found: Sequence[Found]) -> Iterator[tuple[Category | None, str, torch.Tensor]]:
         """Every tensor that was found: what it is, None if its look does not tell; its name; and itself."""
-        copies = _Copies(self._tensors.models())
+        copies = _Copies(self._tensors.models(), self._tensors.shapes_met())
         outputs = {row_of(shape, None)[0] for shape in self._modules.output_shapes() if len(shape) > 1}
         for name, value, category in found:
             if _is(value, torch.Tensor):
@@ -183,13 +183,14 @@ class _Copies:
 
     Args:
         models: the originals.
+        shapes: of parameters of others, which are gone.
     """
 
-    def __init__(self, models: Iterable[Model]) -> None:
+    def __init__(self, models: Iterable[Model], shapes: Iterable[tuple[int, ...]] = ()) -> None:
         self._models: set[Shapes] = set()
         self._shapes: set[Shapes] = set()  # of lists and dicts
         self._named: set[tuple[str, tuple[int, ...]]] = set()
-        self._tensor_shapes: set[tuple[int, ...]] = set()
+        self._tensor_shapes: set[tuple[int, ...]] = set(shapes)
         self._parameters: set[int] = set()
         for model in models:
             named = model.named()

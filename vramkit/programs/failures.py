@@ -132,6 +132,11 @@ def _advice(doing: str, text: str, called: str) -> tuple[str, str] | None:
             "The plain step calls optimizer.step() with nothing, and this optimizer wants a closure",
             "Pass step=..., a function of the batch that calls optimizer.step(closure)",
         )
+    if doing.startswith(training.CALL) and "unexpected keyword argument" in text:
+        return (
+            f"A dict's items are keyword arguments: the plain step calls {called}",
+            "Give a model that takes the dict itself a tuple of it, (batch,), or with targets (batch, targets)",
+        )
     if doing.startswith((training.MOVE, training.CALL)):
         return (
             f"The plain step calls {called}, then the loss as loss(output, batch)",

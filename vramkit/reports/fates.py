@@ -60,23 +60,22 @@ class Fates:
 
     @cached_property
     def is_idle(self) -> _Mask:
-        """Of each forward whether it made a graph, and no backward ever used one of its model's at its place in a step,
-        though each time one came later in the step: a teacher's that runs with gradients. A backward that freed nothing
-        may have kept what it used.
+        """Of each forward whether it made a graph that no backward used, though one came later in its step: a teacher's
+        that runs with gradients, or a validation's between two steps. A backward that freed nothing may have kept what
+        it used. Of such a model a forward after the last backward, too, of which nothing is left at the end.
         """
-        forwards, result = self.forwards, np.zeros(len(self.forwards), bool)
-        backwards = self.backwards
+        forwards, backwards = self.forwards, self.backwards
         first = np.searchsorted(backwards["begin"], forwards["end"])
         last = np.maximum(np.searchsorted(backwards["step"], forwards["step"], side="right"), first)
         freed = np.zeros(len(backwards) + 1, np.int64)
         freed[[each + 1 for each in self.together]] = 1
         freed = np.cumsum(freed)
         waits = forwards["made_graph"] & (last > first) & (freed[last] - freed[first] == last - first)
-        trains = forwards["phase"] == Phase.FORWARD
-        for module, place in np.unique(np.stack([forwards["module"], self.in_step])[:, trains], axis=1).T.tolist():
-            alike = trains & (forwards["module"] == module) & (self.in_step == place)
-            if waits[alike].all() and not self.is_used[alike].any():
-                result |= alike
+        unused = forwards["made_graph"] & (forwards["phase"] == Phase.FORWARD) & ~self.is_used
+        result: _Mask = waits & unused
+        left = np.bincount(self.maker[(self.maker >= 0) & (self.tape.allocations["died"] < 0)], minlength=len(forwards))
+        ended = (first == len(backwards)) & (left == 0) & np.isin(forwards["module"], forwards["module"][result])
+        result |= unused & ended & ~self.is_abandoned
         return result
 
     @cached_property

@@ -14,6 +14,12 @@ from .edits import Replays
 from .fates import Fates
 from .moment import Moment
 
+_KEPT = (Category.MODEL_COPY, Category.DATASET, Category.OUTPUT)
+_FEW = 3
+"""So many tensors, at least, are as large as parameters not by chance."""
+_SEVERAL = 3
+"""So many steps, at least, are more than two states of a program that are compared."""
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -80,8 +86,8 @@ class Scene:
 
     @cached_property
     def never_cleared(self) -> npt.NDArray[np.bool_]:
-        """Gradients that outlived two steps of optimizers and are there at the end, where others went with each step:
-        no optimizer of the program has their parameters.
+        """Gradients that outlived two steps of optimizers and are there when all is done, where others went with each
+        step: no optimizer of the program has their parameters.
         """
         tape = self.result.tape
         table, gradients = tape.allocations, self.category == Category.GRADIENT
@@ -89,8 +95,32 @@ class Scene:
         until = np.where(table["died"] < 0, len(tape.events), table["died"])
         outlived = np.searchsorted(ends, until) - np.searchsorted(ends, table["born"])
         goes = gradients & (table["died"] >= 0) & (outlived == 1)
-        result: npt.NDArray[np.bool_] = gradients & (table["died"] < 0) & (outlived >= 2) & bool(goes.any())
+        stays = (table["died"] < 0) | (table["died"] >= int(tape.passes["end"].max(initial=0)))
+        result: npt.NDArray[np.bool_] = gradients & stays & (outlived >= 2) & bool(goes.any())
         return result
+
+    @cached_property
+    def piled_copies(self) -> npt.NDArray[np.bool_]:
+        """What is there of each of several steps as large as a model's parameters: their copies, or gradients, that a
+        program keeps. Of each parameter's gradients the last one is its own.
+        """
+        table = self.result.tape.allocations
+        found = np.zeros(len(table), bool)
+        alive = self.moment.alive & (table["born"] >= 0)
+        parameters = self.moment.alive & (self.category == Category.PARAMETER)
+        sizes, whole = np.unique(table["requested"][parameters]), int(table["requested"][parameters].sum())
+        many = max(_FEW, int(parameters.sum()) // 2)
+        copies = np.isin(self.category, (*_KEPT, Category.OTHER, Category.INPUT))
+        gradients = np.flatnonzero(alive & (self.category == Category.GRADIENT) & (table["name"] >= 0))
+        own = len(gradients) - 1 - np.unique(table["name"][gradients][::-1], return_index=True)[1]
+        for rows in (np.flatnonzero(alive & copies & (table["phase"] == Phase.OUTSIDE)), np.delete(gradients, own)):
+            rows = rows[np.isin(table["requested"][rows], sizes)]
+            steps, of = np.unique(table["step"][rows], return_inverse=True)
+            much = np.bincount(of, table["requested"][rows], len(steps)) * 2 >= max(1, whole)
+            much &= np.bincount(of, minlength=len(steps)) >= many
+            if int(much.sum()) >= _SEVERAL:
+                found[rows[much[of]]] = True
+        return found
 
     @cached_property
     def of_output(self) -> Ints:
@@ -100,6 +130,16 @@ class Scene:
         of_module: Ints = np.array([*elements, 0], np.int64)
         of_allocation: Ints = of_module[self.result.tape.allocations["module"]]
         return of_allocation
+
+    @cached_property
+    def is_scratch(self) -> npt.NDArray[np.bool_]:
+        """Temporaries of convolutions that are no results: workspaces."""
+        table, modules = self.result.tape.allocations, self.result.tape.modules
+        convolves = np.array([*("Conv" in module.kind for module in modules), False])[table["module"]]
+        elements, requested = self.of_output, table["requested"].astype(np.int64)
+        result: npt.NDArray[np.bool_] = (self.category == Category.TEMPORARY) & convolves & (elements > 0)
+        result &= (requested != 4 * elements) & (requested != 2 * elements)
+        return result
 
     def saved(self, weights: Ints, since: Ints | None = None) -> int:
         """Bytes saved if each allocation were smaller by its weight, from an event on."""
@@ -127,7 +167,7 @@ class Scene:
     def less_without_graph(self, made: npt.NDArray[np.bool_], weights: Ints | None = None) -> Ints:
         """Bytes that are not there at each moment if forwards keep nothing for a backward: two tensors of each stay
         while it and its loss run, what a layer is given and what it returns, and the largest are taken. Where it has
-        temporaries, these are among the two.
+        temporaries, these are among the two, but for workspaces of convolutions, which are there beside both.
 
         Args:
             made: what the forwards made.
@@ -142,6 +182,7 @@ class Scene:
             first, last = np.searchsorted(table["born"], (begin, end))  # rows are in the order of their births
             passing = np.arange(first, last)
             passing = passing[(self.category[first:last] == Category.TEMPORARY) & ~made[first:last]]
+            passing = passing[~self.is_scratch[passing]]
             largest = [0, *np.sort(self.block[group])[-2:].tolist()]
             beside = self._alive_between(passing, begin, end)
             stays = np.clip(sum(largest) - beside, largest[-1], None)

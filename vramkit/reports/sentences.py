@@ -134,7 +134,7 @@ def both_peaks(result: MemoryResult) -> str:
         if each is not None
     ]
     tape = result.tape
-    in_neither = len(tape.events) and tape.events["phase"][tape.allocated.argmax()] == Phase.OUTSIDE
+    in_neither = told and tape.events["phase"][tape.allocated.argmax()] == Phase.OUTSIDE
     text = f"{', '.join(told)}." if len(told) == 2 or in_neither else ""
     return text[:1].upper() + text[1:]
 

@@ -255,9 +255,10 @@ def _then(advice: Advice) -> str:
 
 
 def _other_device(result: MemoryResult) -> str:
-    used = result.peak.outside + result.peak_reserved
+    outside = result.peak.outside
     of = f" of {format_size(result.capacity)}" if result.capacity else ""
+    used = f", {format_size(outside + result.peak_reserved)} used{of}" if outside else of
     return cut(
         f"Also {result.device}: {at_most(result)}{format_size(result.peak_allocated)} allocated, "
-        f"{format_size(result.peak_reserved)} reserved, {format_size(used)} used{of}"
+        f"{format_size(result.peak_reserved)} reserved{used}"
     )

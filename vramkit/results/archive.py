@@ -1,13 +1,13 @@
 """Results in a file: numpy's zip of plain arrays with one JSON text inside. Opening one runs no code.
 
-Format 5. ``meta`` is JSON as UTF-8 bytes: ``{"format": 5, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
+Format 6. ``meta`` is JSON as UTF-8 bytes: ``{"format": 6, "kind": "Profile", "devices": [{...}, ...]}``; the tables of
 the n-th device are the arrays ``n.events``, ``n.allocations``, ``n.segments`` and ``n.passes``. What a kind of result
 has besides, is in ``particulars``, of which only that kind knows what it means. Of a device whose stacks were recorded
 there are ``frames`` in ``meta``, and the arrays ``n.stacks`` and ``n.stack_of``. Format 1 lacks the columns ``pool``;
 format 2 the categories after ``OTHER``, the phase ``EVALUATION``, and what was evaluated; format 3 the column
-``forward``, and ``n.passes``; format 4 the column ``operator``, and ``operators`` in ``meta``. Where a
-device says nothing of ``tie_break``, it was "age"; where nothing of ``knows_phases`` and ``is_window``, it was true and
-false.
+``forward``, and ``n.passes``; format 4 the column ``operator``, and ``operators`` in ``meta``; format 5 the columns
+``is_source`` and ``optimizer``, and ``optimizers`` in ``meta``. Where a device says nothing of ``tie_break``, it was
+"age"; where nothing of ``knows_phases`` and ``is_window``, it was true and false.
 
 Knows the whole format, and no kind of result.
 """
@@ -31,6 +31,7 @@ from ..tape.stacks import STACK, Stacks
 from .checks import (
     DamagedError,
     boolean,
+    check_optimizers,
     check_stacks,
     check_tables,
     device_name,
@@ -46,10 +47,10 @@ from .checks import (
 )
 from .files import TooLargeError, replacing
 
-FORMAT = 5
+FORMAT = 6
 
 _TABLES = {"events": EVENT, "allocations": ALLOCATION, "segments": SEGMENT, "passes": PASS}
-_SINCE = {"pool": 2, "forward": 4, "operator": 5}
+_SINCE = {"pool": 2, "forward": 4, "operator": 5, "is_source": 6, "optimizer": 6}
 """The formats from which on tables have these columns."""
 _MAX_DEVICES = 1024
 _MAX_DIGITS = 20
@@ -112,6 +113,7 @@ def save(result: MemoryResult, path: str | PathLike[str], particulars: Mapping[s
                 "names": list(one.tape.names),
                 "operators": list(one.tape.operators),
                 "evaluations": [asdict(each) for each in one.tape.evaluations],
+                "optimizers": [sorted(names) for names in one.tape.optimizers],
                 "frames": None if stacks is None else [[*astuple(frame)] for frame in stacks.frames],
             }
         )
@@ -167,7 +169,12 @@ class _Reader:
         modules = modules_of(saved["modules"])
         names = texts(saved["names"], "the names")
         operators = texts(saved.get("operators", []), "the operators")
+        optimizers = tuple(
+            frozenset(texts(each, "an optimizer's parameters"))
+            for each in items(saved.get("optimizers", []), "the optimizers")
+        )
         check_tables(tables, len(modules), len(names), len(operators))
+        check_optimizers(tables["passes"], len(optimizers))
         versions = record(saved["versions"], "the versions")
         tape = Tape(
             **tables,
@@ -175,6 +182,7 @@ class _Reader:
             names=names,
             operators=operators,
             evaluations=evaluations_of(saved.get("evaluations", []), len(modules)),
+            optimizers=optimizers,
             device=device_name(saved["device"]),
             alloc_conf=text(saved["alloc_conf"], "the allocator's settings"),
             stacks=self._stacks(number, saved.get("frames"), len(tables["allocations"])),
@@ -238,7 +246,7 @@ def _columns_in(number: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _completed(table: Table, dtype: np.dtype[Any]) -> Table:
-    """An older table with the columns that it lacks: nothing is known of private pools, forwards and operators."""
+    """An older table with the columns that it lacks: nothing is known of what they would say."""
     wide = np.zeros(table.shape, dtype)
     for name in table.dtype.names or ():
         wide[name] = table[name]

@@ -28,7 +28,7 @@ _MAX_DEPTH = 200  # modules inside one another: readers walk the tree by recursi
 _MAX_DIMENSIONS = 64
 _DEVICE = re.compile(r"\w{1,64}(:\d{1,9})?", re.ASCII)
 _CODES = {"action": len(Action), "phase": len(Phase), "category": len(Category)}
-_FROM_0 = ("step", "size", "requested", "block", "pool", "forward", "operator", "begin", "end")
+_FROM_0 = ("step", "size", "requested", "block", "pool", "forward", "operator", "optimizer", "begin", "end")
 
 
 class DamagedError(Exception):
@@ -240,6 +240,17 @@ def check_tables(tables: Mapping[str, Table], modules: int, names: int, operator
     sizes = (allocations["block"], tables["segments"]["size"], moves)
     if sum(float(each.sum(dtype=np.float64)) for each in sizes) > MAX_NUMBER:
         raise DamagedError("its sizes add up to more than can be")
+
+
+def check_optimizers(passes: Table, optimizers: int) -> None:
+    """Raise `DamagedError` where a pass is of no optimizer.
+
+    Args:
+        passes: dtype ``PASS``.
+        optimizers: how many there are.
+    """
+    if passes["optimizer"].max(initial=0) > optimizers:
+        raise DamagedError("the column passes.optimizer points outside its table")
 
 
 def _check_lives(events: Table, allocations: Table) -> None:

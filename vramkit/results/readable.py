@@ -6,6 +6,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..comparison.result import Comparison, compare
+from ..comparison.text import subject, words
 from ..exports.frame import frame
 from ..exports.memory_viz import write_memory_viz
 from ..exports.notebook import fragment
@@ -174,23 +175,28 @@ def write_page(
         beside: another result to show beside it.
         tabs: what there is a tab for; None: each of its devices.
     """
-    content = page(result, text, prediction, [] if beside is None else _beside(result, beside), tabs).encode()
+    shown: list[Beside] = []
+    if beside is not None:
+        comparison = compare(beside, result)
+        heads = (beside.origin, result.origin) if beside.origin != result.origin else ("before", "after")
+        by_device = {id(each.after): each for each in comparison.each_device()}
+        shown = [_beside(by_device[id(each)], heads) for each in result.each_device()]
+        text = f"{comparison.report()}\n\n\n{text}"
+    content = page(result, text, prediction, shown, tabs).encode()
     with replacing(path) as file:
         file.write(content)
 
 
-def _beside(result: ReadableResult, other: ReadableResult) -> list[Beside]:
-    """The figures of two results, for each device of the first."""
-    words = (other.origin, result.origin)
-    heads = words if words[0] != words[1] else ("the other", "this one")
-    by_device = {id(each.after): each for each in compare(other, result).each_device()}
-    return [
-        Beside(heads=heads, rows=_rows(by_device[id(each)]), reasons=by_device[id(each)].reasons)
-        for each in result.each_device()
-    ]
+def _beside(comparison: Comparison, heads: tuple[str, str]) -> Beside:
+    return Beside(
+        heads=heads,
+        subjects=(subject(comparison.before), subject(comparison.after)),
+        rows=_rows(comparison),
+        reasons=comparison.reasons,
+    )
 
 
 def _rows(comparison: Comparison) -> list[tuple[str, int, int]]:
-    parts = [(each.name.replace("_", " "), each) for each in comparison.categories if each.before or each.after]
+    parts = [(words(each.name), each) for each in comparison.categories if each.before or each.after]
     peaks = (("most allocated", comparison.peak_allocated), ("most reserved", comparison.peak_reserved))
     return [(name, each.before, each.after) for name, each in (*parts, *peaks)]

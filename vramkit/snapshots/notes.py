@@ -30,10 +30,11 @@ def notes_of(
         others: what else could not be known.
     """
     yield "A snapshot says where memory was, not what it was for: profile with vramkit.profile to see categories."
-    if not entries:
+    if not np.isin(tape.events["action"], (Action.ALLOC, Action.FREE, Action.OOM)).any():
+        stacks = ", only stacks of what is alive" if tape.stacks is not None and (tape.stacks.of >= 0).any() else ""
         yield (
-            f"It has no history, so this is one moment only: how high memory was before, nobody kept. Call {_HOW} "
-            "before what is to be seen."
+            f"It has no history{stacks}, so this is one moment only: how high memory was before, nobody kept. Call "
+            f"{_HOW} before what is to be seen."
         )
     elif tape.is_window:
         yield _beginning(tape, kept)

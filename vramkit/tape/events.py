@@ -160,6 +160,8 @@ PASS = np.dtype(
         ("has_grad", "?"),  # a forward for which gradients were on
         ("made_graph", "?"),  # a forward whose output is part of an autograd graph
         ("was_left", "?"),  # a forward that an exception left
+        ("is_source", "?"),  # a forward, with gradients on, that was given no tensor of a graph; False: not known
+        ("optimizer", "i4"),  # of an optimizer's step its number in Tape.optimizers, from 1; 0: not known
     ]
 )
 
@@ -235,6 +237,8 @@ class Tape:
     """What the column ``operator`` numbers from 1: ``"aten::mm"``, in a backward ``"aten::mm (MmBackward0)"``."""
     evaluations: tuple[Evaluation, ...] = ()
     """One for each model that was evaluated; what came of it are the events and allocations of `Phase.EVALUATION`."""
+    optimizers: tuple[frozenset[str], ...] = ()
+    """Of each optimizer that stepped the names of its parameters, as far as they are known."""
     device: str = "cuda:0"
     """The device, in torch's words."""
     alloc_conf: str = ""

@@ -50,7 +50,7 @@ def themes() -> dict[str, dict[str, str]]:
     """The colours of each theme's parts, as the page's style has them."""
     light, dark = (ASSETS / "page.css").read_text(encoding="utf-8").split(':root[data-theme="dark"] {', 1)
     return {
-        name: dict(re.findall(r"--(category-\d+|slack): (#\w{6});", text.partition("}")[0]))
+        name: dict(re.findall(r"--([\w-]+): (#\w{6});", text.partition("}")[0]))
         for name, text in (("light", light.partition("{")[2]), ("dark", dark))
     }
 
@@ -58,8 +58,18 @@ def themes() -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("person", SEEN_BY)
 def test_every_two_colours_differ_clearly(person: str, theme: str) -> None:
-    seen = {name: lab(SEEN_BY[person] @ linear(colour)) for name, colour in themes()[theme].items()}
+    parts = {name: colour for name, colour in themes()[theme].items() if name.startswith(("category-", "slack"))}
+    seen = {name: lab(SEEN_BY[person] @ linear(colour)) for name, colour in parts.items()}
 
     alike = {(a, b) for a, b in combinations(seen, 2) if np.linalg.norm(seen[a] - seen[b]) < CLEAR}
     assert len(seen) > len(Category), "one for each, and the slack's"
     assert alike == set()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("behind", ["page", "ground", "level-colour", *(f"phase-{i}" for i in range(1, 6))])
+def test_text_can_be_read_on_whatever_is_behind_it(behind: str, theme: str) -> None:
+    colours = themes()[theme]
+    light = [float(np.array([0.2126, 0.7152, 0.0722]) @ linear(colours[name])) for name in (behind, "ink")]
+
+    assert (max(light) + 0.05) / (min(light) + 0.05) >= 4.5, "what the web's guidelines (WCAG 2) ask for"

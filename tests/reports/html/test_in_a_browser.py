@@ -87,6 +87,26 @@ def test_a_click_pins_a_moment_and_all_below_is_of_it(open_page: Open, share: fl
     assert bool(page.page.locator("canvas.segments").count()) == bool(held.reserved)
 
 
+def test_sizes_are_written_as_in_the_text(open_page: Open) -> None:
+    sizes = [
+        0,
+        1023,
+        1024,
+        17_039_360,
+        17_144_218,
+        1_048_524,
+        8_519_680,
+        10_480_517,
+        5 * GIB + GIB // 4,
+        3 << 40,
+        -17_039_360,
+    ]
+
+    page = open_page(served())
+
+    assert page.page.evaluate("(sizes) => sizes.map(sizeText)", sizes) == [format_size(size) for size in sizes]
+
+
 def test_of_many_events_under_one_pixel_the_highest_is_shown_and_pinned(open_page: Open) -> None:
     story = Story()
     for i in range(20_000):
@@ -262,9 +282,11 @@ def test_a_recording_of_nothing_or_of_one_tensor_is_a_page_too(open_page: Open, 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_needs_no_sideways_scrolling(open_page: Open, scheme: str) -> None:
-    page = open_page(served(), viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    page = open_page(served(), beside=served(), viewport={"width": 360, "height": 740}, color_scheme=scheme)
 
     assert page.page.evaluate("document.documentElement.scrollWidth") <= 360
+    wider = "[...document.querySelectorAll('.scroll')].filter((each) => each.scrollWidth > each.clientWidth).length"
+    assert page.page.evaluate(wider) == 0, "no table is cut off at the side"
     assert page.page.evaluate("document.documentElement.dataset.theme") == scheme
     page.page.locator("#theme").click()
     assert page.page.evaluate("document.documentElement.dataset.theme") != scheme
@@ -276,10 +298,13 @@ def test_another_result_is_shown_beside_this_one(open_page: Open) -> None:
     page = open_page(profile, beside=other)
 
     rows = page.page.locator("#beside tbody tr").all_inner_texts()
-    cells = {name: figures for name, *figures in (row.split("\t") for row in rows)}
-    assert page.text("#beside-title") == "Memory, the other and this one"
-    assert cells["parameters"] == ["15.0 MiB", "15.0 MiB", "equal"]
+    cells = {name.strip(): figures for name, *figures in (row.split("\t") for row in rows)}
+    assert page.text("#beside-title") == "Memory, before and after"
+    assert cells["parameters"][:3] == ["15.0 MiB", "15.0 MiB", "equal"]
     sizes = [format_size(each.peak.activations) for each in (other, profile)]
-    assert cells["activations"] == [*sizes, "−96.0 MiB"]
+    assert cells["activations"][:4] == [*sizes, "−96.0 MiB", "−50.0%"]
+    assert page.page.locator("#beside tbody .swatch").count() == len(rows) - 2, "all but the two sums have a colour"
+    page.page.locator("#as-text summary").click()
+    assert page.text("#as-text pre").startswith("vramkit: memory of cuda:0, before and after")
     assert all("activations" in why for why in page.page.locator("#beside li").all_inner_texts())
     assert not open_page(profile).page.locator("#beside-section").is_visible()

@@ -303,7 +303,7 @@ class FakeSession:
         marks = recorder.marks
         recording = recorder.recording(self._conf_text)
         return Profile(
-            tape=tape_of(recording, marks, recorder.hooks.modules),
+            tape=tape_of(recording, marks, recorder.hooks.modules, recorder.hooks.trained_by()),
             device_name=gpu.product,
             capacity=gpu.memory,
             outside=gpu.context,

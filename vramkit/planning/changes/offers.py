@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..facts import Facts
 from . import Family, Kind, LeftOut
 from .checkpointing import checkpointing
-from .optimizers import adafactor, fused, offload_state, sgd, without_foreach
+from .optimizers import adafactor, eight_bits, fused, offload_state, sgd, without_foreach
 from .parts import accumulation, loss_in_parts
 from .places import expandable, frozen, saved_on_host
 from .precision import autocast, frozen_half, half_weights
@@ -22,6 +22,7 @@ KINDS: tuple[Kind, ...] = (
     autocast,
     saved_on_host,
     offload_state,
+    eight_bits,
     half_weights,
     sgd,
     adafactor,

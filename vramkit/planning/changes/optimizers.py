@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from ..draft import Draft
 from ..facts import Facts
@@ -11,6 +12,10 @@ from . import NOTHING_TRAINS, Change, Family, Kind, LeftOut, Severity
 _SLOT = "optimizer"
 _LESS_STATE = {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "RMSprop"}
 """Those in ``torch.optim`` that keep a number or more for each parameter, and are not SGD."""
+_PACKAGE = "bitsandbytes"
+_EIGHT_BITS = {"Adam", "AdamW"}
+_EIGHT_BITS_KEPT = {"lr", "betas", "eps", "weight_decay"}
+_EIGHT_BITS_OPTIONS = {*_EIGHT_BITS_KEPT, "foreach", "fused"}
 _MOST_STATE = 3  # times its parameters: what an optimizer of torch keeps at most
 
 
@@ -19,8 +24,11 @@ class Optimizer(Change):
     """The optimizer made otherwise."""
 
     made: str
+    package: str = ""
+    """It is made by; empty: by torch."""
 
     def write(self, draft: Draft) -> None:
+        draft.imports += [f"import {self.package}"] * bool(self.package)
         draft.optimizer = self.made
 
 
@@ -35,9 +43,9 @@ def _refusal(facts: Facts, name: str) -> LeftOut | None:
     return None
 
 
-def _made(facts: Facts, kind: str, options: dict[str, object]) -> str:
+def _made(kind: str, options: dict[str, object]) -> str:
     given = ", ".join(f"{name}={value!r}" for name, value in options.items())
-    return f"torch.optim.{kind}(parameters{', ' if given else ''}{given})"
+    return f"{kind}(parameters{', ' if given else ''}{given})"
 
 
 def _option(option: str, value: bool, excludes: str) -> Kind:
@@ -60,7 +68,7 @@ def _option(option: str, value: bool, excludes: str) -> Kind:
                 Optimizer(
                     name=f"{facts.optimizer.kind}({name})",
                     numbers="rounding in the optimizer's step",
-                    made=_made(facts, facts.optimizer.kind, {**own, option: value}),
+                    made=_made(f"torch.optim.{facts.optimizer.kind}", {**own, option: value}),
                 ),
             ),
         )
@@ -72,6 +80,9 @@ fused = _option("fused", True, "foreach")
 without_foreach = _option("foreach", False, "fused")
 
 
+_OF_THE_STEP = "Your step has the optimizer that was passed. Pass it this one, and plan that."
+
+
 def _another(kind: str, options: dict[str, object], numbers: str) -> Kind:
     name = f"{kind}({', '.join(f'{option}={value}' for option, value in options.items())})"
 
@@ -80,9 +91,7 @@ def _another(kind: str, options: dict[str, object], numbers: str) -> Kind:
             return refusal
         assert facts.optimizer is not None
         if facts.own_step:
-            return LeftOut(
-                name=name, reason="Your step has the optimizer that was passed. Pass it this one, and plan that."
-            )
+            return LeftOut(name=name, reason=_OF_THE_STEP)
         if facts.optimizer.kind not in _LESS_STATE:
             return LeftOut(name=name, reason=f"{facts.optimizer.kind} keeps no more than it would.")
         own = dict(facts.optimizer.options)
@@ -94,7 +103,7 @@ def _another(kind: str, options: dict[str, object], numbers: str) -> Kind:
                     name=name,
                     severity=Severity.TRAINING,
                     numbers=numbers,
-                    made=_made(facts, kind, {**rate, **options}),
+                    made=_made(f"torch.optim.{kind}", {**rate, **options}),
                 ),
             ),
         )
@@ -110,6 +119,38 @@ sgd = _another(
 adafactor = _another(
     "Adafactor", {"foreach": False}, "another optimizer, with state for rows and columns alone: find its learning rate"
 )
+
+
+def eight_bits(facts: Facts) -> Family | LeftOut:
+    """The same optimizer of bitsandbytes, with a byte for each number of its state."""
+    name = "optimizer state in 8 bits"
+    if refusal := _refusal(facts, name):
+        return refusal
+    assert facts.optimizer is not None
+    kind = facts.optimizer.kind
+    if facts.own_step:
+        return LeftOut(name=name, reason=_OF_THE_STEP)
+    if kind not in _EIGHT_BITS or {option for option, _ in facts.optimizer.options} - _EIGHT_BITS_OPTIONS:
+        return LeftOut(
+            name=name, reason="bitsandbytes has no optimizer with these options. Pass an 8-bit one as optimizer=."
+        )
+    if find_spec(_PACKAGE) is None:
+        return LeftOut(
+            name=name, reason=f"{_PACKAGE} is not installed. Install it, or pass an 8-bit one of another package."
+        )
+    options = {option: value for option, value in facts.optimizer.options if option in _EIGHT_BITS_KEPT}
+    return Family(
+        slot=_SLOT,
+        changes=(
+            Optimizer(
+                name=f"{kind}8bit of {_PACKAGE}",
+                severity=Severity.WEIGHTS,
+                numbers="optimizer state has 8 bits a number, with a scale for each 256 of them",
+                made=_made(f"{_PACKAGE}.optim.{kind}8bit", options),
+                package=_PACKAGE,
+            ),
+        ),
+    )
 
 
 def offload_state(facts: Facts) -> Family | LeftOut:

@@ -106,22 +106,25 @@ def frozen_half(facts: Facts) -> Family | LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class HalfWeights(Change):
-    """The whole model in bfloat16."""
+    """The whole model in half precision."""
+
+    dtype: str
 
     def write(self, draft: Draft) -> None:
-        draft.on_cpu.append("model.to(torch.bfloat16)")
+        draft.on_cpu.append(f"model.to({self.dtype})")
         if draft.facts.floats_in_batch:
-            draft.batch_dtype = "torch.bfloat16"
+            draft.batch_dtype = self.dtype
 
 
 def half_weights(facts: Facts) -> Family | LeftOut:
-    """Weights, gradients and optimizer state in bfloat16."""
-    name = "weights in bfloat16"
+    """Weights, gradients and optimizer state in bfloat16; where nothing trains, weights as the card computes."""
+    dtype = _HALF[0] if facts.trains else _half_of(facts)
+    name = f"weights in {_short(dtype)}"
     if not facts.one_model:
         return LeftOut(name=name, reason="There are several models.")
     if not (facts.trained_in_float32 or (facts.frozen_in_float32 and not facts.trains)):
         return LeftOut(name=name, reason="No weight that trains is in float32.")
-    if facts.gpu.capability < _BFLOAT16_FROM:
+    if facts.trains and facts.gpu.capability < _BFLOAT16_FROM:
         return LeftOut(
             name=name,
             reason="The card computes bfloat16 by detours (capability below 8.0), and in float16 weights do not train.",
@@ -138,8 +141,11 @@ def half_weights(facts: Facts) -> Family | LeftOut:
             HalfWeights(
                 name=name,
                 severity=Severity.WEIGHTS,
-                numbers="weights, gradients and optimizer state have 8 bits of mantissa: small updates are lost",
+                numbers="weights, gradients and optimizer state have 8 bits of mantissa: small updates are lost"
+                if facts.trains
+                else f"weights and all that is computed have {8 if dtype == _HALF[0] else 11} bits of mantissa",
                 computes=True,
+                dtype=dtype,
             ),
         ),
     )

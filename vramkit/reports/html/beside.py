@@ -14,8 +14,10 @@ class Beside:
 
     heads: tuple[str, str]
     """What the two are, the other one first: "predicted", "measured"."""
+    subjects: tuple[str, str]
+    """What was recorded, of both, in a line: the card, the steps, the version of torch."""
     rows: Sequence[tuple[str, int, int]]
-    """What a figure is, and its bytes in both, the other one's first."""
+    """What a figure is, by the page's words for it, and its bytes in both, the other one's first."""
     reasons: Sequence[str] = ()
     """Why they differ, in sentences."""
 
@@ -23,6 +25,7 @@ class Beside:
         """As JSON can carry it."""
         return {
             "heads": list(self.heads),
+            "subjects": [printable(subject) for subject in self.subjects],
             "rows": [list(row) for row in self.rows],
             "reasons": [" ".join(printable(reason).split()) for reason in self.reasons],
         }

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from ..scene import Scene
-from . import batches, checkpoints, earlier, joined, losses, models, optimizers, precision, reserved, retained, teachers
+from . import (
+    batches,
+    checkpoints,
+    discarded,
+    earlier,
+    joined,
+    losses,
+    models,
+    optimizers,
+    precision,
+    reserved,
+    retained,
+    teachers,
+)
 from .advised import Advice as Advice
 
 RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
@@ -13,6 +26,7 @@ RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
     *joined.RULES,
     *retained.RULES,
     *teachers.RULES,
+    *discarded.RULES,
     *models.RULES,
     *checkpoints.RULES,
     *precision.RULES,

@@ -18,6 +18,8 @@ from .advised import Advice
 
 _Mask = npt.NDArray[np.bool_]
 _SCALAR = 8  # bytes, at most
+_LEAST = 400
+"""What a layer returned has to be a larger part of what is there to be told with what others did."""
 
 
 def _after_failures(scene: Scene) -> Iterator[Advice]:
@@ -88,7 +90,9 @@ def _of_evaluation(scene: Scene, root: int, held: _Mask, what: str) -> Iterator[
 
 
 def _kept_outputs(scene: Scene) -> Iterator[Advice]:
-    """Outputs of a model, or of a layer in it, that are kept over several steps, or several forwards of evaluation."""
+    """Outputs of a model, or of layers in it, that are kept over several steps, or several forwards of evaluation. What
+    one list or dict has of several layers is told together.
+    """
     fates, rows = scene.fates, scene.left_behind
     if not len(fates.forwards):
         return
@@ -96,29 +100,42 @@ def _kept_outputs(scene: Scene) -> Iterator[Advice]:
     is_graph = keeps_graph(scene, rows) | fates.is_abandoned
     rows = rows & ~is_graph[np.maximum(fates.maker, 0)]
     chosen = np.flatnonzero(rows)
+    found: dict[str, list[tuple[int, Ints]]] = {}  # by what holds it, or by its module: modules, and what is kept
     for group in grouped(chosen, table["module"][chosen].astype(np.int64)):
-        if not _is_worth(scene, group):
+        if not _is_worth(scene, group, _LEAST):
             continue
-        module, kept = int(table["module"][group[0]]), np.zeros(len(rows), bool)
-        kept[group] = True
-        members = np.unique(fates.maker[kept])
+        members = np.unique(fates.maker[group])
         evaluates = (fates.forwards["phase"][members] == Phase.EVALUATION).any()
         if len(members) < 3 if evaluates else len(np.unique(fates.forwards["step"][members])) < 2:
             continue
-        root = int(fates.forwards["module"][members[-1]])
-        since = _until_next(scene, members)
-        many = f"{counted(int(kept.sum()), 'tensor')} of {len(members):,} forwards, {format_size(scene.at(kept))}"
-        many += f", are kept{_containers(scene, kept)}"
-        module = _returned_by(scene, module, int(np.flatnonzero(kept)[-1]))
-        if module in (root, -1):
-            text = f"keep {model_name(scene, root)}'s outputs as output.detach().cpu(), or reduce each at once: {many}"
-        else:
-            name = model_name(scene, module)
-            text = f"keep what a hook or a list has of {name} as .detach().cpu(), or drop it: {many}"
-            without_graph = kept & ~fates.forwards["made_graph"][np.maximum(fates.maker, 0)]
-            since = np.where(without_graph, fates.forwards["end"][np.maximum(fates.maker, 0)], since)
-        edit = Edit(np.where(kept, scene.block, 0), since)
-        yield Advice(saves=scene.saved(edit.smaller, edit.since), edit=edit, text=text, is_cause=True)
+        root, module = int(fates.forwards["module"][members[-1]]), int(table["module"][group[0]])
+        module = _returned_by(scene, module, int(group[-1]))
+        held = _container(scene, group).partition("[")[0] if module not in (root, -1) else ""
+        found.setdefault(held or str(module), []).append((module, group))
+    for every in found.values():
+        kept = np.zeros(len(rows), bool)
+        kept[np.concatenate([group for _, group in every])] = True
+        if _is_worth(scene, np.flatnonzero(kept)):
+            yield _of_kept(scene, [module for module, _ in every], kept)
+
+
+def _of_kept(scene: Scene, modules: Sequence[int], kept: _Mask) -> Advice:
+    """What some modules returned, and is kept."""
+    fates, members = scene.fates, np.unique(scene.fates.maker[kept])
+    root, maker = int(fates.forwards["module"][members[-1]]), np.maximum(fates.maker, 0)
+    since = _until_next(scene, members)
+    many = f"{counted(int(kept.sum()), 'tensor')} of {len(members):,} forwards, {format_size(scene.at(kept))}"
+    many += f", are kept{containers(scene, kept, len(modules) > 1)}"
+    if modules[0] in (root, -1):
+        text = f"keep {model_name(scene, root)}'s outputs as output.detach().cpu(), or reduce each at once: {many}"
+    else:
+        names = [model_name(scene, module) for module in modules[:2]]
+        name = ", ".join(names) + f" and {counted(len(modules) - 2, 'other')}" * (len(modules) > 2)
+        text = f"keep what a hook or a list has of {name} as .detach().cpu(), or drop it: {many}"
+        without_graph = kept & ~fates.forwards["made_graph"][maker]
+        since = np.where(without_graph, fates.forwards["end"][maker], since)
+    edit = Edit(np.where(kept, scene.block, 0), since)
+    return Advice(saves=scene.saved(edit.smaller, edit.since), edit=edit, text=text, is_cause=True)
 
 
 def _summed(scene: Scene) -> Iterator[Advice]:
@@ -127,7 +144,7 @@ def _summed(scene: Scene) -> Iterator[Advice]:
     """
     fates = scene.fates
     current = fates.last_begun(scene.moment.event)
-    count, name, groups = 0, "", list[list[int]]()
+    count, name, groups, is_computed = 0, "", list[list[int]](), True
     for backward, every in fates.together.items():
         roots, counts = np.unique(fates.forwards["module"][every], return_counts=True)
         root = int(roots[counts.argmax()])
@@ -139,9 +156,13 @@ def _summed(scene: Scene) -> Iterator[Advice]:
             count, name = len(members), model_name(scene, root)
             if not has_losses(scene, members):
                 return
+            # A backward in between made a graph of its own (create_graph=True), of which nobody knows the forwards.
+            between = fates.backwards["begin"][:backward] > fates.forwards["begin"][members[0]]
+            is_computed = not between.any()
     if count:
         yield Advice(
             saves=scene.saved_over_time(_apart(scene, groups)),
+            is_computed=is_computed,
             text=f"call backward() on each loss, not on their sum: the graphs of {count:,} forwards of {name} are "
             "alive until one backward",
             is_cause=True,
@@ -194,8 +215,11 @@ def _no_graph(scene: Scene) -> Iterator[Advice]:
     ended = ended & (fates.forwards["end"] <= scene.moment.event)
     if (scene.moment.failed and int(ended.sum()) < 2) or not scene.keeps_a_graph:
         return
+    made = scene.category == Category.ACTIVATION
     yield Advice(
-        saves=scene.saved(np.where(scene.category == Category.ACTIVATION, scene.block, 0)),
+        saves=scene.saved_over_time(
+            scene.less_without_graph(made & (fates.maker >= 0), np.where(made, scene.block, 0))
+        ),
         text="run this under torch.inference_mode() or torch.no_grad(): no backward followed",
         is_cause=True,
     )
@@ -204,6 +228,7 @@ def _no_graph(scene: Scene) -> Iterator[Advice]:
 def _growth(scene: Scene) -> Iterator[Advice]:
     """What is made in every step, or in every n-th, and kept: of no forward, or of a graph that grows."""
     table, rows = scene.result.tape.allocations, scene.moment.alive & ~scene.left_behind & (scene.fates.user < 0)
+    rows &= ~scene.piled_copies
     rows &= np.isin(scene.category, (Category.OTHER, Category.INPUT, Category.TEMPORARY, Category.ACTIVATION))
     rows &= (table["born"] >= 0) & (table["step"] < scene.moment.step)
     rows &= ~_inputs_of(scene, np.flatnonzero(keeps_graph(scene, scene.left_behind)))
@@ -228,7 +253,7 @@ def _growth(scene: Scene) -> Iterator[Advice]:
             saves=saves,
             edit=edit,
             text=f"find what keeps {counted(int(kept.sum()), 'tensor')} {where}, of {len(steps):,} steps: "
-            f"{format_size(scene.at(kept))}, and more in each step{_containers(scene, kept)}",
+            f"{format_size(scene.at(kept))}, and more in each step{containers(scene, kept)}",
             is_cause=True,
         )
 
@@ -259,9 +284,9 @@ def made_by(scene: Scene, chosen: _Mask) -> _Mask:
     return result
 
 
-def _is_worth(scene: Scene, group: Ints) -> bool:
+def _is_worth(scene: Scene, group: Ints, part: int = 100) -> bool:
     """Whether some allocations are more than a hundredth of what is there: of the others there may be very many."""
-    return int(scene.block[group].sum()) * 100 > scene.moment.breakdown.allocated
+    return int(scene.block[group].sum()) * part > scene.moment.breakdown.allocated
 
 
 def _goes_on(scene: Scene, kept: _Mask, steps: Ints) -> bool:
@@ -345,12 +370,23 @@ def _is_retained(scene: Scene, members: Ints) -> bool:
     return bool(np.isin(steps, fates.backwards["step"]).all()) and not np.isin(steps, used).any()
 
 
-def _containers(scene: Scene, rows: _Mask) -> str:
-    """``" in preds"``: the list or dict that variables were seen to hold most of them in; empty: none was seen."""
+def containers(scene: Scene, rows: _Mask, whole: bool = False) -> str:
+    """``" in preds"``: the list or dict that variables were seen to hold most of some allocations in; empty: none was.
+
+    Args:
+        scene: that has them.
+        rows: which.
+        whole: the outermost list or dict.
+    """
+    name = _container(scene, np.flatnonzero(rows))
+    return f" in {shown_name(name.partition('[')[0] if whole else name, 40)}" if name else ""
+
+
+def _container(scene: Scene, rows: Ints) -> str:
     tape = scene.result.tape
     names = [tape.names[name] for name in tape.allocations["name"][rows].tolist() if name >= 0]
     inside = [name.rpartition("[")[0] for name in names if name.endswith("]")]
-    return f" in {shown_name(max(inside, key=inside.count), 40)}" if inside else ""
+    return max(inside, key=inside.count) if inside else ""
 
 
 def _returned_by(scene: Scene, module: int, row: int) -> int:

@@ -16,6 +16,7 @@ from ..layout import counted
 from ..scene import Scene
 from ..tree import shown_name
 from .advised import Advice
+from .earlier import containers
 
 _Mask = npt.NDArray[np.bool_]
 _LIST = 3
@@ -27,9 +28,31 @@ _HELD = {
 }
 
 
+def _piled_copies(scene: Scene) -> Iterator[Advice]:
+    """Copies of parameters or gradients that each step adds to. Assumes that a step's own gradients stay until the next
+    one, and that nothing else is made if copies lie on the CPU.
+    """
+    tape, rows = scene.result.tape, scene.piled_copies
+    if not rows.any():
+        return
+    steps = tape.events["step"].astype(np.int64)
+    next_step = np.searchsorted(np.maximum.accumulate(steps), tape.allocations["step"].astype(np.int64) + 1)
+    gradients = scene.category == Category.GRADIENT
+    edit = Edit(np.where(rows, scene.block, 0), np.where(gradients, next_step, -1))
+    what = "gradients" if gradients[rows].all() else "copies of parameters or gradients"
+    count = len(np.unique(tape.allocations["step"][rows]))
+    yield Advice(
+        saves=scene.saved(edit.smaller, edit.since),
+        edit=edit,
+        text=f"keep the numbers that are needed of each step's {what}, or .detach().cpu() of them: "
+        f"{format_size(scene.at(rows))} of {count:,} steps are kept{containers(scene, rows)}, and more in each step",
+        is_cause=True,
+    )
+
+
 def _copies(scene: Scene) -> Iterator[Advice]:
     """Copies of a model or of a state. Assumes that they can lie on the CPU between the steps."""
-    copies = scene.category == Category.MODEL_COPY
+    copies = (scene.category == Category.MODEL_COPY) & ~scene.piled_copies
     if scene.at(copies):
         yield Advice(
             saves=scene.saved(np.where(copies, scene.block, 0)),
@@ -45,7 +68,7 @@ def _data_sets(scene: Scene) -> Iterator[Advice]:
     large, one is on the device in each step, and so is what the step has made.
     """
     table = scene.result.tape.allocations
-    data = scene.category == Category.DATASET
+    data = (scene.category == Category.DATASET) & ~scene.piled_copies
     data &= (table["born"] < 0) | (table["step"] < scene.moment.step) | (scene.moment.step == 0)
     sizes, counts = np.unique(table["requested"][data & scene.moment.alive], return_counts=True)
     for size in sizes[counts >= _LIST].tolist():
@@ -88,4 +111,4 @@ def _idle_models(scene: Scene) -> Iterator[Advice]:
         )
 
 
-RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_copies, _data_sets, _idle_models)
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_piled_copies, _copies, _data_sets, _idle_models)

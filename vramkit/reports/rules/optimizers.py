@@ -16,6 +16,8 @@ from ..tree import shown_name
 from .advised import Advice
 
 _QUANTIZED = 4096  # numbers: smaller states stay as they are
+_MANY = 4
+"""So many temporaries of parameters' sizes, at least, are there at once if a step is computed for many of them."""
 
 
 def _temporaries(scene: Scene) -> npt.NDArray[np.bool_]:
@@ -25,7 +27,16 @@ def _temporaries(scene: Scene) -> npt.NDArray[np.bool_]:
 
 
 def _optimizer_temporaries(scene: Scene) -> Iterator[Advice]:
-    weights = np.where(_temporaries(scene), scene.block, 0)
+    """Temporaries as large as parameters. Others are of optimizers that do something else, as LBFGS with one vector of
+    all parameters, and have no such options.
+    """
+    requested = scene.result.tape.allocations["requested"].astype(np.int64)
+    parameters = requested[scene.category == Category.PARAMETER]
+    sizes = np.unique(parameters)
+    rows = _temporaries(scene) & np.isin(requested, np.concatenate([sizes, 2 * sizes, sizes // 2]))
+    if int((rows & scene.moment.alive).sum()) < min(_MANY, len(parameters)):
+        return
+    weights = np.where(rows, scene.block, 0)
     yield Advice(
         saves=scene.saved(weights),
         edit=Edit(weights),
@@ -138,6 +149,45 @@ def _gradients_in_evaluation(scene: Scene) -> Iterator[Advice]:
     )
 
 
+def _older_state(scene: Scene) -> Iterator[Advice]:
+    """State of an optimizer that another one has replaced: for the same parameters, of the same kinds, made later."""
+    tape, moment = scene.result.tape, scene.moment
+    table = tape.allocations
+    steps = tape.passes[tape.passes["phase"] == Phase.OPTIMIZER]
+    state = (scene.category == Category.OPTIMIZER_STATE) & (table["name"] >= 0) & (table["born"] >= 0)
+    sizes = {int(table["name"][row]): int(table["requested"][row]) for row in _of_parameters(scene)}
+    names = {tape.names[name]: size for name, size in sizes.items()}
+    since = np.full(len(table), len(tape.events), np.int64)
+    last: dict[int, int] = {}
+    for row in np.flatnonzero(state & moment.alive)[::-1].tolist():
+        name = int(table["name"][row])
+        if names.get(tape.names[name].partition(" of ")[2]) != table["requested"][row]:
+            continue
+        later = last.get(name, row)
+        last[name] = row
+        pass_of = int(np.searchsorted(steps["begin"], table["born"][later], side="right")) - 1
+        if later != row and pass_of >= 0 and table["born"][row] < steps["begin"][pass_of]:
+            since[row] = steps["begin"][pass_of]
+    older = since < len(tape.events)
+    if not older.any():
+        return
+    edit = Edit(np.where(older, scene.block, 0), since)
+    yield Advice(
+        saves=scene.saved(edit.smaller, edit.since),
+        edit=edit,
+        text="delete an optimizer, and what refers to it, before another is made of the same parameters, or go on with "
+        f"the first: {format_size(scene.at(older))} of state are there for parameters that have newer state",
+        is_cause=True,
+    )
+
+
+def _of_parameters(scene: Scene) -> list[int]:
+    """The rows of parameters that are there and have names."""
+    named = scene.moment.alive & (scene.result.tape.allocations["name"] >= 0)
+    rows: list[int] = np.flatnonzero(named & (scene.category == Category.PARAMETER)).tolist()
+    return rows
+
+
 def _state_to_come(scene: Scene) -> Iterator[Advice]:
     """What the first step of an optimizer would still have made when memory ran out in it. Assumes that every parameter
     with a gradient gets the kinds of state that the first of them have, each as large as it.
@@ -219,6 +269,7 @@ RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
     _optimizer_state,
     _stale_gradients,
     _gradients_in_evaluation,
+    _older_state,
     _state_to_come,
     _sparse,
 )

@@ -72,6 +72,7 @@ def _trials(scene: Scene) -> Iterator[Advice]:
         saves=scene.result.peak_allocated - peak,
         text=f"leave torch.backends.cudnn.benchmark off, or count with the later steps: only step {moment.step + 1} "
         f"tries kernels whose workspaces are so large; later ones reach {format_size(peak)}",
+        is_cause=True,
     )
 
 

@@ -33,12 +33,15 @@ def _retained(scene: Scene) -> Iterator[Advice]:
     )
     rows = made_by(scene, retained) & (scene.category == Category.ACTIVATION)
     here = np.unique(fates.maker[rows & scene.moment.alive & (fates.maker < current)])
-    if len(here) != 1 or forwards["step"][here[0]] == forwards["step"][current]:
-        return  # of several a state is handed on
+    here = here[forwards["step"][here] != forwards["step"][current]]
+    if not len(here) or len(np.unique(forwards["step"][here])) > 1:
+        return  # of several steps a state is handed on
+    held = np.isin(fates.maker, here) & rows
+    largest = here[np.bincount(fates.maker[held & scene.moment.alive], minlength=len(forwards))[here].argmax()]
     yield Advice(
         saves=scene.saved(np.where(rows, scene.block, 0), _passed(scene, rows, last[fates.maker])),
-        text=f"call backward() without retain_graph=True: {format_size(scene.at(rows & (fates.maker == here[0])))} of "
-        f"the graph of {model_name(scene, int(forwards['module'][here[0]]))} are there since the step before, as no "
+        text=f"call backward() without retain_graph=True: {format_size(scene.at(held))} of "
+        f"the graph of {model_name(scene, int(forwards['module'][largest]))} are there since the step before, as no "
         "backward freed them",
         is_cause=True,
     )

@@ -23,8 +23,8 @@ _FEW = 3
 
 
 def _teachers(scene: Scene) -> Iterator[Advice]:
-    """Models that run in training steps, and whose graphs no backward ever uses; or not those of some forwards of each
-    step. Where such graphs pile up, what keeps them is named instead.
+    """Models that run in training steps, and whose graphs no backward ever uses; or not those of some of their
+    forwards. Where such graphs pile up from step to step, what keeps them is named instead.
     """
     fates = scene.fates
     piled = keeps_graph(scene, scene.left_behind) & ~fates.is_teachers
@@ -33,13 +33,13 @@ def _teachers(scene: Scene) -> Iterator[Advice]:
         made = made_by(scene, idle) & (scene.category == Category.ACTIVATION)
         of_root = (fates.forwards["module"] == root) & (fates.forwards["phase"] == Phase.FORWARD)
         several = (of_root & ~idle).any()
-        if int((piled & idle).sum()) > 1:
+        if len(np.unique(fates.forwards["step"][piled & idle])) > 1:
             continue
         yield Advice(
             saves=scene.saved_over_time(scene.less_without_graph(made)),
             text=f"run {model_name(scene, root)} under torch.no_grad()"
             + (
-                f" where its output is only compared: of its {int(of_root.sum()):,} forwards {int(idle.sum()):,} made "
+                f" where nothing trains on its output: of its {int(of_root.sum()):,} forwards {int(idle.sum()):,} made "
                 if several
                 else f": its {counted(int(idle.sum()), 'forward')} made "
             )
@@ -60,12 +60,19 @@ def _untrained(scene: Scene) -> Iterator[Advice]:
     for module in _outermost(scene, _within(scene, never, cleared)):
         part = _part(scene, module)
         of = _made_in(scene, module, part)
+        if tape.modules[module].parent < 0 and fates.forwards["is_source"].any():
+            # What is given a graph hands gradients on to what made it.
+            of = of & np.append(fates.forwards["is_source"], False)[fates.maker]
         made = (scene.category == Category.ACTIVATION) & (fates.maker >= 0) & of
-        own = gradients & part[owner]
+        whole = made_by(scene, part[fates.forwards["module"]] & fates.is_used) & (scene.category == Category.ACTIVATION)
+        is_whole = bool((made >= whole).all())
+        own = gradients & part[owner] & is_whole
         yield Advice(
             saves=scene.saved_over_time(scene.less_without_graph(made, np.where(made | own, scene.block, 0))),
-            text=f"run {shown_name(tape.modules[module].name, 60)} under torch.no_grad(), if it is not to train: it "
-            "gets gradients, which no step cleared",
+            text=f"run {shown_name(tape.modules[module].name, 60)} under torch.no_grad(), if it is not to train"
+            + ", but for what it is given of another model's graph (there requires_grad_(False) will do)"
+            * (not is_whole)
+            + ": it gets gradients, which no step cleared",
             is_cause=True,
         )
 

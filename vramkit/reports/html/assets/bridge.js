@@ -10,18 +10,28 @@ function drawBridge(report, device, box, moment) {
   const scale = Math.max(1, zoomed || !device.capacity ? held.used : Math.max(held.used, device.capacity));
   const percent = (size, whole = scale) => `${(100 * size) / whole}%`;
 
-  const segments = parts
-    .filter(({ size }) => size > 0)
-    .map(({ key, name, size }) => {
-      const about = (event) => tip.show(event.clientX, event.clientY, tipRow(key, name, size));
-      const label =
-        size > 0.09 * scale ? [element("b", {}, name.split(":")[0]), element("span", {}, sizeText(size))] : [];
-      return element(
-        "div",
-        { class: `part ${key}`, style: { width: percent(size) }, onmousemove: about, onmouseleave: tip.hide },
-        label,
-      );
-    });
+  const pieces = (some, whole) =>
+    some
+      .filter(({ size }) => size > 0)
+      .map(({ key, name, size }) => {
+        const about = (event) => tip.show(event.clientX, event.clientY, tipRow(key, name, size));
+        const label =
+          size > 0.09 * whole ? [element("b", {}, name.split(":")[0]), element("span", {}, sizeText(size))] : [];
+        return element(
+          "div",
+          { class: `part ${key}`, style: { width: percent(size, whole) }, onmousemove: about, onmouseleave: tip.hide },
+          label,
+        );
+      });
+  const segments = pieces(parts, scale);
+  /** What is allocated once more, where it is too narrow in the bar above to be read. */
+  function closer() {
+    if (!held.allocated || held.allocated > 0.25 * scale) return null;
+    return [
+      element("p", { class: "note closer" }, "What is allocated, drawn larger:"),
+      element("div", { class: "bar" }, pieces(parts.slice(0, -3), held.allocated)),
+    ];
+  }
   if (!zoomed && free > 0) {
     const label = free > 0.09 * scale ? [element("b", {}, "free"), element("span", {}, sizeText(free))] : [];
     segments.push(element("div", { class: "part free", style: { width: percent(free) } }, label));
@@ -64,7 +74,7 @@ function drawBridge(report, device, box, moment) {
     : [];
   fill(
     box,
-    element("div", { class: "bridge" }, card, element("div", { class: "bar" }, segments), brackets),
+    element("div", { class: "bridge" }, card, element("div", { class: "bar" }, segments), brackets, closer()),
     sums(held, parts, device, onCpu),
   );
 }

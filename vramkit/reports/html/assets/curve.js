@@ -138,16 +138,13 @@ function drawCurve(report, box) {
   }
 
   function table() {
-    const heads = ["batch size", "allocated", "reserved", "used", ""].map((text) =>
-      element("th", { scope: "col" }, text),
-    );
     return element(
       "div",
       { class: "scroll" },
       element(
         "table",
         { class: "curve-table" },
-        element("thead", {}, element("tr", {}, heads)),
+        headings(["batch size"], ["allocated"], ["reserved"], ["used"], ""),
         element(
           "tbody",
           {},

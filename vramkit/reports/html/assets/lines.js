@@ -41,14 +41,13 @@ function drawLines(report, device, box, moment, inside) {
           }),
         ),
     );
-  const heads = ["size", "share", "tensors", "line", ""].map((text) => element("th", { scope: "col" }, text));
   const body = shown.map(([line, held]) =>
     element(
       "tr",
       {},
       element("td", { class: "number" }, sizeText(held.size)),
       element("td", { class: "number" }, shareText(held.size, total)),
-      element("td", { class: "number" }, countText(held.rows.length)),
+      element("td", { class: "number count" }, countText(held.rows.length)),
       element("td", { class: "what" }, line),
       element("td", { class: "wide" }, bar(held)),
     ),
@@ -73,7 +72,7 @@ function drawLines(report, device, box, moment, inside) {
       element(
         "table",
         { class: "lines" },
-        element("thead", {}, element("tr", {}, heads)),
+        headings(["size"], ["share"], ["tensors"], "line", ""),
         element("tbody", {}, body),
       ),
     ),

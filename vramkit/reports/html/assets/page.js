@@ -203,7 +203,7 @@
     part("beside-section").hidden = !shown;
     if (!shown) return;
     fill(part("beside-title"), `Memory, ${shown.heads[0]} and ${shown.heads[1]}`);
-    drawBeside(shown, part("beside"));
+    drawBeside(report, shown, part("beside"));
   }
 
   function drawAdvice(device) {
@@ -237,9 +237,11 @@
       ...devices.map((device) => Math.max(device.capacity, device.outside + device.peak_reserved)),
     );
     const parts = partsOf(report);
+    const shown = new Set();
     const bar = (device) => {
       const held = breakdownAt(device, device.moment).parts;
       const pieces = parts.map(({ key, name }, i) => ({ key, name, size: held[i] })).filter(({ size }) => size > 0);
+      pieces.forEach(({ key }) => shown.add(key));
       return element(
         "div",
         { class: "bar small" },
@@ -257,10 +259,7 @@
     };
     const most = devices.some((device) => device.is_window) ? "most" : "peak";
     const trained = devices.some((device) => device.steps);
-    const heads = [report.tabs, `${most} allocated`, `${most} reserved`, "of the card", trained ? "steps" : null, ""];
-    const headings = heads.filter((text) => text !== null).map((text) =>
-      element("th", { scope: "col" }, text),
-    );
+    const figures = [`${most} allocated`, `${most} reserved`, "of the card", ...(trained ? ["steps"] : [])];
     const reserved = devices.map((device) => device.peak_reserved).sort((a, b) => b - a);
     const spread = reserved[0] - reserved[reserved.length - 1];
     const rows = views.map((each) => {
@@ -289,12 +288,12 @@
       element(
         "div",
         { class: "scroll" },
-        element("table", {}, element("thead", {}, element("tr", {}, headings)), element("tbody", {}, rows)),
+        element("table", {}, headings(report.tabs, ...figures.map((text) => [text]), ""), element("tbody", {}, rows)),
       ),
       element(
         "div",
         { class: "legend" },
-        parts.map(({ key, name }) => element("span", {}, swatch(key), name)),
+        parts.filter(({ key }) => shown.has(key)).map(({ key, name }) => element("span", {}, swatch(key), name)),
       ),
       element(
         "p",

@@ -70,11 +70,11 @@ function drawTensors(report, device, box, moment, inside) {
     const since =
       begin[row] === 0
         ? "there from the start"
-        : `${made}, ${countText(rowsOf[moment] - rowsOf[begin[row]])} events ago`;
+        : `${made}, ${manyText(rowsOf[moment] - rowsOf[begin[row]], "event")} ago`;
     const until =
       begin[row] + count[row] >= device.count
         ? "until the end"
-        : `for ${countText(rowsOf[begin[row] + count[row]] - rowsOf[moment])} events more`;
+        : `for ${manyText(rowsOf[begin[row] + count[row]] - rowsOf[moment], "event")} more`;
     return `${since}; ${until}`;
   };
   const cells = (row, head, size) => [
@@ -113,7 +113,7 @@ function drawTensors(report, device, box, moment, inside) {
     const body = element("tbody", {});
     const linesOf = (all) => {
       const lines = [...new Set(all.map((row) => lineOf(device, row)))].filter(Boolean);
-      const more = lines.length > 1 ? ` and ${countText(lines.length - 1)} more lines` : "";
+      const more = lines.length > 1 ? ` and ${manyText(lines.length - 1, "other line")}` : "";
       return lines.length ? element("div", { class: "source" }, `${lines[0]}${more}`) : null;
     };
     const toggle = element(
@@ -153,13 +153,12 @@ function drawTensors(report, device, box, moment, inside) {
     fill(box, element("p", { class: "note" }, "No tensor is alive here at this moment."));
     return;
   }
-  const heads = ["", "size", "category", "what", "life"].map((text) => element("th", { scope: "col" }, text));
   fill(
     box,
     element(
       "div",
       { class: "scroll" },
-      element("table", { class: "tensors" }, element("thead", {}, element("tr", {}, heads)), lines),
+      element("table", { class: "tensors" }, headings("", ["size"], "category", "what", "life"), lines),
     ),
   );
 }

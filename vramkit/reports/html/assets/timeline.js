@@ -62,11 +62,10 @@ function drawTimeline(report, device, box, pin) {
         ? [[element("span", { class: "mark flush" }, "◆"), "cached segments went back: a retry, or empty_cache()"]]
         : []),
     ];
-    return element(
-      "div",
-      { class: "legend" },
-      items.map((item) => element("span", {}, item)),
-    );
+    const phases = [...new Set(bands.map(({ phase }) => phase))].filter((phase) => phase > 0).sort();
+    const shaded = phases.map((phase) => [swatch(`phase-${phase}`), report.phases[phase]]);
+    const line = (all) => element("div", { class: "legend" }, all.map((item) => element("span", {}, item)));
+    return [line(items), shaded.length ? line([["phases:"], ...shaded]) : null];
   }
 
   function columnsFor([low, high]) {
@@ -249,10 +248,13 @@ function drawTimeline(report, device, box, pin) {
       const x = at(moment);
       if (!inside(x)) return;
       ctx.fillStyle = style;
-      ctx.fillText(text, x, bbox.top - 4 * ratio);
+      const half = ctx.measureText(text).width / 2; // words may not stand out at the sides
+      const middle = Math.max(bbox.left + half, Math.min(x, bbox.left + bbox.width - half));
+      ctx.fillText(text, middle, bbox.top - 4 * ratio);
     };
     for (const moment of device.flushes) sign(moment, "◆", colour("muted"));
-    sign(device.peak, device.is_window ? "▲ highest" : "▲ peak", colour("ink"));
+    const near = device.failures.some(({ moment }) => Math.abs(at(moment) - at(device.peak)) < 30 * ratio);
+    if (!near) sign(device.peak, device.is_window ? "▲ highest" : "▲ peak", colour("ink"));
     for (const { moment } of device.failures) {
       if (inside(at(moment))) line(at(moment), colour("alarm"), [2, 3]);
       sign(moment, "▼", colour("alarm"));

@@ -13,11 +13,23 @@ function sizeText(bytes) {
     value /= 1024;
     unit += 1;
   } while (value >= 1023.95 && unit < UNITS.length - 1);
-  return `${sign}${value.toFixed(value < 9.995 ? 2 : 1)} ${UNITS[unit]}`;
+  return `${sign}${fixed(value, value < 9.995 ? 2 : 1)} ${UNITS[unit]}`;
+}
+
+/** A number with so many digits behind the point, halves to the even one as Python has it: cuBLAS's 16.25 MiB are 16.2. */
+function fixed(value, digits) {
+  const scaled = value * 10 ** digits;
+  const below = Math.floor(scaled);
+  return (scaled - below === 0.5 && below % 2 === 0 ? below / 10 ** digits : value).toFixed(digits);
 }
 
 function countText(number) {
   return Math.round(number).toLocaleString("en-US");
+}
+
+/** "1 event", "12 events" */
+function manyText(count, thing) {
+  return `${countText(count)} ${thing}${count === 1 ? "" : "s"}`;
 }
 
 function bytesText(bytes) {
@@ -78,6 +90,14 @@ function shape(tag, attributes = {}, ...children) {
   }
   node.append(...children);
   return node;
+}
+
+/** The first line of a table. A heading that stands above numbers is an array of it. */
+function headings(...columns) {
+  const cells = columns.map((column) =>
+    element("th", { scope: "col", class: Array.isArray(column) ? "number" : null }, column),
+  );
+  return element("thead", {}, element("tr", {}, cells));
 }
 
 function swatch(key) {

@@ -1,0 +1,168 @@
+"""Gradients that are computed and thrown away: of a model whose output another one is trained on, and that is not
+detached. Knows earlier forwards, and no other advice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ...tape.events import Category, Ints, Phase, Tape
+from ...tape.owners import owners
+from ...tape.usage import models_of
+from ..scene import Scene
+from .advised import Advice
+from .earlier import made_by, model_name
+
+_Mask = npt.NDArray[np.bool_]
+_FEW = 3
+
+
+class _Uses:
+    """Which gradients an optimizer used, before they went.
+
+    Args:
+        tape: whose optimizers are known.
+        backwards: of it.
+    """
+
+    def __init__(self, tape: Tape, backwards: npt.NDArray[np.void]) -> None:
+        self._tape, self._backwards = tape, backwards
+        self._steps = tape.passes[tape.passes["phase"] == Phase.OPTIMIZER]
+        self.models = _models(tape)
+
+    @cached_property
+    def rows(self) -> Ints:
+        """Gradients of parameters that optimizers have: of each optimizer's those of a few, as all fare alike."""
+        table, names = self._tape.allocations, self._tape.names
+        gradients = (table["category"] == Category.GRADIENT) & (table["born"] >= 0) & (table["name"] >= 0)
+        made = np.unique(table["name"][gradients]).tolist()
+        chosen: list[int] = []
+        for trained in self._tape.optimizers:
+            own = [name for name in made if names[name] in trained]
+            chosen += own[:: max(1, len(own) // _FEW)]
+        rows: Ints = np.flatnonzero(gradients & np.isin(table["name"], chosen))
+        return rows
+
+    def fate(self, row: int, backward: int) -> bool | None:
+        """Whether an optimizer used a gradient after a backward; None: nothing tells."""
+        name = self._tape.names[self._tape.allocations["name"][row]]
+        numbers = [number for number, trained in enumerate(self._tape.optimizers, 1) if name in trained]
+        died = int(self._tape.allocations["died"][row])
+        after = self._steps["begin"] >= self._backwards["end"][backward]
+        own = after & np.isin(self._steps["optimizer"], numbers)
+        if died < 0:
+            return True if own.any() else None
+        return bool((own & (self._steps["begin"] < died)).any())
+
+
+def _models(tape: Tape) -> Ints:
+    """The model that each module is part of; the last stands for none."""
+    result: Ints = np.append(models_of(tape.modules), -1).astype(np.int64)
+    return result
+
+
+def _not_detached(scene: Scene) -> Iterator[Advice]:
+    """Models whose output other models are trained on, which sends gradients into them that no optimizer uses: as
+    a generator's when its critic is trained. Only of forwards that were given nothing of a graph: through a critic the
+    gradients of its generator come, and it has to have a graph.
+    """
+    tape, fates = scene.result.tape, scene.fates
+    if len(tape.optimizers) < 2 or not len(fates.backwards) or not len(fates.forwards):
+        return
+    uses = _Uses(tape, fates.backwards)
+    root_of = _models(tape)[owners(tape)]
+    went: dict[int, list[tuple[int, int, bool | None]]] = {}  # of each model: forward, backward, whether it was trained
+    for backward in range(len(fates.backwards)):
+        trained = _trained_by(uses, scene, root_of, backward)
+        if True not in trained.values():
+            continue
+        for root, is_used in trained.items():
+            before = fates.forwards["end"] <= fates.backwards["begin"][backward]
+            members = np.flatnonzero(before & (fates.forwards["module"] == root) & fates.forwards["made_graph"])
+            if len(members) and fates.forwards["is_source"][members[-1]]:
+                went.setdefault(root, []).append((int(members[-1]), backward, is_used))
+    for root, every in went.items():
+        if False not in [is_used for _, _, is_used in every]:
+            continue
+        unused = [(forward, backward) for forward, backward, is_used in every if is_used is not True]
+        trains = {forward for forward, _, is_used in every if is_used is True}
+        backwards = [backward for _, backward in unused]
+        shared = bool(trains & {forward for forward, _ in unused})  # the model is trained on the same output, too
+        if shared:
+            less = _retained(scene, root, backwards)
+        else:
+            discarded = np.zeros(len(fates.forwards), bool)
+            discarded[[forward for forward, _ in unused]] = True
+            less = scene.less_without_graph(
+                made_by(scene, discarded) & (scene.category == Category.ACTIVATION),
+                np.where(_only_for(scene, discarded, root, root_of, backwards), scene.block, 0),
+            )
+        name = model_name(scene, root)
+        yield Advice(
+            saves=scene.saved_over_time(less),
+            is_computed=not shared,  # which of its own parts that backward would not make, nothing tells
+            text=(
+                f"detach {name}'s output where another model is trained on it (output.detach()), and call that "
+                "backward() without retain_graph=True"
+                if shared
+                else f"run {name} under torch.no_grad(), or detach its output at once, where another model is trained "
+                "on it"
+            )
+            + ": its gradients are computed there, and cleared before an optimizer used them",
+            is_cause=True,
+        )
+
+
+def _trained_by(uses: _Uses, scene: Scene, root_of: Ints, backward: int) -> dict[int, bool | None]:
+    """Of each model that a backward came through whether an optimizer then used its gradients; None: nothing tells."""
+    tape, rows = scene.result.tape, uses.rows
+    begin, end = (int(scene.fates.backwards[name][backward]) for name in ("begin", "end"))
+    table, inside = tape.allocations[rows], tape.events["module"][begin:end]
+    reached = uses.models[inside[inside >= 0]]
+    added = (table["born"] < end) & ((table["died"] < 0) | (table["died"] >= end))
+    added &= np.isin(root_of[rows], reached) | (table["born"] >= begin)
+    result: dict[int, bool | None] = {}
+    for row in rows[added].tolist():
+        root, fate = int(root_of[row]), uses.fate(row, backward)
+        known = result.get(root, False)
+        result[root] = True if True in (fate, known) else None if None in (fate, known) else False
+    result.pop(-1, None)
+    return result
+
+
+def _retained(scene: Scene, root: int, backwards: Sequence[int]) -> Ints:
+    """Bytes that are not there at each moment if some backwards free the graphs of all models but one, which another
+    backward still needs.
+    """
+    fates, count = scene.fates, len(scene.result.tape.events)
+    others = (fates.forwards["module"] != root) & ~fates.is_used & fates.forwards["made_graph"]
+    since = np.full(len(fates.forwards) + 1, count, np.int64)
+    for backward in reversed(backwards):
+        span = fates.backwards[backward]
+        since[:-1][others & (fates.forwards["step"] == span["step"]) & (fates.forwards["end"] <= span["begin"])] = span[
+            "end"
+        ]
+    rows = (scene.category == Category.ACTIVATION) & (fates.user < 0) & (since[fates.maker] < count)
+    return scene.less(np.where(rows, scene.block, 0), since[fates.maker])
+
+
+def _only_for(scene: Scene, discarded: _Mask, root: int, root_of: Ints, backwards: Sequence[int]) -> _Mask:
+    """What is there only because some forwards of a model made graphs: these, the gradients, and what computes them."""
+    tape, fates = scene.result.tape, scene.fates
+    table = tape.allocations
+    models = _models(tape)
+    rows = made_by(scene, discarded) & (scene.category == Category.ACTIVATION)
+    chosen = np.zeros(len(fates.backwards), bool)
+    chosen[[*backwards]] = True
+    at = np.searchsorted(fates.backwards["begin"], table["born"], side="right") - 1
+    inside = (at >= 0) & chosen[at] & (table["born"] < fates.backwards["end"][at])
+    rows |= inside & (scene.category == Category.GRADIENT) & (root_of == root)
+    result: _Mask = rows | (inside & (scene.category == Category.TEMPORARY) & (models[table["module"]] == root))
+    return result
+
+
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_not_detached,)
