@@ -94,6 +94,10 @@ How large those are is cuDNN's own choice: the rules for fakes (`vramkit/engines
 estimates of what cuDNN 9.2x chooses, which torch 2.14 has. 9.19 (torch 2.11) is as near; 9.10 (torch 2.8 and 2.9)
 chooses other kernels for more layers. The virtual engine asks the cuDNN that is installed.
 
+Since 2.15 cuBLAS's workspace is taken for each product, and given back after it; it is a temporary there. Of 2.15.0,
+with Python 3.13, the allocator was held against 200 random programs, and one program's predictions against a fresh
+process: equal.
+
 What older ones cannot do, or do otherwise:
 
 * Up to 2.10 the allocator's history does not say which thread an allocation was made in. A profile in which several

@@ -47,8 +47,8 @@ def test_an_exception_of_the_program_itself_gets_no_note_though_a_limit_was_met_
         ("cudnnGetConvolutionForwardWorkspaceSize", "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", "cudnn.enabled"),
         ("cuGetExportTable", "CUDA driver version is insufficient for CUDA runtime version", "libcudart"),
         ("cusolverDnXnew_bufferSize", "cusolver error: CUSOLVER_STATUS_ARCH_MISMATCH", "CPU"),
-        ("cuMulticastCreate", "CUDA driver error: operation not supported", "Switch it off"),
-        ("cuGreenCtxCreate", "RuntimeError: cuGreenCtxCreate failed with 801", "feature"),
+        ("cuMulticastCreate", "CUDA driver error: operation not supported", "feature"),
+        ("cuMulticastCreate", "RuntimeError: cuMulticastCreate failed with 801", "Switch it off"),
     ],
 )
 def test_each_limit_has_its_remedy(function: str, text: str, word: str) -> None:
@@ -138,3 +138,26 @@ def test_a_size_of_flags_that_were_not_computed_is_told() -> None:
 
     (note,) = prof.result.notes
     assert "Sizes came from values" in note
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize(("width", "is_told"), [(4, False), (256, True)], ids=["computed", "too large"])
+def test_what_lbfgs_would_keep_is_told_where_its_loss_was_not_computed(width: int, is_told: bool) -> None:
+    model = nn.Linear(width, width, bias=False).cuda()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3, history_size=7)
+    x = torch.ones(2, width, device="cuda")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss: torch.Tensor = (model(x) - 1).pow(2).mean()
+        loss.backward()
+        return loss
+
+    with vramkit.profile(model, optimizer) as prof:
+        optimizer.step(closure)  # type: ignore[no-untyped-call] # torch's
+
+    pair = 2 * 4 * width * width
+    told = [note for note in prof.result.notes if note.startswith("LBFGS")]
+    assert len(told) == is_told
+    assert all(f"keep 7 pairs of a step and a gradient, {pair / 1024:.1f} KiB ({pair:,} B)" in note for note in told)
+    assert bool(next(iter(optimizer.state.values()))["old_dirs"]) != is_told

@@ -56,6 +56,30 @@ ASKED: dict[str, Callable[[torch.Tensor], Any]] = {
 }
 
 
+def test_what_unique_finds_lies_where_its_kernel_wrote_it() -> None:
+    x = torch.tensor(NUMBERS * 100, device="cuda")
+
+    found = x.unique(), x.unique_consecutive(), *x.unique(return_inverse=True, return_counts=True)
+
+    assert [each.untyped_storage().nbytes() for each in found] == [x.nbytes] * len(found)
+
+
+def test_how_many_places_are_written_to_is_known_without_what_is_written() -> None:
+    places = torch.tensor([NUMBERS * 1000], device="cuda")
+    values = torch.empty(places.shape[1], 16, device="cuda")  # too many to be computed
+
+    with vramkit.profile() as prof:
+        count = torch.sparse_coo_tensor(places, values, (10, 16)).coalesce().values().shape[0]
+
+    assert count == len({*NUMBERS})
+    assert not [note for note in prof.result.notes if "not computed" in note]
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20], ids=["computed", "too large"])
+def test_deviations_are_taken_to_be_what_normal_wants_of_them(size: int) -> None:
+    assert torch.normal(0.0, torch.rand(size, device="cuda")).shape == (size,)
+
+
 def on_cpu(found: Any) -> Any:
     if isinstance(found, torch.Tensor):
         return found.cpu().tolist()

@@ -6,8 +6,10 @@ Knows what the virtual GPU counts; knows no events. On a real GPU there is nothi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+
+import torch
 
 from ..out_of_memory import is_out_of_memory
 from ..tape.events import Module
@@ -15,7 +17,7 @@ from ..virtual_gpu import current
 from ..virtual_gpu.limits import limit_behind
 from ..virtual_gpu.values.hook import Read
 from .marks import Marks
-from .uncomputed import of_choices, of_reads
+from .uncomputed import of_choices, of_reads, of_searches
 
 _SEARCHED = (
     "torch.backends.cudnn.benchmark was on. Which of cuDNN's plans is the fastest, the card alone knows; here it is "
@@ -38,12 +40,15 @@ class Limits:
     def __init__(self) -> None:
         self._before = self._now = _counts()
         self._functions: list[str] = []
+        self._searches: list[str] = []
 
-    def stop(self) -> None:
-        """End the time that is spoken of."""
+    def stop(self, optimizers: Collection[torch.optim.Optimizer]) -> None:
+        """End the time that is spoken of, in which there were these optimizers."""
         self._now = _counts()
         handle = current()
-        self._functions = [] if handle is None else handle.limits_since(self._before.limits_met)
+        if handle is not None:
+            self._functions = handle.limits_since(self._before.limits_met)
+            self._searches = of_searches(optimizers, 0 if handle.values is None else handle.values.largest)
 
     def notes(self, marks: Marks, modules: Sequence[Module]) -> list[str]:
         """What the result has to say.
@@ -58,6 +63,7 @@ class Limits:
             *of_reads(now.reads - before.reads, marks, modules),
             *of_choices(now.spread - before.spread, marks, modules),
             *searched,
+            *self._searches,
         ]
 
     def behind(self, error: BaseException | None) -> str | None:

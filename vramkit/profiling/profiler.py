@@ -202,9 +202,10 @@ class profile:  # noqa: N801 - used as a verb: `with vramkit.profile(...)`
             with _beside(error):
                 source.stop(error)
                 self._recorded = source
-                self._limits.stop()
+                models, optimizers = source.hooks.alive()
+                self._limits.stop(optimizers)
                 failed = is_out_of_memory(error)
-                self._whole = whole_of(*source.hooks.alive(), source.marks.kept, failed=failed)
+                self._whole = whole_of(models, optimizers, source.marks.kept, failed=failed)
 
     def _settle(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -1,14 +1,17 @@
 """What a program took from values that a virtual device had not computed: by which operator, in which module, as notes.
 
-Knows marks and what the virtual GPU was told of such reads; knows no events.
+Knows marks, what the virtual GPU was told of such reads, and which optimizer goes by its loss; knows no events.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
 
 from ..attribution.recording import Kind, Mark
+from ..sizes import format_size
 from ..tape.events import Module
 from ..virtual_gpu.values.hook import Read
 from .marks import Marks
@@ -48,6 +51,28 @@ def of_choices(spread: Counter[Read], marks: Marks, modules: Sequence[Module]) -
         f"Assumed: choices by values that were not computed (a router's expert, a next token) are even; sizes came of "
         f'them: {told}. On a card some are larger; with `--values all` (values="all") the weights choose.'
     ]
+
+
+def of_searches(optimizers: Collection[torch.optim.Optimizer], largest: int) -> list[str]:
+    """A note for each LBFGS on a device: what it would have kept of the steps that a loss decides on.
+
+    Args:
+        optimizers: that are there.
+        largest: bytes of the largest tensor of numbers that was computed.
+    """
+    notes = []
+    for each in optimizers:
+        if isinstance(each, torch.optim.LBFGS):
+            [group] = each.param_groups
+            trained = [one for one in group["params"] if one.requires_grad and one.is_cuda]
+            pair = 2 * sum(one.numel() * one.element_size() for one in trained)
+            if pair > 2 * largest:
+                notes.append(
+                    f"LBFGS goes on as long as its loss falls, which was not computed: here it ends early, and keeps "
+                    f"nothing of its steps. On a card it comes to keep {group['history_size']:,} pairs of a step and a "
+                    f"gradient, {format_size(pair)} ({pair:,} B) each (history_size){_REMEDY}"
+                )
+    return notes
 
 
 def _told(reads: Counter[Read], marks: Marks, modules: Sequence[Module]) -> str:

@@ -18,7 +18,7 @@ import torch
 
 from ..gpus import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER, CUBLASLT_WORKSPACE
 from .names import look_up, place_of
-from .versions import LT_HAS_WORKSPACE, LT_KEEPS_WORKSPACE
+from .versions import BLAS_KEEPS_WORKSPACE, LT_HAS_WORKSPACE, LT_KEEPS_WORKSPACE
 
 _METADATA = "2.11 to 2.14"
 
@@ -87,6 +87,8 @@ _BY_DEFAULT = {CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER}
 
 def workspace_sizes() -> frozenset[int]:
     """What cuBLAS and cuBLASLt may ask torch for, and then keep for each handle and stream, bytes."""
+    if not BLAS_KEEPS_WORKSPACE:
+        return frozenset()
     of_lt = {CUBLASLT_WORKSPACE} if LT_HAS_WORKSPACE and LT_KEEPS_WORKSPACE else set()
     if _workspace_size is not None:
         return frozenset({int(_workspace_size()), *of_lt})

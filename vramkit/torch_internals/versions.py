@@ -12,8 +12,11 @@ SINCE_2_9: bool = _RELEASE >= (2, 9)
 SINCE_2_10: bool = _RELEASE >= (2, 10)
 SINCE_2_12: bool = _RELEASE >= (2, 12)
 SINCE_2_14: bool = _RELEASE >= (2, 14)
+SINCE_2_15: bool = _RELEASE >= (2, 15)
 """Whether this is that torch or a newer one; its nightly builds and release candidates count."""
 
+BLAS_KEEPS_WORKSPACE: bool = not SINCE_2_15
+"""Whether cuBLAS's workspace is kept, for each handle and stream, or taken for each product."""
 LT_HAS_WORKSPACE: bool = not SINCE_2_12
 """Whether torch gives cuBLASLt a workspace of its own; later ones let it use cuBLAS's."""
 LT_KEEPS_WORKSPACE: bool = SINCE_2_9

@@ -1,10 +1,11 @@
 /* cuSOLVER: how large a workspace each routine wants, and that it succeeded.
  * The factors themselves are for ../values/ to compute; here a routine only sets its devInfo to 0.
  *
- * Assumed: NVIDIA publishes no formula, so each size is the one that LAPACK's routine of that name asks for, with
- * blocks of 64 columns; a Jacobi method, which LAPACK has not, rotates copies of the matrix and of the vectors. Of
- * syevjBatched some sizes are public (cupy issue 7261: complex, 2 x 2 and 4 x 4 in batches), which its formula gives.
- * As in cuSOLVER, a size above the largest int is an invalid value. */
+ * NVIDIA publishes no formula. Sizes were fitted to what cuSOLVER of CUDA 13.0 asked for on an H200
+ * (benchmarks/real_gpu/recordings), where benchmarks/test_work_areas.py holds them: Cholesky, QR and the products with its
+ * Q in every problem; LU up to 1,024 rows and columns; a generated Q but for 65 to 127 columns; symmetric eigenproblems,
+ * and singular values of square matrices, within 100 elements. Fitted to a few sizes each: Jacobi methods, batches of
+ * eigenproblems, sytrf and geev; by the order of magnitude alone gesvda, and gesvd of matrices that are not square. As in cuSOLVER, a size above the largest int is an invalid value. */
 #include "vgpu.h"
 
 #include <library_types.h>
@@ -12,8 +13,9 @@
 
 #pragma GCC diagnostic ignored "-Wunused-parameter" /* most of what a routine is given says nothing about its size */
 
-enum { OK = 0, INVALID_VALUE = 3, BLOCK = 64, TILE = 32 };
+enum { OK = 0, INVALID_VALUE = 3, TILE = 32 };
 typedef void *any;
+typedef cudaDataType type;
 
 API int cusolverDnCreate(any *handle) { return make(handle); }
 API int cusolverDnDestroy(any handle) { return discard(handle); }
@@ -26,13 +28,41 @@ API int cusolverDnDestroySyevjInfo(any info) { return discard(info); }
 
 /* ---- sizes, in elements */
 
-static int64_t of_panel(int64_t columns) { return BLOCK * columns; }
-static int64_t of_svd(int64_t m, int64_t n) { return 3 * (m < n ? m : n) + of_panel(m + n); }
-static int64_t of_jacobi(int64_t m, int64_t n) { return m * n + n * n; }
-static int64_t of_eigen(int64_t n, int vectors) { return vectors ? 1 + 6 * n + 2 * n * n : 2 * n + of_panel(n); }
+static int64_t least(int64_t m, int64_t n) { return m < n ? m : n; }
+static int64_t most(int64_t m, int64_t n) { return m > n ? m : n; }
+static int64_t tiles(int64_t elements) { return (int64_t)ROUND_UP(elements, TILE); } /* whole ones */
+
+static int64_t of_cholesky(int64_t n, int upper, int64_t unit) {
+  int64_t side = tiles(n) / TILE;
+  return (upper ? 128 + 32 * unit : tiles(4 * side * side + 128)) / unit;
+}
+static int64_t of_lu(int64_t m, int64_t n, int64_t unit) {
+  int64_t k = least(m, n), first = 16;
+  while (first < 256 && 2 * first < k) first *= 2;
+  return 16 * (16 + first + (int64_t)ROUND_UP(most(k + 1, 32) / 2, 16)) / unit;
+}
+static int64_t of_qr(int64_t n) { return (512 + most(n, 256)) * 1024; }
+static int64_t of_q(int64_t m, int64_t k) {
+  return (1 << 15) + 256 + (k <= 64 ? tiles(k * m) : 128 * (m + most(2 * k - 128, 0)));
+}
+static int64_t of_q_times(int64_t m, int64_t n, int64_t k) {
+  return (1 << 16) + 256 * (m + 1) + 512 * n + tiles(k * (m + most(n, k))) + (most(m, n) > TILE ? tiles(n) : 0);
+}
+static int64_t of_svd(int64_t m, int64_t n) {
+  int64_t k = least(m, n), plain = (1 << 16) + 256 * (k + 1) + 3 * tiles(k * k) + 4 * k;
+  return m == n ? plain : most(plain, of_qr(k) + of_q(m, k) + m * n + 3 * k * k);
+}
+static int64_t of_jacobi(int64_t m, int64_t n) {
+  int64_t k = least(m, n), plain = k <= TILE ? 992 : 992 + 2 * k * (k + 1) + 64 * tiles(k);
+  return m == n ? plain : most(plain, of_qr(k) + tiles(k) + TILE) + (m < n ? m * n : 0);
+}
+static int64_t of_approximate_svd(int64_t n) { return 12 * n * n + 1024 * n; } /* of four bytes */
+static int64_t of_eigen(int64_t n) {
+  return most(3 * n * n + 768 * n + (1 << 16) + 67, 4 * n * n + 127 * n + (1 << 15) + 195);
+}
+static int64_t of_jacobi_eigen(int64_t n) { return n * n + 59 * n - 617; }
 static int64_t of_small_eigen(int64_t n, int64_t batch) {
-  int64_t side = (int64_t)ROUND_UP(n, TILE);
-  return TILE * TILE + 4 + batch * (side * side + (n + 1) * (n + 1));
+  return TILE * TILE + 4 + batch * (tiles(n) * tiles(n) + (n + 1) * (n + 1));
 }
 
 static int answer(int64_t elements, int *size) {
@@ -40,27 +70,28 @@ static int answer(int64_t elements, int *size) {
   trace("cuSOLVER wants %lld elements of workspace", (long long)elements);
   return *size = (int)elements, OK;
 }
-/* The interface of 64 bits asks in bytes, and for memory of the host as well: none is needed here. */
-static int answer_bytes(int64_t elements, cudaDataType type, size_t *on_device, size_t *on_host) {
-  size_t unit = type == CUDA_C_64F ? 16 : type == CUDA_C_32F || type == CUDA_R_64F ? 8 : 4;
+/* The interface of 64 bits asks in bytes, 128 more for some, and for memory of the host as well: none is needed here. */
+static int64_t bytes_of(type t) { return t == CUDA_C_64F ? 16 : t == CUDA_C_32F || t == CUDA_R_64F ? 8 : 4; }
+static int answer_bytes(int64_t elements, type t, int more, size_t *on_device, size_t *on_host) {
   trace("cuSOLVER wants %lld elements of workspace", (long long)elements);
-  return *on_device = (size_t)elements * unit, *on_host = 0, OK;
+  return *on_device = (size_t)(elements * bytes_of(t) + more), *on_host = 0, OK;
 }
 
 /* A routine of one type: what it is called, its arguments, and what is done. */
 #define ROUTINE(T, name, arguments, done)                                                                              \
   API int cusolverDn##T##name arguments { return done; }
 
-#define SIZES(T, org, orm, sy)                                                                                         \
-  ROUTINE(T, potrf_bufferSize, (any h, int uplo, int n, any a, int lda, int *size), answer(of_panel(n), size))         \
-  ROUTINE(T, getrf_bufferSize, (any h, int m, int n, any a, int lda, int *size), answer(of_panel(n), size))            \
-  ROUTINE(T, geqrf_bufferSize, (any h, int m, int n, any a, int lda, int *size), answer(of_panel(n), size))            \
-  ROUTINE(T, sytrf_bufferSize, (any h, int n, any a, int lda, int *size), answer(of_panel(n), size))                   \
+#define SIZES(T, unit, org, orm, sy)                                                                                   \
+  ROUTINE(T, potrf_bufferSize, (any h, int uplo, int n, any a, int lda, int *size),                                    \
+          answer(of_cholesky(n, uplo, unit), size))                                                                    \
+  ROUTINE(T, getrf_bufferSize, (any h, int m, int n, any a, int lda, int *size), answer(of_lu(m, n, unit), size))      \
+  ROUTINE(T, geqrf_bufferSize, (any h, int m, int n, any a, int lda, int *size), answer(of_qr(n), size))               \
+  ROUTINE(T, sytrf_bufferSize, (any h, int n, any a, int lda, int *size), answer(384 * n + 32, size))                  \
   ROUTINE(T, org##_bufferSize, (any h, int m, int n, int k, any a, int lda, any tau, int *size),                       \
-          answer(of_panel(n), size))                                                                                   \
+          answer(of_q(m, k), size))                                                                                    \
   ROUTINE(T, orm##_bufferSize,                                                                                         \
           (any h, int right, int trans, int m, int n, int k, any a, int lda, any tau, any c, int ldc, int *size),      \
-          answer(of_panel(right ? m : n), size))                                                                       \
+          answer(right ? of_q_times(n, m, k) : of_q_times(m, n, k), size))                                             \
   ROUTINE(T, gesvd_bufferSize, (any h, int m, int n, int *size), answer(of_svd(m, n), size))                           \
   ROUTINE(T, gesvdj_bufferSize,                                                                                        \
           (any h, int job, int econ, int m, int n, any a, int lda, any s, any u, int ldu, any v, int ldv, int *size),  \
@@ -68,48 +99,47 @@ static int answer_bytes(int64_t elements, cudaDataType type, size_t *on_device, 
   ROUTINE(T, gesvdjBatched_bufferSize,                                                                                 \
           (any h, int job, int m, int n, any a, int lda, any s, any u, int ldu, any v, int ldv, int *size, any how,    \
            int batch),                                                                                                 \
-          answer(batch * of_jacobi(m, n), size))                                                                       \
+          answer(of_jacobi(m, n), size))                                                                               \
   ROUTINE(T, gesvdaStridedBatched_bufferSize,                                                                          \
           (any h, int job, int rank, int m, int n, any a, int lda, long long by_a, any s, long long by_s, any u,       \
            int ldu, long long by_u, any v, int ldv, long long by_v, int *size, int batch),                             \
-          answer(batch * of_jacobi(m, n), size))                                                                       \
+          answer(batch * of_approximate_svd(least(m, n)) * 4 / unit, size))                                            \
   ROUTINE(T, sy##evd_bufferSize, (any h, int job, int uplo, int n, any a, int lda, any w, int *size),                  \
-          answer(of_eigen(n, job), size))                                                                              \
+          answer(of_eigen(n), size))                                                                                   \
   ROUTINE(T, sy##evj_bufferSize,                                                                                       \
           (any h, int job, int uplo, int n, any a, int lda, any w, int *size, any how),                                \
-          answer(of_jacobi(n, n), size))                                                                               \
+          answer(of_jacobi_eigen(n), size))                                                                            \
   ROUTINE(T, sy##evjBatched_bufferSize,                                                                                \
           (any h, int job, int uplo, int n, any a, int lda, any w, int *size, any how, int batch),                     \
           answer(of_small_eigen(n, batch), size))
-SIZES(S, orgqr, ormqr, sy)
-SIZES(D, orgqr, ormqr, sy)
-SIZES(C, ungqr, unmqr, he)
-SIZES(Z, ungqr, unmqr, he)
+SIZES(S, 4, orgqr, ormqr, sy)
+SIZES(D, 8, orgqr, ormqr, sy)
+SIZES(C, 8, ungqr, unmqr, he)
+SIZES(Z, 16, ungqr, unmqr, he)
 
-typedef cudaDataType type;
 ROUTINE(X, potrf_bufferSize,
         (any h, any how, int uplo, int64_t n, type t, any a, int64_t lda, type in, size_t *device, size_t *host),
-        answer_bytes(of_panel(n), t, device, host))
+        answer_bytes(of_cholesky(n, uplo, bytes_of(t)), t, 0, device, host))
 ROUTINE(X, geqrf_bufferSize,
         (any h, any how, int64_t m, int64_t n, type t, any a, int64_t lda, type of_tau, any tau, type in,
          size_t *device, size_t *host),
-        answer_bytes(of_panel(n), t, device, host))
+        answer_bytes(of_qr(n), t, 128, device, host))
 ROUTINE(X, syevd_bufferSize,
         (any h, any how, int job, int uplo, int64_t n, type t, any a, int64_t lda, type of_w, any w, type in,
          size_t *device, size_t *host),
-        answer_bytes(of_eigen(n, job), t, device, host))
+        answer_bytes(of_eigen(n), t, 128, device, host))
 ROUTINE(X, syevBatched_bufferSize,
         (any h, any how, int job, int uplo, int64_t n, type t, any a, int64_t lda, type of_w, any w, type in,
          size_t *device, size_t *host, int64_t batch),
-        answer_bytes(of_small_eigen(n, batch), t, device, host))
+        answer_bytes(batch * (of_eigen(n) - 79), t, 352, device, host))
 ROUTINE(X, geev_bufferSize,
         (any h, any how, int left, int right, int64_t n, type t, any a, int64_t lda, type of_w, any w, type of_vl,
          any vl, int64_t ldvl, type of_vr, any vr, int64_t ldvr, type in, size_t *device, size_t *host),
-        answer_bytes(4 * n + of_panel(n), t, device, host))
+        answer_bytes((1 << 15) + n * n + 9 * n, t, 0, device, host))
 ROUTINE(X, sytrs_bufferSize,
         (any h, int uplo, int64_t n, int64_t columns, type t, any a, int64_t lda, any pivots, type of_b, any b,
          int64_t ldb, size_t *device, size_t *host),
-        answer_bytes(n * columns, t, device, host))
+        answer_bytes(n * columns, t, 0, device, host))
 
 /* ---- routines: where devInfo stands among their arguments is all that is known of them */
 

@@ -59,6 +59,11 @@ class ComputedValues:
         runtime.vgpu_on_first_use.restype = None
         runtime.vgpu_on_first_use(self._first_use)
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest tensor of floating-point numbers that is computed."""
+        return self._limits[0]
+
     def leave_out_floating_point(self) -> None:
         """Compute integers and flags alone, where a model's own values are not there."""
         self._limits = (0, *self._limits[1:])

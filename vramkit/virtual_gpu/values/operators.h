@@ -63,9 +63,10 @@ Operator look_at(const c10::OperatorHandle &op) {
   }
   found.counted = any_of(name, {"aten::nonzero", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::_coalesce"});
   found.tells = found.dynamic && name != "aten::equal"; /* which only says yes or no */
-  found.by_counts = name == "aten::_ctc_loss";
+  found.by_counts = any_of(name, {"aten::_ctc_loss", "aten::_coalesce"});
   found.by_flags = name.rfind("aten::index", 0) == 0 || name.rfind("aten::masked", 0) == 0;
-  found.checks = any_of(name, {"aten::segment_reduce", "aten::_is_all_true"}); /* the latter is a distribution's check */
+  /* The latter two: what a distribution checks, and normal of its deviations, up to torch 2.11 or so. */
+  found.checks = any_of(name, {"aten::segment_reduce", "aten::_is_all_true", "aten::normal"});
   for (auto each : {"aten::linalg_", "aten::_linalg_"}) found.checks = found.checks || name.rfind(each, 0) == 0;
   found.sparse = name.find("sparse") != std::string::npos;
   found.spread = any_of(name, {"aten::topk", "aten::argmax", "aten::max", "aten::multinomial"});

@@ -44,7 +44,8 @@ struct {
 thread_local bool answering = false; /* the next count that is copied to the host is known */
 thread_local int inside = 0; /* > 0: in the kernel of an operator that is computed as a whole */
 thread_local int checking = 0; /* > 0: only whether all is well is read */
-thread_local bool asks_all = false; /* and of flags whether all hold (are finite), not whether any (it failed) */
+thread_local bool asks_all = false; /* and of flags whether all hold (are finite, the least is large enough), not whether
+                                        any does (it failed) */
 
 /* ---- tensors */
 
@@ -196,6 +197,15 @@ bool is_of_the_finite(const Operator &known, at::ArrayRef<c10::IValue> arguments
   return known.name == "aten::ne" && arguments[1].isScalar() && std::isinf(arguments[1].toScalar().toDouble());
 }
 
+/* How many elements a sparse tensor has whose indices are known, when those of one place are added up. */
+long long coalesced(const Operator &known, at::ArrayRef<c10::IValue> arguments, long long elements) {
+  if (known.name != "aten::_coalesce" || !is_coo(arguments[0].toTensor())) return elements;
+  const auto indices = parts_of(arguments[0].toTensor()).front();
+  if (!is_small(indices) || value_of(indices) == Value::unknown || !indices.numel()) return elements;
+  OnHost guard;
+  return std::get<0>(at::unique_dim(host_view(indices), 1)).size(1);
+}
+
 /* Whether it asks of flags that all are set, or joins such flags. */
 bool is_of_the_set(const Operator &known, at::ArrayRef<c10::IValue> arguments) {
   if (!any_of(known.name, {"aten::all", "aten::mul", "aten::bitwise_and", "aten::logical_and"})) return false;
@@ -295,7 +305,7 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   if (!settings.on) return pass_on(op, keys, stack);
   Operator &what = known(op);
   Checking guard(what.checks);
-  if (checking && any_of(what.name, {"aten::all", "aten::any"})) asks_all = what.name == "aten::all";
+  if (checking && any_of(what.name, {"aten::all", "aten::any", "aten::min"})) asks_all = what.name != "aten::any";
   if (what.kind == Kind::pass || (inside && !what.dynamic)) return pass_on(op, keys, stack);
   if (what.kind == Kind::exchange) return exchange(op, what, keys, stack);
 
@@ -347,14 +357,15 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   if (what.kind == Kind::read) {
     const auto zero = zero_of(some->scalar_type());
     pass_on(op, keys, stack);
-    if (!known_inputs) stack->back() = checking && asks_all && zero.isBoolean() ? at::Scalar(true) : zero;
+    if (!known_inputs && !(answering && is_count(*some))) /* a count that was just delivered is known */
+      stack->back() = checking && asks_all && zero.isBoolean() ? at::Scalar(true) : zero;
     return;
   }
   if (!fits || what.refused || !known_inputs) { /* what would come of leftovers is nobody's: a scaler might skip its step */
     const auto among = choices(what, arguments);
     const bool hold = checking ? !known_inputs && what.name == "aten::all" : is_of_the_finite(what, arguments) || is_of_the_set(what, arguments);
     {
-      Answer most(what.counted, elements);
+      Answer most(what.counted, coalesced(what, arguments, elements));
       pass_on(op, keys, stack);
     }
     each_result(op, stack, [&](size_t, c10::IValue &result, bool written) {
@@ -431,7 +442,8 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
       bool right = done;
       if (done && !written && j < twins.size() && twins[j].defined()) {
         OnHost guard;
-        if (twins[j].sizes() != each.sizes() && what.dynamic && result.isTensor() && !is_sparse(result.toTensor())) {
+        const bool is_wanted = each.numel() || !i; /* unique_dim counts on the CPU what nobody asked for */
+        if (twins[j].sizes() != each.sizes() && what.dynamic && is_wanted && result.isTensor() && !is_sparse(result.toTensor())) {
           each = at::empty(twins[j].sizes(), each.options()); /* its kernel asked in a way that is not known here */
           result = each;
         }

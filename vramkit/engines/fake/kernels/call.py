@@ -13,7 +13,7 @@ import torch
 from ....allocator import Block
 from ....gpus import CUBLASLT_WORKSPACE, GPU, cublas_workspace
 from ....torch_internals.autograd import graph_task
-from ....torch_internals.versions import LT_KEEPS_WORKSPACE
+from ....torch_internals.versions import BLAS_KEEPS_WORKSPACE, LT_KEEPS_WORKSPACE
 
 
 class KernelRecorder(Protocol):
@@ -108,8 +108,11 @@ class Call:
             pass
 
     def cublas_workspace(self) -> None:
-        """Take cuBLAS's workspace, unless this thread's handle has it; it is kept."""
-        self._recorder.take_workspace(cublas_workspace(self.gpu), in_backward=self.in_backward)
+        """Take cuBLAS's workspace: to keep, unless this thread's handle has it, or for this product alone."""
+        if BLAS_KEEPS_WORKSPACE:
+            self._recorder.take_workspace(cublas_workspace(self.gpu), in_backward=self.in_backward)
+        else:
+            self.touch(cublas_workspace(self.gpu))
 
     def cublaslt_workspace(self) -> None:
         """Take the workspaces of a product by cuBLASLt, where torch gives it one of its own."""
