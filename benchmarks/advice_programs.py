@@ -390,7 +390,7 @@ def cases() -> Iterator[Case]:
     yield Case(pairs.replay_buffer, "cpu", "data set", is_cause=True)
     yield Case(pairs.added_mask, "half", "attention mask", is_cause=True)
     yield Case(pairs.norms, "autocast", "torch.autocast")
-    yield Case(leftovers.critic, "no_grad", "or detach its output at once", is_cause=True)
+    yield Case(leftovers.critic, "no_grad", "where another model is trained on its output", is_cause=True)
     yield Case(leftovers.shared_output, "detach", "(output.detach())", is_cause=True)
     yield Case(leftovers.perceptual, "no_grad", "under torch.no_grad()", is_cause=True)
     yield Case(leftovers.logged_gradients, "numbers", "of each step's", is_cause=True)

@@ -109,8 +109,7 @@ def _not_detached(scene: Scene) -> Iterator[Advice]:
                 f"detach {name}'s output where another model is trained on it (output.detach()), and call that "
                 "backward() without retain_graph=True"
                 if shared
-                else f"run {name} under torch.no_grad(), or detach its output at once, where another model is trained "
-                "on it"
+                else f"run {name} under torch.no_grad() where another model is trained on its output"
             )
             + ": its gradients are computed there, and cleared before an optimizer used them",
             is_cause=True,
