@@ -69,7 +69,7 @@ def test_how_many_places_are_written_to_is_known_without_what_is_written() -> No
     values = torch.empty(places.shape[1], 16, device="cuda")  # too many to be computed
 
     with vramkit.profile() as prof:
-        count = torch.sparse_coo_tensor(places, values, (10, 16)).coalesce().values().shape[0]
+        count = torch.sparse_coo_tensor(places, values, (10, 16), check_invariants=False).coalesce().values().shape[0]
 
     assert count == len({*NUMBERS})
     assert not [note for note in prof.result.notes if "not computed" in note]

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import patch
+
+import torch.backends
 
 from .names import look_up, reader_of
 
@@ -83,5 +86,7 @@ has_kernel_of_key: Callable[[str, str], bool] = look_up("torch._C._dispatch_has_
 
 def operator_samples() -> Sequence[Any]:
     """Every operator with the calls of it that torch tests by; needs ``expecttest``."""
-    found: Sequence[Any] = look_up("torch.testing._internal.common_methods_invocations.op_db", "developers' tools")
+    # Importing them would forbid the whole process to set flags of torch.backends.
+    with patch.object(torch.backends, "disable_global_flags", lambda: None):
+        found: Sequence[Any] = look_up("torch.testing._internal.common_methods_invocations.op_db", "developers' tools")
     return found
