@@ -16,8 +16,11 @@ from vramkit.torch_internals.allocator import HAS_METADATA
 
 @pytest.mark.virtual_gpu
 def test_an_exception_at_a_limit_and_its_report_name_the_limit() -> None:
+    storage = torch.ones(2, device="cuda").untyped_storage()
+    with pytest.raises(RuntimeError, match="not supported"):
+        storage._share_cuda_()  # before, which the profile's own is told from
     with pytest.raises(RuntimeError, match="not supported") as caught, vramkit.profile(device="cuda") as prof:
-        torch.ones(2, device="cuda").untyped_storage()._share_cuda_()
+        storage._share_cuda_()
 
     (note,) = caught.value.__notes__
     assert "limit of the virtual GPU" in note

@@ -213,13 +213,13 @@ class VirtualGPU:
         return int(self._library.vgpu_limits_met())
 
     def limits_since(self, met: int) -> list[str]:
-        """The functions that were called so, newest first; of many, the last 64.
+        """The functions that were called so, newest first, each once; of many calls, those of the last 64.
 
         Args:
             met: what `limits_met` was before.
         """
         names = [self._library.vgpu_limit(number) for number in range(max(met, self.limits_met - 64), self.limits_met)]
-        return [name.decode() for name in reversed(names) if name is not None]
+        return [*dict.fromkeys(name.decode() for name in reversed(names) if name is not None)]
 
     def memory(self, device: int = 0) -> int:
         """The capacity of a device, bytes."""
