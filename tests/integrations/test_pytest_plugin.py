@@ -139,7 +139,7 @@ def test_where_no_real_gpu_is_a_test_that_wants_one_is_skipped_or_fails_on_deman
         "@pytest.mark.gpu_memory(gpu='real')\ndef test_it():\n    pass\n"
     )
 
-    skipped = run_pytest(tmp_path, "-k", "test_it", VRAMKIT_REQUIRE_VIRTUAL_GPU="0")
+    skipped = run_pytest(tmp_path, "-k", "not first", VRAMKIT_REQUIRE_VIRTUAL_GPU="0")
     failed = run_pytest(tmp_path, VRAMKIT_REQUIRE_VIRTUAL_GPU="1")
 
     assert "1 skipped" in skipped[""]
