@@ -144,6 +144,7 @@ def test_a_size_of_flags_that_were_not_computed_is_told() -> None:
 
 
 @pytest.mark.virtual_gpu
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # torch 2.8's own LBFGS does
 @pytest.mark.parametrize(("width", "is_told"), [(4, False), (256, True)], ids=["computed", "too large"])
 def test_what_lbfgs_would_keep_is_told_where_its_loss_was_not_computed(width: int, is_told: bool) -> None:
     model = nn.Linear(width, width, bias=False).cuda()
