@@ -60,6 +60,25 @@ def test_colours_are_for_terminals_that_show_them(
     assert shows_colours(stream) == expected
 
 
+@pytest.mark.parametrize(("kind", "has_colours"), [("xterm-256color", True), ("dumb", False)])
+def test_a_terminal_of_fewer_colours_gets_the_nearest_where_rich_is_installed(
+    kind: str, has_colours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("rich")
+    for name in ("COLORTERM", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", kind)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    report = training().profile(reserved=200 * MIB, device_name="A Card [bold]").report()
+
+    printing.show(report)
+
+    assert without_codes(terminal.getvalue()).replace("█", "#") == report + "\n"
+    assert bool(re.search(r"\x1b\[38;5;\d+m█", terminal.getvalue())) == has_colours
+    assert has_colours or "\x1b" not in terminal.getvalue()
+
+
 def test_verdicts_stand_out_and_a_name_cannot_bring_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.delenv("NO_COLOR", raising=False)

@@ -1,4 +1,5 @@
-"""A report's text in a terminal's colours: the bars in those of their categories, and verdicts. Knows the text's lines.
+"""A report's text in a terminal's colours: the bars in those of their categories, and verdicts. Knows the text's lines;
+what colours a terminal has that doesn't say so, rich knows, where it is installed.
 
 The text is made once, as ASCII, and is what files and pipes get. Colours are put into it on its way to a terminal, so
 no report is written twice. What is in it already acts on no terminal: see ``reports/layout.py``.
@@ -6,6 +7,7 @@ no report is written twice. What is in it already acts on no terminal: see ``rep
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from typing import TextIO
@@ -24,9 +26,31 @@ _DARK = 0.25  # below, a colour of the page is made lighter: it can't be seen on
 
 def shows_colours(stream: TextIO | None) -> bool:
     """Whether a stream is a terminal that says it shows all colours, and nobody asked for none (``NO_COLOR``)."""
-    if stream is None or os.environ.get("NO_COLOR") or os.environ.get("COLORTERM") not in ("truecolor", "24bit"):
+    return os.environ.get("COLORTERM") in ("truecolor", "24bit") and _takes_codes(stream)
+
+
+def _takes_codes(stream: TextIO | None) -> bool:
+    if stream is None or os.environ.get("NO_COLOR"):
         return False
     return is_terminal(stream) and (stream.encoding or "").lower().replace("-", "") == "utf8"
+
+
+def for_stream(text: str, stream: TextIO | None) -> str:
+    """A report's text in the colours that a stream shows: all, those that rich finds a terminal to have, or none."""
+    if shows_colours(stream):
+        return coloured(text)
+    if not _takes_codes(stream) or importlib.util.find_spec("rich") is None:
+        return text
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=stream)
+    if console.color_system is None:
+        return text
+    with console.capture() as printed:
+        console.print(Text.from_ansi(coloured(text)), soft_wrap=True, end="")
+    shown: str = printed.get()
+    return shown
 
 
 def coloured(text: str) -> str:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from .colours import coloured, shows_colours
+from .colours import for_stream
 
 
 def show(text: str) -> None:
@@ -45,7 +45,6 @@ def survive(write: Callable[[], object]) -> None:
 
 def _shown(text: str, stream: TextIO | None) -> str:
     """As the stream can show it: in colours, or without what its encoding lacks."""
-    if shows_colours(stream):
-        text = coloured(text)
+    text = for_stream(text, stream)
     name = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(name, "backslashreplace").decode(name)
