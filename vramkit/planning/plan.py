@@ -75,9 +75,9 @@ def plan(
     segments. ``Plan.left_out`` says so of the others.
 
     Args:
-        model, batch, optimizer, step, loss, steps, batch_size, gpu, engine, alloc_conf, autocast, world_size, rank,
-            gpus_per_node, parallel: as for ``vramkit.estimate``. The model is one that changes can be made to, not a
-            function that makes it.
+        model, batch, optimizer, step, loss, steps, batch_size, gpu, engine, alloc_conf, autocast: as for
+            ``vramkit.estimate``. The model is one that changes can be made to, not a function that makes it.
+        world_size, rank, gpus_per_node, parallel: as there, too.
         largest: of so many variants that fit, the cheapest first, the largest batch is searched too, which takes some
             more runs each; not of those that take a batch in parts.
         everything: also run changes that do more to the training than others that fit: memory on the host, weights in
