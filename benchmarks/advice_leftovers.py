@@ -7,7 +7,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
-from advice_pairs import convolutions, feed_forwards, train_on
+from advice_pairs import convolutions, feed_forwards, target, train_on
 from torch import nn
 from torch.nn import functional
 
@@ -48,15 +48,7 @@ def shared_output(change: str) -> object:
 
 def perceptual(change: str) -> object:
     """A network that compares features, which no optimizer has: those of what is aimed at need no graph."""
-    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 3, 3, padding=1)).cuda()
-    features = convolutions(32, 6, 16)
-    optimizer = torch.optim.Adam(model.parameters())
-    for _ in range(3):
-        images = torch.randn(16, 3, 64, 64, device="cuda")
-        with torch.no_grad() if change else nullcontext():
-            wanted = features(images)
-        train_on(optimizer, functional.mse_loss(features(model(images)), wanted))
-    return model
+    return target(change, detaches=False)
 
 
 def logged_gradients(change: str) -> object:

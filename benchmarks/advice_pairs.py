@@ -89,7 +89,7 @@ def trained_teacher(change: str) -> object:
     return _distill(model, model.pupil)
 
 
-def target(change: str) -> object:
+def target(change: str, *, detaches: bool = True) -> object:
     """Features of what is aimed at, made with gradients as those of what is trained."""
     model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 3, 3, padding=1)).cuda()
     features = convolutions(32, 6, 16)
@@ -98,7 +98,7 @@ def target(change: str) -> object:
         images = torch.randn(16, 3, 64, 64, device="cuda")
         with torch.no_grad() if change else nullcontext():
             wanted = features(images)
-        train_on(optimizer, functional.mse_loss(features(model(images)), wanted.detach()))
+        train_on(optimizer, functional.mse_loss(features(model(images)), wanted.detach() if detaches else wanted))
     return model
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 
 import pytest
+from frameworks import missing
 from told_profiles import MIB, training
 
 from vramkit.cli import printing
@@ -64,7 +65,8 @@ def test_colours_are_for_terminals_that_show_them(
 def test_a_terminal_of_fewer_colours_gets_the_nearest_where_rich_is_installed(
     kind: str, has_colours: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("rich")
+    if why := missing("rich"):
+        pytest.skip(why)
     for name in ("COLORTERM", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", kind)

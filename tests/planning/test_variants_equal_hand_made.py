@@ -13,6 +13,7 @@ import changed_by_hand as hand
 import pytest
 import torch
 from changed_by_hand import ALONE, KINDS, ON_A_T4, TOGETHER, Hand, batch_of, by_hand, loss
+from frameworks import missing
 from torch import nn
 
 import vramkit
@@ -125,7 +126,10 @@ def test_every_variant_has_the_peaks_of_a_program_that_was_changed_by_hand(kind:
 
 @pytest.mark.virtual_gpu
 def test_state_in_8_bits_is_that_of_the_optimizer_that_a_person_would_take() -> None:
-    bitsandbytes = pytest.importorskip("bitsandbytes")
+    if why := missing("bitsandbytes"):
+        pytest.skip(why)
+    import bitsandbytes
+
     planned = Planned(KINDS["Words"], "a100-40gb", "virtual")
 
     outcome = planned.measuring.run(tuple(each for each in planned.changes if "8bit" in each.name))

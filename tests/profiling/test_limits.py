@@ -50,14 +50,16 @@ def test_an_exception_of_the_program_itself_gets_no_note_though_a_limit_was_met_
         ("cudnnGetConvolutionForwardWorkspaceSize", "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", "cudnn.enabled"),
         ("cuGetExportTable", "CUDA driver version is insufficient for CUDA runtime version", "libcudart"),
         ("cusolverDnXnew_bufferSize", "cusolver error: CUSOLVER_STATUS_ARCH_MISMATCH", "CPU"),
-        ("cuMulticastCreate", "CUDA driver error: operation not supported", "feature"),
+        ("cuMulticastCreate", "CUDA driver error: operation not supported", "Switch it off"),
         ("cuMulticastCreate", "RuntimeError: cuMulticastCreate failed with 801", "Switch it off"),
+        ("cuGreenCtxCreate", "CUDA driver error: operation not supported", "feature"),
     ],
 )
 def test_each_limit_has_its_remedy(function: str, text: str, word: str) -> None:
-    note = limit_behind(RuntimeError(text), ["cuLogsRegisterCallback", function])
+    note = limit_behind(RuntimeError(text), [function, "cuLogsRegisterCallback"])  # which torch calls as it begins
 
     assert note is not None
+    assert f"({function})" in note
     assert word in note
 
 

@@ -6,6 +6,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+from frameworks import missing
 from played import SCRIPT, Played, play
 
 pytestmark = pytest.mark.virtual_gpu
@@ -33,8 +34,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Played, Played]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_rank_alone_has_the_events_of_one_among_processes(name: str, both: tuple[Played, Played]) -> None:
-    if importlib.util.find_spec(NAMES[name]) is None:
-        pytest.skip(f"{NAMES[name]} is not installed")
+    package = NAMES[name]
+    why = missing(package) if package != "deepspeed" else "" if importlib.util.find_spec(package) else "no DeepSpeed"
+    if why:
+        pytest.skip(why)
     one, many = both
 
     assert one.rows[name]["peak"] == many.rows[name]["peak"]

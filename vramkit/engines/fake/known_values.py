@@ -17,9 +17,7 @@ from ...torch_internals.dispatch import below_python
 from ...torch_internals.fakes import FakeTensor
 from ...torch_internals.operators import schema_of
 from ...torch_internals.storages import key_of
-
-LARGEST = 16 << 20
-"""Bytes of the largest tensor whose values are known; as on a virtual GPU."""
+from ...virtual_gpu.values.hook import SMALL_INTEGERS
 
 _SEEDED = torch.Tag.nondeterministic_seeded
 
@@ -65,7 +63,7 @@ class KnownValues:
     def _made(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: Iterable[torch.Tensor]) -> Any:
         if _SEEDED in func.tags or "empty" in func.__name__:
             return None
-        if not func.is_view and any(each.numel() * each.element_size() > LARGEST for each in results):
+        if not func.is_view and any(each.numel() * each.element_size() > SMALL_INTEGERS for each in results):
             return None
         for tensor in _tensors((*args, *kwargs.values())):
             if isinstance(tensor, FakeTensor) and self.of(tensor) is None:

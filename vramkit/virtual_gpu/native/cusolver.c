@@ -5,7 +5,8 @@
  * (benchmarks/real_gpu/recordings), where benchmarks/test_work_areas.py holds them: Cholesky, QR and the products with its
  * Q in every problem; LU up to 1,024 rows and columns; a generated Q but for 65 to 127 columns; symmetric eigenproblems,
  * and singular values of square matrices, within 100 elements. Fitted to a few sizes each: Jacobi methods, batches of
- * eigenproblems, sytrf and geev; by the order of magnitude alone gesvda, and gesvd of matrices that are not square. As in cuSOLVER, a size above the largest int is an invalid value. */
+ * eigenproblems, sytrf and geev; by the order of magnitude alone gesvda, and gesvd of matrices that are not square. As in
+ * cuSOLVER, a size above the largest int is an invalid value. */
 #include "vgpu.h"
 
 #include <library_types.h>

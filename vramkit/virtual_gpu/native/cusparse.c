@@ -3,8 +3,9 @@
  *
  * Assumed: products of a sparse with a dense matrix want none, as cuSPARSE's manual says of most algorithms, or an
  * integer for each row (CSR_ALG2 and CSR_ALG3 of SpMM). Solves want the levels of their rows. A product of two sparse
- * matrices wants 24 bytes of each partial product (so an H200 did, of float32), of which there are as many as if all rows
- * were equally full, and has as many elements; so does a sum have all elements of both. Sorts want what they sort a second time. */
+ * matrices wants 24 bytes of each partial product (so an H200 did, of float32), of which there are as many as if all
+ * rows were equally full, and has as many elements; so does a sum have all elements of both. Sorts want what they sort a
+ * second time. */
 #include "vgpu.h"
 
 #include <library_types.h>
