@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from told_profiles import HEAD, MIB, MODULES, Story
 
+import vramkit
 from vramkit.reports.advice import advise
 from vramkit.reports.moment import moment_of
 from vramkit.reports.rules.advised import Advice
@@ -105,3 +107,20 @@ def test_a_graph_that_the_next_step_replaces_was_retained() -> None:
     assert found.text.startswith("call backward() without retain_graph=True: 12.0 MiB of the graph of Net")
     # Two graphs at once; then one of them, and the backward's temporary.
     assert found.saves == 2 * 12 * MIB - (12 + 1) * MIB
+
+
+@pytest.mark.virtual_gpu
+def test_a_loss_that_is_kept_in_the_memory_of_its_terms_hands_gradients_on() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(64, 1024), torch.nn.Dropout(0.1)).cuda()
+    optimizer, loss_of = torch.optim.SGD(model.parameters(), lr=0.1), torch.nn.MSELoss()
+    x, wanted, kept = torch.ones(640, 64, device="cuda"), torch.ones(640, 1024, device="cuda"), {}
+
+    with vramkit.profile() as prof:
+        for step in range(5):
+            optimizer.zero_grad()
+            kept[step // 4] = loss = loss_of(model(x), wanted)
+            loss.backward()
+            optimizer.step()
+
+    assert loss.untyped_storage().nbytes() > 4, "nothing that a backward frees, and more than a number"
+    assert not [each.text for each in causes(prof.result) if "no_grad" in each.text]

@@ -62,7 +62,8 @@ class Fates:
     def is_idle(self) -> _Mask:
         """Of each forward whether it made a graph that no backward used, though one came later in its step: a teacher's
         that runs with gradients, or a validation's between two steps. A backward that freed nothing may have kept what
-        it used. Of such a model a forward after the last backward, too, of which nothing is left at the end.
+        it used. Of such a model a forward after the last backward, too, of which nothing is left at the end. What was
+        given a graph, as a loss or a head, is none: it may keep nothing that a backward frees, and hands gradients on.
         """
         forwards, backwards = self.forwards, self.backwards
         first = np.searchsorted(backwards["begin"], forwards["end"])
@@ -72,6 +73,8 @@ class Fates:
         freed = np.cumsum(freed)
         waits = forwards["made_graph"] & (last > first) & (freed[last] - freed[first] == last - first)
         unused = forwards["made_graph"] & (forwards["phase"] == Phase.FORWARD) & ~self.is_used
+        if forwards["is_source"].any():
+            unused = unused & forwards["is_source"]
         result: _Mask = waits & unused
         left = np.bincount(self.maker[(self.maker >= 0) & (self.tape.allocations["died"] < 0)], minlength=len(forwards))
         ended = (first == len(backwards)) & (left == 0) & np.isin(forwards["module"], forwards["module"][result])
