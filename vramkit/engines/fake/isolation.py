@@ -1,6 +1,6 @@
 """What has to be around a program on fake tensors, and what must be as before when it has ended.
 
-Knows the process's own state and the parts of torch that look at tensors' classes. Knows no operator.
+Knows the process's own state and what of torch, and of transformers, looks at tensors' classes. Knows no operator.
 """
 
 from __future__ import annotations
