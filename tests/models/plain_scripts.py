@@ -90,6 +90,13 @@ def t5(folder: str) -> Peaks:
     return train(AutoModelForSeq2SeqLM.from_config(configuration(folder)).to("cuda").train(), text(2, 256), own_loss)
 
 
+def marian(folder: str) -> Peaks:
+    """Its decoder makes a mask of ones, in float32 on the GPU, and leaves it out as nothing is padded."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    return train(AutoModelForSeq2SeqLM.from_config(configuration(folder)).to("cuda").train(), text(2, 256), own_loss)
+
+
 def vit(folder: str) -> Peaks:
     import torch
     from transformers import AutoModelForImageClassification
@@ -189,6 +196,19 @@ def resnet(_: str) -> Peaks:
 
     batch = {"images": torch.rand(4, 3, 224, 224), "targets": torch.zeros(4, dtype=torch.long)}
     return train(torchvision.models.resnet18().to("cuda"), batch, loss)
+
+
+def segmentation(_: str) -> Peaks:
+    import torch
+    import torchvision
+
+    def loss(model: Any, inputs: Any) -> Any:
+        return torch.nn.functional.cross_entropy(model(inputs["images"])["out"], inputs["targets"], ignore_index=255)
+
+    batch = {"images": torch.rand(2, 3, 96, 96), "targets": torch.zeros(2, 96, 96, dtype=torch.long)}
+    return train(
+        torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None).to("cuda"), batch, loss
+    )
 
 
 def timm_vit(_: str) -> Peaks:

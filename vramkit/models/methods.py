@@ -42,6 +42,10 @@ def _with_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
             f"PEFT refuses: {error}",
             instead='Name what gets adapters: lora_targets="all-linear", or names of modules such as "qkv,proj"',
         ) from error
+    except ImportError as error:  # of a package that it looks at, such as an old torchao
+        raise UsageError(
+            recipe.asked, f"PEFT refuses: {error}", instead="Install what it names, or remove that"
+        ) from error
     assert isinstance(adapted, torch.nn.Module)
     return adapted.train()
 
