@@ -30,6 +30,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("t5-small", {"batch_size": 2, "seq_len": 256}),
     "marian": ("marian", {"batch_size": 2, "seq_len": 256}),
     "vit": ("vit-base-patch16-224", {"batch_size": 4}),
+    "segformer": ("segformer", {"batch_size": 2, "image_size": 96}),
     "whisper": ("whisper-small", {"batch_size": 2}),
     "llama": ("llama-3.1-8b", {"seq_len": 1024, "lora": 16, "checkpointing": True}),
     "llama_generates": (

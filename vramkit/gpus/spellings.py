@@ -63,7 +63,7 @@ def spellings(cards: Iterable[tuple[str, str, int, Iterable[str]]]) -> dict[str,
     for name, _, _, aliases in cards:
         found |= {plain(alias): name for alias in aliases}
     found |= {plain(name): name for name, *_ in cards}
-    others = defaultdict(set[str])
+    others: defaultdict[str, set[str]] = defaultdict(set)
     for name, product, board, _ in cards:
         for each in _longer_and_shorter(name, product, board):
             others[plain(each)].add(name)
