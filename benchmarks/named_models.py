@@ -323,8 +323,8 @@ def train(name: str) -> tuple[int, int]:
     if source == "hf":
         import transformers
 
-        auto, _, given = KINDS[rest]
-        config = transformers.AutoConfig.for_model(**given)
+        auto, architecture, given = KINDS[rest]
+        config = transformers.AutoConfig.for_model(**given, architectures=[architecture])
         config.use_cache = False
         model = getattr(transformers, auto).from_config(config).to("cuda").train()
         data = batch(auto, config)

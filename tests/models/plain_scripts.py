@@ -148,17 +148,33 @@ def llama_generates(folder: str) -> Peaks:
     return generate(model.to_empty(device="cuda").eval(), text(2, 256))
 
 
-def generate(model: Any, prompt: Any) -> Peaks:
+def marian_generates(folder: str) -> Peaks:
+    """In mixed precision, where autocast keeps its copies of parameters."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.from_pretrained(folder)).to("cuda").eval()
+    return generate(model, text(2, 64), torch.bfloat16)
+
+
+def generate(model: Any, prompt: Any, autocast: Any = None) -> Peaks:
+    import torch
+
     for _ in range(3):
-        model.generate(
-            input_ids=prompt["input_ids"].to("cuda"),
-            attention_mask=prompt["attention_mask"].to("cuda"),
-            max_new_tokens=8,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
+        with torch.autocast("cuda", autocast, enabled=autocast is not None):
+            answer(model, prompt)
     return peaks()
+
+
+def answer(model: Any, prompt: Any) -> None:
+    model.generate(
+        input_ids=prompt["input_ids"].to("cuda"),
+        attention_mask=prompt["attention_mask"].to("cuda"),
+        max_new_tokens=8,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
 
 
 def small_llama(folder: str, **quantization: Any) -> Any:

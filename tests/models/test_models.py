@@ -37,6 +37,10 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
         "llama-3.1-8b",
         {"batch_size": 2, "seq_len": 256, "method": "inference", "max_new_tokens": 8},
     ),
+    "marian_generates": (
+        "marian",
+        {"batch_size": 2, "seq_len": 64, "method": "inference", "max_new_tokens": 8, "precision": "bf16-mixed"},
+    ),
     "qlora": (
         "llama-small",
         {

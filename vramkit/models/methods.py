@@ -20,7 +20,7 @@ def apply(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
         UsageError: the method can't be had for it.
     """
     if not recipe.trains:
-        return model.eval().requires_grad_(False)
+        return model.eval()  # and no more, as in a script: of what could be trained autocast keeps its copies
     model.train()
     if recipe.method == "lora":
         return _with_adapters(model, recipe)
