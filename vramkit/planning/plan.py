@@ -78,9 +78,9 @@ def plan(
         model, batch, optimizer, step, loss, steps, batch_size, gpu, engine, alloc_conf, autocast: as for
             ``vramkit.estimate``. The model is one that changes can be made to, not a function that makes it.
         world_size, rank, gpus_per_node, parallel: as there, too.
-        largest: of how many variants that fit, the cheapest first, the largest batch on the card is searched, which takes
-            some more runs each. None: of the program as it is, of the cheapest, and of all on the Pareto front, whether
-            they fit or not. A batch in parts can be of any size: of those it is never searched.
+        largest: of how many variants that fit, the cheapest first, the largest batch on the card is searched, which
+            takes some more runs each. None: of the program as it is, of the cheapest, and of all on the Pareto front,
+            whether they fit or not. A batch in parts can be of any size: of those it is never searched.
         everything: also run changes that do more to the training than others that fit: memory on the host, weights in
             bfloat16, other optimizers. They take longest to run, and are not needed then.
 

@@ -52,8 +52,8 @@ class Variant:
     code: str
     """What to write: the code that was run."""
     largest_batch_size: int | None = None
-    """The largest batch with which it fits the card; 0: not one row does. None: it was not searched. A batch in parts can
-    be of any size."""
+    """The largest batch with which it fits the card; 0: not one row does. None: it was not searched. A batch in parts
+    can be of any size."""
 
     @property
     def name(self) -> str:
@@ -83,6 +83,6 @@ def cheapest(variants: Sequence[Variant]) -> Variant | None:
 
 
 def front(variants: Sequence[Variant]) -> tuple[Variant, ...]:
-    """Those to which no other is as good or better in memory and in each part of the cost, of those that were counted."""
+    """Those of which operations were counted, and to which no other is as good or better in memory and in each cost."""
     counted = [each for each in variants if each.operations is not None]
     return tuple(each for each in counted if not any(is_better(other, each) for other in counted))

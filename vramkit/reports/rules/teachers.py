@@ -66,11 +66,12 @@ def _untrained(scene: Scene) -> Iterator[Advice]:
         made = (scene.category == Category.ACTIVATION) & (fates.maker >= 0) & of
         whole = made_by(scene, part[fates.forwards["module"]] & fates.is_used) & (scene.category == Category.ACTIVATION)
         is_whole = bool((made >= whole).all())
-        own = gradients & part[owner] & is_whole
+        passing = (scene.category == Category.TEMPORARY) & (tape.allocations["phase"] == Phase.BACKWARD)
+        own = ((gradients & part[owner]) | (passing & part[tape.allocations["module"]])) & is_whole
         yield Advice(
             saves=scene.saved_over_time(scene.less_without_graph(made, np.where(made | own, scene.block, 0))),
             text=f"run {shown_name(tape.modules[module].name, 60)} under torch.no_grad(), if it is not to train"
-            + ", but for what it is given of another model's graph (there requires_grad_(False) will do)"
+            + ", where it is given nothing of another model's graph (there requires_grad_(False), which saves more)"
             * (not is_whole)
             + ": it gets gradients, which no step cleared",
             is_cause=True,
