@@ -30,7 +30,6 @@ from benchmarks.needs import needs_virtual_gpu
         "cudnn_state",
         "words_state",
         "small_images",
-        "inner_steps",
         "hooked_evaluation",
         "head_alone",
         "all_pairs",

@@ -64,7 +64,10 @@ def _chain(scene: Scene) -> npt.NDArray[np.bool_]:
             continue
         after = np.concatenate([after, within])
         part = requested[after] / base
-        result[after[((part >= 0.9) & (part <= 1)) | ((part >= 0.45) & (part <= 0.5))]] = True  # in half precision
+        in_half = (part >= 0.45) & (part <= 0.5)
+        if not 0.45 <= requested[output] / base <= 0.5 and int(in_half.sum()) < 2:
+            in_half[:] = False  # nothing else is in half precision: it is something else, as what logits are made of
+        result[after[((part >= 0.9) & (part <= 1)) | in_half]] = True
     return result
 
 

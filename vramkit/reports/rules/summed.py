@@ -39,7 +39,7 @@ def _summed(scene: Scene) -> Iterator[Advice]:
     if not here:
         return
     count, name = sum(map(len, here)), model_name(scene, int(fates.forwards["module"][here[0][0]]))
-    inner, alike = max(map(len, here)) > 1, len({*map(len, here)}) == 1
+    inner = max(map(len, here)) > 1
     what = f"the graphs of {count:,} forwards of {name}" + ", and of their gradients (create_graph=True)," * inner
     if len(here) == 1:
         text = f"take fewer inner steps, or leave their second derivatives out (create_graph=False): {what}"
@@ -47,7 +47,7 @@ def _summed(scene: Scene) -> Iterator[Advice]:
         text = f"call backward() on each loss, not on their sum: {what}"
     yield Advice(
         saves=scene.saved_over_time(_apart(scene, groups)) if len(here) > 1 else scene.at(_graph_of(scene, here[0])),
-        is_computed=len(here) > 1 and alike,
+        is_computed=not inner,  # what second derivatives hold while they are computed nothing tells
         text=f"{text} are alive until one backward",
         is_cause=True,
     )
