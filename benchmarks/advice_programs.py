@@ -408,6 +408,7 @@ def cases() -> Iterator[Case]:
     yield Case(questions.inner_steps, "each", "call backward() on each loss", is_cause=True)
     yield Case(questions.hooked_evaluation, "cpu", "what a hook or a list has", is_cause=True)
     yield Case(questions.head_alone, "freeze", "under torch.no_grad(), if it is not to train", is_cause=True)
+    yield Case(questions.larger_evaluation, "no_grad", "under torch.no_grad()", is_cause=True)
     yield Case(questions.all_pairs, "squeeze", "output.squeeze(1)", is_cause=True)
     yield Case(questions.self_play, "detach", "instead of loss", is_cause=True)
     yield Case(questions.seen_batches, "cpu", "data set", is_cause=True)

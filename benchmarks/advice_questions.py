@@ -132,6 +132,19 @@ def head_alone(change: str) -> object:
     return model
 
 
+def larger_evaluation(change: str) -> object:
+    """Evaluation with gradients, in larger batches than training."""
+    model = convolutions()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        train_on(optimizer, model.train()(torch.randn(16, 3, 64, 64, device="cuda")).pow(2).mean())
+        model.eval()
+        with torch.no_grad() if change else nullcontext():
+            for _ in range(3):
+                model(torch.randn(64, 3, 64, 64, device="cuda")).argmax(1).sum().item()
+    return model
+
+
 def all_pairs(change: str) -> object:
     """Predictions of shape (N, 1) and targets of shape (N,): their difference is of all pairs."""
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)).cuda()

@@ -32,6 +32,7 @@ from benchmarks.needs import needs_virtual_gpu
         "small_images",
         "hooked_evaluation",
         "head_alone",
+        "larger_evaluation",
         "all_pairs",
         "self_play",
         "seen_batches",
