@@ -132,7 +132,7 @@ def verdict(plan: Shown) -> Iterator[str]:
     if plan.has_largest:
         yield (
             "Largest: the largest batch that runs on this card with the change, while the next larger one does not. "
-            'Where nothing stands it was not searched. "parts": more rows go in more parts.'
+            'Where nothing stands it was not searched, or some size did not run. "parts": more rows go in more parts.'
         )
 
 

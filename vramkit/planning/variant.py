@@ -52,8 +52,8 @@ class Variant:
     code: str
     """What to write: the code that was run."""
     largest_batch_size: int | None = None
-    """The largest batch with which it fits the card; 0: not one row does. None: it was not searched. A batch in parts
-    can be of any size."""
+    """The largest batch with which it fits the card; 0: not one row does. None: it was not searched, or some size did
+    not run. A batch in parts can be of any size."""
 
     @property
     def name(self) -> str:
