@@ -14,6 +14,8 @@ from ..scene import Scene
 from ..tree import shown_name
 from .advised import Advice
 
+_LONG = 1 << 20
+"""No dimension is so long: a file may say what it likes."""
 _WIDE = 3
 """Queries, keys and values together are so many times as wide as what attention returns."""
 
@@ -48,6 +50,8 @@ def _of_module(scene: Scene, index: int, shape: Sequence[int]) -> npt.NDArray[np
     table = scene.result.tape.allocations
     inside = (table["module"] == index) & np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY))
     requested = table["requested"].astype(np.int64)
+    if not all(0 < length < _LONG for length in shape):
+        return np.zeros(len(table), bool)
     for batch, length in (shape[:2], shape[1::-1]):
         for size in (4, 2):
             mean = size * batch * length * length

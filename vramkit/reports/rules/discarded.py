@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ...tape.events import Category, Ints, Phase, Tape
 from ...tape.owners import owners
 from ...tape.usage import models_of
-from ..scene import Scene
+from ..scene import Scene, grouped
 from .advised import Advice
 from .earlier import made_by, model_name
 
@@ -179,14 +179,15 @@ def _outputs(scene: Scene, members: _Mask) -> _Mask:
     without.
     """
     tape, fates = scene.result.tape, scene.fates
-    table = tape.allocations
+    table, forwards = tape.allocations, fates.forwards
+    shapes = [module.output_shape for module in tape.modules]
+    elements = np.array([*(np.prod(shape, dtype=np.int64) if shape else 0 for shape in shapes), 0], np.int64)
+    size = np.append(elements[forwards["module"]], 0)[fates.maker]
+    rows = np.append(members, False)[fates.maker] & (size > 0)
+    rows &= (table["requested"] == 2 * size) | (table["requested"] == 4 * size)
+    chosen = np.flatnonzero(rows & (table["born"] < np.append(forwards["end"], 0)[fates.maker]))
     found = np.zeros(len(table), bool)
-    for member in np.flatnonzero(members).tolist():
-        shape = tape.modules[int(fates.forwards["module"][member])].output_shape
-        elements = int(np.prod(shape, dtype=np.int64)) if shape else 0
-        rows = np.flatnonzero((fates.maker == member) & np.isin(table["requested"], (2 * elements, 4 * elements)))
-        rows = rows[table["born"][rows] < fates.forwards["end"][member]]
-        found[rows[-1:]] = True
+    found[[group[-1] for group in grouped(chosen, fates.maker[chosen])]] = True
     return found
 
 

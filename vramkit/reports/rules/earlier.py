@@ -177,7 +177,7 @@ def _of_kept(scene: Scene, modules: Sequence[int], kept: _Mask) -> Advice:
         if without_graph.any():
             kept = kept | _kept_now(scene, kept)
             rows = np.flatnonzero(kept & ~fates.forwards["made_graph"][maker])[-_MOST:]
-            since[rows] = [_left_after(scene, row) for row in rows.tolist()]
+            since[rows] = _left_after(scene, rows)
     edit = Edit(np.where(kept, scene.block, 0), since)
     return Advice(saves=scene.saved(edit.smaller, edit.since), edit=edit, text=text, is_cause=True)
 
@@ -195,20 +195,31 @@ def _kept_now(scene: Scene, kept: _Mask) -> _Mask:
     return result
 
 
-def _left_after(scene: Scene, row: int) -> int:
-    """The event at which a forward has left the module that made something; what it returned, the module around it."""
-    tape = scene.result.tape
-    module = int(tape.allocations["module"][row])
-    if tape.allocations["requested"][row] in (2 * scene.of_output[row], 4 * scene.of_output[row]):
-        module = tape.modules[module].parent
-    end = int(scene.fates.forwards["end"][scene.fates.maker[row]])
-    inside = np.zeros(len(tape.modules) + 1, bool)
+def _left_after(scene: Scene, rows: Ints) -> list[int]:
+    """The events at which forwards have left the modules that made some allocations; of what these returned, the
+    modules around them.
+    """
+    tape, found, parts = scene.result.tape, list[int](), dict[int, _Mask]()
+    for row in rows.tolist():
+        module = int(tape.allocations["module"][row])
+        if tape.allocations["requested"][row] in (2 * scene.of_output[row], 4 * scene.of_output[row]):
+            module = tape.modules[module].parent
+        if module not in parts:
+            parts[module] = part_of(scene, module)
+        born, end = int(tape.allocations["born"][row]), int(scene.fates.forwards["end"][scene.fates.maker[row]])
+        left = np.flatnonzero(~parts[module][tape.events["module"][born:end]])
+        found.append(born + int(left[0]) if module >= 0 and len(left) else end)
+    return found
+
+
+def part_of(scene: Scene, module: int) -> _Mask:
+    """A module and those in it; shape ``(modules + 1,)``, the last stands for none."""
+    modules = scene.result.tape.modules
+    inside = np.zeros(len(modules) + 1, bool)
     inside[module] = module >= 0
-    for index in range(module + 1, len(tape.modules)):  # parents come first
-        inside[index] |= bool(inside[tape.modules[index].parent])
-    born = int(tape.allocations["born"][row])
-    left = np.flatnonzero(~inside[tape.events["module"][born:end]])
-    return born + int(left[0]) if module >= 0 and len(left) else end
+    for index in range(module + 1, len(modules)):  # parents come first
+        inside[index] |= bool(inside[modules[index].parent])
+    return inside
 
 
 def _no_graph(scene: Scene) -> Iterator[Advice]:

@@ -15,6 +15,8 @@ from .advised import Advice
 _CHUNKS = 8
 _MANY_ROWS = 256
 """Of fewer rows all pairs are little; and as many numbers have other things, too."""
+_NO_PAIRS = 1 << 24
+"""All pairs of so many rows are on no card."""
 _WIDER = 4
 """So many times wider than its input a last layer has to be: each chunk makes a gradient of the input."""
 
@@ -136,7 +138,7 @@ def _pairs(scene: Scene) -> npt.NDArray[np.bool_]:
     current = fates.last_begun(scene.moment.event)
     root = int(fates.forwards["module"][current]) if current >= 0 else -1
     shape = tape.modules[root].output_shape if root >= 0 else ()
-    if len(shape) != 2 or shape[1] != 1 or shape[0] < _MANY_ROWS:
+    if len(shape) != 2 or shape[1] != 1 or not _MANY_ROWS <= shape[0] < _NO_PAIRS:
         return nothing
     of_model = np.append(fates.forwards["module"] == root, False)[table["forward"].astype(np.int64) - 1]
     of_model &= (table["module"] < 0) | (table["phase"] == Phase.BACKWARD)
