@@ -14,7 +14,7 @@ from torch._inductor.codecache import PyCodeCache
 import vramkit
 from vramkit.tape.events import Action, Category
 
-N, BATCH = 96, 40
+N, BATCH = 96, 4000
 pytestmark = pytest.mark.virtual_gpu
 
 
@@ -77,11 +77,13 @@ def test_activations_of_a_compiled_model_are_of_the_layers_that_they_are_of_with
     model, made = compiled
     graphs = counters["stats"]["unique_graphs"]
 
-    eager, _ = activations(model, model)
+    eager, seen = activations(model, model)
     found, result = activations(model, made)
 
     assert found == eager
     assert found["Net.blocks.0.act"] == BATCH * 4 * N * 4
+    assert "checkpoint the 2 blocks" in seen.report()
+    assert "checkpoint the 2 blocks" not in result.report()  # the compiler chooses what it computes again
     assert [note for note in result.notes if "counts for the layer whose result it holds" in note]
     assert counters["stats"]["unique_graphs"] == graphs
 

@@ -82,8 +82,10 @@ class CompiledCode:
             copies = dict(marked(source, path, plan, _ENTER, _PART))
             functions = {each.__name__: each for each in inductor.functions_of(module) if each.__name__ in copies}
             codes = {name: _code_in(compile(copies[name], path, "exec"), name) for name in functions}
-        except (OSError, SyntaxError, ValueError):
-            return  # it is not written as it was known to be: it stays as it is
+        except Exception:  # it is not written as it was known to be: it stays as it is
+            return
+        if any(function.__closure__ or codes[name].co_freevars for name, function in functions.items()):
+            return
         vars(module)[_ENTER] = self._enter_of(module, plan)
         vars(module)[_PART] = self._part()
         for name, function in functions.items():
@@ -111,7 +113,10 @@ class CompiledCode:
             key = id(module), id(compiled), stack[-1]
             known = self._tables.get(key)
             if compiled is not None and (known is None or known[0]() is not compiled):
-                known = self._tables[key] = weakref.ref(compiled), self._table(plan, compiled, stack[-1])
+                table: Sequence[int] = ()
+                with suppress(Exception):  # its graph is not what it was known to be: nothing is told
+                    table = self._table(plan, compiled, stack[-1])
+                known = self._tables[key] = weakref.ref(compiled), table
             self._here.table = () if known is None else known[1]
 
         return enter

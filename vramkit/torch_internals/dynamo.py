@@ -58,9 +58,10 @@ def leave_alone(stack: ExitStack, package: str) -> None:
 
 
 def _skip(rules: ModuleType, package: str) -> None:
-    if package not in _skipped:
+    add = getattr(rules, "add", None)
+    if add is not None and package not in _skipped:
         _skipped.add(package)
-        rules.add(package)
+        add(package)
 
 
 _skipped: set[str] = set()

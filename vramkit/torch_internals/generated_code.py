@@ -143,7 +143,6 @@ def _size(shape: str) -> str:
 
 @dataclass
 class _Buffer:
-    line: int
     kind: tuple[str, str]
     """Data type and size."""
     root: str
@@ -200,15 +199,16 @@ class _Reading:
         name, value = statement.targets[0].id, statement.value
         if isinstance(value, ast.Call) and _MAKES.match(_called(value)):
             dtype = _DTYPES.get(_called(value.args[2]), "")
-            self.buffers[name] = _Buffer(statement.lineno, (dtype, _size(ast.unparse(value.args[0]).strip("()"))), name)
+            self.buffers[name] = _Buffer((dtype, _size(ast.unparse(value.args[0]).strip("()"))), name)
             self.steps.append((statement.lineno, name))
         else:
-            viewed = value.args[0] if isinstance(value, ast.Call) and _called(value) == "reinterpret_tensor" else value
+            view = value if isinstance(value, ast.Call) and _called(value) == "reinterpret_tensor" else None
+            viewed = value if view is None else view.args[0]
             old = self.buffers.get(viewed.id) if isinstance(viewed, ast.Name) else None
             if old is None:
                 return False
-            size = old.kind[1] if viewed is value else _size(ast.unparse(value.args[1]).strip("()"))
-            self.buffers[name] = _Buffer(statement.lineno, (old.kind[0], size), old.root)
+            size = old.kind[1] if view is None else _size(ast.unparse(view.args[1]).strip("()"))
+            self.buffers[name] = _Buffer((old.kind[0], size), old.root)
         self.pending.append(name)
         return True
 

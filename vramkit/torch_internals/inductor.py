@@ -16,6 +16,7 @@ from .late import when_imported
 from .names import Place
 
 _CACHE = "torch._inductor.codecache"
+_LOADS = "load_by_key_path"
 _COMPILED = "__compiled_fn"  # how the names begin by which Dynamo's code calls what was compiled
 _DEPTH = 80  # frames between what was compiled and its generated code; with CUDA graphs there are some 30
 _ROOT = re.compile(r"^[LG]\['\w+'\](\.__self__)?")  # itself, or a method of it
@@ -30,7 +31,13 @@ def when_here(stack: ExitStack, tell: Callable[[Place], object]) -> None:
         stack: ends the waiting.
         tell: is told.
     """
-    when_imported(stack, _CACHE, lambda _module: tell(Place(_cache(), "load_by_key_path")))
+
+    def found(_module: ModuleType) -> None:
+        cache = _cache()
+        if hasattr(cache, _LOADS):
+            tell(Place(cache, _LOADS))
+
+    when_imported(stack, _CACHE, found)
 
 
 def loaded() -> list[ModuleType]:
