@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -43,17 +43,6 @@ class Net(torch.nn.Module):
         return output
 
 
-@pytest.fixture(scope="module")
-def compiled() -> Iterator[tuple[Net, Any]]:
-    """A model, and what ``torch.compile`` made of it, run once."""
-    reset()
-    model = Net().cuda()
-    made = torch.compile(model)
-    train(model, made)
-    yield model, made
-    reset()
-
-
 def train(model: Net, call: Any) -> None:
     call(torch.ones(BATCH, N, device="cuda")).square().mean().backward()
     model.zero_grad()
@@ -71,11 +60,16 @@ def activations(model: Net, call: Any) -> tuple[dict[str, int], vramkit.Profile]
     return found, prof.result
 
 
-def test_activations_of_a_compiled_model_are_of_the_layers_that_they_are_of_without_it(
-    compiled: tuple[Net, Any],
-) -> None:
-    model, made = compiled
-    graphs = counters["stats"]["unique_graphs"]
+def codes() -> list[CodeType]:
+    return [module.Runner.call.__code__ for module in PyCodeCache.modules if hasattr(module, "Runner")]
+
+
+def test_activations_of_a_compiled_model_are_of_its_layers_and_nothing_else_is_other_than_without_a_profile() -> None:
+    reset()
+    model = Net().cuda()
+    made = torch.compile(model)
+    train(model, made)
+    graphs, plain_codes = counters["stats"]["unique_graphs"], codes()
 
     eager, seen = activations(model, model)
     found, result = activations(model, made)
@@ -86,26 +80,22 @@ def test_activations_of_a_compiled_model_are_of_the_layers_that_they_are_of_with
     assert "checkpoint the 2 blocks" not in result.report()  # the compiler chooses what it computes again
     assert [note for note in result.notes if "counts for the layer whose result it holds" in note]
     assert counters["stats"]["unique_graphs"] == graphs
+    assert codes() == plain_codes
+    events = result.tape.events
+    assert events["size"][events["action"] == Action.ALLOC].tolist() == allocated_by(model, made)
+    reset()
 
 
-def test_marked_code_allocates_what_the_plain_code_does_and_goes_with_the_profile(compiled: tuple[Net, Any]) -> None:
-    model, made = compiled
-    codes = [module.Runner.call.__code__ for module in PyCodeCache.modules if hasattr(module, "Runner")]
+def allocated_by(model: Net, call: Any) -> list[int]:
+    """Bytes of each allocation of a step that nobody measures."""
     torch.cuda.memory._record_memory_history(context=None)
     try:
         begin = len(torch.cuda.memory._snapshot()["device_traces"][0])
-        train(model, made)
+        train(model, call)
         trace = torch.cuda.memory._snapshot()["device_traces"][0][begin:]
     finally:
         torch.cuda.memory._record_memory_history(enabled=None)
-    plain = [entry["size"] for entry in trace if entry["action"] == "alloc"]
-
-    _, result = activations(model, made)
-
-    events = result.tape.events
-    assert events["size"][events["action"] == Action.ALLOC].tolist() == plain
-    assert codes == [module.Runner.call.__code__ for module in PyCodeCache.modules if hasattr(module, "Runner")]
-    assert not [module for module in PyCodeCache.modules if "_vramkit_enter" in vars(module)]
+    return [entry["size"] for entry in trace if entry["action"] == "alloc"]
 
 
 @pytest.mark.parametrize("measured", [False, True])

@@ -71,7 +71,9 @@ class CompiledCode:
 
     def _mark(self, module: ModuleType) -> None:
         """Put marked copies of its code in the place of a module's functions."""
-        if not self._marks.is_open or not hasattr(module, "call") or _ENTER in vars(module):
+        if not self._marks.is_open or not hasattr(module, "call"):
+            return
+        if vars(module).get(_ENTER, _nothing) is not _nothing:  # it is marked
             return
         try:
             path = str(module.__file__)
@@ -98,8 +100,7 @@ class CompiledCode:
                 function, code = self._changed[-1]
                 function.__code__ = code
                 # Another thread may still be in the marked copy, which looks its functions up.
-                function.__globals__[_PART] = _nothing
-                function.__globals__.pop(_ENTER, None)
+                function.__globals__[_ENTER] = function.__globals__[_PART] = _nothing
                 self._changed.pop()
         self._tables.clear()
 
@@ -160,5 +161,5 @@ def _code_in(code: CodeType, name: str) -> CodeType:
     return next(each for each in code.co_consts if isinstance(each, CodeType) and each.co_name == name)
 
 
-def _nothing(_number: int) -> None:
+def _nothing(*_numbers: int) -> None:
     pass
