@@ -39,7 +39,7 @@ class Net(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
             x = block(x)
-        output: torch.Tensor = self.head(x)
+        output: torch.Tensor = self.head(torch.nn.functional.softmax(x, -1))  # which is the model's own
         return output
 
 
@@ -75,6 +75,7 @@ def test_activations_of_a_compiled_model_are_of_its_layers_and_nothing_else_is_o
     found, result = activations(model, made)
 
     assert found == eager
+    assert found["Net"] == BATCH * N * 4
     assert found["Net.blocks.0.act"] == BATCH * 4 * N * 4
     assert "checkpoint the 2 blocks" in seen.report()
     assert "checkpoint the 2 blocks" not in result.report()  # the compiler chooses what it computes again

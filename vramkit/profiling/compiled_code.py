@@ -137,7 +137,8 @@ class CompiledCode:
         """The module of each of a plan's owners, and last the one that runs the code."""
         kinds = inductor.modules_of_nodes(compiled)
         modules = self._modules
-        known = {node: modules.index_below(outermost, *of) for node, of in kinds.items()}
+        known = {node: modules.index_below(outermost, *of) if of[0] else outermost for node, of in kinds.items()}
+        known = {node: outermost if index < 0 else index for node, index in known.items()}
 
         def common(found: Iterable[int]) -> int:
             return modules.around([index for index in found if index >= 0])

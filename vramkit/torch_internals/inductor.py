@@ -65,14 +65,17 @@ def compiled_above(frame: FrameType | None) -> Any:
 
 
 def modules_of_nodes(compiled: Any) -> Mapping[str, tuple[str, str]]:
-    """Of each node of the graph that was compiled: its module's name below the outermost, and the name of its class."""
+    """Of each node of the graph that was compiled: its module's name below the outermost, and the name of its class.
+
+    Both are empty where it is the outermost, or none: Dynamo says nothing of it then.
+    """
     method = getattr(compiled, "named_parameters", None)
     graph = getattr(getattr(method, "__self__", None), "graph", None)
     found = {}
     for node in getattr(graph, "nodes", ()):
         stack = node.meta.get("nn_module_stack")
-        if stack and node.op.startswith("call_"):
-            source, kind = list(stack.values())[-1]
+        if node.op.startswith("call_"):
+            source, kind = list(stack.values())[-1] if stack else ("", "")
             found[node.name] = _below_root(source), getattr(kind, "__name__", str(kind).rpartition(".")[2])
     return found
 
