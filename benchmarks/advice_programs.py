@@ -13,6 +13,7 @@ from typing import Any
 
 import advice_leftovers as leftovers
 import advice_pairs as pairs
+import advice_questions as questions
 import torch
 from advice_pairs import convolutions, feed_forwards, halves, train_on
 from torch import nn
@@ -401,3 +402,16 @@ def cases() -> Iterator[Case]:
     yield Case(leftovers.validation_between, "no_grad", "where nothing trains on its output", is_cause=True)
     yield Case(leftovers.two_losses, "drop", "without retain_graph=True", is_cause=True)
     yield Case(leftovers.lbfgs, "history_size", "fused=True")
+    yield Case(questions.cudnn_state, "detach", "detach what a step hands", is_cause=True)
+    yield Case(questions.words_state, "detach", "detach what a step hands", is_cause=True)
+    yield Case(questions.small_images, "no_grad", "where another model is trained on its output", is_cause=True)
+    yield Case(questions.inner_steps, "each", "call backward() on each loss", is_cause=True)
+    yield Case(questions.hooked_evaluation, "cpu", "what a hook or a list has", is_cause=True)
+    yield Case(questions.head_alone, "freeze", "under torch.no_grad(), if it is not to train", is_cause=True)
+    yield Case(questions.larger_evaluation, "no_grad", "under torch.no_grad()", is_cause=True)
+    yield Case(questions.all_pairs, "squeeze", "output.squeeze(1)", is_cause=True)
+    yield Case(questions.self_play, "detach", "instead of loss", is_cause=True)
+    yield Case(questions.seen_batches, "cpu", "data set", is_cause=True)
+    yield Case(questions.attention_weights, "drop", "need_weights=False", is_cause=True)
+    yield Case(questions.double, "float", "float32", is_cause=True)
+    yield Case(questions.penalty_of_gradients, "no_grad", "where another model is trained on its output", is_cause=True)

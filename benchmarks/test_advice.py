@@ -27,6 +27,17 @@ from benchmarks.needs import needs_virtual_gpu
         "history",
         "rollout",
         "two_losses",
+        "cudnn_state",
+        "words_state",
+        "small_images",
+        "hooked_evaluation",
+        "head_alone",
+        "larger_evaluation",
+        "all_pairs",
+        "self_play",
+        "seen_batches",
+        "attention_weights",
+        "double",
     ],
 )
 def test_what_is_advised_is_what_the_change_saves(program: str) -> None:

@@ -49,8 +49,9 @@ BATCH = (torch.zeros(8, 4096, dtype=torch.long), torch.zeros(8, 4096, dtype=torc
 PLAIN: dict[str, Any] = {"loss": loss, "optimizer": torch.optim.AdamW, "engine": "fake", "alloc_conf": ""}
 
 
-def planned(gpu: str, model: nn.Module | None = None, **others: Any) -> vramkit.Plan:
-    return vramkit.plan(Small() if model is None else model, BATCH, **{**PLAIN, **others}, gpu=gpu)
+def planned(gpu: str, model: nn.Module | None = None, *, largest: int | None = 0, **others: Any) -> vramkit.Plan:
+    model = Small() if model is None else model
+    return vramkit.plan(model, BATCH, **{**PLAIN, **others}, gpu=gpu, largest=largest)
 
 
 def reasons(plan: vramkit.Plan) -> dict[str, str]:
@@ -75,7 +76,7 @@ def ran_by_hand(variant: vramkit.Variant, gpu: vramkit.GPU) -> vramkit.Estimate:
 
 
 def test_the_cheapest_fits_and_its_code_has_its_peaks_in_a_script_too() -> None:
-    plan = planned("600 MiB")
+    plan = planned("600 MiB", largest=None)
 
     best = plan.cheapest
     assert best is not None
@@ -95,6 +96,14 @@ def test_the_cheapest_fits_and_its_code_has_its_peaks_in_a_script_too() -> None:
     assert best.code.splitlines()[0] in report
     assert json.loads(json.dumps(plan.to_dict()))["cheapest"] == plan.variants.index(best)
     assert "<table" in plan._repr_html_()
+    searched = [each for each in {plan.plain, best, *plan.front} if each.passes == 1]
+    told = [each for each in plan.variants if each.largest_batch_size is not None]
+    assert {plan.plain} < {*told} <= {*searched}
+    assert all((each.largest_batch_size or 0) >= 8 for each in told if each.fits)
+    assert all((each.largest_batch_size or 0) < 8 for each in told if not each.fits)
+    plain = vramkit.estimate(Small(), BATCH, **PLAIN, gpu=plan.gpu)
+    assert plan.plain.largest_batch_size == plain.largest_batch_size() < 8
+    assert re.search(r"same +parts +accumulate", report)
     rows = [dataclasses.replace(each, largest_batch_size=1 << 24) for each in plan.variants]
     assert re.search(r"\bany +as it is", dataclasses.replace(plan, variants=tuple(rows)).report())
 

@@ -88,6 +88,56 @@ def test_backwards_that_free_nothing_hand_a_state_on() -> None:
     assert found.saves // MIB == 5 * 12 + 1 - 2 * 12
 
 
+@pytest.mark.parametrize(("sizes", "is_known"), [((8, 8), True), ((8, 6), False)])
+def test_what_backwards_make_in_the_graphs_of_earlier_steps_goes_with_these(
+    sizes: tuple[int, int], is_known: bool
+) -> None:
+    story = Story()
+    for step in range(4):
+        forward(story, step)
+        first, others = sizes
+        made = [
+            story.alloc(each * MIB, Category.TEMPORARY, Phase.BACKWARD, step=step)
+            for each in (first if step == 0 else others, *[32] * step)
+        ]
+        for row in made:
+            story.free(row, Phase.BACKWARD, step=step)
+        end_step(story, step)
+
+    [found] = causes(story.profile())
+
+    assert found.text.startswith("detach what a step hands to the next")
+    assert found.is_computed is is_known
+    if is_known:  # four graphs and all temporaries; then two graphs, while the older one is still the variable's
+        assert found.saves // MIB == 4 * 12 + 8 + 3 * 32 - 2 * 12
+
+
+def test_inner_steps_of_one_loss_are_not_to_have_backwards_of_their_own() -> None:
+    def learned(losses: int) -> Advice:
+        story = Story()
+        for step in range(2):
+            rows = list[int]()
+            for _ in range(losses):
+                for inner in (True, True, False):
+                    rows += forward(story, step)
+                    if inner:
+                        story.begin(Phase.BACKWARD, step=step)
+                        rows.append(story.alloc(8 * MIB, Category.ACTIVATION, Phase.BACKWARD, step=step))
+            story.begin(Phase.BACKWARD, step=step)
+            backward(story, rows, step)
+            end_step(story, step)
+        [found] = causes(story.profile())
+        return found
+
+    one, several = learned(1), learned(3)
+
+    assert one.text.startswith("take fewer inner steps")
+    assert not one.is_computed
+    assert not several.is_computed
+    assert several.text.startswith("call backward() on each loss")
+    assert "the graphs of 9 forwards of Net, and of their gradients" in several.text
+
+
 def test_the_layer_whose_output_is_kept_is_named_and_a_variables_last_value_is_no_leak() -> None:
     def kept(last_only: bool) -> list[Advice]:
         story, before = Story(), -1

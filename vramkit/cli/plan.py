@@ -44,7 +44,13 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("--batch-size", type=int, metavar="N", help="resize the batch")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: 3)")
     parser.add_argument("--engine", choices=("virtual", "fake"), help="default: virtual where it can be, else fake")
-    parser.add_argument("--largest", type=int, metavar="N", help="search the largest batch of the N cheapest that fit")
+    parser.add_argument(
+        "--largest",
+        type=int,
+        metavar="N",
+        help="search the largest batch of the N cheapest that fit; 0: "
+        "of none (default: of the program as it is, of the cheapest, and of the Pareto front)",
+    )
     parser.add_argument("--everything", action="store_true", help="also run changes that are not needed")
     add_html_option(parser)
     parser.add_argument("--json", metavar="FILE", help="also write everything as JSON; -: to stdout, and no text")

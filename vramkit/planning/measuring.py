@@ -82,12 +82,14 @@ class Measuring:
             self._counts[computing] = self._changed(computing).count_step(self._gpu, self._batch_size)
         return self._counts[computing]
 
-    def largest_batch_size(self, changes: tuple[Change, ...]) -> int:
-        """The largest batch with which the changed program fits; 0: none does."""
+    def largest_batch_size(self, changes: tuple[Change, ...]) -> int | None:
+        """The largest batch with which the changed program fits; 0: none does. None: at some size it does not run."""
         try:
             return Largest(self._changed(changes), self._gpu).run(self._batch_size)
         except DoesNotFit:
             return 0
+        except VramkitError:
+            return None
 
     def _changed(self, changes: tuple[Change, ...]) -> Session:
         if not changes:

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import printable
 from ..reports.html.columns import Columns
 from ..reports.html.shell import whole
-from .text import Shown, largest, report, verdict
+from .text import Shown, report, verdict
 from .variant import EFFECTS, Variant
 
 _SCRIPTS = ("words", "frame", "scatter", "plan")
@@ -37,7 +37,7 @@ def payload(plan: Shown) -> Mapping[str, Any]:
         "shown": rows.index(best or plan.closest),
         "order": sorted(range(len(rows)), key=lambda place: (rows[place].cost, rows[place].peak_reserved)),
         "verdict": [printable(sentence) for sentence in verdict(plan)],
-        "variants": [{**_row(each), "on_front": each in plan.front} for each in rows],
+        "variants": [{**_row(each), "largest": plan.largest(each), "on_front": each in plan.front} for each in rows],
         "left_out": [{"name": printable(each.name), "reason": _one_line(each.reason)} for each in plan.left_out],
         "notes": [_one_line(each) for each in plan.notes],
     }
@@ -52,7 +52,6 @@ def _row(each: Variant) -> dict[str, Any]:
         "operations": each.operations,
         "transferred": each.transferred,
         "effect": _ORDER.index(each.effect),
-        "largest": largest(each),
         "numbers": [printable(text) for text in dict.fromkeys(each.numbers) if text != "none"],
         "code": "\n".join(map(printable, each.code.splitlines())),
     }

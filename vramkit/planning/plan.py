@@ -34,7 +34,7 @@ from .facts import facts_of
 from .measuring import Measuring
 from .result import Plan
 from .search import Outcome, Search
-from .variant import EFFECTS, Variant
+from .variant import EFFECTS, Variant, cheapest, front
 
 _ASKED = "vramkit.plan was called"
 
@@ -52,7 +52,7 @@ def plan(
     engine: EngineName | None = None,
     alloc_conf: str | None = None,
     autocast: torch.dtype | None = None,
-    largest: int = 0,
+    largest: int | None = None,
     everything: bool = False,
     world_size: int | None = None,
     rank: int | Sequence[int] = 0,
@@ -78,8 +78,9 @@ def plan(
         model, batch, optimizer, step, loss, steps, batch_size, gpu, engine, alloc_conf, autocast: as for
             ``vramkit.estimate``. The model is one that changes can be made to, not a function that makes it.
         world_size, rank, gpus_per_node, parallel: as there, too.
-        largest: of so many variants that fit, the cheapest first, the largest batch is searched too, which takes some
-            more runs each; not of those that take a batch in parts.
+        largest: of how many variants that fit, the cheapest first, the largest batch on the card is searched, which
+            takes some more runs each. None: of the program as it is, of the cheapest, and of all on the Pareto front,
+            whether they fit or not. A batch in parts can be of any size: of those it is never searched.
         everything: also run changes that do more to the training than others that fit: memory on the host, weights in
             bfloat16, other optimizers. They take longest to run, and are not needed then.
 
@@ -119,14 +120,16 @@ def plan(
     if batch_size is not None:
         batch_size = check_count(_ASKED, "batch_size", batch_size)
         check_grows(f"{_ASKED} with batch_size={batch_size}", program)
+    rows = batch_size or program.batch_size or int(is_made(batch))
     if largest:
         largest = check_count(_ASKED, "largest", largest)
         check_grows(f"{_ASKED} with largest={largest}", program)
+    elif largest is None and not rows:
+        largest = 0  # nobody knows how such a batch grows
     conf = alloc_conf_of_process() if alloc_conf is None else alloc_conf
     parsed = AllocatorConf.parse(conf)
     check_engine(_ASKED, engine)
     card = current_gpu() if gpu is None else gpus.find(gpu)
-    rows = batch_size or program.batch_size or int(is_made(batch))
     facts = facts_of(program, card, rows, parsed)
     session = open_session(program, engine, alloc_conf)
     measuring = Measuring(session, card, rows, facts, conf)
@@ -160,7 +163,7 @@ def _name(changes: Sequence[Change]) -> str:
 
 
 def _variants(
-    outcomes: Sequence[Outcome], measuring: Measuring, card: GPU, largest: int, line: Line
+    outcomes: Sequence[Outcome], measuring: Measuring, card: GPU, largest: int | None, line: Line
 ) -> tuple[Variant, ...]:
     """A row for each outcome, in the order of a plan."""
     plain, *others = outcomes
@@ -168,12 +171,19 @@ def _variants(
     rows = {each.changes: _variant(each, measuring, card, whole) for each in outcomes}
     fitting = sorted((each for each in others if each.fits), key=lambda each: rows[each.changes].cost)
     rest = sorted((each for each in others if not each.fits), key=lambda each: each.peak_reserved)
-    for each in [outcome for outcome in (plain, *fitting) if outcome.fits][:largest]:
+    order = (plain, *fitting, *rest)
+    if largest is None:
+        table = [rows[each.changes] for each in order]
+        wanted = {id(each) for each in (table[0], cheapest(table), *front(table))}
+        searched = [each for each, row in zip(order, table, strict=True) if id(row) in wanted]
+    else:
+        searched = [each for each in (plain, *fitting) if each.fits][:largest]
+    for each in searched:
         if rows[each.changes].passes == 1:
             line.show(f"vramkit: searching the largest batch with {_name(each.changes)}")
             found = measuring.largest_batch_size(each.changes)
             rows[each.changes] = dataclasses.replace(rows[each.changes], largest_batch_size=found)
-    return tuple(rows[each.changes] for each in (plain, *fitting, *rest))
+    return tuple(rows[each.changes] for each in order)
 
 
 def _variant(outcome: Outcome, measuring: Measuring, card: GPU, whole: int) -> Variant:

@@ -14,7 +14,7 @@ from ..results.files import replacing
 from .changes import LeftOut
 from .page import page
 from .text import Shown, fragment, report
-from .variant import Variant, is_better
+from .variant import Variant, cheapest, front
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -59,8 +59,7 @@ class Plan:
         """Of the variants that fit the one with the least `Variant.cost`: the program as it is where that fits. None:
         none does.
         """
-        fitting = (each for each in self.variants if each.fits)
-        return min(fitting, key=lambda each: (each.cost, each.peak_reserved), default=None)
+        return cheapest(self.variants)
 
     @property
     def closest(self) -> Variant:
@@ -73,8 +72,7 @@ class Plan:
 
         Those whose operations were not counted are left out.
         """
-        counted = [each for each in self.variants if each.operations is not None]
-        return tuple(each for each in counted if not any(is_better(other, each) for other in counted))
+        return front(self.variants)
 
     def report(self) -> str:
         """The table as text, what the cheapest variant is, and the code for it."""

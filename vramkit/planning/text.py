@@ -34,6 +34,19 @@ class Shown:
     notes: Sequence[str]
     versions: Mapping[str, str]
 
+    def largest(self, each: Variant) -> str:
+        """A variant's largest batch; "parts": it is of any size, in more parts; empty: it was not searched."""
+        if not self.has_largest or (each.passes == 1 and each.largest_batch_size is None):
+            return ""
+        if each.largest_batch_size is None:
+            return "parts"
+        return "any" if each.largest_batch_size >= MAX_PREDICTED_BATCH else f"{each.largest_batch_size:,}"
+
+    @property
+    def has_largest(self) -> bool:
+        """Whether the largest batch was searched of any variant."""
+        return any(each.largest_batch_size is not None for each in self.variants)
+
 
 def report(plan: Shown) -> str:
     """The whole text: at most 100 characters a line, but for code."""
@@ -65,15 +78,8 @@ def _cells(plan: Shown, each: Variant) -> tuple[str, ...]:
         "-" if each.operations is None else f"x{each.operations:.2f}",
         "-" if each.transferred is None else format_size(each.transferred),
         each.effect,
-        largest(each),
+        plan.largest(each),
     )
-
-
-def largest(each: Variant) -> str:
-    """The largest batch; empty: it was not searched."""
-    if each.largest_batch_size is None:
-        return ""
-    return "any" if each.largest_batch_size >= MAX_PREDICTED_BATCH else f"{each.largest_batch_size:,}"
 
 
 def _table(plan: Shown) -> list[str]:
@@ -123,6 +129,11 @@ def verdict(plan: Shown) -> Iterator[str]:
         "front: no other row is as good or better in all of these and in memory. Rows without operations were not "
         "counted, and have no mark."
     )
+    if plan.has_largest:
+        yield (
+            "Largest: the largest batch that runs on this card with the change, while the next larger one does not. "
+            'Where nothing stands it was not searched, or some size did not run. "parts": more rows go in more parts.'
+        )
 
 
 def fragment(plan: Shown) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,7 +52,8 @@ class Variant:
     code: str
     """What to write: the code that was run."""
     largest_batch_size: int | None = None
-    """The largest batch with which it fits; None: it was not searched. A batch in parts can be of any size."""
+    """The largest batch with which it fits the card; 0: not one row does. None: it was not searched, or some size did
+    not run. A batch in parts can be of any size."""
 
     @property
     def name(self) -> str:
@@ -74,3 +75,14 @@ def is_better(one: Variant, other: Variant) -> bool:
     """Whether one is as good in everything, and better in something."""
     first, second = ((*each.cost, each.peak_reserved) for each in (one, other))
     return first != second and all(a <= b for a, b in zip(first, second, strict=True))
+
+
+def cheapest(variants: Sequence[Variant]) -> Variant | None:
+    """Of those that fit the one with the least `Variant.cost`; None: none does."""
+    return min((each for each in variants if each.fits), key=lambda each: (each.cost, each.peak_reserved), default=None)
+
+
+def front(variants: Sequence[Variant]) -> tuple[Variant, ...]:
+    """Those of which operations were counted, and to which no other is as good or better in memory and in each cost."""
+    counted = [each for each in variants if each.operations is not None]
+    return tuple(each for each in counted if not any(is_better(other, each) for other in counted))

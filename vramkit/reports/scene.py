@@ -138,7 +138,25 @@ class Scene:
         convolves = np.array([*("Conv" in module.kind for module in modules), False])[table["module"]]
         elements, requested = self.of_output, table["requested"].astype(np.int64)
         result: npt.NDArray[np.bool_] = (self.category == Category.TEMPORARY) & convolves & (elements > 0)
-        result &= (requested != 4 * elements) & (requested != 2 * elements)
+        for part in (np.ones(len(table)), self._part_of_first_batch):
+            result &= (requested != 4 * part * elements) & (requested != 2 * part * elements)
+        return result
+
+    @cached_property
+    def _part_of_first_batch(self) -> npt.NDArray[np.float64]:
+        """Of each allocation how many times as large its forward's batch is as that of the first call, as most of what
+        the forward keeps is as many times as large as its modules' first outputs.
+        """
+        maker, elements = self.fates.maker, np.maximum(self.of_output, 1)
+        part = self.result.tape.allocations["requested"] / (4 * elements)
+        known = (self.category == Category.ACTIVATION) & (maker >= 0) & (self.of_output > 0)
+        found = np.ones(len(self.fates.forwards) + 1)
+        if known.any():
+            pairs, counts = np.unique(np.stack([maker[known], part[known]]), axis=1, return_counts=True)
+            order = np.argsort(counts, kind="stable")  # the most frequent one is written last
+            found[pairs[0][order].astype(np.int64)] = pairs[1][order]
+            found[-1] = 1
+        result: npt.NDArray[np.float64] = found[maker]
         return result
 
     def saved(self, weights: Ints, since: Ints | None = None) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..scene import Scene
 from . import (
+    attention,
     batches,
     checkpoints,
     discarded,
@@ -17,12 +18,14 @@ from . import (
     precision,
     reserved,
     retained,
+    summed,
     teachers,
 )
 from .advised import Advice as Advice
 
 RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
     *earlier.RULES,
+    *summed.RULES,
     *joined.RULES,
     *retained.RULES,
     *teachers.RULES,
@@ -33,5 +36,6 @@ RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
     *batches.RULES,
     *optimizers.RULES,
     *losses.RULES,
+    *attention.RULES,
     *reserved.RULES,
 )

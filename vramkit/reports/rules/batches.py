@@ -12,7 +12,7 @@ from ...tape.events import Category, Ints, Phase
 from ..moment import peaks_of
 from ..scene import Scene
 from .advised import Advice
-from .earlier import has_losses
+from .summed import has_losses
 
 _CLOSE = 0.1
 """Less than this part of a saving is not told apart."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ...tape.events import Category, Ints, Phase, Tape
 from ...tape.owners import owners
 from ...tape.usage import models_of
-from ..scene import Scene
+from ..scene import Scene, grouped
 from .advised import Advice
 from .earlier import made_by, model_name
 
@@ -92,19 +92,23 @@ def _not_detached(scene: Scene) -> Iterator[Advice]:
         trains = {forward for forward, _, is_used in every if is_used is True}
         backwards = [backward for _, backward in unused]
         shared = bool(trains & {forward for forward, _ in unused})  # the model is trained on the same output, too
+        at_stake = 0
         if shared:
-            less = _retained(scene, root, backwards)
+            kept, since = _retained(scene, root, backwards)
+            less, at_stake = scene.less(np.where(kept, scene.block, 0), since), scene.at(kept)
         else:
             discarded = np.zeros(len(fates.forwards), bool)
             discarded[[forward for forward, _ in unused]] = True
+            made = made_by(scene, discarded) & (scene.category == Category.ACTIVATION) & ~_outputs(scene, discarded)
             less = scene.less_without_graph(
-                made_by(scene, discarded) & (scene.category == Category.ACTIVATION),
+                made,
                 np.where(_only_for(scene, discarded, root, root_of, backwards), scene.block, 0),
             )
         name = model_name(scene, root)
         yield Advice(
-            saves=scene.saved_over_time(less),
-            is_computed=not shared,  # which of its own parts that backward would not make, nothing tells
+            saves=max(scene.saved_over_time(less), at_stake),
+            # Which of its own parts that backward would not make, nothing tells; nor what of a graph of gradients.
+            is_computed=not (shared or _differentiates_twice(scene)),
             text=(
                 f"detach {name}'s output where another model is trained on it (output.detach()), and call that "
                 "backward() without retain_graph=True"
@@ -133,9 +137,15 @@ def _trained_by(uses: _Uses, scene: Scene, root_of: Ints, backward: int) -> dict
     return result
 
 
-def _retained(scene: Scene, root: int, backwards: Sequence[int]) -> Ints:
-    """Bytes that are not there at each moment if some backwards free the graphs of all models but one, which another
-    backward still needs.
+def _differentiates_twice(scene: Scene) -> bool:
+    """Whether a backward made a graph of its own (create_graph=True)."""
+    made = (scene.category == Category.ACTIVATION) & (scene.result.tape.allocations["phase"] == Phase.BACKWARD)
+    return bool(made.any())
+
+
+def _retained(scene: Scene, root: int, backwards: Sequence[int]) -> tuple[_Mask, Ints]:
+    """What is kept of the graphs of all models but one, which another backward still needs; and the event before which
+    some backwards would have freed it.
     """
     fates, count = scene.fates, len(scene.result.tape.events)
     others = (fates.forwards["module"] != root) & ~fates.is_used & fates.forwards["made_graph"]
@@ -146,7 +156,7 @@ def _retained(scene: Scene, root: int, backwards: Sequence[int]) -> Ints:
             "end"
         ]
     rows = (scene.category == Category.ACTIVATION) & (fates.user < 0) & (since[fates.maker] < count)
-    return scene.less(np.where(rows, scene.block, 0), since[fates.maker])
+    return rows, since[fates.maker]
 
 
 def _only_for(scene: Scene, discarded: _Mask, root: int, root_of: Ints, backwards: Sequence[int]) -> _Mask:
@@ -154,7 +164,7 @@ def _only_for(scene: Scene, discarded: _Mask, root: int, root_of: Ints, backward
     tape, fates = scene.result.tape, scene.fates
     table = tape.allocations
     models = _models(tape)
-    rows = made_by(scene, discarded) & (scene.category == Category.ACTIVATION)
+    rows = made_by(scene, discarded) & (scene.category == Category.ACTIVATION) & ~_outputs(scene, discarded)
     chosen = np.zeros(len(fates.backwards), bool)
     chosen[[*backwards]] = True
     at = np.searchsorted(fates.backwards["begin"], table["born"], side="right") - 1
@@ -162,6 +172,23 @@ def _only_for(scene: Scene, discarded: _Mask, root: int, root_of: Ints, backward
     rows |= inside & (scene.category == Category.GRADIENT) & (root_of == root)
     result: _Mask = rows | (inside & (scene.category == Category.TEMPORARY) & (models[table["module"]] == root))
     return result
+
+
+def _outputs(scene: Scene, members: _Mask) -> _Mask:
+    """What some forwards returned, as their models' outputs were as large: another model works on it, with a graph or
+    without.
+    """
+    tape, fates = scene.result.tape, scene.fates
+    table, forwards = tape.allocations, fates.forwards
+    shapes = [module.output_shape for module in tape.modules]
+    elements = np.array([*(np.prod(shape, dtype=np.int64) if shape else 0 for shape in shapes), 0], np.int64)
+    size = np.append(elements[forwards["module"]], 0)[fates.maker]
+    rows = np.append(members, False)[fates.maker] & (size > 0)
+    rows &= (table["requested"] == 2 * size) | (table["requested"] == 4 * size)
+    chosen = np.flatnonzero(rows & (table["born"] < np.append(forwards["end"], 0)[fates.maker]))
+    found = np.zeros(len(table), bool)
+    found[[group[-1] for group in grouped(chosen, fates.maker[chosen])]] = True
+    return found
 
 
 RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_not_detached,)

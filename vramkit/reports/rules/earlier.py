@@ -17,7 +17,12 @@ from ..tree import shown_name
 from .advised import Advice
 
 _Mask = npt.NDArray[np.bool_]
-_SCALAR = 8  # bytes, at most
+_CLOSE = 0.1
+"""Less than this part of a saving is not told apart."""
+_LOOP = 3
+"""So many forwards of a model in a row, at least, are a loop's, whose variables each of them sets."""
+_MOST = 1000
+"""Of so many tensors, at most, it is looked up when their modules were left."""
 _LEAST = 400
 """What a layer returned has to be a larger part of what is there to be told with what others did."""
 
@@ -64,15 +69,50 @@ def _graphs(scene: Scene) -> Iterator[Advice]:
             if len(members) < 2:
                 continue
             # A backward would free a graph bit by bit, sooner than the next forward: what is reserved then is not told.
-            saves = scene.saved(np.where(held, scene.block, 0), _until_next(scene, members))
+            less, is_computed = scene.less(np.where(held, scene.block, 0), _until_next(scene, members)), True
             if _is_retained(scene, members):
+                less, is_computed = _within_own_graph(scene, members, less)
                 text = (
                     f"detach what a step hands to the next (state = state.detach()): {what}, and no backward freed them"
                 )
             else:
                 text = f"keep float(loss) or loss.detach() instead of loss, or run them under torch.no_grad(): {what}, "
                 text += "and no backward used them"
-            yield Advice(saves=saves, text=text, is_cause=True)
+            yield Advice(saves=scene.saved_over_time(less), text=text, is_computed=is_computed, is_cause=True)
+
+
+def _within_own_graph(scene: Scene, members: Ints, less: Ints) -> tuple[Ints, bool]:
+    """Bytes that are not there at each moment if backwards make nothing in the graphs of earlier steps: nothing beyond
+    as many allocations as the first backward had, to which no step had handed anything.
+
+    Args:
+        members: forwards whose graphs are handed on.
+        less: bytes that are not there without those graphs.
+
+    Returns:
+        The bytes, and whether they hold: all of those backwards began as the first did, or it matters little.
+    """
+    fates, table = scene.fates, scene.result.tape.allocations
+    begin = int(fates.forwards["step"][members].min())
+    spans = fates.backwards[fates.backwards["step"] >= begin]
+    firsts, lasts = (np.searchsorted(table["born"], spans[name]) for name in ("begin", "end"))
+    made = [table["requested"][first:last] for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)]
+    alike = [np.append(made[0][: len(each)] != each[: len(made[0])], True).argmax() for each in made[1:]]
+    own = int(min(alike, default=len(made[0])))
+    beyond = np.zeros(len(table), bool)
+    for first, last in zip(firsts[1:].tolist(), lasts[1:].tolist(), strict=True):
+        beyond[first + own : last] = True
+    fewer = less + scene.less(np.where(beyond, scene.block, 0))
+    for first, last, end in zip(firsts[1:].tolist(), lasts[1:].tolist(), spans["end"][1:].tolist(), strict=True):
+        if last - first > own:
+            begin = int(table["born"][first + own])
+            allocated = scene.result.timeline.allocated[begin : end + 1]
+            reached = int(allocated[0]) - int(fewer[begin])
+            fewer[begin : end + 1] = np.maximum(fewer[begin : end + 1], allocated - reached)
+    if own == len(made[0]) and len(np.unique(spans["step"])) == len(spans):
+        return fewer, True
+    most, least = scene.saved_over_time(fewer), scene.saved_over_time(less)
+    return less, most * (1 - _CLOSE) <= least
 
 
 def _of_evaluation(scene: Scene, root: int, held: _Mask, what: str) -> Iterator[Advice]:
@@ -134,73 +174,52 @@ def _of_kept(scene: Scene, modules: Sequence[int], kept: _Mask) -> Advice:
         text = f"keep what a hook or a list has of {name} as .detach().cpu(), or drop it: {many}"
         without_graph = kept & ~fates.forwards["made_graph"][maker]
         since = np.where(without_graph, fates.forwards["end"][maker], since)
+        if without_graph.any():
+            kept = kept | _kept_now(scene, kept)
+            rows = np.flatnonzero(kept & ~fates.forwards["made_graph"][maker])[-_MOST:]
+            since[rows] = _left_after(scene, rows)
     edit = Edit(np.where(kept, scene.block, 0), since)
     return Advice(saves=scene.saved(edit.smaller, edit.since), edit=edit, text=text, is_cause=True)
 
 
-def _summed(scene: Scene) -> Iterator[Advice]:
-    """Several forwards of a model, each with its loss, before one backward. With a backward each, one graph is there at
-    a time, and the gradients are there from the first on.
+def _kept_now(scene: Scene, kept: _Mask) -> _Mask:
+    """What the forward at the moment made, without a graph, as those before it made what is kept of them."""
+    table, current = scene.result.tape.allocations, scene.fates.last_begun(scene.moment.event)
+    if scene.fates.forwards["made_graph"][current]:
+        return np.zeros(len(kept), bool)
+    module, size = (table[name].astype(np.int64) for name in ("module", "requested"))
+    like = np.unique(np.stack([module[kept], size[kept]]), axis=1)
+    result: _Mask = scene.moment.alive & (scene.fates.maker == current) & ~kept
+    rows = np.flatnonzero(result)
+    result[rows] = [((like[0] == module[row]) & (like[1] == size[row])).any() for row in rows.tolist()]
+    return result
+
+
+def _left_after(scene: Scene, rows: Ints) -> list[int]:
+    """The events at which forwards have left the modules that made some allocations; of what these returned, the
+    modules around them.
     """
-    fates = scene.fates
-    current = fates.last_begun(scene.moment.event)
-    count, name, groups, is_computed = 0, "", list[list[int]](), True
-    for backward, every in fates.together.items():
-        roots, counts = np.unique(fates.forwards["module"][every], return_counts=True)
-        root = int(roots[counts.argmax()])
-        members = [member for member in every if fates.forwards["module"][member] == root]
-        if len(members) < 2:
-            continue
-        groups.append(members)
-        if members[0] <= current and int(fates.backwards["end"][backward]) > scene.moment.event:
-            count, name = len(members), model_name(scene, root)
-            if not has_losses(scene, members):
-                return
-            # A backward in between made a graph of its own (create_graph=True), of which nobody knows the forwards.
-            between = fates.backwards["begin"][:backward] > fates.forwards["begin"][members[0]]
-            is_computed = not between.any()
-    if count:
-        yield Advice(
-            saves=scene.saved_over_time(_apart(scene, groups)),
-            is_computed=is_computed,
-            text=f"call backward() on each loss, not on their sum: the graphs of {count:,} forwards of {name} are "
-            "alive until one backward",
-            is_cause=True,
-        )
+    tape, found, parts = scene.result.tape, list[int](), dict[int, _Mask]()
+    for row in rows.tolist():
+        module = int(tape.allocations["module"][row])
+        if tape.allocations["requested"][row] in (2 * scene.of_output[row], 4 * scene.of_output[row]):
+            module = tape.modules[module].parent
+        if module not in parts:
+            parts[module] = part_of(scene, module)
+        born, end = int(tape.allocations["born"][row]), int(scene.fates.forwards["end"][scene.fates.maker[row]])
+        left = np.flatnonzero(~parts[module][tape.events["module"][born:end]])
+        found.append(born + int(left[0]) if module >= 0 and len(left) else end)
+    return found
 
 
-def _apart(scene: Scene, groups: Sequence[Sequence[int]]) -> Ints:
-    """Bytes that are not there at each moment if each forward of some groups has its own backward right after it."""
-    fates, table = scene.fates, scene.result.tape.allocations
-    begins, steps = fates.forwards["begin"], fates.forwards["step"]
-    since = np.full(len(begins) + 1, len(scene.result.tape.events), np.int64)
-    early = np.full(int(steps.max()) + 1, len(scene.result.tape.events), np.int64)  # of each step: its first backward
-    for members in groups:
-        since[[*members[:-1]]] = begins[[*members[1:]]]
-        early[steps[members[0]]] = begins[members[1]]
-    less = scene.less(np.where(scene.category == Category.ACTIVATION, scene.block, 0), since[fates.maker])
-    rows = np.flatnonzero((scene.category == Category.GRADIENT) & (table["step"] < len(early)) & (table["born"] >= 0))
-    rows = rows[table["born"][rows] > early[table["step"][rows]]]
-    change = np.zeros(len(less), np.int64)
-    np.add.at(change, table["born"][rows] + 1, scene.block[rows])
-    np.add.at(change, early[table["step"][rows]] + 1, -scene.block[rows])
-    return less + np.cumsum(change)
-
-
-def has_losses(scene: Scene, members: Sequence[int]) -> bool:
-    """Whether each of some forwards has a loss of its own: a backward took, or could take, it apart from the others."""
-    return all(_has_loss(scene, member) for member in members)
-
-
-def _has_loss(scene: Scene, member: int) -> bool:
-    """Whether a single number was computed of what a forward's last layer returned, before the next forward."""
-    table, root = scene.result.tape.allocations, int(scene.fates.forwards["module"][member])
-    shape = scene.result.tape.modules[root].output_shape if root >= 0 else ()
-    if len(shape) > 0 and int(np.prod(shape[:-1], dtype=np.int64)) == 1:
-        return False  # of one row everything is a single number
-    rows = np.flatnonzero(scene.fates.maker == member)
-    large = rows[(table["requested"][rows] > _SCALAR) & (table["module"][rows] >= 0)]
-    return bool(len(large)) and bool((table["requested"][rows[rows > large[-1]]] <= _SCALAR).any())
+def part_of(scene: Scene, module: int) -> _Mask:
+    """A module and those in it; shape ``(modules + 1,)``, the last stands for none."""
+    modules = scene.result.tape.modules
+    inside = np.zeros(len(modules) + 1, bool)
+    inside[module] = module >= 0
+    for index in range(module + 1, len(modules)):  # parents come first
+        inside[index] |= bool(inside[modules[index].parent])
+    return inside
 
 
 def _no_graph(scene: Scene) -> Iterator[Advice]:
@@ -307,7 +326,8 @@ def _activations(scene: Scene) -> _Mask:
 
 def keeps_graph(scene: Scene, rows: _Mask) -> _Mask:
     """Of each forward whether its graph is kept: it made one, no backward used it, half of what it left is there. A
-    single tensor is an output that is kept; or the state, where the step's backward freed nothing at all.
+    single tensor is an output that is kept. Where the step's backward freed nothing at all, it is the state; and
+    several are the part of the graph that made the state.
     """
     fates = scene.fates
     count = len(fates.forwards)
@@ -318,7 +338,8 @@ def keeps_graph(scene: Scene, rows: _Mask) -> _Mask:
     result: _Mask = fates.forwards["made_graph"] & ~fates.is_used & ~fates.is_abandoned
     steps = fates.forwards["step"]
     retained = np.isin(steps, fates.backwards["step"]) & ~np.isin(steps, steps[fates.is_used])
-    result &= (tensors > np.where(retained, 0, 1)) & (2 * alive >= of_all)
+    is_half = 2 * alive >= of_all
+    result &= np.where(retained, (tensors > 1) | is_half, (tensors > 1) & is_half)
     return result
 
 
@@ -346,8 +367,8 @@ def _keeper(scene: Scene, members: Ints) -> Ints:
 
 def _until_next(scene: Scene, members: Ints) -> Ints:
     """Of each allocation of some forwards the event at which a variable of it would have been given another value: the
-    end of the next forward at its place in a step, or of evaluation. Inputs go with the last forward that is given
-    them.
+    end of the next forward at its place in a step, or of evaluation; in a loop within a step, of the next one. Inputs
+    go with the last forward that is given them.
     """
     fates, tape = scene.fates, scene.result.tape
     of_forward = np.full(len(fates.forwards) + 1, len(tape.events), np.int64)
@@ -358,6 +379,10 @@ def _until_next(scene: Scene, members: Ints) -> Ints:
         ends[index] = following.get(at, len(tape.events))
         following[at] = int(fates.forwards["end"][index])
     of_forward[members] = ends[members]
+    for run in np.split(members, np.flatnonzero(np.diff(members) != 1) + 1):
+        for each in grouped(run, fates.forwards["step"][run].astype(np.int64)):
+            if len(each) >= _LOOP:
+                of_forward[each[:-1]] = fates.forwards["end"][each[1:]]
     of: Ints = of_forward[np.where(scene.category == Category.INPUT, _keeper(scene, members), fates.maker)]
     return of
 
@@ -422,7 +447,6 @@ RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
     _after_failures,
     _graphs,
     _kept_outputs,
-    _summed,
     _no_graph,
     _growth,
 )

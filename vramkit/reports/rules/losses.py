@@ -8,10 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ...tape.events import Category, Ints, Phase
+from ..layout import counted
 from ..scene import Scene, grouped
 from .advised import Advice
 
 _CHUNKS = 8
+_MANY_ROWS = 256
+"""Of fewer rows all pairs are little; and as many numbers have other things, too."""
+_NO_PAIRS = 1 << 24
+"""All pairs of so many rows are on no card."""
 _WIDER = 4
 """So many times wider than its input a last layer has to be: each chunk makes a gradient of the input."""
 
@@ -61,7 +66,10 @@ def _chain(scene: Scene) -> npt.NDArray[np.bool_]:
             continue
         after = np.concatenate([after, within])
         part = requested[after] / base
-        result[after[((part >= 0.9) & (part <= 1)) | ((part >= 0.45) & (part <= 0.5))]] = True  # in half precision
+        in_half = (part >= 0.45) & (part <= 0.5)
+        if not 0.45 <= requested[output] / base <= 0.5 and int(in_half.sum()) < 2:
+            in_half[:] = False  # nothing else is in half precision: it is something else, as what logits are made of
+        result[after[((part >= 0.9) & (part <= 1)) | in_half]] = True
     return result
 
 
@@ -102,4 +110,41 @@ def _is_narrow(scene: Scene, layer: int, output: int, base: int) -> bool:
     return "Conv" in module.kind or _WIDER * (module.parameters // size // width) > width
 
 
-RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_chunked_loss,)
+def _broadcast(scene: Scene) -> Iterator[Advice]:
+    """A loss of ``(N, 1)`` predictions and ``(N,)`` targets, which broadcast to all pairs. Assumes that these are not
+    meant, and that one number for each row takes their place.
+    """
+    pairs = _pairs(scene)
+    if not scene.at(pairs):
+        return
+    tape = scene.result.tape
+    rows = tape.modules[int(scene.fates.forwards["module"][scene.fates.last_begun(scene.moment.event)])].output_shape[0]
+    yield Advice(
+        saves=scene.saved(np.where(pairs, scene.block * (rows - 1) // rows, 0)),
+        text=f"give predictions and targets one shape (output.squeeze(1)), if no pairs are meant: ({rows:,}, 1) and "
+        f"({rows:,},) broadcast to ({rows:,}, {rows:,}), of which the loss makes "
+        f"{counted(int((pairs & scene.moment.alive).sum()), 'tensor')} that are alive at once",
+        is_cause=True,
+    )
+
+
+def _pairs(scene: Scene) -> npt.NDArray[np.bool_]:
+    """What a loss, and the backward before it reaches a layer, makes of ``(N, 1)`` outputs that has ``N * N`` numbers,
+    in every training step; where this is known of the moment's model.
+    """
+    fates, tape = scene.fates, scene.result.tape
+    table = tape.allocations
+    nothing = np.zeros(len(table), bool)
+    current = fates.last_begun(scene.moment.event)
+    root = int(fates.forwards["module"][current]) if current >= 0 else -1
+    shape = tape.modules[root].output_shape if root >= 0 else ()
+    if len(shape) != 2 or shape[1] != 1 or not _MANY_ROWS <= shape[0] < _NO_PAIRS:
+        return nothing
+    of_model = np.append(fates.forwards["module"] == root, False)[table["forward"].astype(np.int64) - 1]
+    of_model &= (table["module"] < 0) | (table["phase"] == Phase.BACKWARD)
+    square = np.isin(table["requested"], [size * shape[0] ** 2 for size in (1, 2, 4, 8)])
+    result: npt.NDArray[np.bool_] = of_model & square & (table["born"] >= 0) & (table["forward"] > 0)
+    return result & np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY))
+
+
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_chunked_loss, _broadcast)

@@ -70,8 +70,13 @@ def _data_sets(scene: Scene) -> Iterator[Advice]:
     table = scene.result.tape.allocations
     data = (scene.category == Category.DATASET) & ~scene.piled_copies
     data &= (table["born"] < 0) | (table["step"] < scene.moment.step) | (scene.moment.step == 0)
+    # A step's own batch is there beside the list, where the step runs the model on nothing else.
+    forwards = scene.fates.forwards
+    runs = int((forwards["step"] == scene.moment.step).sum())
+    own = scene.moment.alive & (table["born"] >= 0) & (table["step"] == scene.moment.step) & ~data & (runs == 1)
+    own &= np.isin(scene.category, (Category.DATASET, Category.INPUT))
     sizes, counts = np.unique(table["requested"][data & scene.moment.alive], return_counts=True)
-    for size in sizes[counts >= _LIST].tolist():
+    for size in sizes[(counts >= _LIST) & ~np.isin(sizes, table["requested"][own])].tolist():
         data[np.flatnonzero(data & (table["requested"] == size))[-1]] = False
     if scene.at(data):
         yield Advice(

@@ -31,6 +31,8 @@ _SAME = re.compile(
 """Those that return what they are given."""
 _KNOWN = 0.9
 """The part of the activations, at least, that has to be of such layers; what others do, their code says."""
+_DOUBLE = 8
+"""Bytes of a number in double precision."""
 _FEW = 3
 """So many layers, at least, have to do the same: one could by chance."""
 
@@ -300,4 +302,17 @@ def _is_returned(scene: Scene, modules: Ints, size: int) -> bool:
     return any(size // 2 == width * each for width in (1, 2, 4, 8) for each in elements)
 
 
-RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_autocast, _cast_masks, _added_masks)
+def _double(scene: Scene) -> Iterator[Advice]:
+    """Models in float64, as numbers of NumPy make them. Assumes that all that they make is of as many bytes."""
+    modules = [module for module in scene.result.tape.modules if module.parameters]
+    if not modules or any(module.item_size != _DOUBLE or "Complex" in module.kind for module in modules):
+        return
+    made = np.isin(scene.category, [each for each in Category if each is not Category.WORKSPACE])
+    yield Advice(
+        saves=scene.saved(np.where(made, scene.block // 2, 0)),
+        text="train in float32, if float64 is not meant: model.float(), and .float() for what comes from NumPy",
+        is_cause=True,
+    )
+
+
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_autocast, _cast_masks, _added_masks, _double)

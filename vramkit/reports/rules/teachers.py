@@ -15,7 +15,7 @@ from ..layout import counted
 from ..scene import Scene
 from ..tree import shown_name
 from .advised import Advice
-from .earlier import keeps_graph, made_by, model_name
+from .earlier import keeps_graph, made_by, model_name, part_of
 
 _Mask = npt.NDArray[np.bool_]
 _FEW = 3
@@ -58,7 +58,7 @@ def _untrained(scene: Scene) -> Iterator[Advice]:
     never[owner[scene.never_cleared]] = cleared[owner[gradients & ~scene.never_cleared]] = True
     never[-1] = cleared[-1] = False
     for module in _outermost(scene, _within(scene, never, cleared)):
-        part = _part(scene, module)
+        part = part_of(scene, module)
         of = _made_in(scene, module, part)
         if tape.modules[module].parent < 0 and fates.forwards["is_source"].any():
             # What is given a graph hands gradients on to what made it.
@@ -66,11 +66,12 @@ def _untrained(scene: Scene) -> Iterator[Advice]:
         made = (scene.category == Category.ACTIVATION) & (fates.maker >= 0) & of
         whole = made_by(scene, part[fates.forwards["module"]] & fates.is_used) & (scene.category == Category.ACTIVATION)
         is_whole = bool((made >= whole).all())
-        own = gradients & part[owner] & is_whole
+        passing = (scene.category == Category.TEMPORARY) & (tape.allocations["phase"] == Phase.BACKWARD)
+        own = ((gradients & part[owner]) | (passing & part[tape.allocations["module"]])) & is_whole
         yield Advice(
             saves=scene.saved_over_time(scene.less_without_graph(made, np.where(made | own, scene.block, 0))),
             text=f"run {shown_name(tape.modules[module].name, 60)} under torch.no_grad(), if it is not to train"
-            + ", but for what it is given of another model's graph (there requires_grad_(False) will do)"
+            + ", where it is given nothing of another model's graph (there requires_grad_(False), which saves more)"
             * (not is_whole)
             + ": it gets gradients, which no step cleared",
             is_cause=True,
@@ -95,7 +96,7 @@ def _unused(scene: Scene) -> Iterator[Advice]:
     parents = np.array([*(module.parent for module in tape.modules), -1])
     leaf = ~np.isin(np.arange(len(parents)), parents)
     for module in _outermost(scene, _within(scene, weighted & ~trained, trained)):
-        part = _part(scene, module)
+        part = part_of(scene, module)
         ran = np.flatnonzero(part[events["module"]] & (events["phase"] == Phase.FORWARD))
         rows = part[table["module"]] & used & (fates.user < 0) & (table["phase"] == Phase.FORWARD)
         if parents[module] < 0 or not rows.any():
@@ -156,16 +157,6 @@ def _outermost(scene: Scene, inside: _Mask) -> list[int]:
     return [
         each for each in np.flatnonzero(inside).tolist() if modules[each].parent < 0 or not inside[modules[each].parent]
     ]
-
-
-def _part(scene: Scene, module: int) -> _Mask:
-    """A module and those in it; shape ``(modules + 1,)``, the last stands for none."""
-    modules = scene.result.tape.modules
-    part = np.zeros(len(modules) + 1, bool)
-    part[module] = True
-    for index in range(module + 1, len(modules)):  # parents come first
-        part[index] = modules[index].parent >= 0 and part[modules[index].parent]
-    return part
 
 
 def _made_in(scene: Scene, module: int, part: _Mask) -> _Mask:
