@@ -88,10 +88,10 @@ class CompiledCode:
             return
         if any(function.__closure__ or codes[name].co_freevars for name, function in functions.items()):
             return
+        self._changed += [(function, function.__code__) for function in functions.values()]
         vars(module)[_ENTER] = self._enter_of(module, plan)
         vars(module)[_PART] = self._part()
         for name, function in functions.items():
-            self._changed.append((function, function.__code__))
             function.__code__ = codes[name]
 
     def _undo(self) -> None:

@@ -23,7 +23,8 @@ def when_imported(stack: ExitStack, name: str, tell: Callable[[ModuleType], obje
         tell(sys.modules[name])
         return
     finder = _Finder(name, tell)
-    stack.callback(finder.leave)
+    for _ in range(2):  # an interrupt may end the one, and the other does it then
+        stack.callback(finder.leave)
     sys.meta_path.insert(0, finder)
 
 
