@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .estimation.lengths import replay_lengths as replay_lengths
     from .estimation.result import Estimate as Estimate
     from .gpus import GPU as GPU
+    from .gpus.nccl import NCCL as NCCL
     from .layers.result import Summary as Summary
     from .layers.rows import LayerRow as LayerRow
     from .layers.summary import summary as summary
@@ -138,6 +139,7 @@ _HOMES = {
     "Parallel": "programs.parallel",
     # what results are made of
     "MemoryResult": "tape.memory",
+    "NCCL": "gpus.nccl",
     "ReadableResult": "results.readable",
     "OutOfMemory": "tape.memory",
     "Breakdown": "tape.breakdown",

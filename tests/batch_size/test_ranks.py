@@ -13,6 +13,7 @@ import pytest
 
 import vramkit
 from vramkit.batch_size.ranks import Agreement
+from vramkit.torch_releases import installed, release_of
 
 # Elsewhere gloo has to be there: without it these tests fail, because a skip could hide that ranks were never tested.
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
@@ -25,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vramkit.batch_size.result import Trial
 from vramkit.errors import VramkitError
 from vramkit.batch_size.ranks import Agreement
+from vramkit.torch_releases import installed, release_of
 from vramkit.batch_size.bounds import Bounds
 from vramkit.batch_size.search import Search, TrialRun
 
@@ -325,3 +327,68 @@ result.append(torch.equal(*same))        # afterwards gradients are exchanged as
     )
 
     assert results == [[False, True, True], [True, True, True]]
+
+
+@pytest.mark.skipif(release_of(installed()) < (2, 9), reason="FSDP2 lets nobody take the place of its collectives")
+def test_shards_are_gathered_apart_so_that_no_rank_waits_for_one_that_ran_out(on_ranks: OnRanks) -> None:
+    results = on_ranks(
+        2,
+        """
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from vramkit.batch_size.saved_state import Surroundings
+
+class Ends(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x, where):
+        context.where = where
+        if where == "forward":
+            raise torch.OutOfMemoryError("here and nowhere else")
+        return x.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        if context.where == "backward":
+            raise torch.OutOfMemoryError("here and nowhere else")
+        return gradient, None
+
+class Model(torch.nn.Sequential):
+    where = None
+
+    def forward(self, x):
+        return self[1](Ends.apply(self[0](x), self.where))
+
+torch.manual_seed(0)
+model = Model(torch.nn.Linear(4, 3), torch.nn.Linear(3, 5))
+values = {name: value.clone() for name, value in model.state_dict().items()}
+mesh = init_device_mesh("cpu", (world,))
+for module in (*model, model):
+    fully_shard(module, mesh=mesh)
+around, seen = Surroundings([model], []), []
+with Agreement(dist.group.WORLD) as ranks:
+    for where in ("forward", "backward", None):
+        model.where = where if rank == 1 else None
+        ran_out = False
+        try:
+            with ranks.apart([model]):
+                model(torch.ones(2, 4)).square().sum().backward()
+        except torch.OutOfMemoryError:
+            ran_out = True
+        around.put_back()
+        seen.append([ran_out, ranks.any(ran_out)])
+
+alone = Model(torch.nn.Linear(4, 3), torch.nn.Linear(3, 5))
+alone.load_state_dict(values)
+model.where = None
+model(torch.ones(2, 4) * (rank + 1)).square().sum().backward()
+for each in range(world):
+    (alone(torch.ones(2, 4) * (each + 1)).square().sum() / world).backward()
+same = [torch.allclose(one.grad.full_tensor(), other.grad)
+        for one, other in zip(model.parameters(), alone.parameters(), strict=True)]
+result = [seen, same]                   # afterwards they are gathered and reduced as ever
+""",
+    )
+
+    assert [result[1] for result in results] == [[True] * 4] * 2
+    assert results[0][0] == [[False, True], [False, True], [False, False]]
+    assert results[1][0] == [[True, True], [True, True], [False, False]]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vramkit import GPU, UsageError, gpus
+from vramkit.gpus import spellings
 from vramkit.gpus.catalogue import _derived
 from vramkit.virtual_gpu.handle import Settings
 
@@ -39,6 +40,13 @@ def test_spelling_does_not_matter(spelling: str) -> None:
         ("RTX 6000 Ada", "rtx6000ada"),
         ("Tesla P40", "p40"),
         ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", "a100-80gb-3g.40gb"),
+        ("A100 1g.5gb", "a100-40gb-1g.5gb"),
+        ("MIG 1g.5gb", "a100-40gb-1g.5gb"),
+        ("4070 ti super", "rtx4070tisuper"),
+        ("4090", "rtx4090"),
+        ("RTX 4090 24GB", "rtx4090"),
+        ("RTX 3080 10G", "rtx3080"),
+        ("a10g", "a10g"),
     ],
 )
 def test_a_card_is_found_as_people_write_it(spelling: str, name: str) -> None:
@@ -64,10 +72,11 @@ def test_a_described_card_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("name", "near"),
     [
-        ("a100", "nearest are 'a100-40gb', 'a100-80gb', 'a100-80gb-pcie'"),
-        ("v100", "nearest are 'v100-16gb', 'v100-32gb'"),
+        ("a100", "nearest are 'a100-40gb', 'a100-40gb-pcie', 'a100-80gb', 'a100-80gb-pcie'"),
+        ("v100", "nearest are 'v100-16gb', 'v100-16gb-pcie', 'v100-32gb'"),
         ("rtx3080laptop8", "'rtx3080-laptop-8gb'"),
-        ("4090", "nearest are 'rtx4090', 'rtx4090-laptop'"),
+        ("1g.10gb", "'a100-80gb-1g.10gb'"),
+        ("8xA100", "nearest are 'a100-40gb', 'a100-40gb-pcie', 'a100-80gb'"),
         ("rtx 4900", "'rtx4090'"),
     ],
 )
@@ -76,6 +85,27 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> N
         gpus.find(name)
 
     assert near in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("machine", "cards"),
+    [
+        ("g5.xlarge", "a machine of AWS. Name what such a machine has: 'a10g'"),
+        ("p5en.48xlarge", "'h200'"),
+        ("Standard_NC24ads_A100_v4", "'a100-80gb-pcie'"),
+        ("a2-highgpu-1g", "'a100-40gb'"),
+        ("Kaggle", "'t4' or 'p100'"),
+    ],
+)
+def test_a_rented_machine_is_answered_with_its_cards(machine: str, cards: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        gpus.find(machine)
+
+    assert cards in str(raised.value)
+
+
+def test_the_cards_of_rented_machines_are_in_the_catalogue() -> None:
+    assert {card for _, *cards in spellings._MACHINES.values() for card in cards} <= gpus.CATALOGUE.keys()
 
 
 @pytest.mark.parametrize("nonsense", ["", "0 GiB", 0, -1, None, 1.5])

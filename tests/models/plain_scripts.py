@@ -90,12 +90,29 @@ def t5(folder: str) -> Peaks:
     return train(AutoModelForSeq2SeqLM.from_config(configuration(folder)).to("cuda").train(), text(2, 256), own_loss)
 
 
+def marian(folder: str) -> Peaks:
+    """Its decoder makes a mask of ones, in float32 on the GPU, and leaves it out as nothing is padded."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    return train(AutoModelForSeq2SeqLM.from_config(configuration(folder)).to("cuda").train(), text(2, 256), own_loss)
+
+
 def vit(folder: str) -> Peaks:
     import torch
     from transformers import AutoModelForImageClassification
 
     model = AutoModelForImageClassification.from_config(configuration(folder)).to("cuda").train()
     batch = {"pixel_values": torch.rand(4, 3, 224, 224), "labels": torch.zeros(4, dtype=torch.long)}
+    return train(model, batch, own_loss)
+
+
+def segformer(folder: str) -> Peaks:
+    """It asks its own encoder for hidden states."""
+    import torch
+    from transformers import AutoModelForSemanticSegmentation
+
+    model = AutoModelForSemanticSegmentation.from_config(configuration(folder)).to("cuda").train()
+    batch = {"pixel_values": torch.rand(2, 3, 96, 96), "labels": torch.zeros(2, 96, 96, dtype=torch.long)}
     return train(model, batch, own_loss)
 
 
@@ -131,17 +148,33 @@ def llama_generates(folder: str) -> Peaks:
     return generate(model.to_empty(device="cuda").eval(), text(2, 256))
 
 
-def generate(model: Any, prompt: Any) -> Peaks:
+def marian_generates(folder: str) -> Peaks:
+    """In mixed precision, where autocast keeps its copies of parameters."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.from_pretrained(folder)).to("cuda").eval()
+    return generate(model, text(2, 64), torch.bfloat16)
+
+
+def generate(model: Any, prompt: Any, autocast: Any = None) -> Peaks:
+    import torch
+
     for _ in range(3):
-        model.generate(
-            input_ids=prompt["input_ids"].to("cuda"),
-            attention_mask=prompt["attention_mask"].to("cuda"),
-            max_new_tokens=8,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
+        with torch.autocast("cuda", autocast, enabled=autocast is not None):
+            answer(model, prompt)
     return peaks()
+
+
+def answer(model: Any, prompt: Any) -> None:
+    model.generate(
+        input_ids=prompt["input_ids"].to("cuda"),
+        attention_mask=prompt["attention_mask"].to("cuda"),
+        max_new_tokens=8,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
 
 
 def small_llama(folder: str, **quantization: Any) -> Any:
@@ -189,6 +222,19 @@ def resnet(_: str) -> Peaks:
 
     batch = {"images": torch.rand(4, 3, 224, 224), "targets": torch.zeros(4, dtype=torch.long)}
     return train(torchvision.models.resnet18().to("cuda"), batch, loss)
+
+
+def segmentation(_: str) -> Peaks:
+    import torch
+    import torchvision
+
+    def loss(model: Any, inputs: Any) -> Any:
+        return torch.nn.functional.cross_entropy(model(inputs["images"])["out"], inputs["targets"], ignore_index=255)
+
+    batch = {"images": torch.rand(2, 3, 96, 96), "targets": torch.zeros(2, 96, 96, dtype=torch.long)}
+    return train(
+        torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None).to("cuda"), batch, loss
+    )
 
 
 def timm_vit(_: str) -> Peaks:

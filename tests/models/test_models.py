@@ -28,12 +28,18 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
         {"batch_size": 4, "seq_len": 384, "precision": "bf16-mixed", "padded": True, "accumulate": 2},
     ),
     "t5": ("t5-small", {"batch_size": 2, "seq_len": 256}),
+    "marian": ("marian", {"batch_size": 2, "seq_len": 256}),
     "vit": ("vit-base-patch16-224", {"batch_size": 4}),
+    "segformer": ("segformer", {"batch_size": 2, "image_size": 96}),
     "whisper": ("whisper-small", {"batch_size": 2}),
     "llama": ("llama-3.1-8b", {"seq_len": 1024, "lora": 16, "checkpointing": True}),
     "llama_generates": (
         "llama-3.1-8b",
         {"batch_size": 2, "seq_len": 256, "method": "inference", "max_new_tokens": 8},
+    ),
+    "marian_generates": (
+        "marian",
+        {"batch_size": 2, "seq_len": 64, "method": "inference", "max_new_tokens": 8, "precision": "bf16-mixed"},
     ),
     "qlora": (
         "llama-small",
@@ -51,6 +57,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
         {"batch_size": 2, "seq_len": 64, "method": "inference", "quantization": "int8", "max_new_tokens": 8},
     ),
     "resnet": ("torchvision:resnet18", {"batch_size": 4}),
+    "segmentation": ("torchvision:lraspp_mobilenet_v3_large", {"batch_size": 2, "image_size": 96}),
     "timm_vit": ("timm:vit_tiny_patch16_224", {"batch_size": 4, "method": "freeze:8"}),
 }
 
@@ -142,7 +149,7 @@ def test_on_fake_tensors_it_takes_the_same_where_nothing_is_padded(
         ("torchvision:vit_b_16", {"image_size": 225}, "with image_size=225"),
         ("torchvision:resnet18", {"optimizer": vramkit.UsageError}, "Give its name, as 'adamw'"),
         ("torchvision:resnet18", {"checkpointing": True}, "torchvision's models have none"),
-        ("torchvision:raft_large", {}, "'raft_large' is no classifier"),
+        ("torchvision:raft_large", {}, "'raft_large' has no batch here"),
         ("torchvision:resnet51", {}, "'resnet51' is not in torchvision. Name one of resnet50, "),
         ("json:dumps", {"lora": 4}, "What a function returns says itself how it is trained"),
     ],
@@ -172,6 +179,19 @@ def test_a_configuration_that_does_not_say_what_is_asked_of_it_is_refused(
 
     with pytest.raises(UsageError, match=words):
         vramkit.models.load(f"hf:{tmp_path}", **options)
+
+
+def test_a_configuration_that_sets_no_end_takes_texts_of_any_length(tmp_path: Path) -> None:
+    config = {"model_type": "xlnet", "architectures": ["XLNetForSequenceClassification"], "d_model": 16, "n_head": 2}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "n_layer": 1, "d_inner": 16, "vocab_size": 32}))
+
+    assert vramkit.models.load(f"hf:{tmp_path}", seq_len=640).batch["input_ids"].shape == (1, 640)
+
+
+def test_a_video_has_frames() -> None:
+    loaded = vramkit.models.load("torchvision:r3d_18", image_size=32, method="inference")
+
+    assert loaded.batch[0].shape == (1, 3, 16, 32, 32)
 
 
 def test_a_configuration_without_architectures_is_made_for_what_its_type_does(tmp_path: Path) -> None:

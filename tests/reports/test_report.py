@@ -13,6 +13,7 @@ from strategies import tapes
 from told_profiles import GIB, HEAD, MIB, MODULES, Story, training
 
 from vramkit.allocator import CachingAllocator
+from vramkit.gpus.nccl import NCCL
 from vramkit.reports.advice import advise
 from vramkit.reports.modules import module_rows
 from vramkit.reports.moment import largest_tensors, moment_of
@@ -476,6 +477,29 @@ def test_the_bridges_bytes_add_up() -> None:
     assert parts + shown["rounding and unsplit slack"] == shown["allocated"]
     assert shown["allocated"] + shown["cached: held, not allocated"] == shown["reserved"]
     assert shown["reserved"] + shown["CUDA context, others"] == shown["used on the device"]
+
+
+def test_what_nccl_has_is_a_part_of_what_is_beside_torchs_memory() -> None:
+    asked = NCCL(communicators=2, size=300 * MIB)
+
+    text = report(training().profile(reserved=GIB, outside=400 * MIB, nccl=asked))
+
+    shown = figures(text)
+    assert shown["of these NCCL"] == 300 * MIB
+    assert shown["reserved"] + shown["CUDA context, others"] == shown["used on the device"]
+    assert "2 communicators, as NCCL counts it" in text
+
+
+@pytest.mark.parametrize(
+    ("card", "issue"), [("NVIDIA H100 80GB HBM3", "issue 1685"), ("Another", "others saw 0.5 GB and more")]
+)
+def test_nccl_that_was_not_asked_has_no_figure_but_what_others_saw(card: str, issue: str) -> None:
+    profile = training().profile(reserved=GIB, outside=400 * MIB, device_name=card, nccl=NCCL(communicators=2))
+
+    text = " ".join(report(profile).split())
+
+    assert "+ NCCL: not modelled; " in text
+    assert issue in text
 
 
 def test_a_failure_comes_first_with_what_was_asked_for_and_what_was_free() -> None:

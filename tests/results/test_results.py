@@ -19,6 +19,7 @@ from strategies import tapes
 from told_profiles import training
 
 import vramkit
+from vramkit.gpus.nccl import NCCL
 from vramkit.results.profile import Profile
 from vramkit.tape.breakdown import Breakdown
 from vramkit.tape.events import ALLOCATION, EVENT, Category, Phase, Tape
@@ -136,7 +137,7 @@ def test_what_was_saved_is_what_is_loaded(tmp_path_factory: pytest.TempPathFacto
     other = Profile(tape=second, notes=("another",))
     profile = Profile(
         tape=tape, device_name="A card", capacity=10**9, outside=5, versions={"torch": "2"}, notes=("a", "ü"),
-        others=(other,),
+        nccl=NCCL(communicators=2, size=4), others=(other,),
     )  # fmt: skip
 
     profile.save(path)
@@ -147,7 +148,8 @@ def test_what_was_saved_is_what_is_loaded(tmp_path_factory: pytest.TempPathFacto
             assert (getattr(before.tape, table) == getattr(after.tape, table)).all()
         for column in ("modules", "names", "evaluations"):
             assert getattr(before.tape, column) == getattr(after.tape, column)
-        for name in ("device", "device_name", "capacity", "outside", "versions", "notes", "peak", "steps", "by_module"):
+        shared = ("device", "device_name", "capacity", "outside", "nccl", "versions", "notes")
+        for name in (*shared, "peak", "steps", "by_module"):
             assert getattr(before, name) == getattr(after, name)
 
 

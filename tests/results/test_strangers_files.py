@@ -109,6 +109,7 @@ def in_column(table: str, column: str, row: int, value: object) -> Callable[[Met
         (in_device(capacity=True), "the capacity can't be True"),
         (in_device(capacity=float("nan")), "the capacity can't be nan"),
         (in_device(outside=1 << 62), "the memory outside"),
+        (in_device(nccl={"communicators": 1, "size": -1}), "NCCL's memory"),
         (in_device(notes="x"), "the notes can't be 'x'"),
         (in_device(notes=["x" * 20_000]), "the notes can't be 'xxx"),
         (in_device(versions=["torch"]), "the versions can't be a list"),

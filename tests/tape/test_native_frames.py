@@ -9,6 +9,7 @@ from vramkit.tape.native_frames import operator_of, part_of
 
 KERNEL = ("", "at::native::empty_cuda(c10::ArrayRef<long>)")
 PYTHON = ("/opt/site-packages/torch/nn/functional.py", "linear")
+INTERPRETER = ("??", "PyObject_CallFunctionObjArgs")  # with its loop stripped, Python's own frames come last
 
 
 def call(name: str) -> tuple[str, str]:
@@ -56,6 +57,7 @@ def node(name: str) -> list[tuple[str, str]]:
         ([call("clone"), PYTHON, handed_on("bmm"), *node("BmmBackward0"), call("outside")], "aten::bmm (BmmBackward0)"),
         # A checkpoint runs a forward again, and a hook runs anything: the node that is computed made none of it.
         ([handed_on("addmm"), call("addmm"), PYTHON, *node("MulBackward0")], "aten::addmm"),
+        ([handed_on("addmm"), call("addmm"), INTERPRETER, *node("MulBackward0"), PYTHON], "aten::addmm"),
         ([handed_on("add_Tensor"), call("add_Tensor"), *node("")[1:], PYTHON], "aten::add"),
         ([KERNEL, *node("AccumulateGrad")], "AccumulateGrad"),
         ([handed_on("mul_Tensor"), PYTHON, ("??", "torch::autograd::PyNode::apply(int)")], "aten::mul"),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 from subprocesses import run_on
+
+from vramkit.torch_releases import release_of
 
 pytest.importorskip("torch")
 import torch
@@ -214,6 +219,45 @@ def test_absent_ranks_send_what_this_one_sends() -> None:
         "communicators": found["communicators"],
     }
     assert found["communicators"] >= 2
+
+
+_COUNTING = """
+int ncclCommMemStats(void *communicator, int what, unsigned long *bytes) {
+  *bytes = communicator && what == 3 ? 300ul << 20 : 1; /* 3: in all */
+  return 0;
+}
+"""
+_ASKED = """
+import torch, torch.distributed as dist, vramkit
+from dataclasses import asdict
+import vramkit.profiling.cuda as measured
+from vramkit.torch_internals.nccl import nccl_on
+result = {"without groups": nccl_on(0)}
+dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+group = dist.new_group([0])
+result["without communicators"] = nccl_on(0)
+dist.all_reduce(torch.ones(4, device="cuda"))
+dist.all_reduce(torch.ones(4, device="cuda"), group=group)
+measured.current = lambda: None           # as on a real card
+with vramkit.profile() as profile:
+    torch.ones(4, device="cuda")
+result["asked"] = asdict(profile.result.nccl)
+result["version"] = torch.__version__
+dist.destroy_process_group()
+"""
+
+
+def test_nccl_is_asked_what_its_communicators_have(tmp_path: Path) -> None:
+    source, library = tmp_path / "counting.c", tmp_path / "counting.so"
+    source.write_text(_COUNTING)
+    subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC", "-o", library, source], check=True)
+
+    found = run_on("h100", _ASKED, environment={"LD_PRELOAD": str(library)})
+
+    asks = release_of(found["version"]) >= (2, 14)  # before, torch does not
+    assert found["without groups"] is None
+    assert found["without communicators"] is None
+    assert found["asked"] == {"communicators": 2, "size": 2 * 300 * 2**20 if asks else None}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..allocator import NO_POOL, PoolId
+from ..gpus.nccl import NCCL
 from ..tape.events import SEGMENT, Category, Ints, Table
 from ..tape.stacks import StackTree
 from ..torch_releases import TieBreak
@@ -147,6 +148,8 @@ class Recording:
     """Bytes that a library asks for as its workspace."""
     outside: int = 0
     """Bytes in use on the device that are not this allocator's, at the end; 0: unknown."""
+    nccl: NCCL | None = None
+    """NCCL's communicators on the device, at the end; None: there are none."""
     capacity: int = 0
     """Bytes of the device; 0: unknown."""
     lost: int = 0

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from typing_extensions import Self
 
 from ..errors import UsageError, VramkitError
+from ..torch_internals.sharded_state import unheard
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -43,9 +44,10 @@ class Agreement:
     Raises:
         UsageError: torch.distributed was not set up, it is no group, or this process is not in it.
 
-    Known limitations: where the step itself waits for other ranks in its forward or backward (FSDP's gathering, a
-    collective of the user's), a rank that runs out leaves the others waiting until the step's own group times out; then
-    all get that error. `apart` takes DistributedDataParallel's gradient exchange out of the step, so that it does not.
+    Known limitations: where the step itself waits for other ranks (tensor parallelism, FSDP1, an all-reduce among
+    replicas of shards, a collective of the user's), a rank that runs out leaves the others waiting until the step's own
+    group times out; then all get that error. `apart` takes what DistributedDataParallel and ``fully_shard`` send out of
+    the step, so that it does not.
     """
 
     def __init__(self, group: ProcessGroup | None) -> None:
@@ -147,23 +149,25 @@ class Agreement:
 
     @contextmanager
     def apart(self, models: Iterable[torch.nn.Module]) -> Iterator[None]:
-        """While a step runs, DistributedDataParallel exchanges no gradients, so that no rank waits for another's.
+        """While a step runs, no rank waits for what another one sends to DistributedDataParallel or ``fully_shard``.
 
-        Its buckets stay where they are, and gradients that would lie in them get memory of their own: what is measured
-        is as much as in training, or more.
+        DistributedDataParallel exchanges no gradients. Its buckets stay where they are, and gradients that would lie in
+        them get memory of their own: what is measured is as much as in training, or more. ``fully_shard`` takes the
+        same memory as ever, and for the parts of other ranks this one's own.
 
         Args:
-            models: those of the step; others than DistributedDataParallel are left alone.
+            models: those of the step; others are left alone.
         """
         if self._group is None:
             yield
             return
         from torch.nn.parallel import DistributedDataParallel
 
+        models = [*models]
         parallel = [model for model in models if isinstance(model, DistributedDataParallel)]
         pending = [model.require_forward_param_sync for model in parallel]
         try:
-            with ExitStack() as stack:
+            with unheard(models), ExitStack() as stack:
                 for model in parallel:
                     # Else its forward broadcasts buffers, and a rank that failed before it is waited for.
                     model.require_forward_param_sync = False

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..torch_internals.storages import parts_of_sparse
+from ..profiling.tensors import parts_of
+from ..torch_internals.sharded_state import ShardedState
 
 _Undo = Callable[[], None]
 _PLAIN = (dict, list, set, deque)
@@ -54,6 +55,8 @@ class Surroundings:
             found.look(step, _DEPTH)
             holders |= found.holders
             self._undo += found.undo
+        # Before anything is noted: it is as it is between two steps, when all is in shards.
+        self._sharded = ShardedState(each for each in holders.values() if isinstance(each, torch.nn.Module))
         self._parameters: dict[int, torch.Tensor] = {}
         for holder in holders.values():
             for part in holder.modules() if isinstance(holder, torch.nn.Module) else (holder,):
@@ -75,7 +78,7 @@ class Surroundings:
 
     def put_back(self) -> None:
         """Set everything but the gradients as it was. Can be called as often as needed."""
-        _do_all([self.drop_gradients, self._notes.restore, *self._undo])
+        _do_all([self._sharded.put_back, self.drop_gradients, self._notes.restore, *self._undo])
 
     def close(self) -> None:
         """Set everything as it was, gradients too."""
@@ -118,10 +121,14 @@ class _Notes:
     def _note_tensor(self, tensor: torch.Tensor) -> None:
         if tensor.is_meta or torch.nn.parameter.is_lazy(tensor):
             return
+        if hasattr(type(tensor), "__tensor_flatten__"):  # one that is made of others, such as a sharded parameter
+            for part in parts_of(tensor):
+                self.note(part)
+            return
         place = tensor.data  # the same memory, whatever ``tensor.data`` becomes later
         if place.layout is not torch.strided:
             self._undo.append(lambda: _set_data(tensor, place))
-            for part in _parts(place):
+            for part in parts_of(place):
                 self._note_tensor(part)
             return
         held = place  # every number of it once
@@ -147,17 +154,6 @@ class _Notes:
 
 def _set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
     tensor.data = data
-
-
-def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The strided tensors that a sparse one is made of; none: of another layout."""
-    if tensor.layout is torch.sparse_coo:
-        return parts_of_sparse(tensor)
-    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
-    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
-    return ()
 
 
 def _contents(container: Any) -> _Undo:
@@ -188,7 +184,8 @@ class _Stored:
         # Several gradients can be views of one bucket.
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage()
-            for tensor in tensors
+            for gradient in tensors
+            for tensor in parts_of(gradient)
             if tensor.layout is torch.strided and tensor.untyped_storage().resizable()
         }
         self._kept = [(storage, storage.nbytes(), _bytes_of(storage).cpu().clone()) for storage in storages.values()]

@@ -46,6 +46,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--checkpointing", action="store_true", default=None, help="compute activations again")
     group.add_argument("--attention", metavar="KIND", help="sdpa, eager, flash_attention_2, ...")
+    group.add_argument("--liger", action="store_true", default=None, help="Liger's kernels, as Trainer has them")
     group.add_argument("--accumulate", type=int, metavar="N", help="so many backwards for a step of the optimizer")
     group.add_argument("--compile", action="store_true", default=None, help="torch.compile the model")
     group.add_argument("--padded", action="store_true", default=None, help="texts of a batch differ in length")
@@ -55,7 +56,7 @@ def model_options(options: argparse.Namespace) -> dict[str, Any]:
     """Which of them were given."""
     names = (
         "method", "lora", "lora_targets", "seq_len", "max_new_tokens", "image_size", "task", "dtype", "precision",
-        "optimizer", "quantization", "checkpointing", "attention", "accumulate", "compile", "padded",
+        "optimizer", "quantization", "checkpointing", "attention", "liger", "accumulate", "compile", "padded",
     )  # fmt: skip
     return {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
 

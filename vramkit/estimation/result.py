@@ -347,6 +347,7 @@ def predict(session: Session, gpu: GPU, batch_size: int) -> Estimate:
         device_name=gpu.product,
         capacity=gpu.memory,
         outside=gpu.context,
+        nccl=profile.nccl,
         versions=profile.versions,
         notes=(*profile.notes, *run.notes, *_of_other_addresses(profile.tape, gpu)),
         engine=session.engine,

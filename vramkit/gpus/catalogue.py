@@ -31,6 +31,7 @@ from pathlib import Path
 from ..errors import UsageError, shown
 from ..sizes import format_size, parse_size
 from .context import measured_context
+from .spellings import one_of_several, plain, rented, spellings
 
 MIB = 1 << 20
 
@@ -204,7 +205,6 @@ with (Path(__file__).parent / "cards.csv").open(encoding="utf-8", newline="") as
     _ROWS = {row["name"]: row for row in csv.DictReader(_file)}
 
 _CARDS = tuple(_card(row) for row in _ROWS.values())
-_ALIASES = {alias: name for name, row in _ROWS.items() for alias in row["aliases"].split()}
 
 CATALOGUE: dict[str, GPU] = {card.name: card for card in _CARDS}
 """Every card by its name."""
@@ -258,8 +258,7 @@ def find(gpu: str | int | GPU) -> GPU:
     """
     if isinstance(gpu, GPU):
         return gpu
-    if isinstance(gpu, str) and (name := _NAMES.get(_plain(gpu))) is not None:
-        card = CATALOGUE[name]
+    if isinstance(gpu, str) and (card := _named(gpu)) is not None:
         measured = measured_context(card.product)
         return card if measured is None else dataclasses.replace(card, context=measured)
     try:
@@ -276,24 +275,27 @@ def find(gpu: str | int | GPU) -> GPU:
     )
 
 
-def _plain(name: str) -> str:
-    """A name as people may write it: "NVIDIA GeForce RTX 3080 12GB" is "rtx-3080 12 gb", and a "10GiB" one of 10 GB."""
-    plain = re.sub(r"[\s_\-]+", "", name.lower()).replace("generation", "").replace("mobile", "laptop")
-    return re.sub(r"^(nvidia|geforce|tesla)+|gpu$", "", plain.replace("gib", "gb"))
-
-
-_NAMES = {
-    **{_plain(card.product): card.name for card in reversed(_CARDS)},  # of one product's kinds, the first
-    **{_plain(alias): name for alias, name in _ALIASES.items()},
-    **{_plain(name): name for name in CATALOGUE},
-}
+_NAMES = spellings(
+    (each.name, each.product, each.board_memory // MIB, _ROWS[each.name]["aliases"].split()) for each in _CARDS
+)
 """Names of the catalogue by everything that they may be called."""
+
+
+def _named(name: str) -> GPU | None:
+    wanted = plain(name)
+    found = _NAMES.get(wanted) or _NAMES.get(f"{wanted}b")  # "A100 40G"
+    return None if found is None else CATALOGUE[found]
 
 
 def _unknown(gpu: object, memory: int | None = None) -> UsageError:
     """What to tell of a card that can't be found, or of a size that can't be one's."""
     text = gpu[:_MAX_NAME] if isinstance(gpu, str) else str(memory)
-    wanted = _plain(text)
+    asked = f"The GPU {shown(gpu)} was asked for"
+    if machine := rented(text):
+        whose, *cards = machine
+        have = "what such a machine has" if len(cards) == 1 else "one of what it gives"
+        return UsageError(asked, f"it is a machine of {whose}", instead=f"Name {have}: {' or '.join(map(repr, cards))}")
+    wanted = plain(one_of_several(text) or text)
     # "a100" means one of the A100s, however close in letters "h100" may be.
     within = [_NAMES[name] for name in _NAMES if len(wanted) > 1 and wanted in name]
     within.sort(key=lambda name: ("g." in name, _CARDS.index(CATALOGUE[name])))  # whole cards before slices
@@ -304,11 +306,13 @@ def _unknown(gpu: object, memory: int | None = None) -> UsageError:
         found = f"it would have {format_size(memory)}"
     elif near:
         found += f"; nearest are {', '.join(map(repr, near[:6]))}"
+    why = "Each card has its own memory, and so has each process: one is named" if one_of_several(text) else ""
     number = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*g?i?b?\s*", text, re.IGNORECASE)
     meant = f"Write '{number[1]} GiB' if that is meant; or name" if number and 0 < float(number[1]) <= 4096 else "Name"
     return UsageError(
-        f"The GPU {shown(gpu)} was asked for",
+        asked,
         found,
-        instead=f"{meant} one of those that `vramkit gpus` lists, a size such as '24 GiB', or describe it with "
+        why,
+        f"{meant} one of those that `vramkit gpus` lists, a size such as '24 GiB', or describe it with "
         "vramkit.GPU(...)",
     )

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import UsageError, shown
 from ..exports import optional
-from . import methods, optimizers, quantized
+from . import liger, methods, optimizers, quantized
 from .loaded import Loaded
 from .recipe import Recipe
 from .steps import ForwardStep, GenerationStep, TrainingStep, model_loss
@@ -60,6 +60,8 @@ def load(name: str, recipe: Recipe) -> Loaded:
             if recipe.checkpointing:
                 _checkpoint(model, recipe)
             model = methods.apply(model, recipe)
+        if recipe.liger:
+            liger.apply(model, config.model_type, recipe)
         called: Any = torch.compile(model) if recipe.compile else model
         if not recipe.trains:
             if not task.generates:
@@ -98,16 +100,17 @@ def _settle(config: Any, recipe: Recipe) -> None:
     """What the recipe says of the configuration."""
     if hasattr(config, "use_cache"):
         config.use_cache = not recipe.trains  # as Trainer has it
-    if hasattr(config, "image_size"):
+    sees = _sees(config)
+    if hasattr(sees, "image_size"):
         if recipe.image_size is not None:
-            config.image_size = recipe.image_size
-    elif recipe.image_size is not None and not hasattr(config, "num_channels"):
+            sees.image_size = recipe.image_size
+    elif recipe.image_size is not None and not hasattr(sees, "num_channels"):
         recipe.refuse("image_size", f"A model of type {config.model_type!r} takes no images")
     if getattr(config, "pad_token_id", None) is None:
         with contextlib.suppress(AttributeError):
             config.pad_token_id = 0  # classifiers of sequences want one
-    most = getattr(config, _POSITIONS, None)
-    if isinstance(most, int) and recipe.seq_len is not None and recipe.seq_len > most:
+    most = _positions(config)
+    if most is not None and recipe.seq_len is not None and recipe.seq_len > most:
         raise UsageError(
             recipe.asked,
             f"with seq_len={recipe.seq_len}",
@@ -200,9 +203,14 @@ def _quiet() -> Iterator[None]:
 # -- batches -----------------------------------------------------------------------------------------------------------
 
 
-def _length(config: Any, recipe: Recipe) -> int:
+def _positions(config: Any) -> int | None:
+    """Tokens that a model takes; None: as many as there are."""
     most = getattr(config, _POSITIONS, None)
-    return recipe.seq_len or min(_SEQ_LEN, most if isinstance(most, int) and most > 0 else _SEQ_LEN)
+    return most if isinstance(most, int) and most > 0 else None
+
+
+def _length(config: Any, recipe: Recipe) -> int:
+    return recipe.seq_len or min(_SEQ_LEN, _positions(config) or _SEQ_LEN)
 
 
 def _ids(rows: int, length: int) -> torch.Tensor:
@@ -239,10 +247,22 @@ def _answer(config: Any, recipe: Recipe) -> Batch:
 def _image(config: Any, recipe: Recipe) -> Batch:
     for name in ("seq_len", "padded"):
         recipe.refuse(name, "The model takes images")
-    size: Any = recipe.image_size or getattr(config, "image_size", _IMAGE_SIZE)
+    sees = _sees(config)
+    size: Any = recipe.image_size or getattr(sees, "image_size", _IMAGE_SIZE)
     height, width = (size, size) if isinstance(size, int) else size
-    pixels = torch.zeros(recipe.batch_size, getattr(config, "num_channels", 3), height, width, device="cpu")
+    pixels = torch.zeros(recipe.batch_size, getattr(sees, "num_channels", 3), height, width, device="cpu")
     return {"pixel_values": _as_model(pixels, config, recipe), "labels": _classes(recipe)}
+
+
+def _sees(config: Any) -> Any:
+    """The part of a configuration that speaks of images."""
+    return getattr(config, "vision_config", config)
+
+
+def _pixels(config: Any, recipe: Recipe) -> Batch:
+    batch = _image(config, recipe)
+    rows, _, height, width = batch["pixel_values"].shape
+    return {**batch, "labels": torch.zeros(rows, height, width, dtype=torch.long, device="cpu")}
 
 
 def _speech(config: Any, recipe: Recipe) -> Batch:
@@ -281,5 +301,6 @@ _TASKS = {
     "token-classification": _Task("AutoModelForTokenClassification", ("ForTokenClassification",), _tokens),
     "question-answering": _Task("AutoModelForQuestionAnswering", ("ForQuestionAnswering",), _answer),
     "image-classification": _Task("AutoModelForImageClassification", ("ForImageClassification",), _image),
+    "semantic-segmentation": _Task("AutoModelForSemanticSegmentation", ("ForSemanticSegmentation",), _pixels),
 }
 """Every task by its name."""

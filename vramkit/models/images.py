@@ -1,4 +1,6 @@
-"""``timm:`` and ``torchvision:`` models: classifiers of images, from their names. Knows the two libraries."""
+"""``timm:`` and ``torchvision:`` models, from their names: classifiers of images and of videos, and segmentation. Knows
+the two libraries.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,10 @@ from ..exports import optional
 from . import methods, optimizers
 from .loaded import Loaded
 from .recipe import Recipe
-from .steps import ForwardStep, TrainingStep
+from .steps import ForwardStep, Loss, TrainingStep
 
 _IMAGE_SIZE = 224
+_FRAMES = 16  # of a video: what the weights of torchvision's models were made for
 _MADE_FOR_A_SIZE = {"vit_": "image_size", "maxvit": "input_size"}
 """Models of torchvision that take images of one size alone: how their names begin, and the argument that says it."""
 _AUXILIARY = {"Inception3": (0.4,), "GoogLeNet": (0.3, 0.3)}
@@ -61,41 +64,55 @@ def _timm_model(timm: Any, name: str, given: dict[str, object], recipe: Recipe) 
 
 
 def load_torchvision(name: str, recipe: Recipe) -> Loaded:
-    """A classifier of torchvision. Raises: UsageError: there is none of that name, or an option can't be."""
+    """A model of torchvision's that sorts images or videos, or segments images.
+
+    Raises:
+        UsageError: there is none of that name, or an option can't be.
+    """
     torchvision = optional.load(recipe.asked, "torchvision", "integrations")
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
+    kinds = {
+        each: kind
+        for kind in (torchvision.models, torchvision.models.segmentation, torchvision.models.video)
+        for each in torchvision.models.list_models(module=kind)
+    }
+    if name not in kinds:
         others = torchvision.models.list_models()
-        near = difflib.get_close_matches(name, known, 6, 0.4)
-        found = "is no classifier: batches are known for these alone" if name in others else "is not in torchvision"
+        near = difflib.get_close_matches(name, kinds, 6, 0.4)
+        found = "has no batch here: it detects, or compares" if name in others else "is not in torchvision"
         raise UsageError(
             recipe.asked,
             f"{shown(name)} {found}",
-            instead=f"Name one of {', '.join(near or known[:6])}, ... of torchvision.models.list_models(); or write a "
-            "function that returns (model, batch), and name that as MODULE:FUNCTION",
+            instead=f"Name one of {', '.join(near or [*kinds][:6])}, ... of torchvision.models.list_models(); or write "
+            "a function that returns (model, batch), and name that as MODULE:FUNCTION",
         )
     _refuse_text(recipe)
     recipe.refuse("checkpointing", "torchvision's models have none")
     size = recipe.image_size or _crop(torchvision, name)
-    given = {
+    given: dict[str, Any] = {
         option: (size, size) if option == "input_size" else size
         for begins, option in _MADE_FOR_A_SIZE.items()
         if name.startswith(begins)
     }
+    if kinds[name] is torchvision.models.segmentation:
+        given["weights_backbone"] = None
     try:
         model = _on_meta(lambda: torchvision.models.get_model(name, weights=None, **given), recipe)
     except (ValueError, AssertionError) as error:
         raise UsageError(
             recipe.asked, f"with image_size={size}", f"torchvision says: {error}", "Leave it out, or give another size"
         ) from error
-    return _loaded(model, (3, size, size), recipe)
+    if kinds[name] is torchvision.models.segmentation:
+        return _loaded(model, (3, size, size), recipe, (size, size), segmentation_loss)
+    return _loaded(model, (3, *((_FRAMES,) if kinds[name] is torchvision.models.video else ()), size, size), recipe)
 
 
 def _crop(torchvision: Any, name: str) -> int:
     """The size of images that the published weights were made for; nothing is fetched."""
     weights = torchvision.models.get_model_weights(name)
-    crops = weights.DEFAULT.transforms().crop_size if len(weights) else [_IMAGE_SIZE]
-    return int(crops[0])
+    if not len(weights):
+        return _IMAGE_SIZE
+    prepared = weights.DEFAULT.transforms()
+    return int((getattr(prepared, "crop_size", None) or prepared.resize_size)[0])
 
 
 def _on_meta(make: Any, recipe: Recipe) -> torch.nn.Module:
@@ -120,21 +137,28 @@ def _refuse_text(recipe: Recipe) -> None:
     for name in ("seq_len", "max_new_tokens", "padded", "task"):
         recipe.refuse(name, "The model takes images")
     recipe.refuse("quantization", "Only transformers' models are quantized")
+    recipe.refuse("liger", "Its kernels are for transformers' models")
     recipe.refuse("attention", "Only transformers' models let it be chosen")
 
 
-def _loaded(model: torch.nn.Module, size: tuple[int, int, int], recipe: Recipe) -> Loaded:
+def _loaded(
+    model: torch.nn.Module,
+    size: tuple[int, ...],
+    recipe: Recipe,
+    labels: tuple[int, ...] = (),
+    loss: Loss | None = None,
+) -> Loaded:
     kind = type(model).__name__
     model = methods.apply(model, recipe)
     images = torch.zeros(recipe.batch_size, *size, device="cpu")
     if recipe.parameter_dtype is not None and recipe.autocast is None:
         images = images.to(recipe.parameter_dtype)
-    targets = torch.zeros(recipe.batch_size, dtype=torch.long, device="cpu")
+    targets = torch.zeros(recipe.batch_size, *labels, dtype=torch.long, device="cpu")
     called: Any = torch.compile(model) if recipe.compile else model
     if not recipe.trains:
         return Loaded(model, (images,), ForwardStep(called, recipe.autocast))
     optimizer = optimizers.make(recipe.asked, recipe.optimizer or "adamw", model)
-    loss = auxiliary_loss if kind in _AUXILIARY else classification_loss
+    loss = loss or (auxiliary_loss if kind in _AUXILIARY else classification_loss)
     step = TrainingStep(called, optimizer, loss, recipe.autocast, recipe.accumulate)
     return Loaded(model, (images, targets), step, optimizer)
 
@@ -142,6 +166,11 @@ def _loaded(model: torch.nn.Module, size: tuple[int, int, int], recipe: Recipe) 
 def classification_loss(output: torch.Tensor, batch: Any) -> torch.Tensor:
     """Cross entropy of a batch (images, targets)."""
     return F.cross_entropy(output, batch[1])
+
+
+def segmentation_loss(output: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
+    """Cross entropy of every pixel, as torchvision's own references have it."""
+    return F.cross_entropy(output["out"], batch[1], ignore_index=255)
 
 
 def auxiliary_loss(output: Any, batch: Any) -> torch.Tensor:

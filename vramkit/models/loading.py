@@ -35,6 +35,7 @@ def load(
     quantization: Quantization | None = None,
     checkpointing: bool = False,
     attention: str | None = None,
+    liger: bool = False,
     accumulate: int = 1,
     compile: bool = False,
     padded: bool = False,
@@ -74,6 +75,7 @@ def load(
             "nf4-double", whose blocks' factors are quantized too; None: with "qlora" that, else none.
         checkpointing: activations are computed again in the backward.
         attention: "sdpa", "eager", "flash_attention_2", ...; None: transformers chooses.
+        liger: Liger's kernels in place of parts of a ``hf:`` model, as ``Trainer(use_liger_kernel=True)`` has them.
         accumulate: how many forwards and backwards go before a step of the optimizer.
         compile: ``torch.compile`` the model.
         padded: texts of the batch differ in length, so that attention needs a mask.

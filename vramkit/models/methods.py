@@ -20,7 +20,7 @@ def apply(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
         UsageError: the method can't be had for it.
     """
     if not recipe.trains:
-        return model.eval().requires_grad_(False)
+        return model.eval()  # and no more, as in a script: of what could be trained autocast keeps its copies
     model.train()
     if recipe.method == "lora":
         return _with_adapters(model, recipe)
@@ -41,6 +41,10 @@ def _with_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
             recipe.asked,
             f"PEFT refuses: {error}",
             instead='Name what gets adapters: lora_targets="all-linear", or names of modules such as "qkv,proj"',
+        ) from error
+    except ImportError as error:  # of a package that it looks at, such as an old torchao
+        raise UsageError(
+            recipe.asked, f"PEFT refuses: {error}", instead="Install what it names, or remove that"
         ) from error
     assert isinstance(adapted, torch.nn.Module)
     return adapted.train()

@@ -127,7 +127,7 @@ def _load(model: torch.nn.Module, loading: _Loading, device: object) -> None:
             "bitsandbytes quantizes no fakes",
             "Predict it with the virtual engine, which Linux and a CUDA build of torch have",
         )
-    del model.to
+    vars(model).pop("to", None)
     loaded = loading.prepared(loading.loaded())
     for name, new in loaded.named_modules():
         old = model.get_submodule(name)

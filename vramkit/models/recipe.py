@@ -72,6 +72,7 @@ class Recipe:
     quantization: str | None = None
     checkpointing: bool = False
     attention: str | None = None
+    liger: bool = False
     accumulate: int = 1
     compile: bool = False
     padded: bool = False

@@ -20,10 +20,12 @@ import torch
 from ..allocator import SegmentState, segments_from_torch
 from ..attribution.recording import NO_MODULE, Recording
 from ..errors import DeviceError
+from ..gpus.nccl import NCCL
 from ..snapshots.stacks import with_stacks
 from ..snapshots.trace import columns_of, conf_text_of, follow_trace, recording_of
 from ..tape.events import TORCH_ACTIONS, Action, Ints
 from ..torch_internals import allocator
+from ..torch_internals.nccl import nccl_on
 from ..torch_internals.versions import TIE_BREAK
 from ..virtual_gpu import current
 from .graphs import Graphs
@@ -114,10 +116,15 @@ class CudaHistory:
         self._was_off = not allocator.is_history_on()
         self._last = self._read()
         self._outside = [_outside(device) for device in self._devices]
+        self._nccl = [_nccl(device) for device in self._devices]
 
     def recordings(self) -> list[Recording]:
         """What was recorded on each device in use; to be called once the recording has ended."""
-        return [recording for device in self._devices if (recording := self._recording(device, *self._outside[device]))]
+        return [
+            replace(recording, nccl=self._nccl[device])
+            for device in self._devices
+            if (recording := self._recording(device, *self._outside[device]))
+        ]
 
     def _read(self) -> _Reading:
         """Take a snapshot, and find how much had happened by then.
@@ -302,6 +309,16 @@ def _allocated() -> int:
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch's
         return 0
     return int(torch.cuda.memory_stats_as_nested_dict()["allocated_bytes"]["all"]["current"])
+
+
+def _nccl(device: int) -> NCCL | None:
+    """What NCCL has on the device; None: nothing. A virtual one has only as many communicators."""
+    if not allocator.has_context(device):
+        return None
+    gpu = current()
+    if gpu is None:
+        return nccl_on(device)
+    return NCCL(communicators=gpu.communicators) if gpu.communicators else None
 
 
 def _outside(device: int) -> tuple[int, int]:

@@ -325,6 +325,7 @@ def _result_of(
             device_name=torch.cuda.get_device_name(recording.device) if device.type == "cuda" else "",
             capacity=recording.capacity,
             outside=recording.outside,
+            nccl=recording.nccl,
             versions=versions,
             notes=(*recording.notes, *said),
         )

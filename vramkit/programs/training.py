@@ -17,6 +17,7 @@ import torch
 
 from ..torch_internals import pytree
 from ..torch_internals.modules import in_compiled
+from ..torch_internals.sharded_state import offloads
 from .batches import at_size, moved
 from .hooks import put_back
 from .objects import models_of
@@ -69,10 +70,10 @@ class Training:
             models = program.parallel.parallelized(program.models)
             self.program = program = replace(program, models=models)
             self.doing = MOVE_MODEL
-        for model in program.models.values():
-            model.to(self.device)
-        if isinstance(program.loss, torch.nn.Module):
-            program.loss.to(self.device)
+        losses = [program.loss] if isinstance(program.loss, torch.nn.Module) else []
+        for model in (*program.models.values(), *losses):
+            if not self._is_in_place(model):
+                model.to(self.device)
         self._move_states()
         before_steps()
         self.doing = MAKE
@@ -87,6 +88,15 @@ class Training:
                 else:
                     self._call(step, number, self._batch())
                 after_step()
+
+    def _is_in_place(self, model: torch.nn.Module) -> bool:
+        """Whether a model is where it is trained. Sharded parameters that are in use can't be moved, not even there."""
+        places = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+        here = torch.device(self.device)
+        if here.index is None and any(place.type == "cuda" for place in places):
+            here = torch.device(here.type, torch.cuda.current_device())
+        is_given = self.program.parallel is None and self.program.make_models is None
+        return places <= {here} or (is_given and offloads(model))
 
     def _default_device(self) -> AbstractContextManager[object]:
         return torch.device(self.device) if self.program.by_default_on_cuda else nullcontext()

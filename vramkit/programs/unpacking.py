@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -42,7 +43,10 @@ def unpack(content: bytes, receiver: type[Receiver] | None = None) -> Opened:
         for function in functions_of(program):
             device_names.become_cuda(function)
     kinds = (torch.nn.Module, torch.optim.Optimizer)
-    owners = frozenset(id(each) for each in received.memo.copy().values() if isinstance(each, kinds))
+    made = [each for each in received.memo.copy().values() if isinstance(each, kinds)]
+    for each in made:
+        _note_what_it_records(type(each))
+    owners = frozenset(map(id, made))
     return Opened(program, received.on_cuda, owners)
 
 
@@ -70,6 +74,17 @@ class Receiver(pickle.Unpickler):
     def empty(self, size: int) -> torch.UntypedStorage:
         """A storage whose values were not sent."""
         return unbacked(size)
+
+
+def _note_what_it_records(kind: type) -> None:
+    """A model of transformers says when it is constructed which of its parts' outputs it can return, as hidden states;
+    here it was not constructed, and would return None.
+    """
+    recorded = getattr(kind, "_can_record_outputs", None)
+    for name in ("transformers.utils.output_capturing", "transformers.utils.generic"):  # the latter: older versions
+        registry = getattr(sys.modules.get(name), "_CAN_RECORD_REGISTRY", None)
+        if recorded is not None and isinstance(registry, dict):
+            dict.__setitem__(registry, str(kind), recorded)
 
 
 def arrive_on_cuda(arrived: list[torch.Tensor], make: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:

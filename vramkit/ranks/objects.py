@@ -16,7 +16,9 @@ import torch
 from torch import distributed
 from torch.distributed import distributed_c10d
 
+from ..errors import UsageError
 from ..torch_internals.distributed import default_store, device_of_objects
+from ..virtual_gpu import current
 from .store import absent
 
 Call = Callable[..., Any]
@@ -26,6 +28,7 @@ Values = dict[str, Any]
 """The arguments of a call, by their names."""
 
 
+_CONSOLIDATING = "ZeroRedundancyOptimizer.consolidate_state_dict"
 _SMALL = 4096  # bytes of a tensor that is handed over
 
 
@@ -76,6 +79,24 @@ class Objects:
 
         return call
 
+    def check_state(self, sender: int) -> None:
+        """Raises: UsageError: ``ZeroRedundancyOptimizer`` is to get a part of its state from an absent rank."""
+        if not self._is_played(None, sender):
+            raise self._absent(_CONSOLIDATING, "a part of its state", sender)
+
+    def refuse_state(self, sender: int) -> None:
+        """Raises: UsageError: a part of its state did not arrive."""
+        raise UsageError(
+            f"{_CONSOLIDATING} was called",
+            f"the state of rank {sender} is larger than what is copied to a virtual GPU",
+            instead="Let larger copies be made, such as --copy-limit '1 GiB'; the state has to come through whole",
+        )
+
+    def _absent(self, asked: str, what: str, sender: int) -> UsageError:
+        assert self._played is not None
+        found = f"rank {distributed.get_rank()} is to get {what} from rank {sender}, which is not played"
+        return absent(f"{asked} was called", found, [*self._played, sender])
+
     def _is_played(self, group: Any, rank: int) -> bool:
         """Whether a rank of a group is there."""
         return self._played is None or _in_the_world(group, rank) in self._played
@@ -84,13 +105,7 @@ class Objects:
         """Raises: UsageError: whoever sends is absent."""
         group, root = values["group"], _root(values)
         if not self._is_played(group, root):
-            assert self._played is not None
-            sender = _in_the_world(group, root)
-            raise absent(
-                f"torch.distributed.{original.__name__} was called",
-                f"rank {distributed.get_rank()} is to get objects from rank {sender}, which is not played",
-                [*self._played, sender],
-            )
+            raise self._absent(f"torch.distributed.{original.__name__}", "objects", _in_the_world(group, root))
 
     # -- each process runs the collective as if it were the one that sends ---------------------------------------------
 
@@ -188,7 +203,10 @@ def _device(values: Values) -> torch.device:
 
 
 def _is_small(tensor: torch.Tensor) -> bool:
-    return tensor.numel() * tensor.element_size() <= _SMALL
+    gpu = current()
+    # Bytes are pickled objects, of programs that send them by themselves; larger ones never came to the device.
+    most = _SMALL if tensor.dtype != torch.uint8 or gpu is None else gpu.settings.copy_limit
+    return tensor.numel() * tensor.element_size() <= most
 
 
 def _in_the_world(group: Any, rank: int) -> int:

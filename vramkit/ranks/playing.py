@@ -15,6 +15,7 @@ from torch.distributed import (  # type: ignore[attr-defined] # which it has
 
 from ..errors import UsageError
 from ..torch_internals.distributed import (
+    around_consolidating,
     before_checkpoint,
     checkpoint_alone,
     mirror_gloo,
@@ -47,7 +48,10 @@ def play(job: Job | None, *, placed: bool) -> None:
     elif missing_for("ranks"):
         return  # a program that has only one is none the worse for it
     tell_splits(_tell_split)
-    Objects(None if job is None else job.played).install()
+    objects = Objects(None if job is None else job.played)
+    objects.install()
+    consolidating = partial(around_consolidating, before=objects.check_state, lost=objects.refuse_state)
+    when_imported("torch.distributed.optim.zero_redundancy_optimizer", consolidating)
     Settling().install()
     when_imported("torch.distributed._symmetric_memory", partial(refuse_nvshmem, refuse=_refuse_nvshmem))
     if placed:

@@ -17,6 +17,7 @@ from .advice import advise
 from .layout import WIDTH, cut, note, sections, wrapped
 from .modules import ModuleRow, module_rows
 from .moment import LineUsage, Moment, Tensors, largest_lines, largest_tensors, moment_of
+from .nccl import nccl_row
 from .rules import Advice
 from .sentences import (
     CATEGORY_NAMES,
@@ -114,10 +115,13 @@ def _bridge(result: MemoryResult, moment: Moment) -> Iterator[str]:
     yield _line("=", f"reserved{then}", held.reserved) + f"  {called}"
     if held.outside:
         yield _line("+", "CUDA context, others", held.outside) + f"  {_whose(result)}"
+        nccl = nccl_row(result)
+        if nccl is not None and nccl.size is not None:
+            yield _line("", nccl.name, nccl.size) + f"  {nccl.note}"
         part = f", {held.used / result.capacity:.1%}" if result.capacity else ""
         yield _line("=", "used on the device", held.used) + f"  what nvidia-smi shows{part}"
-        if (result.tape.allocations["category"] == Category.COMMUNICATION).any():
-            yield f"  + {'NCCL':<28}{'not modelled':>12}  its buffers: 0.5 GB and more on a card"
+        if nccl is not None and nccl.size is None:
+            yield from wrapped(f"{nccl.name}: {nccl.note}", "  + ")
     if then:
         yield from wrapped(
             f"Reserved memory was highest {reserved_at(result)}: {format_size(result.peak_reserved)} "

@@ -40,6 +40,7 @@ from .checks import (
     integer,
     items,
     modules_of,
+    nccl_of,
     record,
     text,
     texts,
@@ -103,6 +104,7 @@ def save(result: MemoryResult, path: str | PathLike[str], particulars: Mapping[s
                 "device_name": one.device_name,
                 "capacity": one.capacity,
                 "outside": one.outside,
+                "nccl": None if one.nccl is None else asdict(one.nccl),
                 "versions": one.versions,
                 "notes": list(one.notes),
                 "alloc_conf": one.tape.alloc_conf,
@@ -195,6 +197,7 @@ class _Reader:
             device_name=text(saved["device_name"], "the device's name"),
             capacity=integer(saved["capacity"], "the capacity"),
             outside=integer(saved["outside"], "the memory outside of the allocator"),
+            nccl=nccl_of(saved.get("nccl")),
             versions={key: text(value, "a version") for key, value in versions.items()},
             notes=texts(saved["notes"], "the notes"),
         )

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import shown
+from ..gpus.nccl import NCCL
 from ..tape.events import Action, Category, Evaluation, Module, Phase, Table
 from ..tape.stacks import Frame, Stacks, Whose
 from ..torch_releases import TieBreak
@@ -83,6 +84,18 @@ def boolean(value: object, what: str) -> bool:
     if type(value) is not bool:
         raise _wrong(value, what)
     return value
+
+
+def nccl_of(value: object) -> NCCL | None:
+    """NCCL's communicators; None: there are none."""
+    if value is None:
+        return None
+    saved = record(value, "NCCL's memory")
+    size = saved["size"]
+    return NCCL(
+        communicators=integer(saved["communicators"], "the number of communicators"),
+        size=None if size is None else integer(size, "NCCL's memory"),
+    )
 
 
 def tie_break(value: object) -> TieBreak:

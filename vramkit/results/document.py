@@ -72,6 +72,7 @@ def _device(result: MemoryResult) -> dict[str, Any]:
         "device_name": result.device_name or None,
         "capacity": result.capacity or None,
         "outside": result.outside or None,
+        "nccl": None if result.nccl is None else asdict(result.nccl),
         "alloc_conf": result.tape.alloc_conf,
         "is_window": result.is_window,
         "peak_allocated": result.peak_allocated,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..gpus.nccl import NCCL
 from ..sizes import format_size
 from .breakdown import Breakdown
 from .events import Action, Category, Phase, Tape
@@ -44,6 +45,8 @@ class MemoryResult:
     """Bytes of the device; 0: not known, or the host's memory."""
     outside: int = 0
     """Bytes in use on the device that are not this allocator's, at the end; 0: not known."""
+    nccl: NCCL | None = None
+    """NCCL's communicators on the device, at the end, and what they have of ``outside``; None: there are none."""
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of torch and vramkit that made the tape."""
     notes: tuple[str, ...] = ()

@@ -14,6 +14,8 @@ _NODE = re.compile(r"torch::autograd::(?:\w+::)*(?!PyNode\b)(?P<node>\w+)::apply
 _RUNS_NODES = ("torch::autograd::Engine::evaluate_function", "torch::autograd::Engine::thread_main")
 _OF_CUBLAS = re.compile(r"at::cuda::[gs]et\w*(?:Workspace|BlasHandle|BlasLtHandle)\w*\(")
 _PYTHON = (".py", ".pyw", ".ipynb")
+_INTERPRETER = re.compile(r"_?Py[A-Z]\w*")
+"""Where torch does not find the interpreter's loop, Python's frames come last, and in their place only C functions."""
 
 # C++ calls `add.Tensor` `add_Tensor`. Of an overload that is not here a part stays; no part of an operator's name goes.
 _OVERLOAD = re.compile(
@@ -63,7 +65,8 @@ def part_of(file: str, function: str) -> tuple[Part, str] | None:
         return Part.NODE, node
     if is_engine(function):
         return Part.ENGINE, ""
-    return (Part.PYTHON, "") if file.endswith(_PYTHON) or file.startswith("<") else None
+    is_python = file.endswith(_PYTHON) or file.startswith("<") or _INTERPRETER.fullmatch(function)
+    return (Part.PYTHON, "") if is_python else None
 
 
 def node_of(function: str) -> str:

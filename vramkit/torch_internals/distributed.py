@@ -6,6 +6,7 @@ Knows where torch keeps them; which ranks there are, ``vramkit.ranks`` knows.
 from __future__ import annotations
 
 import inspect
+import pickle
 import sys
 from collections.abc import Callable, Iterator, MutableMapping
 from operator import attrgetter
@@ -106,6 +107,29 @@ def before_checkpoint(module: Any, check: Callable[[Any], object]) -> None:
         begin(self, group, use_dist, coordinator_rank)
 
     asking.__init__ = checked
+
+
+def around_consolidating(module: Any, before: Callable[[int], object], lost: Callable[[int], object]) -> None:
+    """Have something looked at where ``ZeroRedundancyOptimizer`` gets a part of its state from another rank.
+
+    Args:
+        module: ``torch.distributed.optim.zero_redundancy_optimizer``, once it has been imported.
+        before: is given the rank that sends, in the job.
+        lost: is given it when what came is no state; raises an error.
+    """
+    send = getattr(module, "_broadcast_object", None)
+    if send is None:
+        return
+
+    def checked(state: object, src_rank: int, *args: Any, **kwargs: Any) -> object:
+        before(src_rank)
+        try:
+            return send(state, src_rank, *args, **kwargs)
+        except (pickle.UnpicklingError, EOFError):
+            lost(src_rank)
+            raise
+
+    module._broadcast_object = checked
 
 
 def refuse_nvshmem(module: Any, refuse: Callable[[], object]) -> None:

@@ -7,6 +7,7 @@ the first shown moment at which it was there and how many more.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ...tape.owners import owners
 from ..advice import advise
 from ..moment import moment_of
 from ..moments import boundaries, failures, flushes, shown_moments
+from ..nccl import nccl_row
 from ..sentences import CATEGORY_NAMES, PHASE_NAMES, failure, recovered, step_count
 from ..tree import shown_name
 from .beside import Beside
@@ -103,6 +105,7 @@ class _Device:
             "name": printable(result.device_name),
             "capacity": result.capacity,
             "outside": result.outside,
+            "nccl": None if (nccl := nccl_row(result)) is None else asdict(nccl),
             "pooled": self._pooled,
             "knows_phases": tape.knows_phases,
             "is_window": result.is_window,

@@ -23,6 +23,7 @@ struct Operator {
   bool counted = false;  /* its kernel copies the number of its results to the host */
   bool mutates = false;  /* writes to its arguments */
   bool writes_only = false; /* and reads nothing of what it writes to */
+  bool fills = false;       /* with one number */
   bool random = false;
   bool spread = false;   /* picks the largest: a router's choice, where it was not computed */
   bool refused = false;  /* the CPU's kernel is not there, or failed for want of one */
@@ -73,6 +74,7 @@ Operator look_at(const c10::OperatorHandle &op) {
   found.writes_only = is_out || any_of(name, {"aten::copy_", "aten::fill_", "aten::zero_", "aten::normal_", "aten::uniform_",
       "aten::random_", "aten::bernoulli_", "aten::exponential_", "aten::cauchy_", "aten::log_normal_", "aten::geometric_",
       "aten::_cummax_helper", "aten::_cummin_helper"});
+  found.fills = name == "aten::fill_";
   if (name.rfind("c10d::", 0) == 0) {
     found.kind = Kind::exchange;
     return found;

@@ -49,10 +49,12 @@ thread_local bool asks_all = false; /* and of flags whether all hold (are finite
 
 /* ---- tensors */
 
-/* Of the size up to which it is computed. Integers of one byte are weights or pixels as a rule, and there are many. */
-bool is_small(const at::Tensor &tensor) {
+/* Of the size up to which it is computed. Integers of one byte are weights or pixels as a rule, and there are many; so
+ * may be what a mask is made of. */
+bool is_small(const at::Tensor &tensor, bool of_mask = false) {
   const bool is_byte = tensor.scalar_type() == at::kByte || tensor.scalar_type() == at::kChar;
-  const auto limit = is_number(tensor) ? settings.floats : is_byte ? settings.bytes : settings.integers;
+  const auto floats = of_mask ? std::max(settings.floats, settings.bytes) : settings.floats;
+  const auto limit = is_number(tensor) ? floats : is_byte ? settings.bytes : settings.integers;
   return static_cast<int64_t>(tensor.nbytes()) <= limit;
 }
 
@@ -319,6 +321,8 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   std::optional<at::Tensor> some;
   c10::Device device(at::kCPU);
   const auto &schema_arguments = op.schema().arguments();
+  /* A mask of ones is made in floating point on the device, and asked as flags whether nothing is padded. */
+  const bool of_mask = what.fills || (what.kind == Kind::copy && !is_number(arguments[0].toTensor()));
   for (size_t i = 0; i < count; i++) {
     const bool written = schema_arguments[i].alias_info() && schema_arguments[i].alias_info()->isWrite();
     if (arguments[i].isDevice()) device = arguments[i].toDevice();
@@ -333,7 +337,7 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
       if (place != Place::device) return;
       on_device = true;
       if (!some) some = each;
-      fits = fits && is_small(each);
+      fits = fits && is_small(each, of_mask);
       if (what.sparse) taken.push_back(each.storage().unsafeGetStorageImpl());
       if (written && what.writes_only) return;
       const bool sizes = what.by_flags ? each.scalar_type() == at::kBool || each.scalar_type() == at::kByte

@@ -130,7 +130,12 @@ function sums(held, parts, device, onCpu) {
   }
   if (outside.size) {
     rows.push(line("", swatch("outside"), outside.name, outside.size, "and libraries, other processes"));
+    const { nccl } = device;
+    if (nccl && nccl.size !== null) rows.push(line("", "", nccl.name, nccl.size, nccl.note));
     rows.push(line("sum", "=", "used on the device", held.used, "what nvidia-smi shows"));
+    if (nccl && nccl.size === null) {
+      rows.push(element("tr", {}, element("td", {}, "+"), element("td", { colspan: 4 }, `${nccl.name}: ${nccl.note}`)));
+    }
   }
   if (device.capacity) {
     rows.push(line("", swatch("free"), "free", Math.max(0, device.capacity - held.used), ""));
