@@ -15,9 +15,11 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from ..attribution.recording import Kind
+from ..torch_internals import dynamo
 from ..torch_internals.autograd import RUN_BACKWARD
 from ..torch_internals.modules import class_name, restore_in_dynamo, stand_in_dynamo
 from .backward_hooks import BackwardHooks
+from .compiled_code import CompiledCode
 from .exchanges import Exchanges
 from .following import Following
 from .handles import own, replace
@@ -131,6 +133,7 @@ class Hooks:
         own(stack, self._marks.close)
         if self._notes is not None:
             self._notes.install(stack)
+        dynamo.leave_alone(stack, __package__)  # a compiled step of an optimizer calls its hooks
         choose, plain = self._choose, torch.nn.Module.__call__
         call = choose(self._calls.wrap(plain), plain)
         own(stack, restore_in_dynamo, call)
@@ -147,6 +150,7 @@ class Hooks:
         stack.callback(register_optimizer_step_post_hook(choose(self._optimizers.ended, _nothing)).remove)
         if self._is_on_cuda:
             self._exchanges.install(stack)
+            CompiledCode(self._marks, self.modules).install(stack)
         self._calls.leave_out_late()
         self._tensors.watch()
         self._tensors.look_at_all()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +21,15 @@ from ..torch_internals.modules import (
     in_wrapper,
     parameters_of,
     unwrapped,
+    unwrapped_name,
 )
 from .tensors import parts_of, tensors_in
+
+_OPENED = (
+    "What its forward allocates counts for the layer whose result it holds, or for the module around those that it may "
+    "be of; what its backward allocates counts as the compiled module's own."
+)
+_CLOSED = "Nobody knows whose kernel allocates: it all counts as the compiled module's own."
 
 
 class TrackedModules:
@@ -40,6 +47,8 @@ class TrackedModules:
         """The ids of modules that only call another, whose index is theirs: the other's calls count."""
         self.adopted: set[int] = set()
         """Modules that were taken for models until the model was met that they are part of."""
+        self.opened: set[int] = set()
+        """Modules that were compiled as a whole, whose generated code tells for which layer it allocates."""
         self._compiled: dict[int, None] = {}
         self._given: set[int] = set()  # models that the user has named
         self._roots: dict[str, int] = {}  # how often a name was asked for
@@ -73,16 +82,16 @@ class TrackedModules:
     def compiled_note(self) -> str:
         """What to say of modules that ``torch.compile`` has compiled with those in them; empty: there are none."""
         with self._lock:
-            opened = {met.parent for met, calls in zip(self._met, self.calls, strict=True) if calls}
-            whole = {met.parent for met in self._met} - opened
-            names = [self._met[each].name for each in self._compiled if each in whole and self.calls[each]]
-        if not names:
-            return ""
-        which = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more modules"
-        return (
-            f"torch.compile has compiled {which} as a whole: the layers inside are one program, in which nobody knows "
-            "whose kernel allocates. What it allocates counts as the compiled module's own, and its layers' calls are "
-            "not seen."
+            entered = {met.parent for met, calls in zip(self._met, self.calls, strict=True) if calls}
+            whole = {met.parent for met in self._met} - entered
+            found = [each for each in self._compiled if each in whole and self.calls[each]]
+            opened = [self._met[each].name for each in found if each in self.opened]
+            closed = [self._met[each].name for each in found if each not in self.opened]
+        return " ".join(
+            f"torch.compile has compiled {_first_of(names)} as a whole: the layers inside are one program, "
+            f"whose layers' calls are not seen. {what}"
+            for names, what in ((opened, _OPENED), (closed, _CLOSED))
+            if names
         )
 
     def places(self) -> list[int]:
@@ -159,6 +168,34 @@ class TrackedModules:
         while (parent := self._met[index].parent) >= 0:
             index = parent
         return index
+
+    def index_below(self, index: int, name: str, kind: str) -> int:
+        """The index of a module inside of another one; -1: there is none of this class, or it is not known.
+
+        Args:
+            index: of the other one.
+            name: that it has in there, with what wraps modules or without; empty: it is the other one.
+            kind: name of its class.
+        """
+        found = (ref() for identity, ref in list(self._refs.items()) if self.index.get(identity) == index)
+        module = next((unwrapped(each) for each in found if each is not None), None)
+        for part in filter(None, unwrapped_name(name).split(".")):
+            child = None if module is None else children_of(module).get(part)
+            module = None if child is None else unwrapped(child)
+        return -1 if module is None or class_name(module) != kind else self.index.get(id(module), -1)
+
+    def around(self, indices: Sequence[int]) -> int:
+        """The innermost module that has all of these in it, or is one of them; -1: there is none."""
+        common = list(self._ways(indices[0])) if indices else []
+        for index in indices[1:]:
+            way = set(self._ways(index))
+            common = [each for each in common if each in way]
+        return common[0] if common else -1
+
+    def _ways(self, index: int) -> Iterator[int]:
+        while index >= 0:
+            yield index
+            index = self._met[index].parent
 
     def forget(self) -> None:
         """Let go of the modules; what is known of them stays."""
@@ -272,6 +309,10 @@ class TrackedModules:
         self._gone.discard(index)
         self.index[identity] = index
         self._refs[identity] = weakref.ref(module, died)
+
+
+def _first_of(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more modules"
 
 
 def first_shape(output: Any) -> tuple[int, ...]:

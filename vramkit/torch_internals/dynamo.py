@@ -11,10 +11,13 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
+
+from .late import when_imported
 
 _NAME = "torch._dynamo"
 
@@ -42,6 +45,26 @@ def come() -> ModuleType:
             function.__dict__.pop("__dynamo_disable", None)
         _set(importlib.import_module(_NAME))
     return importlib.import_module(_NAME)
+
+
+def leave_alone(stack: ExitStack, package: str) -> None:
+    """Let ``torch.compile`` neither compile the functions of a package nor trace into them, wherever they are called.
+
+    Args:
+        stack: ends the waiting, where nothing was compiled yet.
+        package: its name.
+    """
+    when_imported(stack, "torch._dynamo.trace_rules", lambda rules: _skip(rules, package))
+
+
+def _skip(rules: ModuleType, package: str) -> None:
+    add = getattr(rules, "add", None)
+    if add is not None and package not in _skipped:
+        _skipped.add(package)
+        add(package)
+
+
+_skipped: set[str] = set()
 
 
 def measurements() -> int:

@@ -81,14 +81,22 @@ def _of_the_running(scene: Scene, block_of: Ints, owner: Ints, weights: Ints) ->
 
 
 def _repeated_blocks(scene: Scene) -> tuple[Ints, dict[int, str]]:
-    """For each module the outermost repeated block that it is part of, -1 for none; and what each block is called."""
+    """For each module the outermost repeated block that it is part of, -1 for none; and what each block is called.
+
+    No block whose calls were not seen, inside of a module that was compiled as a whole: the compiler chooses what it
+    computes again, and nobody knows how large the block's output is.
+    """
     modules = scene.result.tape.modules
+    is_seen = [module.calls > 0 for module in modules]
+    for index in range(len(modules) - 1, -1, -1):
+        if modules[index].parent >= 0:
+            is_seen[modules[index].parent] |= is_seen[index]
     block_of = np.full(len(modules), -1, np.int64)
     name_of: dict[int, str] = {}
     pending = merged_tree(modules)
     while pending:
         node = pending.pop()
-        if len(node.members) > 1 and node.children:
+        if len(node.members) > 1 and node.children and any(is_seen[member] for member in node.members):
             block_of[node.members] = node.members
             name_of.update(dict.fromkeys(node.members, node.name))
         else:
