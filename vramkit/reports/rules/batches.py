@@ -12,6 +12,7 @@ from ...tape.events import Category, Ints, Phase
 from ..moment import peaks_of
 from ..scene import Scene
 from .advised import Advice
+from .reserved import tried
 from .summed import has_losses
 
 _CLOSE = 0.1
@@ -20,7 +21,8 @@ _CLOSE = 0.1
 
 def _smaller_batch(scene: Scene) -> Iterator[Advice]:
     """Assumes that activations, inputs, and temporaries of forward and backward are in proportion to the batch, but for
-    those of a parameter's size: its gradient's parts, and its copy under autocast. Wrong for a library's scratch.
+    those of a parameter's size: its gradient's parts, and its copy under autocast, and but for what cuDNN only tried.
+    Wrong for other scratch of libraries.
     What outlives its step by more than a step is of no batch. Where a backward takes several forwards of a model that
     have a loss each, they are batches of their own, and half of each, twice, is as much.
     """
@@ -34,15 +36,19 @@ def _smaller_batch(scene: Scene) -> Iterator[Advice]:
     of_a_parameter = np.isin(requested, np.concatenate([parameters, parameters // 2]))
     is_output = (scene.of_output > 0) & np.isin(requested // np.maximum(scene.of_output, 1), (2, 4))
     grows &= ~of_a_parameter | is_output
+    only_tried = tried(scene)
+    grows &= ~only_tried
     grows |= category == Category.INPUT
     grows &= _of_its_step(scene)
     less = scene.less(np.where(grows, scene.block // 2, 0))
     alone, both = scene.saved_over_time(less), scene.saved_over_time(less - _accumulated(scene))
+    proved = not scene.at(only_tried)  # what would be tried for half as many, nothing tells
     if both >= (1 - _CLOSE) * alone:
-        yield Advice(saves=both, text="halve the batch and accumulate gradients over two")
+        yield Advice(saves=both, text="halve the batch and accumulate gradients over two", is_computed=proved)
     else:
         yield Advice(
             saves=alone,
+            is_computed=proved,
             text="halve the batch; with gradients accumulated over two it saves "
             f"{'less' if both > 0 else 'nothing'}, as those of the first half are there beside the second",
         )

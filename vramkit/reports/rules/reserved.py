@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ...sizes import format_size
 from ...tape.events import Category, Phase
@@ -55,25 +56,32 @@ def _fragmentation(scene: Scene) -> Iterator[Advice]:
 def _trials(scene: Scene) -> Iterator[Advice]:
     """Workspaces of convolutions that the first step alone asked for: ``cudnn.benchmark`` tries kernels there."""
     tape, moment = scene.result.tape, scene.moment
-    if not scene.on_gpu or moment.failed or moment.event < 0:
+    if not scene.at(tried(scene)):
         return
-    table, steps = tape.allocations, tape.events["step"]
-    convolution = np.array([*("Conv" in module.kind for module in tape.modules), False])
-    passes = np.isin(table["phase"], (Phase.FORWARD, Phase.BACKWARD, Phase.EVALUATION))
-    tried = moment.alive & (scene.category == Category.TEMPORARY) & passes & convolution[table["module"]]
-    later = (table["step"] > moment.step) & passes
-    if not tried.any() or not later.any() or not _is_first_of_its_shape(scene):
-        return
-    tried &= ~np.isin(table["requested"], np.unique(table["requested"][later]))
-    if not scene.at(tried):
-        return
-    peak = int(tape.allocated[steps > moment.step].max())
+    peak = int(tape.allocated[tape.events["step"] > moment.step].max())
     yield Advice(
         saves=scene.result.peak_allocated - peak,
         text=f"leave torch.backends.cudnn.benchmark off, or count with the later steps: only step {moment.step + 1} "
         f"tries kernels whose workspaces are so large; later ones reach {format_size(peak)}",
         is_cause=True,
     )
+
+
+def tried(scene: Scene) -> npt.NDArray[np.bool_]:
+    """Workspaces of kernels that a first step, which has the peak, tried and no later one ran. They are no batch's."""
+    tape, moment = scene.result.tape, scene.moment
+    table = tape.allocations
+    none = np.zeros(len(table), bool)
+    if not scene.on_gpu or moment.failed or moment.event < 0:
+        return none
+    convolution = np.array([*("Conv" in module.kind for module in tape.modules), False])
+    passes = np.isin(table["phase"], (Phase.FORWARD, Phase.BACKWARD, Phase.EVALUATION))
+    inside = (scene.category == Category.TEMPORARY) & passes & convolution[table["module"]]
+    found = inside & (table["step"] == moment.step)
+    later = (table["step"] > moment.step) & passes
+    if not found.any() or not later.any() or not _is_first_of_its_shape(scene):
+        return none
+    return found & ~np.isin(table["requested"], np.unique(table["requested"][later]))
 
 
 def _is_first_of_its_shape(scene: Scene) -> bool:
