@@ -81,7 +81,8 @@ def tried(scene: Scene) -> npt.NDArray[np.bool_]:
     later = (table["step"] > moment.step) & passes
     if not found.any() or not later.any() or not _is_first_of_its_shape(scene):
         return none
-    return found & ~np.isin(table["requested"], np.unique(table["requested"][later]))
+    result: npt.NDArray[np.bool_] = found & ~np.isin(table["requested"], np.unique(table["requested"][later]))
+    return result
 
 
 def _is_first_of_its_shape(scene: Scene) -> bool:
