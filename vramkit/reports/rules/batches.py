@@ -26,7 +26,7 @@ def _smaller_batch(scene: Scene) -> Iterator[Advice]:
     What outlives its step by more than a step is of no batch. Where a backward takes several forwards of a model that
     have a loss each, they are batches of their own, and half of each, twice, is as much.
     """
-    if scene.evaluates or not scene.trains or _takes_several(scene):
+    if scene.evaluates or not scene.trains or _has_one_row(scene) or _takes_several(scene):
         return
     table = scene.result.tape.allocations
     category, requested = scene.category, table["requested"]
@@ -70,6 +70,21 @@ def _accumulated(scene: Scene) -> Ints:
         added_up = inside[min(np.searchsorted(inside, table["born"][row], side="right"), len(inside) - 1)]
         extra[forwards["begin"][begun] + 1 : added_up + 1] += scene.block[row]
     return extra
+
+
+def _has_one_row(scene: Scene) -> bool:
+    """Whether what every model returns has one row. Of one that returns a number first, its parts say it."""
+    modules = scene.result.tape.modules
+    tells = [len(module.output_shape) > 1 for module in modules]
+    for index, module in enumerate(modules):  # a parent comes before its children
+        if module.parent >= 0 and tells[module.parent]:
+            tells[index] = True
+    outermost = [
+        module.output_shape[0]
+        for module, told in zip(modules, tells, strict=True)
+        if told and len(module.output_shape) > 1 and not (module.parent >= 0 and tells[module.parent])
+    ]
+    return bool(outermost) and all(rows == 1 for rows in outermost)
 
 
 def _takes_several(scene: Scene) -> bool:

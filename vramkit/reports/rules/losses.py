@@ -45,7 +45,8 @@ def _chain(scene: Scene) -> npt.NDArray[np.bool_]:
     current = fates.last_begun(scene.moment.event)
     if current < 0 or fates.forwards["phase"][current] != Phase.FORWARD:
         return nothing
-    has_weights = np.array([*(module.parameters > 0 for module in tape.modules), False])
+    # A Linear without parameters of its own has another module's: an output layer that shares the embedding's.
+    has_weights = np.array([*(module.parameters > 0 or module.kind == "Linear" for module in tape.modules), False])
     parents = {module.parent for module in tape.modules}
     is_layer = has_weights & np.array([*(index not in parents for index in range(len(tape.modules))), False])
     root = fates.forwards["module"][current]
@@ -62,7 +63,9 @@ def _chain(scene: Scene) -> npt.NDArray[np.bool_]:
         before, within = _in_backward(scene, int(fates.maker[rows[0]]), layer, is_layer)
         after = np.concatenate([rows[rows >= output], before])
         base = int(requested[after].max())
-        if _is_narrow(scene, layer, int(requested[output]), base):
+        others = in_layers[table["module"][in_layers] != layer]
+        before_it = tape.modules[int(table["module"][others[-1]])].output_shape if len(others) else ()
+        if _is_narrow(scene, layer, before_it, int(requested[output]), base):
             continue
         after = np.concatenate([after, within])
         part = requested[after] / base
@@ -100,14 +103,21 @@ def _in_backward(scene: Scene, member: int, layer: int, is_layer: npt.NDArray[np
     return before[passing[before]], within[passing[within] & (table["module"][within] == layer)]
 
 
-def _is_narrow(scene: Scene, layer: int, output: int, base: int) -> bool:
-    """Whether what the loss works on is not much larger than what the last layer is given."""
+def _is_narrow(scene: Scene, layer: int, before_it: Sequence[int], output: int, base: int) -> bool:
+    """Whether what the loss works on is not much larger than what the last layer is given.
+
+    Args:
+        layer: the last one.
+        before_it: shape of what the one before it returned.
+        output, base: bytes of the layer's output, and of the largest that the loss makes of it.
+    """
     module = scene.result.tape.modules[layer]
     if 2 * output < base * 0.9:  # the logits are made by no layer: of a weight that is shared, after a norm
         return _WIDER * output > base
     width = module.output_shape[-1]
     size = max(1, output // max(1, int(np.prod(module.output_shape, dtype=np.int64))))
-    return "Conv" in module.kind or _WIDER * (module.parameters // size // width) > width
+    given = module.parameters // size // width if module.parameters else (before_it or (width,))[-1]
+    return "Conv" in module.kind or _WIDER * given > width
 
 
 def _broadcast(scene: Scene) -> Iterator[Advice]:
