@@ -33,6 +33,7 @@ PREPARED = """
         measured = prof.result
         return {
             "reserved": [estimate.peak_reserved, measured.peak_reserved], "found": found.batch_size,
+            "modules": [[module.name for module in each.tape.modules] for each in (estimate, measured)],
             "parts": [[each.peak.parameters, each.peak.gradients, each.final.optimizer_state, each.peak.activations]
                       for each in (estimate, measured)],
         }
@@ -72,3 +73,4 @@ def test_a_prepared_program_is_predicted_searched_and_measured(package: str, pre
     assert found["parts"][0] == found["parts"][1]
     assert all(found["parts"][0])
     assert found["found"] == 4096
+    assert found["modules"] == [["Sequential", "Sequential.0", "Sequential.1", "Sequential.2"]] * 2

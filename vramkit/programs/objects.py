@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from ..errors import UsageError
+from ..torch_internals.modules import class_name, unwrapped
 
 Models = torch.nn.Module | Sequence[torch.nn.Module] | Mapping[str, torch.nn.Module]
 """One model, several, or several by name."""
@@ -24,7 +25,7 @@ _T = TypeVar("_T")
 def models_of(
     asked: str, given: object, instead: str = "Pass an nn.Module, a sequence or a dict of them"
 ) -> dict[str, torch.nn.Module]:
-    """Models by name. Those that have none go by their classes: ``"Net"``, ``"Net#2"``.
+    """Models by name. Those that have none go by their classes, whatever wraps them: ``"Net"``, ``"Net#2"``.
 
     Args:
         asked: what was asked for, as an error's text begins.
@@ -51,7 +52,8 @@ def _named(asked: str, word: str, given: object, kind: type[_T], wanted: str, in
             shown = f"{each.__name__}, a class" if isinstance(each, type) else f"{type(each).__name__} {each!r:.60}"
             hint = ": make an object of it first" if isinstance(each, type) else ""
             raise UsageError(asked, f"the {word} is {shown}{hint}", f"That is not {wanted}", instead)
-        found[_unique(name or type(each).__name__, found)] = each
+        own = class_name(unwrapped(each)) if isinstance(each, torch.nn.Module) else type(each).__name__
+        found[_unique(name or own, found)] = each
     return found
 
 

@@ -110,8 +110,11 @@ _INNER = {
     "FullyShardedDataParallel": "_fsdp_wrapped_module",
     "CheckpointWrapper": "_checkpoint_wrapped_module",
     "OffloadWrapper": "_checkpoint_wrapped_module",
+    "_FabricModule": "_forward_module",
 }
 """By the class of a wrapper: its name for what it wraps."""
+_MAKERS = ("torch.", "lightning.fabric.", "lightning_fabric.")
+"""Whose these classes are: torch's, and Fabric's by either name of its package."""
 _WRAPPERS = frozenset(name for name in _INNER.values() if name.startswith("_"))
 
 
@@ -166,7 +169,7 @@ def in_compiled(module: torch.nn.Module) -> torch.nn.Module | None:
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
-    """The module that ``torch.compile``, DDP, FSDP or a checkpoint has wrapped; any other is itself."""
+    """The module that ``torch.compile``, DDP, FSDP, Fabric or a checkpoint has wrapped; any other is itself."""
     while True:
         inner = in_compiled(module) if _is_optimized(module) else in_wrapper(module)
         if inner is None:
@@ -175,16 +178,16 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def in_wrapper(module: torch.nn.Module) -> torch.nn.Module | None:
-    """The module that a wrapper of torch's calls, so that both calls are one."""
+    """The module that a wrapper of torch's or Fabric's calls, so that both calls are one."""
     kind = _class_of(module)
     name = _INNER.get(kind.__name__)
-    if name is None or not kind.__module__.startswith("torch."):
+    if name is None or not kind.__module__.startswith(_MAKERS):
         return None
     return children_of(module).get(name)
 
 
 def unwrapped_name(name: str) -> str:
-    """The name of a parameter or a module without what torch has wrapped around any module on the way."""
+    """The name of a parameter or a module without what is wrapped around any module on the way."""
     return ".".join(part for part in name.split(".") if part != _WRAPPED and part not in _WRAPPERS)
 
 
