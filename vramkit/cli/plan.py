@@ -25,7 +25,7 @@ _VERB = "vramkit plan"
 
 _OPTIONS = (
     "\nThe step of a model by name is vramkit's own. What is left to the step above is an option here: --accumulate,\n"
-    "--precision, --dtype, --optimizer. Give one, and plan again."
+    "--precision, --dtype, --optimizer, and --liger, whose loss makes no logits. Give one, and plan again."
 )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...sizes import format_size
-from ...tape.events import Category
+from ...tape.events import Category, Phase
 from ..layout import counted
 from ..scene import Scene
 from ..tree import shown_name
@@ -45,19 +45,23 @@ def _weights(scene: Scene) -> Iterator[Advice]:
 
 def _of_module(scene: Scene, index: int, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
     """Weights of all heads, and their mean, which only need_weights=True makes: else nothing. A sequence is in
-    dimension 1 of what is returned, or in dimension 0.
+    dimension 1 of what is returned, or in dimension 0. As long as wide, it is as large as the mean.
     """
     table = scene.result.tape.allocations
     inside = (table["module"] == index) & np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY))
+    forward = table["phase"] != Phase.BACKWARD
     requested = table["requested"].astype(np.int64)
     if not all(0 < length < _LONG for length in shape):
         return np.zeros(len(table), bool)
     for batch, length in (shape[:2], shape[1::-1]):
+        if length == shape[2]:
+            continue
         for size in (4, 2):
             mean = size * batch * length * length
             heads = inside & (requested % mean == 0) & (requested > size * _WIDE * batch * length * shape[2])
-            if heads.any() and (inside & (requested == mean)).any():
-                found: npt.NDArray[np.bool_] = heads | (inside & (requested == mean))
+            means = inside & (requested == mean)
+            if (heads & forward).any() and (means & forward).any():
+                found: npt.NDArray[np.bool_] = heads | means
                 return found
     return np.zeros(len(table), bool)
 
