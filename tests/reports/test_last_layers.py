@@ -1,4 +1,4 @@
-"""What a report says of a batch of one row, and of an output layer that shares its weight, beside what was measured."""
+"""What a report says of output layers, whole and in chunks, and of a batch of one row, beside what was measured."""
 
 from __future__ import annotations
 
@@ -63,6 +63,31 @@ def measured(model: Language, device: str, *, rows: int = 1) -> vramkit.MemoryRe
     return prof.result
 
 
+class Body(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.norm = nn.Embedding(WORDS, WIDTH), Norm()
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.norm(self.words(words))
+        return found
+
+
+def in_chunks_by_the_program() -> vramkit.MemoryResult:
+    """Its output layer is a model of its own."""
+    body, head = Body(), nn.Linear(WIDTH, WORDS, bias=False)
+    words = torch.zeros(LENGTH, dtype=torch.long)
+
+    def loss(x: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(head(x), words, reduction="sum")
+
+    with vramkit.profile([body, head]) as prof:
+        for _ in range(2):
+            parts = zip(body(words).chunk(8), words.chunk(8), strict=True)
+            torch.stack([checkpoint(loss, *part, use_reentrant=False) for part in parts]).sum().backward()
+    return prof.result
+
+
 def told(result: vramkit.MemoryResult) -> Callable[[str], list[Advice]]:
     found = advise(result, moment_of(result), limit=99)
     return lambda words: [each for each in found if words in each.text]
@@ -79,6 +104,11 @@ def test_the_logits_of_a_layer_that_shares_its_weight_are_worth_what_chunks_of_t
     (advice,) = told(whole)("chunks")
 
     assert advice.saves == pytest.approx(whole.peak_allocated - in_chunks.peak_allocated, rel=0.1)
+    assert not told(in_chunks)("chunks")
+
+
+def test_a_loss_that_is_in_chunks_is_not_to_be_put_in_chunks() -> None:
+    assert not told(in_chunks_by_the_program())("chunks")
 
 
 def test_one_row_has_no_half() -> None:

@@ -63,6 +63,8 @@ def _chain(scene: Scene) -> npt.NDArray[np.bool_]:
         before, within = _in_backward(scene, int(fates.maker[rows[0]]), layer, is_layer)
         after = np.concatenate([rows[rows >= output], before])
         base = int(requested[after].max())
+        if _is_in_chunks(scene, current, layer):
+            continue
         others = in_layers[table["module"][in_layers] != layer]
         before_it = tape.modules[int(table["module"][others[-1]])].output_shape if len(others) else ()
         if _is_narrow(scene, layer, before_it, int(requested[output]), base):
@@ -74,6 +76,14 @@ def _chain(scene: Scene) -> npt.NDArray[np.bool_]:
             in_half[:] = False  # nothing else is in half precision: it is something else, as what logits are made of
         result[after[((part >= 0.9) & (part <= 1)) | in_half]] = True
     return result
+
+
+def _is_in_chunks(scene: Scene, current: int, layer: int) -> bool:
+    """Whether a last layer that is a model of its own runs several times in a step, and once more in the backward."""
+    forwards, table = scene.fates.forwards, scene.result.tape.allocations
+    alike = (forwards["module"] == forwards["module"][current]) & (forwards["step"] == forwards["step"][current])
+    again = (table["module"] == layer) & (table["phase"] == Phase.RECOMPUTE)
+    return int(alike.sum()) > 1 and bool(again.any())
 
 
 def _output_of(scene: Scene, rows: Ints) -> int:
