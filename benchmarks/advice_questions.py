@@ -218,3 +218,15 @@ def penalty_of_gradients(change: str) -> object:
         del made, mixed, gradient
         train_on(of_generator, -judge(generator(noise)).mean())
     return generator, judge
+
+
+def kept_losses(change: str) -> object:
+    """Losses of which a list is kept for a plot, whose backward is told to retain the graph."""
+    model, losses = feed_forwards(4), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    for _ in range(4):
+        loss = model(_batch(2048)).pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward(retain_graph=not change)
+        losses.append(float(loss) if change else loss)
+    return losses

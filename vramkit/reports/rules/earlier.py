@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...sizes import format_size
-from ...tape.events import Category, Ints, Phase
+from ...tape.events import Category, Ints, Phase, Table
 from ..edits import Edit
 from ..layout import counted
 from ..scene import Scene, grouped
@@ -58,7 +58,7 @@ def _graphs(scene: Scene) -> Iterator[Advice]:
         for root in np.unique(fates.forwards["module"][chosen]).tolist():
             members = np.flatnonzero(chosen & (fates.forwards["module"] == root))
             kept = (_activations(scene) if evaluation else rows) & np.isin(fates.maker, members)
-            held = kept | _inputs_of(scene, members)
+            held = kept | inputs_of(scene, members)
             name = model_name(scene, root)
             what = (
                 f"the graphs of {counted(len(members), 'forward')} of {name} are alive, {format_size(scene.at(kept))}"
@@ -66,7 +66,7 @@ def _graphs(scene: Scene) -> Iterator[Advice]:
             if evaluation:
                 yield from _of_evaluation(scene, root, held, what)
                 continue
-            if len(members) < 2:
+            if len(members) < 2 or (_is_retained(scene, members) and not hands_on(scene, members)):
                 continue
             # A backward would free a graph bit by bit, sooner than the next forward: what is reserved then is not told.
             less, is_computed = scene.less(np.where(held, scene.block, 0), _until_next(scene, members)), True
@@ -92,11 +92,8 @@ def _within_own_graph(scene: Scene, members: Ints, less: Ints) -> tuple[Ints, bo
     Returns:
         The bytes, and whether they hold: all of those backwards began as the first did, or it matters little.
     """
-    fates, table = scene.fates, scene.result.tape.allocations
-    begin = int(fates.forwards["step"][members].min())
-    spans = fates.backwards[fates.backwards["step"] >= begin]
-    firsts, lasts = (np.searchsorted(table["born"], spans[name]) for name in ("begin", "end"))
-    made = [table["requested"][first:last] for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)]
+    table = scene.result.tape.allocations
+    spans, firsts, lasts, made = _backwards_since(scene, members)
     alike = [np.append(made[0][: len(each)] != each[: len(made[0])], True).argmax() for each in made[1:]]
     own = int(min(alike, default=len(made[0])))
     beyond = np.zeros(len(table), bool)
@@ -113,6 +110,30 @@ def _within_own_graph(scene: Scene, members: Ints, less: Ints) -> tuple[Ints, bo
         return fewer, True
     most, least = scene.saved_over_time(fewer), scene.saved_over_time(less)
     return less, most * (1 - _CLOSE) <= least
+
+
+def hands_on(scene: Scene, members: Ints) -> bool:
+    """Whether backwards since some forwards differ: they go through the graphs of earlier steps. All that are alike go
+    through their own alone, and what is left of that was retained.
+    """
+    _, firsts, lasts, made = _backwards_since(scene, members)
+    passing = scene.category != Category.WORKSPACE
+    first, *others = (
+        each[passing[begin:end]] for each, begin, end in zip(made, firsts.tolist(), lasts.tolist(), strict=True)
+    )
+    return not all(len(first) == len(each) > 0 and (first == each).all() for each in others)
+
+
+def _backwards_since(scene: Scene, members: Ints) -> tuple[Table, Ints, Ints, list[Ints]]:
+    """The backwards since the first step of some forwards; the first allocation of each and the one after its last, and
+    the bytes of all between.
+    """
+    fates, table = scene.fates, scene.result.tape.allocations
+    begin = int(fates.forwards["step"][members].min())
+    spans = fates.backwards[fates.backwards["step"] >= begin]
+    firsts, lasts = (np.searchsorted(table["born"], spans[name]) for name in ("begin", "end"))
+    made = [table["requested"][first:last] for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)]
+    return spans, firsts, lasts, made
 
 
 def _of_evaluation(scene: Scene, root: int, held: _Mask, what: str) -> Iterator[Advice]:
@@ -250,7 +271,7 @@ def _growth(scene: Scene) -> Iterator[Advice]:
     rows &= ~scene.piled_copies
     rows &= np.isin(scene.category, (Category.OTHER, Category.INPUT, Category.TEMPORARY, Category.ACTIVATION))
     rows &= (table["born"] >= 0) & (table["step"] < scene.moment.step)
-    rows &= ~_inputs_of(scene, np.flatnonzero(keeps_graph(scene, scene.left_behind)))
+    rows &= ~inputs_of(scene, np.flatnonzero(keeps_graph(scene, scene.left_behind)))
     if not rows.any():
         return
     found = []
@@ -343,13 +364,13 @@ def keeps_graph(scene: Scene, rows: _Mask) -> _Mask:
     return result
 
 
-def _inputs_of(scene: Scene, members: Ints) -> _Mask:
+def inputs_of(scene: Scene, members: Ints) -> _Mask:
     """Inputs that were made for some forwards, and are there at the moment because their graphs are."""
-    result: _Mask = scene.moment.alive & (_keeper(scene, members) >= 0)
+    result: _Mask = scene.moment.alive & (keeper(scene, members) >= 0)
     return result
 
 
-def _keeper(scene: Scene, members: Ints) -> Ints:
+def keeper(scene: Scene, members: Ints) -> Ints:
     """Of each input the last of some forwards that was given it: what was made last before it. -1: none, or one that
     the forward at the moment is given, too.
     """
@@ -383,7 +404,7 @@ def _until_next(scene: Scene, members: Ints) -> Ints:
         for each in grouped(run, fates.forwards["step"][run].astype(np.int64)):
             if len(each) >= _LOOP:
                 of_forward[each[:-1]] = fates.forwards["end"][each[1:]]
-    of: Ints = of_forward[np.where(scene.category == Category.INPUT, _keeper(scene, members), fates.maker)]
+    of: Ints = of_forward[np.where(scene.category == Category.INPUT, keeper(scene, members), fates.maker)]
     return of
 
 

@@ -11,15 +11,16 @@ from ...sizes import format_size
 from ...tape.events import Category, Ints, Phase
 from ..scene import Scene
 from .advised import Advice
-from .earlier import made_by, model_name
+from .earlier import hands_on, inputs_of, keeper, made_by, model_name
 
 _Mask = npt.NDArray[np.bool_]
 
 
 def _retained(scene: Scene) -> Iterator[Advice]:
     """Graphs of which no backward of their step freed anything, and that are there until the next step's forward has
-    made another: what ``retain_graph=True`` keeps. Assumes that nothing needs them after the step's last backward,
-    which would free each as it leaves its module: about there, so what is reserved then is not told.
+    made another, or as long as losses that are kept: what ``retain_graph=True`` keeps. Assumes that nothing needs them
+    after the step's last backward, which would free each as it leaves its module: about there, so what is reserved then
+    is not told.
     """
     fates = scene.fates
     current = fates.last_begun(scene.moment.event)
@@ -34,21 +35,27 @@ def _retained(scene: Scene) -> Iterator[Advice]:
     rows = made_by(scene, retained) & (scene.category == Category.ACTIVATION)
     here = np.unique(fates.maker[rows & scene.moment.alive & (fates.maker < current)])
     here = here[forwards["step"][here] != forwards["step"][current]]
-    if not len(here) or len(np.unique(forwards["step"][here])) > 1:
-        return  # of several steps a state is handed on
+    are_kept = len(np.unique(forwards["step"][here])) > 1
+    if not len(here) or (are_kept and hands_on(scene, here)):
+        return
     held = np.isin(fates.maker, here) & rows
     largest = here[np.bincount(fates.maker[held & scene.moment.alive], minlength=len(forwards))[here].argmax()]
+    rows |= inputs_of(scene, here)
+    maker = np.where(fates.maker < 0, keeper(scene, here), fates.maker)
     yield Advice(
-        saves=scene.saved(np.where(rows, scene.block, 0), _passed(scene, rows, last[fates.maker])),
-        text=f"call backward() without retain_graph=True: {format_size(scene.at(held))} of "
-        f"the graph of {model_name(scene, int(forwards['module'][largest]))} are there since the step before, as no "
-        "backward freed them",
+        saves=scene.saved(np.where(rows, scene.block, 0), _passed(scene, rows, last[maker])),
+        text=f"call backward() without retain_graph=True{', and keep float(loss) instead of loss' * are_kept}: "
+        f"{format_size(scene.at(held))} of {f'the graphs of {len(here):,} forwards' if are_kept else 'the graph'} of "
+        f"{model_name(scene, int(forwards['module'][largest]))} are there since "
+        f"{'earlier steps' if are_kept else 'the step before'}, as no backward freed them",
         is_cause=True,
     )
 
 
 def _passed(scene: Scene, rows: _Mask, backward: Ints) -> Ints:
-    """Of some activations the event at which a backward has left the module that made them: it frees them there."""
+    """Of some activations the event at which a backward has left the module that made them: it frees them there. Of
+    inputs its end.
+    """
     tape, backwards = scene.result.tape, scene.fates.backwards
     count = len(tape.modules) + 1
     events = np.flatnonzero((tape.events["phase"] == Phase.BACKWARD) & (tape.events["module"] >= 0))
