@@ -118,7 +118,7 @@ def test_what_backwards_make_in_the_graphs_of_earlier_steps_goes_with_these(
 
 
 def test_inner_steps_of_one_loss_are_not_to_have_backwards_of_their_own() -> None:
-    def learned(losses: int) -> Advice:
+    def learned(losses: int, *, weights: bool = True) -> list[Advice]:
         story = Story()
         for step in range(2):
             rows = list[int]()
@@ -126,21 +126,22 @@ def test_inner_steps_of_one_loss_are_not_to_have_backwards_of_their_own() -> Non
                 for inner in (True, True, False):
                     rows += forward(story, step)
                     if inner:
+                        rows += [story.alloc(MIB, Category.PARAMETER, step=step)] if weights else []
                         story.begin(Phase.BACKWARD, step=step)
                         rows.append(story.alloc(8 * MIB, Category.ACTIVATION, Phase.BACKWARD, step=step))
             story.begin(Phase.BACKWARD, step=step)
             backward(story, rows, step)
             end_step(story, step)
-        [found] = causes(story.profile())
-        return found
+        return causes(story.profile())
 
-    one, several = learned(1), learned(3)
+    [one], [several] = learned(1), learned(3)
 
     assert one.text.startswith("take fewer inner steps")
     assert not one.is_computed
     assert not several.is_computed
     assert several.text.startswith("call backward() on each loss")
     assert "the graphs of 9 forwards of Net, and of their gradients" in several.text
+    assert not learned(1, weights=False), "a loss with a penalty of gradients"
 
 
 def test_the_layer_whose_output_is_kept_is_named_and_a_variables_last_value_is_no_leak() -> None:

@@ -45,10 +45,7 @@ def _chain(scene: Scene) -> npt.NDArray[np.bool_]:
     current = fates.last_begun(scene.moment.event)
     if current < 0 or fates.forwards["phase"][current] != Phase.FORWARD:
         return nothing
-    # A Linear without parameters of its own has another module's: an output layer that shares the embedding's.
-    has_weights = np.array([*(module.parameters > 0 or module.kind == "Linear" for module in tape.modules), False])
-    parents = {module.parent for module in tape.modules}
-    is_layer = has_weights & np.array([*(index not in parents for index in range(len(tape.modules))), False])
+    is_layer = _layers(scene)
     root = fates.forwards["module"][current]
     made = (fates.maker >= 0) & np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY))
     made &= (fates.forwards["module"] == root)[fates.maker] & (table["phase"] == Phase.FORWARD)
@@ -75,6 +72,16 @@ def _chain(scene: Scene) -> npt.NDArray[np.bool_]:
         if not 0.45 <= requested[output] / base <= 0.5 and int(in_half.sum()) < 2:
             in_half[:] = False  # nothing else is in half precision: it is something else, as what logits are made of
         result[after[((part >= 0.9) & (part <= 1)) | in_half]] = True
+    return result
+
+
+def _layers(scene: Scene) -> npt.NDArray[np.bool_]:
+    """Of each module, and last of none, whether it is a layer with weights."""
+    modules = scene.result.tape.modules
+    # A Linear without parameters of its own has another module's: an output layer that shares the embedding's.
+    has_weights = np.array([*(module.parameters > 0 or module.kind == "Linear" for module in modules), False])
+    parents = {module.parent for module in modules}
+    result: npt.NDArray[np.bool_] = has_weights & ~np.array([*(each in parents for each in range(len(modules))), True])
     return result
 
 
@@ -160,11 +167,18 @@ def _pairs(scene: Scene) -> npt.NDArray[np.bool_]:
     shape = tape.modules[root].output_shape if root >= 0 else ()
     if len(shape) != 2 or shape[1] != 1 or not _MANY_ROWS <= shape[0] < _NO_PAIRS:
         return nothing
-    of_model = np.append(fates.forwards["module"] == root, False)[table["forward"].astype(np.int64) - 1]
-    of_model &= (table["module"] < 0) | (table["phase"] == Phase.BACKWARD)
-    square = np.isin(table["requested"], [size * shape[0] ** 2 for size in (1, 2, 4, 8)])
-    result: npt.NDArray[np.bool_] = of_model & square & (table["born"] >= 0) & (table["forward"] > 0)
-    return result & np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY))
+    size_fits = np.isin(table["requested"], [size * shape[0] ** 2 for size in (1, 2, 4, 8)])
+    square = size_fits & np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY))
+    after = np.where(table["born"] >= 0, table["forward"].astype(np.int64) - 1, -1)  # the forward that began last
+    in_loss = square & (table["module"] < 0) & (table["phase"] == Phase.FORWARD)
+    result = nothing
+    for member in np.flatnonzero(fates.forwards["module"] == root).tolist():
+        own = in_loss & (after == member)
+        if own.any():
+            before, _ = _in_backward(scene, member, -1, _layers(scene))
+            result[before[square[before]]] = True
+            result |= own
+    return result
 
 
 RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_chunked_loss, _broadcast)

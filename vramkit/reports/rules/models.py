@@ -51,8 +51,13 @@ def _piled_copies(scene: Scene) -> Iterator[Advice]:
 
 
 def _copies(scene: Scene) -> Iterator[Advice]:
-    """Copies of a model or of a state. Assumes that they can lie on the CPU between the steps."""
-    copies = (scene.category == Category.MODEL_COPY) & ~scene.piled_copies
+    """Copies of a model or of a state. Assumes that they can lie on the CPU between the steps: not so of a teacher, a
+    reference or a target that runs.
+    """
+    tape, forwards = scene.result.tape, scene.fates.forwards
+    models = np.append(models_of(tape.modules), -1).astype(np.int64)
+    runs = np.isin(models[owners(tape)], models[forwards["module"]])
+    copies = (scene.category == Category.MODEL_COPY) & ~scene.piled_copies & ~runs
     if scene.at(copies):
         yield Advice(
             saves=scene.saved(np.where(copies, scene.block, 0)),

@@ -40,6 +40,8 @@ def _summed(scene: Scene) -> Iterator[Advice]:
         return
     count, name = sum(map(len, here)), model_name(scene, int(fates.forwards["module"][here[0][0]]))
     inner = max(map(len, here)) > 1
+    if len(here) == 1 and not _has_inner_weights(scene, here[0]):
+        return  # a penalty of gradients
     what = f"the graphs of {count:,} forwards of {name}" + ", and of their gradients (create_graph=True)," * inner
     if len(here) == 1:
         text = f"take fewer inner steps, or leave their second derivatives out (create_graph=False): {what}"
@@ -67,6 +69,13 @@ def _parts(scene: Scene, members: Sequence[int], backward: int) -> list[list[int
             following = members[members.index(member) + 1]
             parts.append([following])
     return parts
+
+
+def _has_inner_weights(scene: Scene, members: Sequence[int]) -> bool:
+    """Whether parameters were made after some forwards: an inner step's, which the next forward works with."""
+    table = scene.result.tape.allocations
+    made = (scene.category == Category.PARAMETER) & (table["phase"] == Phase.FORWARD)
+    return bool((made & np.isin(table["forward"].astype(np.int64) - 1, [*members])).any())
 
 
 def _graph_of(scene: Scene, members: Sequence[int]) -> _Mask:

@@ -1,0 +1,107 @@
+"""Nothing is told to be the cause of a program's memory where a program needs what it has, on the virtual GPU."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import vramkit
+from vramkit.reports.advice import advise
+from vramkit.reports.moment import moment_of
+
+pytestmark = pytest.mark.virtual_gpu
+WIDTH = 512
+"""Of layers, and the rows of a batch: activations are as large as all pairs of rows."""
+
+
+def network(out: int = WIDTH) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, out)
+    ).to("cuda")
+
+
+def batch() -> torch.Tensor:
+    return torch.zeros(WIDTH, WIDTH, device="cuda")
+
+
+Program = tuple[list[nn.Module], Callable[[], object]]
+
+
+def adversaries() -> Program:
+    generator, critic = network(), network(1)
+    of_generator, of_critic = (torch.optim.Adam(each.parameters()) for each in (generator, critic))
+
+    def step() -> None:
+        with torch.no_grad():
+            made = generator(batch())
+        (critic(batch()).mean() - critic(made).mean()).backward()
+        of_critic.step()
+        of_critic.zero_grad()
+        critic(generator(batch())).mean().backward()
+        of_generator.step()
+        of_generator.zero_grad()
+        of_critic.zero_grad()
+
+    return [generator, critic], step
+
+
+def penalty() -> Program:
+    critic = network(1)
+    optimizer = torch.optim.Adam(critic.parameters())
+
+    def step() -> None:
+        x = batch().requires_grad_()
+        (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+        (critic(batch()).mean() + (gradient.norm(2, 1) - 1).pow(2).mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return [critic], step
+
+
+def taught() -> Program:
+    student, teacher = network(), network()
+    optimizer = torch.optim.AdamW(student.parameters())
+
+    def step() -> None:
+        with torch.no_grad():
+            wanted = teacher(batch())
+        F.mse_loss(student(batch()), wanted).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return [student, teacher], step
+
+
+def target() -> Program:
+    online = network(4)
+    averaged = copy.deepcopy(online).requires_grad_(False)
+    optimizer = torch.optim.Adam(online.parameters())
+
+    def step() -> None:
+        with torch.no_grad():
+            wanted = averaged(batch()).amax(1)
+        F.smooth_l1_loss(online(batch()).amax(1), wanted).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for old, new in zip(averaged.parameters(), online.parameters(), strict=True):
+                old.lerp_(new, 0.01)
+
+    return [online, averaged], step
+
+
+@pytest.mark.parametrize("program", [adversaries, penalty, taught, target])
+def test_a_program_that_needs_what_it_has_is_told_no_cause(program: Callable[[], Program]) -> None:
+    models, step = program()
+
+    with vramkit.profile(models) as prof:
+        for _ in range(3):
+            step()
+
+    assert not [each.text for each in advise(prof.result, moment_of(prof.result), limit=99) if each.is_cause]
