@@ -18,7 +18,7 @@ QUICK = [
         "swiglu 8192",
         "length 256, width 16",
         "as it was",
-        "4 images, 4 accumulated",
+        "SGD",
     )
 ]
 
