@@ -19,6 +19,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 import vramkit
+from vramkit.profiling.frames import frames_of_others
 from vramkit.results.profile import Profile
 from vramkit.tape.events import Category, Phase
 from vramkit.torch_internals import allocator
@@ -231,6 +232,22 @@ def test_gradients_that_another_thread_trains_are_read_by_no_other(
     assert profile.final.gradients == stale == own
     assert profile.timeline.breakdown_at(0).gradients == own  # those of the step before the block, too
     assert {label for label in told(profile) if label[1] == "GRADIENT"} != set()
+
+
+def test_who_looks_at_other_threads_keeps_its_own_variables_no_longer() -> None:
+    class Kept:
+        pass
+
+    def look() -> weakref.ref[Kept]:
+        kept = Kept()
+        assert threading.get_ident() not in dict(frames_of_others())
+        return weakref.ref(kept)
+
+    gc.disable()  # in Python 3.12 only the collector would free the frames, were this thread's among them
+    try:
+        assert look()() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.virtual_gpu

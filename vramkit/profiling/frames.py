@@ -26,11 +26,9 @@ def own_frames() -> list[FrameType]:
 
 def frames_of_others() -> Iterator[tuple[int, FrameType]]:
     """The frames of all other threads, each thread's from the innermost on, with the thread's identity."""
-    own = threading.get_ident()
-    for thread, top in _innermost().items():
-        if thread != own:
-            for frame in _up_from(top):
-                yield thread, frame
+    for thread, top in _innermost_of_others().items():
+        for frame in _up_from(top):
+            yield thread, frame
 
 
 def locals_of_others() -> Iterator[object]:
@@ -39,7 +37,7 @@ def locals_of_others() -> Iterator[object]:
         yield from list(frame.f_locals.values())
 
 
-def _innermost() -> dict[int, FrameType]:
+def _innermost_of_others() -> dict[int, FrameType]:
     # In Python before 3.12.3 the collector, which an allocation may start, can wait for ever for a lock that this call
     # holds (python/cpython#106883).
     stack = ExitStack()
@@ -48,7 +46,10 @@ def _innermost() -> dict[int, FrameType]:
         if gc.isenabled():
             stack.callback(gc.enable)
         gc.disable()
-        return sys._current_frames()  # noqa: SLF001 - public, whatever its name
+        found = sys._current_frames()  # noqa: SLF001 - public, whatever its name
+        # This thread's own would keep all frames that called this, with their variables, until the collector comes.
+        del found[threading.get_ident()]
+        return found
 
 
 def _up_from(frame: FrameType | None) -> Iterator[FrameType]:
