@@ -6,11 +6,14 @@ Run as a program, each script in a fork that has not begun CUDA.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-import warnings
+from functools import partial
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "models"))
+
+import plain_scripts
 
 _LLAMA = {
     "hidden_size": 256,
@@ -30,6 +33,10 @@ _BERT = {
     "vocab_size": 5000,
     "embedding_size": 64,
 }
+_T5 = {
+    "d_model": 256, "d_kv": 32, "d_ff": 512, "num_layers": 2, "num_heads": 8, "vocab_size": 5000,
+    "decoder_start_token_id": 0,
+}  # fmt: skip
 _BART = {
     "d_model": 256,
     "encoder_layers": 2,
@@ -183,34 +190,8 @@ KINDS = {
         {"d_model": 256, "n_layer": 2, "n_head": 4, "d_inner": 512, "vocab_size": 5000},
     ),
     "llama-classes": _as("SequenceClassification", "llama", "LlamaForSequenceClassification", _LLAMA),
-    "t5": _as(
-        "Seq2SeqLM",
-        "t5",
-        "T5ForConditionalGeneration",
-        {
-            "d_model": 256,
-            "d_kv": 32,
-            "d_ff": 512,
-            "num_layers": 2,
-            "num_heads": 8,
-            "vocab_size": 5000,
-            "decoder_start_token_id": 0,
-        },
-    ),
-    "mt5": _as(
-        "Seq2SeqLM",
-        "mt5",
-        "MT5ForConditionalGeneration",
-        {
-            "d_model": 256,
-            "d_kv": 32,
-            "d_ff": 512,
-            "num_layers": 2,
-            "num_heads": 8,
-            "vocab_size": 5000,
-            "decoder_start_token_id": 0,
-        },
-    ),
+    "t5": _as("Seq2SeqLM", "t5", "T5ForConditionalGeneration", _T5),
+    "mt5": _as("Seq2SeqLM", "mt5", "MT5ForConditionalGeneration", _T5),
     "bart": _as("Seq2SeqLM", "bart", "BartForConditionalGeneration", _BART),
     "mbart": _as("Seq2SeqLM", "mbart", "MBartForConditionalGeneration", _BART),
     "pegasus": _as("Seq2SeqLM", "pegasus", "PegasusForConditionalGeneration", _BART),
@@ -332,7 +313,7 @@ def train(name: str) -> tuple[int, int]:
         model, size = images_model(source, rest)
         data = {"x": torch.zeros(ROWS, 3, size, size), "y": torch.zeros(ROWS, dtype=torch.long)}
 
-    def loss(inputs: dict[str, Any]) -> Any:
+    def loss(model: Any, inputs: dict[str, Any]) -> Any:
         if source == "hf":
             return model(**inputs).loss
         criterion, output = torch.nn.functional.cross_entropy, model(inputs["x"])
@@ -343,18 +324,7 @@ def train(name: str) -> tuple[int, int]:
             value = value + weight * criterion(getattr(output, head), inputs["y"])
         return value
 
-    optimizer = torch.optim.AdamW(model.parameters())
-
-    def step() -> None:
-        inputs = {key: value.to("cuda") for key, value in data.items()}
-        value = loss(inputs)
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    for _ in range(3):
-        step()
-    return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    return plain_scripts.train(model, data, loss)
 
 
 def images_model(source: str, name: str) -> tuple[Any, int]:
@@ -371,26 +341,5 @@ def images_model(source: str, name: str) -> tuple[Any, int]:
     return torchvision.models.get_model(name, weights=None).to("cuda").train(), size
 
 
-def main(gpu: str, names: list[str]) -> None:
-    """Print what each script took, by name."""
-    warnings.simplefilter("ignore")
-    from vramkit import virtual_gpu
-
-    virtual_gpu.activate(gpu)
-    import transformers.modeling_utils  # noqa: F401 - before the forks
-
-    found = {}
-    for name in names:
-        ours, theirs = os.pipe()
-        if not (child := os.fork()):
-            os.write(theirs, json.dumps(train(name)).encode())
-            os._exit(0)
-        os.close(theirs)
-        os.waitpid(child, 0)
-        with open(ours, "rb") as answer:
-            found[name] = json.loads(answer.read() or "null")
-    print("PEAKS", json.dumps(found))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    plain_scripts.in_forks(sys.argv[1], {name: partial(train, name) for name in sys.argv[2:]})

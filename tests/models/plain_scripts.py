@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 Peaks = tuple[int, int]
@@ -255,25 +256,35 @@ def timm_vit(_: str) -> Peaks:
     return train(model, batch, loss, [each for each in model.parameters() if each.requires_grad])
 
 
-def main(given: dict[str, str]) -> None:
-    """Print the peaks of each script, by its name, with the folder that it is given."""
+def in_forks(gpu: str, calls: dict[str, Callable[[], Any]]) -> None:
+    """Print what calls return on a virtual GPU, each in a fork of its own, by their names.
+
+    Args:
+        gpu: the card.
+        calls: each returns what JSON can carry; null stands for one that failed.
+    """
     warnings.simplefilter("ignore")
     from vramkit import virtual_gpu
 
-    virtual_gpu.activate("a100-80gb")
+    virtual_gpu.activate(gpu)
     import transformers.modeling_utils  # noqa: F401 - before the forks; not PEFT: bitsandbytes, if there, begins CUDA
 
     found = {}
-    for name, folder in given.items():
+    for name, call in calls.items():
         ours, theirs = os.pipe()
         if not (child := os.fork()):
-            os.write(theirs, json.dumps(globals()[name](folder)).encode())
+            os.write(theirs, json.dumps(call()).encode())
             os._exit(0)
         os.close(theirs)
         os.waitpid(child, 0)
         with open(ours, "rb") as answer:
             found[name] = json.loads(answer.read() or "null")
     print("PEAKS", json.dumps(found))
+
+
+def main(given: dict[str, str]) -> None:
+    """Print the peaks of each script, by its name, with the folder that it is given."""
+    in_forks("a100-80gb", {name: partial(globals()[name], folder) for name, folder in given.items()})
 
 
 if __name__ == "__main__":

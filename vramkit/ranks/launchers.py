@@ -18,7 +18,7 @@ from typing import Any
 from torch import multiprocessing
 
 from ..errors import UsageError
-from .imports import when_imported
+from ..torch_internals.late import when_imported
 from .place import Place
 
 

@@ -23,10 +23,10 @@ from ..torch_internals.distributed import (
     rendezvous_handlers,
     tell_splits,
 )
+from ..torch_internals.late import when_imported
 from ..torch_internals.needs import missing_for, require
 from ..virtual_gpu import current
 from . import launchers
-from .imports import when_imported
 from .objects import Objects
 from .place import Job
 from .settling import Settling

@@ -54,7 +54,7 @@ def leave_alone(stack: ExitStack, package: str) -> None:
         stack: ends the waiting, where nothing was compiled yet.
         package: its name.
     """
-    when_imported(stack, "torch._dynamo.trace_rules", lambda rules: _skip(rules, package))
+    when_imported("torch._dynamo.trace_rules", lambda rules: _skip(rules, package), stack)
 
 
 def _skip(rules: ModuleType, package: str) -> None:

@@ -37,7 +37,7 @@ def when_here(stack: ExitStack, tell: Callable[[Place], object]) -> None:
         if hasattr(cache, _LOADS):
             tell(Place(cache, _LOADS))
 
-    when_imported(stack, _CACHE, found)
+    when_imported(_CACHE, found, stack)
 
 
 def loaded() -> list[ModuleType]:
