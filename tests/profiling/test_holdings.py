@@ -159,6 +159,40 @@ def test_a_copy_of_a_model_is_told_from_the_model_and_named_after_its_variable(k
     assert all(name.startswith("kept") for name in named(prof.result, Category.MODEL_COPY))
 
 
+class Autoencoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(N, N), nn.Linear(N, 3 * N)
+
+    def encode(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.encoder(batch)
+
+
+@pytest.mark.virtual_gpu
+def test_models_that_only_a_function_held_are_told_after_it_has_returned() -> None:
+    """Of none of them ``forward`` runs; and the function calls ``eval()``, which is no way to its own variables."""
+
+    def main() -> tuple[int, int]:
+        model, vae, unused = network("cuda"), Autoencoder().to("cuda"), nn.Linear(N, 5 * N, device="cuda")
+        average = copy.deepcopy(model)
+        average.eval()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(2):
+            with torch.no_grad():
+                latent = vae.encode(torch.zeros(4, N, device="cuda"))
+            train(model, optimizer, latent)
+        optimizer.zero_grad()
+        return nbytes(average.parameters()), nbytes((*model.parameters(), *vae.parameters(), *unused.parameters()))
+
+    with vramkit.profile() as prof:
+        copies, parameters = main()
+
+    at_most = prof.result.peak
+    assert (at_most.model_copies, at_most.parameters) == (copies, parameters)
+    assert {"Autoencoder.decoder.weight", "unused.weight"} <= named(prof.result, Category.PARAMETER)
+    assert not unexplained(prof.result)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("first", ["copy", "model"])
 def test_a_model_that_runs_and_is_never_trained_is_a_copy_of_one_like_it_that_is(device: str, first: str) -> None:
@@ -425,6 +459,19 @@ def test_a_compiled_model_has_the_names_of_the_model() -> None:
 
 
 # -- nothing is changed by looking -------------------------------------------------------------------------------------
+
+
+@pytest.mark.virtual_gpu
+def test_a_model_in_data_parallel_has_the_names_of_the_model() -> None:
+    model = nn.DataParallel(network("cuda"), device_ids=[0])
+
+    with vramkit.profile() as prof:
+        train(model, torch.optim.SGD(model.parameters(), 0.1), torch.zeros(4, N, device="cuda"))
+
+    assert [module.name for module in prof.result.tape.modules][:2] == ["Sequential", "Sequential.0"]
+    assert named(prof.result, Category.PARAMETER) == {
+        f"Sequential.{i}.{part}" for i in (0, 2) for part in ("weight", "bias")
+    }
 
 
 @pytest.mark.virtual_gpu

@@ -199,6 +199,9 @@ class _Labels:
                 (self.seen.trained if trains else self.seen.untrained)[row] = id(scan.names)
             elif category == Category.MODEL_COPY:
                 self.seen.copies[row] = scan.names[i]
+            if scan.is_idle:
+                self.seen.idle[row] = scan.names[i]
+                continue  # what a look that knows the model says of it comes first
             names_it = category < self._category[row] or (category > Category.OTHER and self._name[row] < 0)
             if names_it and i < len(scan.names) and scan.names[i]:
                 self._name[row] = self.names.setdefault(scan.names[i], len(self.names))
@@ -235,6 +238,9 @@ def _settle(recording: Recording, story: Story, context: Contexts, table: Table,
     for row, copied in keeping.swapped_in():
         category[row], table["name"][row] = Category.MODEL_COPY, labels.names.setdefault(copied, len(labels.names))
     keeping.take_back(_UNSEEN)
+    for row, name in labels.seen.idle.items():
+        if category[row] == _UNSEEN:
+            category[row], table["name"][row] = Category.PARAMETER, labels.names.setdefault(name, len(labels.names))
 
     last = len(recording.action)
     ends = np.array([recording.position[each.end] if each.end >= 0 else last for each in story.zones], np.int64)

@@ -38,6 +38,8 @@ class Seen:
     """The same of those that were when an evaluation came next, or nothing."""
     copies: dict[int, str] = field(default_factory=dict)
     """Of those that variables held as copies of a model: the name."""
+    idle: dict[int, str] = field(default_factory=dict)
+    """Of those that are a model's which had not run when it was looked at: the name."""
     exchanged: dict[int, list[int]] = field(default_factory=dict)
     """Of those that a collective read or wrote: the events before which it did."""
 

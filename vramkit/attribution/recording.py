@@ -81,6 +81,8 @@ class Scan:
     """One name a tensor, in the same order, empty for one without; they all have none where there is none."""
     parts: Sequence[tuple[int, int]] = ()
     """Of inputs: at which byte of its storage each tensor begins, and how many bytes it has."""
+    is_idle: bool = False
+    """Whether they are of a model that a variable holds and that has not run by now, and may never."""
 
     def says(self, addresses: list[int], names: Sequence[str], parts: Sequence[tuple[int, int]]) -> bool:
         """Whether another look of the same category would say the same."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dis
+import functools
 import gc
 import inspect
 import sys
@@ -14,8 +16,9 @@ from typing import Any
 _looking = threading.RLock()
 
 _LIBRARIES = frozenset({"contextlib", "torch", "vramkit"})
-_TAKES_LOCALS = frozenset({"locals", "vars", "dir", "eval", "exec", "f_locals"})
+_TAKES_LOCALS = frozenset({"locals", "vars", "dir", "eval", "exec"})  # as functions: a model has a method eval(), too
 _PYTEST = "@py_builtins"  # in functions whose asserts pytest has rewritten: those ask only whether a name is there
+_LOADS_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
 _REFERENCES = 3  # to a dictionary: the frame's, a variable's, an argument's
 
 
@@ -86,10 +89,21 @@ def locals_of(frame: FrameType) -> dict[str, Any]:
     """
     if sys.version_info >= (3, 13) or not frame.f_code.co_flags & inspect.CO_OPTIMIZED:
         return dict(frame.f_locals)
-    if _TAKES_LOCALS.intersection(frame.f_code.co_names) and _PYTEST not in frame.f_code.co_names:
+    if _may_hold_locals(frame.f_code):
         return {}
     kept = frame.f_locals
     found = dict(kept)
     if sys.getrefcount(kept) <= _REFERENCES:  # else a debugger or a tracer holds it
         kept.clear()
     return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _may_hold_locals(code: CodeType) -> bool:
+    """Whether a function may keep the dictionary of its variables."""
+    if _PYTEST in code.co_names or not code.co_names:
+        return False
+    return any(
+        (each.argval in _TAKES_LOCALS and each.opname in _LOADS_GLOBAL) or each.argval == "f_locals"
+        for each in dis.get_instructions(code)
+    )

@@ -55,6 +55,8 @@ class Marks:
         addresses: list[int],
         names: Sequence[str],
         parts: Sequence[tuple[int, int]] = (),
+        *,
+        is_idle: bool = False,
     ) -> None:
         """Lay down what a look at tensors saw; see `Scan`."""
         key = category, id(names)
@@ -63,7 +65,7 @@ class Marks:
             if last < 0 or not self.scans[last].says(addresses, names, parts):
                 # Most tensors stay where they are: thousands of steps must not keep thousands of equal lists.
                 last = self._last_scan[key] = len(self.scans)
-                self.scans.append(Scan(category, addresses, names, parts))
+                self.scans.append(Scan(category, addresses, names, parts, is_idle))
         self.lay(line, Kind.SCAN, last)
 
     def keep(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..tape.events import Category
+from ..torch_internals.modules import class_name, unwrapped_name
 from .contents import Found, reached
 from .frames import is_the_programs, locals_of, program_frames
 from .holders import Model
@@ -108,7 +109,19 @@ class Variables:
             names += [name] * len(addresses)
         for category, (places, names) in seen.items():
             self._marks.scan(self._marks.lines.current(), category, places, names)
+        self._look_at_idle(found)
         self._find_trained(leaves)
+
+    def _look_at_idle(self, found: Sequence[Found]) -> None:
+        """Look at models that have not run: they may be gone when the program ends, and never have run."""
+        models = {id(model) for model in self.unknown(found)[0]}
+        for name, value, _ in found:
+            if id(value) in models:
+                named = [*value.named_parameters(), *value.named_buffers()]
+                places = [self._address(tensor) for _, tensor in named]
+                own = class_name(value) if name == "self" else name
+                names = [f"{own}.{unwrapped_name(key)}" for key, _ in named]
+                self._marks.scan(self._marks.lines.current(), None, places, names, is_idle=True)
 
     def _find_trained(self, leaves: Sequence[tuple[str, torch.Tensor]]) -> None:
         """Take a leaf that outlives two updates for a parameter; at once, where no model gets any batch.

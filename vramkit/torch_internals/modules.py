@@ -106,6 +106,7 @@ _WRAPPED = word_of("torch._dynamo.OptimizedModule._orig_mod", "programs", "profi
 
 _MADE_BY_FSDP = "FSDPModule"
 _INNER = {
+    "DataParallel": "module",
     "DistributedDataParallel": "module",
     "FullyShardedDataParallel": "_fsdp_wrapped_module",
     "CheckpointWrapper": "_checkpoint_wrapped_module",
@@ -169,7 +170,7 @@ def in_compiled(module: torch.nn.Module) -> torch.nn.Module | None:
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
-    """The module that ``torch.compile``, DDP, FSDP, Fabric or a checkpoint has wrapped; any other is itself."""
+    """The module that ``torch.compile``, DP, DDP, FSDP, Fabric or a checkpoint has wrapped; any other is itself."""
     while True:
         inner = in_compiled(module) if _is_optimized(module) else in_wrapper(module)
         if inner is None:
