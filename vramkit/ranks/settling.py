@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import distributed
 from torch.distributed import distributed_c10d
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from ..virtual_gpu import current
 
@@ -26,7 +29,7 @@ class Settling:
     The watchdog looks every 0.1 s which collectives are done, and lets go of what they held: DDP's first buckets, as
     large as all gradients, what a communication hook compressed, what HSDP reduces among replicas. When that is, is a
     race, on a card too. Here they are gone when the next step begins, and not before, so that every run has the same
-    events.
+    events. Where several optimizers follow each other it is the last one's end: their host is ahead of the device.
 
     Args:
         steps: how many; later ones race. A wait takes 0.1 to 0.2 s; the peak of a training is in its first steps.
@@ -34,22 +37,53 @@ class Settling:
 
     def __init__(self, steps: int = 256) -> None:
         self._left = steps
+        self._stepped: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._is_over = False
 
     def install(self) -> None:
         """Hold it from now on."""
         _hold(True)
-        register_optimizer_step_post_hook(self._settle)
+        register_optimizer_step_pre_hook(self._begins)
+        register_optimizer_step_post_hook(self._ended)
         atexit.register(_let_end)
         destroy = _before(distributed.destroy_process_group, lambda: _hold(False))
         distributed.destroy_process_group = destroy
         distributed_c10d.destroy_process_group = destroy
 
-    def _settle(self, *args: object) -> None:
+    def _begins(self, optimizer: torch.optim.Optimizer, *args: object) -> None:
+        if optimizer in self._stepped and not self._is_over:  # another one that had gradients did not come
+            self._settle()
+        if self._is_over:
+            self._stepped.clear()
+            self._is_over = False
+
+    def _ended(self, optimizer: torch.optim.Optimizer, *args: object) -> None:
+        if self._left:
+            self._stepped.add(optimizer)
+            if not self._is_another_due():
+                self._settle()
+
+    def _settle(self) -> None:
+        self._is_over = True  # until the next one begins: a step may call another class's, and ends twice
         if self._left and distributed.is_initialized():
             self._left -= 1
             _hold(False)
             _wait_for_rounds()
             _hold(self._left > 0)
+
+    def _is_another_due(self) -> bool:
+        """Whether an optimizer that has not stepped yet has gradients which none of the others had."""
+        done = {id(parameter) for optimizer in self._stepped for parameter in _parameters_of(optimizer)}
+        return any(
+            parameter.grad is not None and id(parameter) not in done
+            for each in gc.get_objects()
+            if issubclass(type(each), torch.optim.Optimizer) and each not in self._stepped
+            for parameter in _parameters_of(each)
+        )
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _let_end() -> None:
