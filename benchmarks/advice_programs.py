@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import advice_forums as forums
 import advice_leftovers as leftovers
 import advice_pairs as pairs
 import advice_questions as questions
@@ -410,9 +411,16 @@ def cases() -> Iterator[Case]:
     yield Case(questions.head_alone, "freeze", "under torch.no_grad(), if it is not to train", is_cause=True)
     yield Case(questions.larger_evaluation, "no_grad", "under torch.no_grad()", is_cause=True)
     yield Case(questions.all_pairs, "squeeze", "output.squeeze(1)", is_cause=True)
-    yield Case(questions.self_play, "detach", "instead of loss", is_cause=True)
+    yield Case(questions.self_play, "no_grad", "keep output.detach()", is_cause=True)
     yield Case(questions.seen_batches, "cpu", "data set", is_cause=True)
     yield Case(questions.attention_weights, "drop", "need_weights=False", is_cause=True)
     yield Case(questions.double, "float", "float32", is_cause=True)
     yield Case(questions.penalty_of_gradients, "no_grad", "where another model is trained on its output", is_cause=True)
     yield Case(questions.kept_losses, "drop", "without retain_graph=True, and keep float(loss)", is_cause=True)
+    yield Case(forums.momentum_contrast, "no_grad", "under torch.no_grad()", is_cause=True)
+    yield Case(forums.latents, "no_grad", "under torch.no_grad()", is_cause=True)
+    yield Case(forums.reference, "no_grad", "under torch.no_grad()", is_cause=True)
+    yield Case(forums.rendered, "no_grad", "under torch.no_grad()", is_cause=True)
+    yield Case(forums.running_average, "detach", "of a running average", is_cause=True)
+    yield Case(forums.numpy_target, "float", "target.float()", is_cause=True)
+    yield Case(forums.metric, "cpu", "find what keeps", is_cause=True)

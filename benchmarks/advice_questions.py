@@ -163,8 +163,8 @@ def self_play(change: str) -> object:
     optimizer = torch.optim.Adam(policy.parameters())
     for _ in range(4):
         for _ in range(4):
-            said = policy(_batch(256)).log_softmax(1)
-            buffer.append(said.detach() if change else said)
+            with torch.no_grad() if change else nullcontext():
+                buffer.append(policy(_batch(256)).log_softmax(1))
         train_on(optimizer, policy(_batch(256)).pow(2).mean())
     return buffer
 

@@ -38,6 +38,13 @@ from benchmarks.needs import needs_virtual_gpu
         "seen_batches",
         "attention_weights",
         "double",
+        "momentum_contrast",
+        "latents",
+        "reference",
+        "rendered",
+        "running_average",
+        "numpy_target",
+        "metric",
     ],
 )
 def test_what_is_advised_is_what_the_change_saves(program: str) -> None:

@@ -176,7 +176,7 @@ def test_what_a_hook_keeps_of_a_forward_without_a_graph_would_go_with_that_forwa
     [found] = causes(story.profile())
 
     assert "5 tensors of 5 forwards, 20.0 MiB" in found.text
-    assert found.saves // MIB == 4 * 4  # the last one is a variable's while the next forward runs
+    assert found.saves // MIB == 5 * 4, "no variable has what a hook keeps"
 
 
 def test_summed_losses_are_told_from_forwards_that_share_one() -> None:
@@ -215,6 +215,22 @@ def test_what_failed_before_is_held_by_its_exception_and_nothing_says_inference(
     assert found.text.startswith("leave the except clause before trying again")
     assert found.saves == 128 * MIB
     assert not any("inference" in each.text for each in advise(profile, moment_of(profile)))
+
+
+def test_what_an_exception_holds_is_less_from_the_next_forward_on() -> None:
+    story = Story()
+    story.begin(Phase.FORWARD, left=True)
+    for module in (3, 5):
+        story.alloc(64 * MIB, Category.ACTIVATION, module=module)
+    story.event(Action.OOM, 64 * MIB, Phase.FORWARD, module=HEAD)
+    for step in (1, 2):
+        story.begin(Phase.FORWARD, step=step)
+        story.free(story.alloc(16 * MIB, Category.ACTIVATION, module=3, step=step), Phase.BACKWARD, step=step)
+    profile = story.profile()
+
+    [found] = [each for each in causes(profile) if each.text.startswith("leave the except clause")]
+
+    assert found.saves == 16 * MIB, "the batch that failed had reached its 128 MiB all the same"
 
 
 def test_a_teacher_with_gradients_is_to_run_without() -> None:

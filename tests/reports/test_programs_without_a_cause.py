@@ -96,7 +96,45 @@ def target() -> Program:
     return [online, averaged], step
 
 
-@pytest.mark.parametrize("program", [adversaries, penalty, taught, target])
+def sharpness() -> Program:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step() -> None:
+        model(batch()).mean().backward()
+        with torch.no_grad():
+            moves = [each.grad * 0.1 for each in model.parameters() if each.grad is not None]
+            for each, move in zip(model.parameters(), moves, strict=True):
+                each += move
+        optimizer.zero_grad()
+        model(batch()).mean().backward()
+        with torch.no_grad():
+            for each, move in zip(model.parameters(), moves, strict=True):
+                each -= move
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return [model], step
+
+
+def whole_numbers() -> Program:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step() -> None:  # of eight bytes, as in float64
+        labels = torch.zeros(WIDTH, WIDTH, dtype=torch.long).to("cuda")
+        F.binary_cross_entropy_with_logits(model(batch()), labels.float()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return [model], step
+
+
+@pytest.mark.parametrize(
+    "program",
+    [adversaries, penalty, taught, target, sharpness, whole_numbers],
+    ids=lambda each: each.__name__,
+)
 def test_a_program_that_needs_what_it_has_is_told_no_cause(program: Callable[[], Program]) -> None:
     models, step = program()
 
@@ -105,3 +143,29 @@ def test_a_program_that_needs_what_it_has_is_told_no_cause(program: Callable[[],
             step()
 
     assert not [each.text for each in advise(prof.result, moment_of(prof.result), limit=99) if each.is_cause]
+
+
+class Adapted(nn.Module):
+    """A layer that does not train, beside one that does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.ReLU(), nn.Linear(4 * WIDTH, WIDTH))
+        self.frozen.requires_grad_(False)
+        self.adapter = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.frozen(rows) + self.adapter(rows)
+
+
+def test_frozen_layers_between_adapters_are_not_to_run_without_a_graph() -> None:
+    model = nn.Sequential(*(Adapted() for _ in range(4))).to("cuda")
+    optimizer = torch.optim.Adam(each for each in model.parameters() if each.requires_grad)
+
+    with vramkit.profile(model) as prof:
+        for _ in range(3):
+            model(torch.zeros(4096, WIDTH, device="cuda")).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    assert not [each.text for each in advise(prof.result, moment_of(prof.result), limit=99) if "frozen" in each.text]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +12,9 @@ import numpy.typing as npt
 from ..tape.events import Action, Category, Ints, Phase, Table, Tape
 
 _Mask = npt.NDArray[np.bool_]
+_FEW = 3
+"""So many layers, at least, have to keep what they make: one could by chance."""
+_SCALAR = 8  # bytes, at most
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,26 @@ class Fates:
         return found
 
     @cached_property
+    def is_consumed(self) -> _Mask:
+        """Of each allocation whether a backward went through its forward and took it. What a loss made is the last
+        forward's before it, whose loss it need not be: a teacher's that runs after its pupil. So where several layers
+        of a forward kept what they made, and a backward took nothing of that, it took nothing of its loss either.
+        """
+        table = self.tape.allocations
+        taken = (table["category"] == Category.ACTIVATION) & (self.user >= 0)
+        inside = (table["category"] == Category.ACTIVATION) & (self.maker >= 0) & (table["module"] >= 0)
+        layers = np.unique(np.stack([self.maker[inside], table["module"][inside]]), axis=1)[0]
+        of_layers = taken & inside
+        untaken = np.bincount(layers, minlength=len(self.forwards)) >= _FEW
+        untaken[self.maker[of_layers]] = False
+        result: _Mask = taken & (of_layers | ~np.append(untaken, False)[self.maker])
+        return result
+
+    @cached_property
     def is_used(self) -> _Mask:
         """Of each forward whether a backward went through what it made."""
-        kept = (self.tape.allocations["category"] == Category.ACTIVATION) & (self.user >= 0)
         result = np.zeros(len(self.forwards), bool)
-        result[self.maker[kept]] = True
+        result[self.maker[self.is_consumed]] = True
         return result
 
     @cached_property
@@ -102,7 +121,7 @@ class Fates:
     @cached_property
     def together(self) -> dict[int, list[int]]:
         """Of each backward, by its index, the forwards that it used."""
-        kept = (self.tape.allocations["category"] == Category.ACTIVATION) & (self.user >= 0)
+        kept = self.is_consumed
         pairs = np.unique(np.stack([self.user[kept], self.maker[kept]]), axis=1)
         found: dict[int, list[int]] = {}
         for backward, forward in pairs.T.tolist():
@@ -120,6 +139,20 @@ class Fates:
                 found[index] = counts.get(key, 0)
                 counts[key] = int(found[index]) + 1
         return found
+
+    def has_losses(self, members: Sequence[int]) -> bool:
+        """Whether each of some forwards has a loss of its own: a backward took, or could take, it apart from others."""
+        return all(map(self._has_loss, members))
+
+    def _has_loss(self, member: int) -> bool:
+        """Whether a single number was computed of what a forward's last layer returned, before the next forward."""
+        table, root = self.tape.allocations, int(self.forwards["module"][member])
+        shape = self.tape.modules[root].output_shape if root >= 0 else ()
+        if len(shape) > 0 and int(np.prod(shape[:-1], dtype=np.int64)) == 1:
+            return False  # of one row everything is a single number
+        rows = np.flatnonzero(self.maker == member)
+        large = rows[(table["requested"][rows] > _SCALAR) & (table["module"][rows] >= 0)]
+        return bool(len(large)) and bool((table["requested"][rows[rows > large[-1]]] <= _SCALAR).any())
 
     def last_begun(self, event: int) -> int:
         """The forward that had begun last at an event; -1: none had."""

@@ -185,28 +185,75 @@ class Scene:
     def less_without_graph(self, made: npt.NDArray[np.bool_], weights: Ints | None = None) -> Ints:
         """Bytes that are not there at each moment if forwards keep nothing for a backward: two tensors of each stay
         while it and its loss run, what a layer is given and what it returns, and the largest are taken. Where it has
-        temporaries, these are among the two, but for workspaces of convolutions, which are there beside both.
+        temporaries, these are among the two, but for workspaces of convolutions, which are there beside both. What is
+        gone before the graph is, a variable held, and would all the same. A module's call holds what it was given.
 
         Args:
             made: what the forwards made.
             weights: bytes of each allocation that are not there; None: all of those.
         """
-        less = self.less(np.where(made, self.block, 0) if weights is None else weights)
-        rows, passes = np.flatnonzero(made), np.append(self.result.tape.passes["begin"], len(less))
+        weights = np.where(made, self.block, 0) if weights is None else weights
+        table, groups = self.result.tape.allocations, list[tuple[Ints, int, int]]()
+        rows, passes = np.flatnonzero(made), np.append(self.result.tape.passes["begin"], len(self.result.timeline))
+        made = made.copy()
         for group in grouped(rows, self.fates.maker[rows]):
             begin = int(self.fates.forwards["begin"][self.fates.maker[group[0]]])
             end = int(passes[np.searchsorted(passes, begin, side="right")])
-            table = self.result.tape.allocations
+            gone = (table["died"][group] >= 0) & (table["died"][group] < end)
+            if 2 * self.block[group[gone]].sum() < self.block[group].sum():  # else the graph itself is gone by then
+                made[group[gone]] = False
+                group = group[~gone]
+            groups.append((group, begin, end))
+        less = self.less(np.where(np.isin(np.arange(len(made)), rows) & ~made, 0, weights))
+        for group, begin, end in groups:
             first, last = np.searchsorted(table["born"], (begin, end))  # rows are in the order of their births
             passing = np.arange(first, last)
-            passing = passing[(self.category[first:last] == Category.TEMPORARY) & ~made[first:last]]
+            was_made = np.isin(passing, rows)
+            passing = passing[np.where(was_made, ~made[first:last], self.category[first:last] == Category.TEMPORARY)]
             passing = passing[~self.is_scratch[passing]]
             largest = [0, *np.sort(self.block[group])[-2:].tolist()]
             beside = self._alive_between(passing, begin, end)
             stays = np.clip(sum(largest) - beside, largest[-1], None)
+            every = np.union1d(group, passing)
+            stays = np.maximum(stays, self._held_by_calls(every, np.isin(every, group), begin, end))
             stays = np.minimum(self._alive_between(group, begin, end), stays)
             less[begin + 1 : end + 1] -= stays[1 : len(less) - begin]
         return less
+
+    def _held_by_calls(self, rows: Ints, counts: npt.NDArray[np.bool_], begin: int, end: int) -> Ints:
+        """Bytes that calls of modules hold before an event, and after each one from it up to another: what each was
+        given, which is taken to be what the layer before its first one returned, and what the last layer returns.
+
+        Args:
+            rows: what a forward's layers made, without scratch, in the order of their births.
+            counts: which of them to count.
+            begin: event with which the forward begins.
+            end: event with which it ends.
+        """
+        table, modules = self.result.tape.allocations, self.result.tape.modules
+        held = np.zeros(end + 1 - begin, np.int64)
+        inside = table["module"][rows] >= 0
+        rows, counts = rows[inside], counts[inside]
+        size = np.where(counts, self.block[rows], 0)
+        calls, given, before = list[int](), list[int](), -1  # modules that run, what each was given, as places in rows
+        for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(table["module"][rows])) + 1):
+            if not len(run):
+                continue
+            output = int(run[len(run) - 1 - int(self.block[rows[run]][::-1].argmax())])
+            chain, module = list[int](), int(table["module"][rows[run[0]]])
+            while module >= 0:
+                chain += [module] if modules[module].calls else []  # a ModuleList is not called
+                module = modules[module].parent
+            chain.reverse()
+            same = next((i for i, pair in enumerate(zip(calls, chain, strict=False)) if pair[0] != pair[1]), None)
+            same = min(len(calls), len(chain)) if same is None else same
+            given = given[:same] + [before] * (len(chain) - same)
+            calls = chain
+            there = {each for each in (*given, before, output) if each >= 0}
+            since = max(0, int(table["born"][rows[run[0]]]) + 1 - begin)
+            held[since:] = int(size[[*there]].sum())
+            before = output
+        return held
 
     def _alive_between(self, rows: Ints, begin: int, end: int) -> Ints:
         """Bytes of some allocations that are alive before an event, and after each one from it up to another."""

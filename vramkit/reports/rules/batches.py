@@ -13,7 +13,6 @@ from ..moment import peaks_of
 from ..scene import Scene
 from .advised import Advice
 from .reserved import tried
-from .summed import has_losses
 
 _CLOSE = 0.1
 """Less than this part of a saving is not told apart."""
@@ -96,7 +95,7 @@ def _takes_several(scene: Scene) -> bool:
         modules = fates.forwards["module"][members]
         for root in np.unique(modules).tolist():
             of_model = [each for each, module in zip(members, modules.tolist(), strict=True) if module == root]
-            if len(of_model) > 1 and has_losses(scene, of_model):
+            if len(of_model) > 1 and fates.has_losses(of_model):
                 return True
     if not scene.moment.failed or not len(fates.forwards):
         return False
@@ -106,7 +105,7 @@ def _takes_several(scene: Scene) -> bool:
     waiting &= fates.forwards["step"] == fates.forwards["step"][current]
     waiting &= fates.forwards["module"] == fates.forwards["module"][current]
     every = np.flatnonzero(waiting).tolist()
-    return len(every) > 1 and has_losses(scene, every[:-1])
+    return len(every) > 1 and fates.has_losses(every[:-1])
 
 
 def _of_its_step(scene: Scene) -> npt.NDArray[np.bool_]:

@@ -34,9 +34,11 @@ def _after_failures(scene: Scene) -> Iterator[Advice]:
     rows &= np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY, Category.OUTPUT))
     rows &= fates.maker < fates.last_begun(scene.moment.event)
     if rows.any():
+        following = fates.forwards["begin"][np.minimum(fates.maker + 1, len(fates.forwards) - 1)].astype(np.int64)
+        edit = Edit(np.where(rows, scene.block, 0), following)
         yield Advice(
-            saves=scene.saved(np.where(rows, scene.block, 0)),
-            edit=Edit(np.where(rows, scene.block, 0)),
+            saves=scene.saved(edit.smaller, edit.since),
+            edit=edit,
             text=f"leave the except clause before trying again: the exception keeps what {_root(scene, rows)} had made "
             f"when memory ran out, {counted(int(rows.sum()), 'tensor')} of {format_size(scene.at(rows))}",
             is_cause=True,
@@ -76,8 +78,16 @@ def _graphs(scene: Scene) -> Iterator[Advice]:
                     f"detach what a step hands to the next (state = state.detach()): {what}, and no backward freed them"
                 )
             else:
-                text = f"keep float(loss) or loss.detach() instead of loss, or run them under torch.no_grad(): {what}, "
-                text += "and no backward used them"
+                text = "keep float(loss) or loss.detach() instead of loss, or run them under torch.no_grad()"
+                if not fates.has_losses(members.tolist()):  # then it is what they return that was wanted
+                    if fates.is_idle[members].all() and len(np.unique(fates.forwards["step"][members])) == 1:
+                        continue  # a model that is to run without: another rule names it
+                    text = "run what nothing trains on under torch.no_grad(), keep output.detach(), or let go of an "
+                    text += "exception that has them"
+                    unused = fates.forwards["made_graph"] & ~fates.is_used & (fates.forwards["module"] == root)
+                    made = made_by(scene, unused) & (scene.category == Category.ACTIVATION)
+                    less = scene.less_without_graph(made | kept, np.where(made | held, scene.block, 0))
+                text += f": {what}, and no backward used them"
             yield Advice(saves=scene.saved_over_time(less), text=text, is_computed=is_computed, is_cause=True)
 
 
@@ -172,6 +182,8 @@ def _kept_outputs(scene: Scene) -> Iterator[Advice]:
         root, module = int(fates.forwards["module"][members[-1]]), int(table["module"][group[0]])
         module = _returned_by(scene, module, int(group[-1]))
         held = _container(scene, group).partition("[")[0] if module not in (root, -1) else ""
+        if not held and module not in (root, -1):
+            held = f" of {members.tolist()}"  # one graph has them, or hooks of one kind
         found.setdefault(held or str(module), []).append((module, group))
     for every in found.values():
         kept = np.zeros(len(rows), bool)
@@ -184,7 +196,7 @@ def _of_kept(scene: Scene, modules: Sequence[int], kept: _Mask) -> Advice:
     """What some modules returned, and is kept."""
     fates, members = scene.fates, np.unique(scene.fates.maker[kept])
     root, maker = int(fates.forwards["module"][members[-1]]), np.maximum(fates.maker, 0)
-    since = _until_next(scene, members)
+    since, may_be_graphs = _until_next(scene, members), False
     many = f"{counted(int(kept.sum()), 'tensor')} of {len(members):,} forwards, {format_size(scene.at(kept))}"
     many += f", are kept{containers(scene, kept, len(modules) > 1)}"
     if modules[0] in (root, -1):
@@ -193,6 +205,11 @@ def _of_kept(scene: Scene, modules: Sequence[int], kept: _Mask) -> Advice:
         names = [model_name(scene, module) for module in modules[:2]]
         name = ", ".join(names) + f" and {counted(len(modules) - 2, 'other')}" * (len(modules) > 2)
         text = f"keep what a hook or a list has of {name} as .detach().cpu(), or drop it: {many}"
+        in_graph = kept & fates.forwards["made_graph"][maker]
+        may_be_graphs = bool(in_graph.any()) and not containers(scene, kept, len(modules) > 1)
+        if may_be_graphs:
+            text += "; or a graph has them, of a running average, say: detach what goes into that"
+            since = np.where(in_graph, _after_backward(scene, kept), since)
         without_graph = kept & ~fates.forwards["made_graph"][maker]
         since = np.where(without_graph, fates.forwards["end"][maker], since)
         if without_graph.any():
@@ -200,7 +217,19 @@ def _of_kept(scene: Scene, modules: Sequence[int], kept: _Mask) -> Advice:
             rows = np.flatnonzero(kept & ~fates.forwards["made_graph"][maker])[-_MOST:]
             since[rows] = _left_after(scene, rows)
     edit = Edit(np.where(kept, scene.block, 0), since)
-    return Advice(saves=scene.saved(edit.smaller, edit.since), edit=edit, text=text, is_cause=True)
+    saves = scene.saved(edit.smaller, edit.since)
+    # A backward would free what a graph has bit by bit: what is reserved then is not told.
+    return Advice(saves=saves, edit=None if may_be_graphs else edit, text=text, is_cause=True)
+
+
+def _after_backward(scene: Scene, kept: _Mask) -> Ints:
+    """Of what layers made, and no variable has, the end of the first backward after its forward: that needs it."""
+    fates = scene.fates
+    ends = np.append(fates.forwards["end"], 0)[fates.maker].astype(np.int64)
+    following = np.searchsorted(fates.backwards["begin"], ends)
+    last = np.append(fates.backwards["end"], len(scene.result.tape.events)).astype(np.int64)
+    result: Ints = np.where(kept, last[following], len(scene.result.tape.events))
+    return result
 
 
 def _kept_now(scene: Scene, kept: _Mask) -> _Mask:
@@ -255,6 +284,8 @@ def _no_graph(scene: Scene) -> Iterator[Advice]:
     ended = ended & (fates.forwards["end"] <= scene.moment.event)
     if (scene.moment.failed and int(ended.sum()) < 2) or not scene.keeps_a_graph:
         return
+    if len(fates.forwards) and not (fates.forwards["made_graph"] | fates.forwards["was_left"]).any():
+        return  # what is kept is no graph: keys and values of earlier tokens, say
     made = scene.category == Category.ACTIVATION
     yield Advice(
         saves=scene.saved_over_time(
@@ -269,7 +300,8 @@ def _growth(scene: Scene) -> Iterator[Advice]:
     """What is made in every step, or in every n-th, and kept: of no forward, or of a graph that grows."""
     table, rows = scene.result.tape.allocations, scene.moment.alive & ~scene.left_behind & (scene.fates.user < 0)
     rows &= ~scene.piled_copies
-    rows &= np.isin(scene.category, (Category.OTHER, Category.INPUT, Category.TEMPORARY, Category.ACTIVATION))
+    passing = np.isin(scene.category, (Category.OTHER, Category.INPUT, Category.TEMPORARY, Category.ACTIVATION))
+    rows &= passing | ((scene.category == Category.OUTPUT) & (scene.fates.maker < 0))  # a metric's predictions
     rows &= (table["born"] >= 0) & (table["step"] < scene.moment.step)
     rows &= ~inputs_of(scene, np.flatnonzero(keeps_graph(scene, scene.left_behind)))
     if not rows.any():

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...sizes import format_size
-from ...tape.events import Category
+from ...tape.events import Category, Phase
 from ...tape.owners import owners
 from ...tape.usage import models_of
 from ..edits import Edit
@@ -57,7 +57,7 @@ def _copies(scene: Scene) -> Iterator[Advice]:
     tape, forwards = scene.result.tape, scene.fates.forwards
     models = np.append(models_of(tape.modules), -1).astype(np.int64)
     runs = np.isin(models[owners(tape)], models[forwards["module"]])
-    copies = (scene.category == Category.MODEL_COPY) & ~scene.piled_copies & ~runs
+    copies = (scene.category == Category.MODEL_COPY) & ~scene.piled_copies & ~runs & ~_of_a_step(scene)
     if scene.at(copies):
         yield Advice(
             saves=scene.saved(np.where(copies, scene.block, 0)),
@@ -66,6 +66,26 @@ def _copies(scene: Scene) -> Iterator[Advice]:
             f"{counted(int((copies & scene.moment.alive).sum()), 'tensor')} of {format_size(scene.at(copies))}",
             is_cause=True,
         )
+
+
+def _of_a_step(scene: Scene) -> npt.NDArray[np.bool_]:
+    """What was made after a backward and before the next forward of the same step, and was gone a step later: weights
+    that are moved for a second forward and moved back, as SAM's.
+    """
+    tape, passes = scene.result.tape, scene.result.tape.passes
+    table, forwards = tape.allocations, scene.fates.forwards
+    steps = np.append(tape.events["step"], 0).astype(np.int64)
+    before = np.searchsorted(passes["begin"], table["born"], side="right") - 1
+    following = np.searchsorted(forwards["begin"], table["born"], side="right")
+    own = (table["born"] >= 0) & (before >= 0) & (following < len(forwards))
+    if not own.any():
+        return own
+    own &= passes["phase"][before] == Phase.BACKWARD
+    own &= forwards["step"][np.minimum(following, len(forwards) - 1)] == table["step"]
+    last = int(steps.max(initial=0))
+    gone = np.where(table["died"] >= 0, steps[table["died"]] <= table["step"] + 1, table["step"] >= last - 1)
+    result: npt.NDArray[np.bool_] = own & gone
+    return result
 
 
 def _data_sets(scene: Scene) -> Iterator[Advice]:

@@ -35,7 +35,8 @@ _DOUBLE = 8
 """Bytes of a number in double precision."""
 _FEW = 3
 """So many layers, at least, have to do the same: one could by chance."""
-
+_LARGE = 100
+"""What is less than this part of all is not looked at."""
 
 _BEFORE = 100
 """So many allocations before a softmax, at most, its scores were made."""
@@ -315,4 +316,33 @@ def _double(scene: Scene) -> Iterator[Advice]:
     )
 
 
-RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_autocast, _cast_masks, _added_masks, _double)
+def _double_target(scene: Scene) -> Iterator[Advice]:
+    """A target in float64, as numbers of NumPy make it, which takes the loss of a float32 output to float64. Assumes
+    that what a loss makes of eight bytes for each number that the model returned, beside an input of as many bytes, is
+    in float64. Wrong where a program works with complex numbers outside of its model.
+    """
+    tape, fates = scene.result.tape, scene.fates
+    table = tape.allocations
+    if not tape.modules or any(module.item_size == _DOUBLE or "Complex" in module.kind for module in tape.modules):
+        return
+    inputs = (scene.category == Category.INPUT) & scene.moment.alive
+    loss = (fates.maker >= 0) & (table["module"] < 0) & (table["phase"] == Phase.FORWARD)
+    for size in np.unique(table["requested"][inputs]).tolist():
+        outputs = (table["requested"] * 2 == size) & (fates.maker >= 0) & (table["module"] >= 0)
+        outputs &= table["requested"] == 4 * scene.of_output
+        of_loss = loss & (table["requested"] == size) & np.isin(fates.maker, fates.maker[outputs])
+        halves = loss & (table["requested"] * 2 == size)
+        if size * _LARGE < scene.moment.breakdown.allocated or not of_loss.any() or halves.any():
+            continue
+        passing = (table["phase"] == Phase.BACKWARD) & (scene.category == Category.TEMPORARY)
+        rows = (table["requested"] == size) & (of_loss | passing | (table["phase"] == Phase.OUTSIDE))
+        yield Advice(
+            saves=scene.saved(np.where(rows, scene.block // 2, 0)),
+            text="make float32 of the target, if it is float64, as what comes from NumPy is (target.float()): it has "
+            f"{format_size(size)}, twice as much as the model's output, and so has what the loss makes",
+            is_cause=True,
+        )
+        return
+
+
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_autocast, _cast_masks, _added_masks, _double, _double_target)

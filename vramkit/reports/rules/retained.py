@@ -47,7 +47,8 @@ def _retained(scene: Scene) -> Iterator[Advice]:
         text=f"call backward() without retain_graph=True{', and keep float(loss) instead of loss' * are_kept}: "
         f"{format_size(scene.at(held))} of {f'the graphs of {len(here):,} forwards' if are_kept else 'the graph'} of "
         f"{model_name(scene, int(forwards['module'][largest]))} are there since "
-        f"{'earlier steps' if are_kept else 'the step before'}, as no backward freed them",
+        f"{'earlier steps' if are_kept else 'the step before'}, as no backward freed them "
+        "(create_graph=True keeps it, too)",
         is_cause=True,
     )
 

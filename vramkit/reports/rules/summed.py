@@ -14,7 +14,6 @@ from .advised import Advice
 from .earlier import model_name
 
 _Mask = npt.NDArray[np.bool_]
-_SCALAR = 8  # bytes, at most
 
 
 def _summed(scene: Scene) -> Iterator[Advice]:
@@ -33,7 +32,7 @@ def _summed(scene: Scene) -> Iterator[Advice]:
             continue
         groups.append(_parts(scene, members, backward))
         if members[0] <= current and int(fates.backwards["end"][backward]) > scene.moment.event:
-            if not has_losses(scene, members):
+            if not fates.has_losses(members):
                 return
             here = groups[-1]
     if not here:
@@ -106,22 +105,6 @@ def _apart(scene: Scene, groups: Sequence[Sequence[Sequence[int]]]) -> Ints:
     np.add.at(change, table["born"][rows] + 1, scene.block[rows])
     np.add.at(change, early[table["step"][rows]] + 1, -scene.block[rows])
     return less + np.cumsum(change)
-
-
-def has_losses(scene: Scene, members: Sequence[int]) -> bool:
-    """Whether each of some forwards has a loss of its own: a backward took, or could take, it apart from the others."""
-    return all(_has_loss(scene, member) for member in members)
-
-
-def _has_loss(scene: Scene, member: int) -> bool:
-    """Whether a single number was computed of what a forward's last layer returned, before the next forward."""
-    table, root = scene.result.tape.allocations, int(scene.fates.forwards["module"][member])
-    shape = scene.result.tape.modules[root].output_shape if root >= 0 else ()
-    if len(shape) > 0 and int(np.prod(shape[:-1], dtype=np.int64)) == 1:
-        return False  # of one row everything is a single number
-    rows = np.flatnonzero(scene.fates.maker == member)
-    large = rows[(table["requested"][rows] > _SCALAR) & (table["module"][rows] >= 0)]
-    return bool(len(large)) and bool((table["requested"][rows[rows > large[-1]]] <= _SCALAR).any())
 
 
 RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_summed,)

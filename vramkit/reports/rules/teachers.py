@@ -128,6 +128,8 @@ def _frozen(scene: Scene) -> Iterator[Advice]:
     frozen = weighted & ~trained
     kept = (scene.category == Category.ACTIVATION) & (fates.user >= 0)
     inside = _within(scene, frozen, trained)
+    if _alternate(scene, trained, inside):
+        return  # as with LoRA: what is frozen hands on gradients to what trains before it, again and again
     rows = kept & inside[tape.allocations["module"]]
     if not trained.any() or not scene.at(rows) * 4 > scene.moment.breakdown.allocated:
         return
@@ -140,6 +142,15 @@ def _frozen(scene: Scene) -> Iterator[Advice]:
         text=f"run {name}, whose layers are frozen, under torch.no_grad(), if {before} before it need not train: "
         f"its activations are kept only for that",
     )
+
+
+def _alternate(scene: Scene, trained: _Mask, inside: _Mask) -> bool:
+    """Whether several layers that train are followed by frozen ones each, in the moment's step."""
+    events = scene.result.tape.events
+    module = events["module"][(events["phase"] == Phase.FORWARD) & (events["step"] == scene.moment.step)]
+    module = module[trained[module] | inside[module]]
+    before = module[:-1][inside[module[1:]] & ~inside[module[:-1]]]
+    return len(np.unique(before)) > 1
 
 
 def _first_before(scene: Scene, trained: _Mask, inside: _Mask) -> str:
