@@ -126,6 +126,46 @@ def whisper(folder: str) -> Peaks:
     return train(model, batch, own_loss)
 
 
+def wav2vec2(folder: str) -> Peaks:
+    """Ten seconds, of which every step has all layers."""
+    import torch
+    from transformers import AutoModelForCTC
+
+    config = configuration(folder)
+    config.layerdrop = 0.0
+    model = AutoModelForCTC.from_config(config).to("cuda").train()
+    batch = {"input_values": torch.rand(2, 160_000), "labels": torch.ones(2, 64, dtype=torch.long)}
+    return train(model, batch, own_loss)
+
+
+def detr(folder: str) -> Peaks:
+    """It compares the corners of boxes that were not computed, and gives objects to them on the CPU."""
+    import torch
+    from transformers import AutoModelForObjectDetection
+
+    def loss(model: Any, inputs: Any) -> Any:
+        inputs["labels"] = [{name: value.to("cuda") for name, value in each.items()} for each in targets]
+        return own_loss(model, inputs)
+
+    one = {"class_labels": torch.zeros(10, dtype=torch.long), "boxes": torch.full((10, 4), 0.5)}
+    targets = [one, one]
+    model = AutoModelForObjectDetection.from_config(configuration(folder)).to("cuda").train()
+    batch = {"pixel_values": torch.rand(2, 3, 256, 256), "pixel_mask": torch.ones(2, 256, 256, dtype=torch.long)}
+    return train(model, batch, loss)
+
+
+def llava(folder: str) -> Peaks:
+    """Images of 64 tokens, before texts of 128."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    batch = text(2, 192)
+    batch["input_ids"][:, :64] = 1999
+    batch["labels"][:, :64] = -100
+    batch["pixel_values"] = torch.rand(2, 3, 112, 112)
+    return train(AutoModelForImageTextToText.from_config(configuration(folder)).to("cuda").train(), batch, own_loss)
+
+
 def llama(folder: str) -> Peaks:
     """Adapters of rank 16 beside a frozen model in bfloat16, whose blocks are checkpointed."""
     import peft
@@ -238,6 +278,22 @@ def segmentation(_: str) -> Peaks:
     )
 
 
+def detector(_: str) -> Peaks:
+    import torch
+    import torchvision
+
+    def loss(model: Any, inputs: Any) -> Any:
+        inputs["images"] = [each.to("cuda") for each in images]  # which live as long as a batch does
+        inputs["targets"] = [{name: value.to("cuda") for name, value in each.items()} for each in targets]
+        return sum(model(inputs["images"], inputs["targets"]).values())
+
+    images = [torch.rand(3, 320, 320) for _ in range(2)]
+    corners = torch.tensor([[0.0, 0.0, 80.0, 80.0]]).repeat(10, 1)
+    targets = [{"boxes": corners.clone(), "labels": torch.ones(10, dtype=torch.long)} for _ in range(2)]
+    model = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights_backbone=None).to("cuda").train()
+    return train(model, {}, loss)
+
+
 def timm_vit(_: str) -> Peaks:
     """All but the last four blocks and the head is frozen."""
     import timm
@@ -267,6 +323,7 @@ def in_forks(gpu: str, calls: dict[str, Callable[[], Any]]) -> None:
     from vramkit import virtual_gpu
 
     virtual_gpu.activate(gpu)
+    sys.modules["torchao"] = None  # type: ignore[assignment] # as if it were absent: its import begins CUDA
     import transformers.modeling_utils  # noqa: F401 - before the forks; not PEFT: bitsandbytes, if there, begins CUDA
 
     found = {}

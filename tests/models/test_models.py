@@ -32,6 +32,9 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit-base-patch16-224", {"batch_size": 4}),
     "segformer": ("segformer", {"batch_size": 2, "image_size": 96}),
     "whisper": ("whisper-small", {"batch_size": 2}),
+    "wav2vec2": ("wav2vec2", {"batch_size": 2, "seq_len": 64}),
+    "detr": ("detr", {"batch_size": 2, "image_size": 256}),
+    "llava": ("llava", {"batch_size": 2, "seq_len": 192}),
     "llama": ("llama-3.1-8b", {"seq_len": 1024, "lora": 16, "checkpointing": True}),
     "llama_generates": (
         "llama-3.1-8b",
@@ -58,6 +61,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "resnet": ("torchvision:resnet18", {"batch_size": 4}),
     "segmentation": ("torchvision:lraspp_mobilenet_v3_large", {"batch_size": 2, "image_size": 96}),
+    "detector": ("torchvision:ssdlite320_mobilenet_v3_large", {"batch_size": 2}),
     "timm_vit": ("timm:vit_tiny_patch16_224", {"batch_size": 4, "method": "freeze:8"}),
 }
 
@@ -150,6 +154,10 @@ def test_on_fake_tensors_it_takes_the_same_where_nothing_is_padded(
         ("torchvision:resnet18", {"optimizer": vramkit.UsageError}, "Give its name, as 'adamw'"),
         ("torchvision:resnet18", {"checkpointing": True}, "torchvision's models have none"),
         ("torchvision:raft_large", {}, "'raft_large' has no batch here"),
+        ("torchvision:fasterrcnn_resnet50_fpn", {}, "as many places as the first one finds"),
+        ("torchvision:ssd300_vgg16", {"image_size": 64}, "The model makes all images as large as it was made for"),
+        ("torchvision:resnet18", {"seconds": 2}, "The model takes images"),
+        ("hf:FOLDER", {"seconds": 2}, "The model takes texts"),
         ("torchvision:resnet51", {}, "'resnet51' is not in torchvision. Name one of resnet50, "),
         ("json:dumps", {"lora": 4}, "What a function returns says itself how it is trained"),
     ],
@@ -179,6 +187,61 @@ def test_a_configuration_that_does_not_say_what_is_asked_of_it_is_refused(
 
     with pytest.raises(UsageError, match=words):
         vramkit.models.load(f"hf:{tmp_path}", **options)
+
+
+TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64, "intermediate_size": 32}
+EYES = {**TEXT, "image_size": 28, "patch_size": 14}
+OF_QWEN = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2}
+SOUND = {**TEXT, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "shapes"),
+    [
+        (
+            {"model_type": "clip", "architectures": ["CLIPModel"], "text_config": TEXT, "vision_config": EYES},
+            {},
+            {"input_ids": (3, 77), "attention_mask": (3, 77), "pixel_values": (3, 3, 28, 28)},
+        ),
+        (
+            {"model_type": "hubert", "architectures": ["HubertForSequenceClassification"], **SOUND},
+            {"seconds": 2, "padded": True},
+            {"input_values": (3, 32_000), "attention_mask": (3, 32_000), "labels": (3,)},
+        ),
+        (
+            {
+                "model_type": "qwen2_vl",
+                "architectures": ["Qwen2VLForConditionalGeneration"],
+                "text_config": {**TEXT, "num_key_value_heads": 2},
+                "vision_config": OF_QWEN,
+                "image_token_id": 63,
+            },
+            {"image_size": 112},
+            {
+                "input_ids": (3, 528),
+                "attention_mask": (3, 528),
+                "mm_token_type_ids": (3, 528),
+                "labels": (3, 528),
+                "pixel_values": (3, 64, 1176),
+                "image_grid_thw": (3, 3),
+            },
+        ),
+    ],
+    ids=["pairs", "sound", "image in a text"],
+)
+def test_a_batch_has_what_its_models_processor_makes(
+    config: dict[str, Any], options: dict[str, Any], shapes: dict[str, tuple[int, ...]], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    batch = vramkit.models.load(f"hf:{tmp_path}", batch_size=3, **options).batch
+
+    assert {name: tuple(value.shape) for name, value in batch.items()} == shapes
+
+
+def test_a_text_is_longer_than_the_image_in_it(folders: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="An image alone takes 64 tokens"):
+        vramkit.models.load(f"hf:{folders['llava']}", seq_len=64)
 
 
 def test_a_configuration_that_sets_no_end_takes_texts_of_any_length(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import gc
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -342,3 +343,18 @@ def test_modules_that_a_step_makes_are_its_own(training: Any) -> None:
         model(layer(batch.to("cuda"))).sum().backward()
 
     assert estimate(training, step, "fake").final.gradients == sum(each.nbytes for each in model.parameters())
+
+
+def test_a_context_variable_that_a_module_has_arrives_as_the_one_of_that_name(training: Any) -> None:
+    """As in the hooks that transformers leaves on a model that was asked for its hidden states."""
+    from vramkit.programs.reducers import as_global
+
+    training.kept = ContextVar("kept")
+    training.around = SimpleNamespace(context_var=training.kept)
+
+    for name in ("kept", "around"):
+        make, arguments = as_global(getattr(training, name))
+        assert make(*arguments) is getattr(training, name)
+        assert arguments == (training, name)
+    assert as_global(ContextVar("of nobody")) is None
+    assert as_global(SimpleNamespace(other=1)) is None

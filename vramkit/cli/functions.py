@@ -29,6 +29,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--max-new-tokens", type=int, metavar="N", help="with inference: how many are generated (128)")
     group.add_argument("--image-size", type=int, metavar="N", help="pixels of height and width (the model's)")
+    group.add_argument("--seconds", type=int, metavar="N", help="of a sound, where a model takes samples (10)")
     group.add_argument("--task", metavar="TASK", help="what an hf: model is for, such as sequence-classification")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the parameters")
     group.add_argument(
@@ -55,8 +56,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def model_options(options: argparse.Namespace) -> dict[str, Any]:
     """Which of them were given."""
     names = (
-        "method", "lora", "lora_targets", "seq_len", "max_new_tokens", "image_size", "task", "dtype", "precision",
-        "optimizer", "quantization", "checkpointing", "attention", "liger", "accumulate", "compile", "padded",
+        "method", "lora", "lora_targets", "seq_len", "max_new_tokens", "image_size", "seconds", "task", "dtype",
+        "precision", "optimizer", "quantization", "checkpointing", "attention", "liger", "accumulate", "compile",
+        "padded",
     )  # fmt: skip
     return {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +13,15 @@ import torch
 from ..errors import UsageError, shown
 from ..exports import optional
 from . import liger, methods, optimizers, quantized
+from .batches import POSITIONS, positions, reads, sees
 from .loaded import Loaded
 from .recipe import Recipe
 from .steps import ForwardStep, GenerationStep, TrainingStep, model_loss
+from .tasks import LABELS, TASKS, Task
 
-_SEQ_LEN = 512
 _NEW_TOKENS = 128
-_IMAGE_SIZE = 224
-_POSITIONS = "max_position_embeddings"
-
-Batch = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What a model is for: which class of transformers makes it, and which batch it takes."""
-
-    auto: str
-    """Name of that class."""
-    endings: tuple[str, ...]
-    """How the names of its classes end, as ``architectures`` of a configuration has them."""
-    batch: Callable[[Any, Recipe], Batch]
-    generates: bool = False
+_DROPPED = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
+"""Options of configurations: how often a layer is left out of a step."""
 
 
 def load(name: str, recipe: Recipe) -> Loaded:
@@ -53,7 +39,7 @@ def load(name: str, recipe: Recipe) -> Loaded:
     _settle(config, recipe)
     with _quiet():
         task, model = _made(transformers, config, recipe)
-        batch = task.batch(config, recipe)
+        batch = task.batch(model, recipe)
         if recipe.quantization is not None:
             model = quantized.apply(model, recipe)
         else:
@@ -64,13 +50,13 @@ def load(name: str, recipe: Recipe) -> Loaded:
             liger.apply(model, config.model_type, recipe)
         called: Any = torch.compile(model) if recipe.compile else model
         if not recipe.trains:
+            given = {key: value for key, value in batch.items() if key not in LABELS}
             if not task.generates:
                 recipe.refuse("max_new_tokens", f"{type(model).__name__} generates nothing")
-                return Loaded(model, batch, ForwardStep(called, recipe.autocast))
-            prompt = {key: value for key, value in batch.items() if key != "labels"}
-            return Loaded(model, prompt, GenerationStep(called, recipe.autocast, _generation(recipe)))
+                return Loaded(model, given, ForwardStep(called, recipe.autocast, task.inputs))
+            return Loaded(model, given, GenerationStep(called, recipe.autocast, _generation(recipe), task.inputs))
         optimizer = optimizers.make(recipe.asked, recipe.optimizer or "adamw", model)
-    step = TrainingStep(called, optimizer, model_loss, recipe.autocast, recipe.accumulate)
+    step = TrainingStep(called, optimizer, model_loss, recipe.autocast, recipe.accumulate, task.inputs)
     return Loaded(model, batch, step, optimizer)
 
 
@@ -100,39 +86,44 @@ def _settle(config: Any, recipe: Recipe) -> None:
     """What the recipe says of the configuration."""
     if hasattr(config, "use_cache"):
         config.use_cache = not recipe.trains  # as Trainer has it
-    sees = _sees(config)
-    if hasattr(sees, "image_size"):
+    for name in _DROPPED:
+        if hasattr(config, name):
+            setattr(config, name, 0.0)  # of many steps the one with most has all layers
+    eyes = sees(config)
+    if hasattr(eyes, "image_size"):
         if recipe.image_size is not None:
-            sees.image_size = recipe.image_size
-    elif recipe.image_size is not None and not hasattr(sees, "num_channels"):
+            of_two = isinstance(eyes.image_size, (list, tuple))
+            eyes.image_size = [recipe.image_size] * 2 if of_two else recipe.image_size
+    elif recipe.image_size is not None and not (hasattr(eyes, "num_channels") or hasattr(eyes, "patch_size")):
         recipe.refuse("image_size", f"A model of type {config.model_type!r} takes no images")
     if getattr(config, "pad_token_id", None) is None:
         with contextlib.suppress(AttributeError):
             config.pad_token_id = 0  # classifiers of sequences want one
-    most = _positions(config)
+    most = positions(reads(config))
     if most is not None and recipe.seq_len is not None and recipe.seq_len > most:
         raise UsageError(
             recipe.asked,
             f"with seq_len={recipe.seq_len}",
-            f"The configuration has {_POSITIONS}={most}; with learned positions a longer text fails on a GPU",
+            f"The configuration has {POSITIONS}={most}; with learned positions a longer text fails on a GPU",
             f"Give at most {most}; or, where the model can take more, a config.json that says so",
         )
 
 
-def _made(transformers: Any, config: Any, recipe: Recipe) -> tuple[_Task, torch.nn.Module]:
+def _made(transformers: Any, config: Any, recipe: Recipe) -> tuple[Task, torch.nn.Module]:
     """The model on ``meta``, and what it is for."""
     options = {"dtype": recipe.parameter_dtype, "attn_implementation": recipe.attention}
     given = {name: value for name, value in options.items() if value is not None}
     for task in _candidates(config, recipe):
         try:
             with torch.device("meta"):
-                return task, getattr(transformers, task.auto).from_config(config, **given)
+                model = getattr(transformers, task.auto).from_config(config, **given)
+            return task, model.to("meta")  # `torch.Tensor(...)`, as some have it, asks for no device
         except ValueError as error:
             if "Unrecognized configuration class" not in str(error):
                 raise _cannot(config, recipe, error) from error
         except (ImportError, RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
             raise _cannot(config, recipe, error) from error
-    tasks = ", ".join(_TASKS)
+    tasks = ", ".join(TASKS)
     raise UsageError(
         recipe.asked,
         f"{' or '.join(config.architectures or [config.model_type])} is made for none of {recipe.task or tasks}",
@@ -152,23 +143,23 @@ def _cannot(config: Any, recipe: Recipe, error: Exception) -> UsageError:
     )
 
 
-def _candidates(config: Any, recipe: Recipe) -> Iterator[_Task]:
+def _candidates(config: Any, recipe: Recipe) -> Iterator[Task]:
     if recipe.task is not None:
-        if recipe.task not in _TASKS:
-            raise UsageError(recipe.asked, f"with task={shown(recipe.task)}", instead=f"It is {', '.join(_TASKS)}")
-        yield _TASKS[recipe.task]
+        if recipe.task not in TASKS:
+            raise UsageError(recipe.asked, f"with task={shown(recipe.task)}", instead=f"It is {', '.join(TASKS)}")
+        yield TASKS[recipe.task]
         return
     architecture = (config.architectures or [""])[0]
     if not architecture:  # written by hand
         decodes_alone = not getattr(config, "is_encoder_decoder", False)
-        yield from (task for name, task in _TASKS.items() if decodes_alone or name != "causal-lm")
+        yield from (task for name, task in TASKS.items() if decodes_alone or name != "causal-lm")
         return
-    meant = [task for task in _TASKS.values() if architecture.endswith(task.endings)]
+    meant = [task for task in TASKS.values() if architecture.endswith(task.endings)]
     if not meant and architecture.endswith("Model"):  # "BertModel", "CLIPModel": nothing says what is trained
         raise UsageError(
             recipe.asked,
             f"its configuration names {architecture}, which is not what a training has",
-            instead=f"Say what it is trained for with task (--task): {', '.join(_TASKS)}",
+            instead=f"Say what it is trained for with task (--task): {', '.join(TASKS)}",
         )
     yield from meant
 
@@ -198,109 +189,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-# -- batches -----------------------------------------------------------------------------------------------------------
-
-
-def _positions(config: Any) -> int | None:
-    """Tokens that a model takes; None: as many as there are."""
-    most = getattr(config, _POSITIONS, None)
-    return most if isinstance(most, int) and most > 0 else None
-
-
-def _length(config: Any, recipe: Recipe) -> int:
-    return recipe.seq_len or min(_SEQ_LEN, _positions(config) or _SEQ_LEN)
-
-
-def _ids(rows: int, length: int) -> torch.Tensor:
-    return torch.ones(rows, length, dtype=torch.long, device="cpu")
-
-
-def _text(config: Any, recipe: Recipe) -> Batch:
-    """Token ids and their mask, as a collator makes them."""
-    length = _length(config, recipe)
-    mask = _ids(recipe.batch_size, length)
-    if recipe.padded:
-        mask[:, -1] = 0
-    return {"input_ids": _ids(recipe.batch_size, length), "attention_mask": mask}
-
-
-def _language(config: Any, recipe: Recipe) -> Batch:
-    batch = _text(config, recipe)
-    return {**batch, "labels": batch["input_ids"].clone()}
-
-
-def _tokens(config: Any, recipe: Recipe) -> Batch:
-    batch = _text(config, recipe)
-    return {**batch, "labels": torch.zeros_like(batch["input_ids"])}
-
-
-def _sequence(config: Any, recipe: Recipe) -> Batch:
-    return {**_text(config, recipe), "labels": _classes(recipe)}
-
-
-def _answer(config: Any, recipe: Recipe) -> Batch:
-    return {**_text(config, recipe), "start_positions": _classes(recipe), "end_positions": _classes(recipe)}
-
-
-def _image(config: Any, recipe: Recipe) -> Batch:
-    for name in ("seq_len", "padded"):
-        recipe.refuse(name, "The model takes images")
-    sees = _sees(config)
-    size: Any = recipe.image_size or getattr(sees, "image_size", _IMAGE_SIZE)
-    height, width = (size, size) if isinstance(size, int) else size
-    pixels = torch.zeros(recipe.batch_size, getattr(sees, "num_channels", 3), height, width, device="cpu")
-    return {"pixel_values": _as_model(pixels, config, recipe), "labels": _classes(recipe)}
-
-
-def _sees(config: Any) -> Any:
-    """The part of a configuration that speaks of images."""
-    return getattr(config, "vision_config", config)
-
-
-def _pixels(config: Any, recipe: Recipe) -> Batch:
-    batch = _image(config, recipe)
-    rows, _, height, width = batch["pixel_values"].shape
-    return {**batch, "labels": torch.zeros(rows, height, width, dtype=torch.long, device="cpu")}
-
-
-def _speech(config: Any, recipe: Recipe) -> Batch:
-    if not hasattr(config, "num_mel_bins"):
-        raise UsageError(
-            recipe.asked,
-            f"a model of type {config.model_type!r}, whose sound is not Whisper's",
-            "No batch is known for it",
-            "Write a function that returns (model, batch), and name it as MODULE:FUNCTION",
-        )
-    features = torch.zeros(recipe.batch_size, config.num_mel_bins, 2 * config.max_source_positions, device="cpu")
-    most = config.max_target_positions
-    length = recipe.seq_len or most
-    if length > most:
-        raise UsageError(recipe.asked, f"with seq_len={length}", instead=f"Give at most max_target_positions={most}")
-    return {"input_features": _as_model(features, config, recipe), "labels": _ids(recipe.batch_size, length)}
-
-
-def _as_model(values: torch.Tensor, config: Any, recipe: Recipe) -> torch.Tensor:
-    """Where parameters are in half precision without autocast, so is what they are multiplied with."""
-    return values if recipe.autocast is not None else values.to(config.dtype or torch.float32)
-
-
-def _classes(recipe: Recipe) -> torch.Tensor:
-    return torch.zeros(recipe.batch_size, dtype=torch.long, device="cpu")
-
-
-_TASKS = {
-    "causal-lm": _Task("AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel"), _language, True),
-    "speech-seq2seq": _Task("AutoModelForSpeechSeq2Seq", ("ForConditionalGeneration",), _speech, True),
-    "seq2seq-lm": _Task(
-        "AutoModelForSeq2SeqLM", ("ForConditionalGeneration", "WithLMHeadModel", "MTModel"), _language, True
-    ),
-    "masked-lm": _Task("AutoModelForMaskedLM", ("ForMaskedLM", "ForPreTraining"), _language),
-    "sequence-classification": _Task("AutoModelForSequenceClassification", ("ForSequenceClassification",), _sequence),
-    "token-classification": _Task("AutoModelForTokenClassification", ("ForTokenClassification",), _tokens),
-    "question-answering": _Task("AutoModelForQuestionAnswering", ("ForQuestionAnswering",), _answer),
-    "image-classification": _Task("AutoModelForImageClassification", ("ForImageClassification",), _image),
-    "semantic-segmentation": _Task("AutoModelForSemanticSegmentation", ("ForSemanticSegmentation",), _pixels),
-}
-"""Every task by its name."""

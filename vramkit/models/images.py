@@ -1,5 +1,5 @@
-"""``timm:`` and ``torchvision:`` models, from their names: classifiers of images and of videos, and segmentation. Knows
-the two libraries.
+"""``timm:`` and ``torchvision:`` models, from their names: classifiers of images and of videos, segmentation, and
+detection. Knows the two libraries.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import torch.nn.functional as F
 
 from ..errors import UsageError, shown
 from ..exports import optional
-from . import methods, optimizers
+from . import detection, methods, optimizers
 from .loaded import Loaded
 from .recipe import Recipe
-from .steps import ForwardStep, Loss, TrainingStep
+from .steps import ForwardStep, Inputs, Loss, TrainingStep, on_cuda
 
 _IMAGE_SIZE = 224
 _FRAMES = 16  # of a video: what the weights of torchvision's models were made for
 _MADE_FOR_A_SIZE = {"vit_": "image_size", "maxvit": "input_size"}
 """Models of torchvision that take images of one size alone: how their names begin, and the argument that says it."""
+_OF_ONE_SIZE = ("ssd",)
+"""How the names of detectors begin that make all images equally large."""
 _AUXILIARY = {"Inception3": (0.4,), "GoogLeNet": (0.3, 0.3)}
 """Weights of the losses of auxiliary classifiers, as the papers and torchvision's own references have them."""
 
@@ -64,7 +66,7 @@ def _timm_model(timm: Any, name: str, given: dict[str, object], recipe: Recipe) 
 
 
 def load_torchvision(name: str, recipe: Recipe) -> Loaded:
-    """A model of torchvision's that sorts images or videos, or segments images.
+    """A model of torchvision's that sorts images or videos, segments images, or detects objects.
 
     Raises:
         UsageError: there is none of that name, or an option can't be.
@@ -72,13 +74,18 @@ def load_torchvision(name: str, recipe: Recipe) -> Loaded:
     torchvision = optional.load(recipe.asked, "torchvision", "integrations")
     kinds = {
         each: kind
-        for kind in (torchvision.models, torchvision.models.segmentation, torchvision.models.video)
+        for kind in (
+            torchvision.models,
+            torchvision.models.segmentation,
+            torchvision.models.video,
+            torchvision.models.detection,
+        )
         for each in torchvision.models.list_models(module=kind)
     }
     if name not in kinds:
         others = torchvision.models.list_models()
         near = difflib.get_close_matches(name, kinds, 6, 0.4)
-        found = "has no batch here: it detects, or compares" if name in others else "is not in torchvision"
+        found = "has no batch here: it compares" if name in others else "is not in torchvision"
         raise UsageError(
             recipe.asked,
             f"{shown(name)} {found}",
@@ -87,6 +94,8 @@ def load_torchvision(name: str, recipe: Recipe) -> Loaded:
         )
     _refuse_text(recipe)
     recipe.refuse("checkpointing", "torchvision's models have none")
+    if kinds[name] is torchvision.models.detection:
+        return _load_detector(torchvision, name, recipe)
     size = recipe.image_size or _crop(torchvision, name)
     given: dict[str, Any] = {
         option: (size, size) if option == "input_size" else size
@@ -104,6 +113,31 @@ def load_torchvision(name: str, recipe: Recipe) -> Loaded:
     if kinds[name] is torchvision.models.segmentation:
         return _loaded(model, (3, size, size), recipe, (size, size), segmentation_loss)
     return _loaded(model, (3, *((_FRAMES,) if kinds[name] is torchvision.models.video else ()), size, size), recipe)
+
+
+def _load_detector(torchvision: Any, name: str, recipe: Recipe) -> Loaded:
+    if "rcnn" in name:
+        raise UsageError(
+            recipe.asked,
+            f"{name} takes a second look at as many places as the first one finds",
+            "That is in no configuration: it depends on weights and images",
+            "Run your script with `vramkit run`, or name a retinanet, an fcos or an ssd",
+        )
+    given: dict[str, Any] = {"weights": None, "weights_backbone": None}
+    if name.startswith(_OF_ONE_SIZE):
+        recipe.refuse("image_size", "The model makes all images as large as it was made for")
+    elif recipe.image_size is not None:
+        given |= {"min_size": recipe.image_size, "max_size": recipe.image_size}
+    model: Any = _on_meta(lambda: torchvision.models.get_model(name, **given), recipe)
+    transform = model.transform
+    if recipe.image_size is not None:
+        size = (recipe.image_size, recipe.image_size)
+    else:
+        size = transform.fixed_size or (transform.min_size[-1], transform.max_size)
+    batch = detection.torchvision_batch(recipe, size)
+    if not recipe.trains:
+        batch = {"images": batch["images"]}
+    return _with_step(model, batch, recipe, detection.sum_of_losses, detection.lists)
 
 
 def _crop(torchvision: Any, name: str) -> int:
@@ -134,7 +168,7 @@ def _checkpoint(model: Any, recipe: Recipe) -> None:
 
 
 def _refuse_text(recipe: Recipe) -> None:
-    for name in ("seq_len", "max_new_tokens", "padded", "task"):
+    for name in ("seq_len", "max_new_tokens", "padded", "task", "seconds"):
         recipe.refuse(name, "The model takes images")
     recipe.refuse("quantization", "Only transformers' models are quantized")
     recipe.refuse("liger", "Its kernels are for transformers' models")
@@ -148,19 +182,22 @@ def _loaded(
     labels: tuple[int, ...] = (),
     loss: Loss | None = None,
 ) -> Loaded:
-    kind = type(model).__name__
-    model = methods.apply(model, recipe)
+    loss = loss or (auxiliary_loss if type(model).__name__ in _AUXILIARY else classification_loss)
     images = torch.zeros(recipe.batch_size, *size, device="cpu")
     if recipe.parameter_dtype is not None and recipe.autocast is None:
         images = images.to(recipe.parameter_dtype)
     targets = torch.zeros(recipe.batch_size, *labels, dtype=torch.long, device="cpu")
+    return _with_step(model, (images, targets) if recipe.trains else (images,), recipe, loss, on_cuda)
+
+
+def _with_step(model: torch.nn.Module, batch: Any, recipe: Recipe, loss: Loss, inputs: Inputs) -> Loaded:
+    model = methods.apply(model, recipe)
     called: Any = torch.compile(model) if recipe.compile else model
     if not recipe.trains:
-        return Loaded(model, (images,), ForwardStep(called, recipe.autocast))
+        return Loaded(model, batch, ForwardStep(called, recipe.autocast, inputs))
     optimizer = optimizers.make(recipe.asked, recipe.optimizer or "adamw", model)
-    loss = loss or (auxiliary_loss if kind in _AUXILIARY else classification_loss)
-    step = TrainingStep(called, optimizer, loss, recipe.autocast, recipe.accumulate)
-    return Loaded(model, (images, targets), step, optimizer)
+    step = TrainingStep(called, optimizer, loss, recipe.autocast, recipe.accumulate, inputs)
+    return Loaded(model, batch, step, optimizer)
 
 
 def classification_loss(output: torch.Tensor, batch: Any) -> torch.Tensor:

@@ -25,6 +25,7 @@ def load(
     seq_len: int | None = None,
     max_new_tokens: int | None = None,
     image_size: int | None = None,
+    seconds: int | None = None,
     task: str | None = None,
     dtype: Dtype | None = None,
     precision: Precision | None = None,
@@ -57,9 +58,12 @@ def load(
             (model, batch), or a dict of arguments of ``vramkit.estimate``, and takes no options.
         batch_size: rows of the batch; with ``accumulate``, of each of its parts.
         seq_len: tokens of a text, of a prompt, or of what a speech model is to say; None: 512, or as many as the
-            model takes (of a speech model: all).
+            model takes (of Whisper: all; 128 where sound is told without a decoder). An image within a text counts,
+            and without ``seq_len`` comes on top.
         max_new_tokens: how many ``generate()`` adds; None: 128.
-        image_size: pixels of height and width; None: the model's.
+        image_size: pixels of height and width; None: the model's, or 800 x 1333 where objects are detected in images
+            of any size.
+        seconds: of a sound, where a model takes samples (16 kHz); None: 10.
         task: what a ``hf:`` model is for, such as "sequence-classification"; None: as its configuration says.
         dtype: of the parameters; None: as the configuration says, else float32.
         precision: both in one, in Lightning's words: "32-true", "bf16-true", "16-true" are dtypes of parameters;

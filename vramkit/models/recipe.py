@@ -34,7 +34,7 @@ METHODS = "full, lora, qlora, freeze:N or inference"
 QUANTIZATIONS = get_args(Quantization)
 """Of bitsandbytes; "double" is that the factors of the blocks are quantized too, as in the paper of QLoRA."""
 
-_COUNTS = ("batch_size", "seq_len", "max_new_tokens", "image_size", "lora", "accumulate")
+_COUNTS = ("batch_size", "seq_len", "max_new_tokens", "image_size", "seconds", "lora", "accumulate")
 _NAMES = {
     "task": "'sequence-classification'",
     "dtype": "'bfloat16'",
@@ -62,6 +62,7 @@ class Recipe:
     seq_len: int | None = None
     max_new_tokens: int | None = None
     image_size: int | None = None
+    seconds: int | None = None
     task: str | None = None
     dtype: str | None = None
     precision: str | None = None

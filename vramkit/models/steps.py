@@ -14,6 +14,15 @@ from typing import Any
 import torch
 
 Loss = Callable[[Any, Any], torch.Tensor]
+Inputs = Callable[[Any], Any]
+"""Moves a batch to the GPU, as what a model is called with: a dict of keywords, or (images, targets)."""
+
+
+def on_cuda(batch: Any) -> Any:
+    """A dict or a tuple of tensors, on the GPU."""
+    if isinstance(batch, Mapping):
+        return {name: tensor.to("cuda") for name, tensor in batch.items()}
+    return tuple(tensor.to("cuda") for tensor in batch)
 
 
 def model_loss(output: Any, batch: object) -> torch.Tensor:
@@ -34,6 +43,7 @@ class TrainingStep:
     loss: Loss
     autocast: torch.dtype | None
     accumulate: int
+    inputs: Inputs = on_cuda
     scaler: torch.amp.GradScaler | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -45,9 +55,9 @@ class TrainingStep:
     def __call__(self, batch: Any) -> None:
         """Train on one batch, on the CPU or the GPU."""
         for _ in range(self.accumulate):
-            on_cuda = _on_cuda(batch)
+            given = self.inputs(batch)
             with _autocast(self.autocast):
-                loss = self.loss(_called(self.model, on_cuda), on_cuda)
+                loss = self.loss(_called(self.model, given), given)
             if self.accumulate > 1:
                 loss = loss / self.accumulate
             if self.scaler is not None:
@@ -67,12 +77,13 @@ class ForwardStep:
 
     model: torch.nn.Module
     autocast: torch.dtype | None
+    inputs: Inputs = on_cuda
 
     def __call__(self, batch: Any) -> None:
         """Use one batch."""
         with torch.no_grad(), _autocast(self.autocast):
-            on_cuda = _on_cuda(batch)
-            _called(self.model, on_cuda)
+            given = self.inputs(batch)
+            _called(self.model, given)
 
 
 @dataclass(eq=False)
@@ -83,24 +94,21 @@ class GenerationStep:
     autocast: torch.dtype | None
     settings: Mapping[str, object]
     """Keyword arguments of ``generate``."""
+    inputs: Inputs = on_cuda
 
     def __call__(self, batch: Any) -> None:
         """Answer one batch of prompts."""
         with _autocast(self.autocast):
-            on_cuda = _on_cuda(batch)
-            self.model.generate(**on_cuda, **self.settings)  # type: ignore[operator] # torch can't know it
+            given = self.inputs(batch)
+            self.model.generate(**given, **self.settings)  # type: ignore[operator] # torch can't know it
 
 
 def _autocast(dtype: torch.dtype | None) -> AbstractContextManager[object]:
     return nullcontext() if dtype is None else torch.autocast("cuda", dtype)
 
 
-def _on_cuda(batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return {name: tensor.to("cuda") for name, tensor in batch.items()}
-    return tuple(tensor.to("cuda") for tensor in batch)
-
-
 def _called(model: torch.nn.Module, batch: Any) -> Any:
-    """A model's output: of a dict as keywords, of (images, targets) for the images."""
-    return model(**batch) if isinstance(batch, Mapping) else model(batch[0])
+    """A model's output: of a dict as keywords, of (images, targets) for the images, of lists of both for both."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(batch[0]) if isinstance(batch[0], torch.Tensor) else model(*batch)

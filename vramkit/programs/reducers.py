@@ -11,6 +11,7 @@ import sys
 import types
 from collections import defaultdict
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -81,6 +82,22 @@ def as_wrapper(value: Any) -> Any:
         value.__getstate__()
     except pickle.PicklingError:
         return copyreg.__newobj__, (type(value),), dict(vars(value))  # type: ignore[attr-defined] # not in typeshed
+    return None
+
+
+def as_global(value: Any) -> Any:
+    """A context variable, or a global object around one, as transformers' hooks use that note hidden states: the
+    receiver has its own, under the same name. None: it is none, or no module has it.
+    """
+    around = getattr(value, "__dict__", None)
+    if not isinstance(value, ContextVar) and not (
+        isinstance(around, dict) and any(isinstance(each, ContextVar) for each in around.values())
+    ):
+        return None
+    for module in [*sys.modules.values()]:
+        for name, each in [*getattr(module, "__dict__", {}).items()]:
+            if each is value and module.__name__ != "__main__":
+                return getattr, (module, name)
     return None
 
 

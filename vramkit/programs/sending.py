@@ -113,7 +113,7 @@ class Sender(cloudpickle.Pickler):  # type: ignore[misc] # which has no types
         elif isinstance(value, torch.amp.GradScaler) and not self._has_cuda and not value.is_enabled():
             self.notes[_SCALER_NOTE] = None
             return reducers.HalfScaler, ()
-        elif (parts := reducers.as_wrapper(value)) is not None:
+        elif (parts := reducers.as_wrapper(value) or reducers.as_global(value)) is not None:
             return parts
         return super().reducer_override(value)
 

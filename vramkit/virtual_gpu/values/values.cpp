@@ -199,6 +199,15 @@ bool is_of_the_finite(const Operator &known, at::ArrayRef<c10::IValue> arguments
   return known.name == "aten::ne" && arguments[1].isScalar() && std::isinf(arguments[1].toScalar().toDouble());
 }
 
+/* Whether it compares two parts of one tensor, as is asked of a box's corners or of numbers in order: that the later is
+ * not the lesser. */
+bool is_of_the_ordered(const Operator &known, at::ArrayRef<c10::IValue> arguments) {
+  if (!any_of(known.name, {"aten::ge", "aten::gt"}) || !arguments[1].isTensor()) return false;
+  const auto &later = arguments[0].toTensor(), &earlier = arguments[1].toTensor();
+  return place_of(later) == Place::device && place_of(earlier) == Place::device && !is_sparse(later) && !is_sparse(earlier) &&
+      later.is_alias_of(earlier) && later.storage_offset() > earlier.storage_offset();
+}
+
 /* How many elements a sparse tensor has whose indices are known, when those of one place are added up. */
 long long coalesced(const Operator &known, at::ArrayRef<c10::IValue> arguments, long long elements) {
   if (known.name != "aten::_coalesce" || !is_coo(arguments[0].toTensor())) return elements;
@@ -367,7 +376,8 @@ void fallback(const c10::OperatorHandle &op, DispatchKeySet keys, Stack *stack) 
   }
   if (!fits || what.refused || !known_inputs) { /* what would come of leftovers is nobody's: a scaler might skip its step */
     const auto among = choices(what, arguments);
-    const bool hold = checking ? !known_inputs && what.name == "aten::all" : is_of_the_finite(what, arguments) || is_of_the_set(what, arguments);
+    const bool hold = checking ? !known_inputs && what.name == "aten::all" : is_of_the_finite(what, arguments) ||
+        is_of_the_ordered(what, arguments) || is_of_the_set(what, arguments);
     {
       Answer most(what.counted, coalesced(what, arguments, elements));
       pass_on(op, keys, stack);
