@@ -32,30 +32,35 @@ from vramkit.batch_size.search import Search, TrialRun
 
 torch.set_num_threads(1)
 
-def be(rank, world, meeting, code, pipe):
+def be(rank, world, meeting, code, pipe, others):
     signal.alarm(60)                       # who waits in vain is ended
     scope = {**globals(), "rank": rank, "world": world}
     try:
         dist.init_process_group("gloo", init_method="file://" + meeting, rank=rank, world_size=world,
                                 timeout=timedelta(seconds=50))
         exec(code, scope)
-        dist.destroy_process_group()
         answer = {"result": scope["result"]}
     except BaseException:
         answer = {"error": traceback.format_exc()}
     os.write(pipe, json.dumps(answer).encode())
+    os.close(pipe)
+    if "result" in answer:
+        os.read(others, 1)                 # who goes first closes sockets that others still connect to
     os._exit(0)
 
 for line in sys.stdin:
     request = json.loads(line)
-    pipes = []
+    pipes, (others, all_done) = [], os.pipe()
     for rank in range(request["world"]):
         reading, writing = os.pipe()
         if os.fork() == 0:
-            be(rank, request["world"], request["meeting"], request["code"], writing)
+            os.close(all_done)
+            be(rank, request["world"], request["meeting"], request["code"], writing, others)
         os.close(writing)
         pipes.append(reading)
     answers = [json.loads(open(pipe).read() or '{"error": "it hung, or died"}') for pipe in pipes]
+    os.close(all_done)
+    os.close(others)
     for _ in pipes:
         os.wait()
     print("RESULT" + json.dumps(answers), flush=True)
@@ -158,6 +163,20 @@ if rank != 1:
     )
 
     assert results == [[5, True], None, [5, True]]
+
+
+def test_the_same_ranks_agree_again_and_again(on_ranks: OnRanks) -> None:
+    results = on_ranks(
+        2,
+        """
+result = []
+for number in range(4):
+    with Agreement(dist.group.WORLD) as ranks:
+        result.append(ranks.smallest(number + rank))
+""",
+    )
+
+    assert results == [[0, 1, 2, 3]] * 2
 
 
 _SEARCH = """

@@ -4,10 +4,13 @@ nothing of memory, and how a search goes is not its business.
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _T = TypeVar("_T")
+_PATIENCE = timedelta(minutes=30)
+"""For which a message of another rank is waited for. torch's groups on a CPU wait as long."""
+_exchanges: Counter[tuple[int, ...]] = Counter()
+"""How many there were among the same ranks: each has a key of its own in the store."""
 _ASKED = "vramkit.auto_batch_size was called for several ranks"
 
 
@@ -35,8 +42,9 @@ class Agreement:
                 ...
 
     Every rank has to make the same calls in the same order; what decides about the next call must have been agreed on.
-    The messages go over a group of their own, on gloo: they can't meet a collective of the step in which another rank
-    still is, and take nothing from the GPU.
+    The messages go through the store of the job: they can't meet a collective of the step in which another rank still
+    is, and take nothing from the GPU. A group of gloo's would find its members by a name, which torch before 2.14 gives
+    again to the next group of the same ranks: that one then looks for the first one's sockets.
 
     Args:
         group: ranks that train together, ``torch.distributed.group.WORLD`` for all; None: this process is alone.
@@ -51,7 +59,7 @@ class Agreement:
     """
 
     def __init__(self, group: ProcessGroup | None) -> None:
-        self._group: ProcessGroup | None = None
+        self._ranks: list[int] | None = None
         if group is None:
             return
         if not dist.is_available() or not dist.is_initialized():
@@ -65,10 +73,11 @@ class Agreement:
             raise UsageError(
                 _ASKED, f"the group is {group!r:.60}", instead="Pass a process group: torch.distributed.group.WORLD"
             )
-        ranks = dist.get_process_group_ranks(group)
-        own = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
-        assert isinstance(own, dist.ProcessGroup)  # this process is in the group, or it would not have one
-        self._group = own
+        from ..torch_internals.distributed import default_store
+
+        self._ranks = dist.get_process_group_ranks(group)
+        self._store = default_store()
+        self._me = dist.get_rank()
 
     def __enter__(self) -> Self:
         return self
@@ -76,26 +85,24 @@ class Agreement:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        group, self._group = self._group, None
-        if group is not None:
-            dist.destroy_process_group(group)
+        self._ranks = None
 
     @property
     def is_first(self) -> bool:
         """Whether this rank is the one that speaks for all, on a terminal for instance."""
-        return self._group is None or dist.get_rank(self._group) == 0
+        return self._ranks is None or self._me == self._ranks[0]
 
     def smallest(self, size: int) -> int:
         """The smallest of what the ranks give."""
-        return self._reduced(size, dist.ReduceOp.MIN)
+        return int(min(self._exchanged(size).values()))
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says yes."""
-        return bool(self._reduced(int(flag), dist.ReduceOp.MAX))
+        return any(self._exchanged(flag).values())
 
     def largest(self, size: int) -> int:
         """The largest of what the ranks give."""
-        return self._reduced(size, dist.ReduceOp.MAX)
+        return int(max(self._exchanged(size).values()))
 
     def same(self, **numbers: int) -> None:
         """Make sure that every rank gives the same.
@@ -128,7 +135,7 @@ class Agreement:
             VramkitError: it failed on another rank; the text says which and how. What fails on this one is raised as
                 it is, when the others know.
         """
-        if self._group is None:
+        if self._ranks is None:
             return attempt()
         try:
             result = attempt()
@@ -158,7 +165,7 @@ class Agreement:
         Args:
             models: those of the step; others are left alone.
         """
-        if self._group is None:
+        if self._ranks is None:
             yield
             return
         from torch.nn.parallel import DistributedDataParallel
@@ -177,16 +184,20 @@ class Agreement:
             for model, before in zip(parallel, pending, strict=True):
                 model.require_forward_param_sync = before
 
-    def _reduced(self, number: int, operation: dist.ReduceOp.RedOpType) -> int:
-        if self._group is None:
-            return number
-        value = torch.tensor(number, dtype=torch.int64, device="cpu")
-        dist.all_reduce(value, operation, group=self._group)
-        return int(value)
+    def _exchanged(self, said: Any) -> dict[int, Any]:
+        """What every rank says, by its number in the whole world: what JSON can say."""
+        if self._ranks is None:
+            return {0: said}
+        members = tuple(self._ranks)
+        _exchanges[members] += 1
+        key = f"vramkit/{'_'.join(map(str, members))}/{_exchanges[members]}"
+        self._store.set(f"{key}/{self._me}", json.dumps(said))
+        if not self.is_first:
+            return dict(zip(members, self._read(f"{key}/all"), strict=True))
+        everything = {rank: said if rank == self._me else self._read(f"{key}/{rank}") for rank in members}
+        self._store.set(f"{key}/all", json.dumps(list(everything.values())))
+        return everything
 
-    def _exchanged(self, text: str | None) -> dict[int, str | None]:
-        """What every rank says, by its number in the whole world."""
-        assert self._group is not None
-        said: list[str | None] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(said, text, group=self._group)
-        return dict(zip(dist.get_process_group_ranks(self._group), said, strict=True))
+    def _read(self, key: str) -> Any:
+        self._store.wait([key], _PATIENCE)
+        return json.loads(self._store.get(key))
