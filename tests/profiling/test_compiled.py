@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._dynamo import reset
 from torch._dynamo.utils import counters
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import vramkit
 
@@ -52,6 +53,32 @@ def test_what_was_first_run_in_a_profile_is_not_compiled_anew_after_it(how: str)
         model(x).sum().backward()
 
     assert inside == counters["stats"]["unique_graphs"] == 1
+
+
+def hooked(model: torch.nn.Module) -> torch.nn.Module:
+    model.get_submodule("down").register_forward_hook(lambda module, given, output: output * 2)
+    return model
+
+
+WHAT: dict[str, Callable[[torch.nn.Module], torch.nn.Module]] = {
+    "a model": lambda model: model,
+    "one with a hook": hooked,
+    "one in a checkpoint": lambda model: checkpoint_wrapper(model),  # type: ignore[no-untyped-call]
+}
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize("what", WHAT)
+def test_what_is_compiled_in_a_profile_is_one_graph(what: str) -> None:
+    reset()
+    model, x = WHAT[what](Net().cuda()), torch.zeros(4, N, device="cuda")
+    counters.clear()
+
+    with vramkit.profile():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)  # which raises where a graph is cut
+        torch.nn.Sequential(compiled)(x).sum().backward()
+
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.virtual_gpu

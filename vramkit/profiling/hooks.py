@@ -133,9 +133,11 @@ class Hooks:
         own(stack, self._marks.close)
         if self._notes is not None:
             self._notes.install(stack)
-        dynamo.leave_alone(stack, __package__)  # a compiled step of an optimizer calls its hooks
         choose, plain = self._choose, torch.nn.Module.__call__
         call = choose(self._calls.wrap(plain), plain)
+        # A compiled step of an optimizer calls its hooks. A compiled module that has hooks of the user's is called as
+        # it is without torch.compile, and must not be cut there.
+        dynamo.leave_alone(stack, __package__, but=call)
         own(stack, restore_in_dynamo, call)
         stand_in_dynamo(call)
         replace(stack, torch.nn.Module, "__call__", call)

@@ -180,6 +180,8 @@ class ModuleHooks:
                 marks.lay(line, Kind.GRAPH, index)
             return output
 
+        # torch.compile knows by the name what it need not put a frame of its own around.
+        call.__name__ = getattr(original, "__name__", call.__name__)
         self._wrapped = getattr(original, "__code__", None)
         self._codes = {call.__code__, outermost_or_followed.__code__}
         return call

@@ -47,21 +47,30 @@ def come() -> ModuleType:
     return importlib.import_module(_NAME)
 
 
-def leave_alone(stack: ExitStack, package: str) -> None:
+def leave_alone(stack: ExitStack, package: str, *, but: Callable[..., Any]) -> None:
     """Let ``torch.compile`` neither compile the functions of a package nor trace into them, wherever they are called.
+
+    Nor those of this room, which they call.
 
     Args:
         stack: ends the waiting, where nothing was compiled yet.
         package: its name.
+        but: what stands in compiled code for a function of torch's, and calls that: it is traced into. As are other
+            functions of its file.
     """
-    when_imported("torch._dynamo.trace_rules", lambda rules: _skip(rules, package), stack)
+    file = but.__code__.co_filename
+    when_imported("torch._dynamo.trace_rules", lambda rules: _skip(rules, package, file), stack)
 
 
-def _skip(rules: ModuleType, package: str) -> None:
-    add = getattr(rules, "add", None)
-    if add is not None and package not in _skipped:
+def _skip(rules: ModuleType, package: str, but: str) -> None:
+    add, traced = getattr(rules, "add", None), getattr(rules, "get_mod_inlinelist", None)
+    if add is None or traced is None:
+        return
+    traced().add(but)
+    if package not in _skipped:
         _skipped.add(package)
-        add(package)
+        for each in (package, __package__):
+            add(each)
 
 
 _skipped: set[str] = set()
