@@ -8,6 +8,7 @@ graph that nobody traces. A process that only imitates a few steps has better th
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable
@@ -66,14 +67,17 @@ def _skip(rules: ModuleType, package: str, but: str) -> None:
     add, traced = getattr(rules, "add", None), getattr(rules, "get_mod_inlinelist", None)
     if add is None or traced is None:
         return
-    traced().add(but)
     if package not in _skipped:
         _skipped.add(package)
         for each in (package, __package__):
             add(each)
+    if but not in _traced:  # torch forgets what it has found at each new process group, so it has to find it again
+        _traced.add(but)
+        rules.__dict__["get_mod_inlinelist"] = functools.cache(lambda: {*traced(), but})
 
 
 _skipped: set[str] = set()
+_traced: set[str] = set()
 
 
 def measurements() -> int:
