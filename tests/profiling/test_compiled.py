@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch._dynamo import reset
+from torch._dynamo import compiled_autograd, reset
 from torch._dynamo.callback import CallbackTrigger, callback_handler
 from torch._dynamo.utils import counters
 
@@ -188,6 +188,32 @@ def test_workspaces_that_graphs_of_a_compiled_model_give_back_are_cublas_s() -> 
     assert set(of_size["category"]) == {Category.WORKSPACE}
     del run
     reset()
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # compiled autograd looks at it
+def test_compiled_autograd_compiles_one_graph_in_a_profile_too() -> None:
+    reset()
+    model, x = Net().cuda(), torch.zeros(8, N, device="cuda")
+    compiled = []
+
+    def counting(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable[..., object]:
+        compiled.append(graph)
+        run: Callable[..., object] = graph.forward
+        return run
+
+    def train() -> None:
+        loss = model(x).sum()
+        with compiled_autograd._enable(torch.compile(backend=counting)):
+            loss.backward()
+        model.zero_grad()
+
+    with vramkit.profile(model):
+        train()
+        train()
+    train()
+
+    assert len(compiled) == 1
 
 
 @pytest.mark.virtual_gpu

@@ -80,6 +80,12 @@ def compilations() -> int:
     return _counted("stats").get("unique_graphs", 0)
 
 
+def compiles_backward() -> bool:
+    """Whether compiled autograd is on: a backward that begins now is compiled, with the hooks on its nodes."""
+    module = sys.modules.get("torch._dynamo.compiled_autograd")
+    return bool(getattr(module, "compiled_autograd_enabled", False))
+
+
 def _counted(what: str) -> dict[str, int]:
     utils = sys.modules.get("torch._dynamo.utils")
     found: dict[str, int] = getattr(utils, "counters", {}).get(what, {})
