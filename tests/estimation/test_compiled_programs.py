@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 import vramkit
 from vramkit.programs.arguments import program_of
@@ -125,8 +126,35 @@ def test_a_second_batch_size_is_not_compiled_in_silence() -> None:
 def test_the_search_on_a_device_says_that_it_compiles_for_sizes_that_vary() -> None:
     model = torch.compile(Net().cuda(), backend="eager")
 
-    with pytest.warns(UserWarning, match="sizes that vary"):
+    with pytest.warns(UserWarning, match="sizes that vary") as told:
         vramkit.auto_batch_size(model, BATCH, max_batch_size=64)  # type: ignore[arg-type] # torch's type of it
+
+    assert len([each for each in told if "sizes that vary" in str(each.message)]) == 1
+
+
+@pytest.mark.virtual_gpu
+def test_the_search_on_a_device_sees_what_a_step_compiles_and_counts_no_buffers_of_its_measuring() -> None:
+    torch._dynamo.reset()
+    model = nn.Linear(64, 64).cuda()
+    measured = []
+
+    def measuring(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable[..., object]:
+        torch.empty(48 << 20, device="cuda", dtype=torch.uint8)
+        counters["inductor"]["benchmarking.InductorBenchmarker.benchmark"] += 1
+        measured.append(graph)
+        run: Callable[..., object] = graph.forward
+        return run
+
+    forward = torch.compile(lambda batch: model(batch.to("cuda")), backend=measuring)
+
+    def step(batch: torch.Tensor) -> None:
+        forward(batch).sum().backward()
+
+    with pytest.warns(UserWarning, match="sizes that vary"):
+        found = vramkit.auto_batch_size(model, BATCH, step=step, max_batch_size=64)
+
+    assert len(measured) == 2  # one size, and sizes that vary
+    assert max(trial.peak_allocated for trial in found.trials) < 48 << 20
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch 2.13 does so itself

@@ -5,14 +5,19 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
-from torch._dynamo import reset
+from torch._dynamo import compiled_autograd, reset
+from torch._dynamo.callback import CallbackTrigger, callback_handler
 from torch._dynamo.trace_rules import clear_lru_cache
 from torch._dynamo.utils import counters
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import vramkit
+from vramkit.sizes import format_size
+from vramkit.tape.events import OF_MEASURING, Category, Tape
+from vramkit.torch_internals.allocator import workspace_sizes
 
 N = 512
 
@@ -139,6 +144,113 @@ def test_static_buffers_of_a_graphed_module_have_names() -> None:
     assert sizes["static gradient of output 0 of Net's graph"] == 8 * N * 4
     assert torch.cuda.make_graphed_callables is torch.cuda.graphs.make_graphed_callables
     assert torch.cuda.make_graphed_callables.__module__ == torch.cuda.graphs.__name__
+
+
+class Compiler:
+    """Keeps a constant of 4 MiB, and looks at a larger buffer on the device for a while, if it measures."""
+
+    def __init__(self, *, measures: bool) -> None:
+        self._measures = measures
+
+    def __call__(self, graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable[..., object]:
+        if self._measures:
+            torch.empty(48 << 20, device="cuda", dtype=torch.uint8)
+        constant = torch.empty(4 << 20, device="cuda", dtype=torch.uint8)
+        run: Callable[..., object] = graph.forward
+        return lambda *args: (constant, run(*args))[1]
+
+
+@pytest.mark.virtual_gpu
+def test_what_a_compiler_measures_in_is_named_and_the_peaks_without_it_are_said() -> None:
+    def measured(*, measures: bool) -> tuple[vramkit.Profile, int, int]:
+        reset()
+        gc.collect()
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+        model, x = Net().cuda(), torch.zeros(16384, N, device="cuda")
+        run = torch.compile(model, backend=Compiler(measures=measures))
+        torch.cuda.reset_peak_memory_stats()
+        with vramkit.profile(model) as prof:
+            run(x).sum().backward()
+        return prof.result, torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+
+    result = measured(measures=True)[0]
+    other, allocated, reserved = measured(measures=False)
+    own = result.tape.allocations[[name == OF_MEASURING for name in names_of(result.tape)]]
+
+    [said] = [note for note in result.notes if note.startswith("torch.compile measured variants")]
+    assert own["requested"].tolist() == [48 << 20]
+    assert own["category"].tolist() == [Category.TEMPORARY]
+    assert result.peak_reserved != reserved
+    assert f"reaches {figure(allocated)} allocated and {figure(reserved)} reserved" in said
+    assert OF_MEASURING not in other.tape.names
+    assert not [note for note in other.notes if note.startswith("torch.compile measured variants")]
+
+
+def names_of(tape: Tape) -> list[str]:
+    """Of each allocation its name."""
+    return [tape.names[name] if name >= 0 else "" for name in tape.allocations["name"]]
+
+
+def figure(size: int) -> str:
+    return f"{format_size(size)} ({size:,} B)"
+
+
+@pytest.mark.virtual_gpu
+def test_workspaces_that_graphs_of_a_compiled_model_give_back_are_cublas_s() -> None:
+    reset()
+    gc.collect()  # graphs of other tests
+    model, x = Net().cuda(), torch.zeros(8, N, device="cuda")
+    run = torch.compile(model, backend="cudagraphs")
+    torch._C._cuda_clearCublasWorkspaces()
+
+    with vramkit.profile(model) as prof:
+        for _ in range(2):  # a graph warms up, and is recorded
+            run(x).sum().backward()
+            model.zero_grad()
+    table = prof.result.tape.allocations
+    of_size = table[np.isin(table["requested"], sorted(workspace_sizes()))]
+
+    assert len(of_size) == 4  # each forward, and each backward
+    assert of_size["pool"].any(axis=1).all()
+    assert (of_size["died"] >= 0).all()
+    assert set(of_size["category"]) == {Category.WORKSPACE}
+    del run
+    reset()
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # compiled autograd looks at it
+def test_compiled_autograd_compiles_one_graph_in_a_profile_too() -> None:
+    reset()
+    model, x = Net().cuda(), torch.zeros(8, N, device="cuda")
+    compiled = []
+
+    def counting(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable[..., object]:
+        compiled.append(graph)
+        run: Callable[..., object] = graph.forward
+        return run
+
+    def train() -> None:
+        loss = model(x).sum()
+        with compiled_autograd._enable(torch.compile(backend=counting)):
+            loss.backward()
+        model.zero_grad()
+
+    with vramkit.profile(model):
+        train()
+        train()
+    train()
+
+    assert len(compiled) == 1
+
+
+@pytest.mark.virtual_gpu
+def test_what_a_graph_takes_while_it_is_recorded_is_the_programs() -> None:
+    with vramkit.profile() as prof, callback_handler.install_callbacks(CallbackTrigger.CUDAGRAPH_RECORDING, "0/0"):
+        torch.zeros(1 << 20, device="cuda")
+
+    assert OF_MEASURING not in prof.result.tape.names
 
 
 @pytest.mark.virtual_gpu

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ..tape.events import ALLOCATION, EVENT, Action, Category, Ints, Module, Phase, Table, Tape
+from ..tape.events import ALLOCATION, EVENT, OF_MEASURING, Action, Category, Ints, Module, Phase, Table, Tape
 from ..tape.stacks import Stacks
 from ..tape.usage import models_of
 from .context import Contexts, Story
@@ -247,6 +247,9 @@ def _settle(recording: Recording, story: Story, context: Contexts, table: Table,
     outlives = (died < 0) | (died >= ends[zone])
     outlives &= ~(new & np.array([each.keeps_nothing for each in story.zones])[zone])
     category[results_of_collectives(labels.seen, context, category, zone, new & outlives)] = _UNSEEN
+    cleared = new & (died >= 0) & (category == _UNSEEN)
+    cleared[cleared] = context.clears[died[cleared]]
+    category[cleared] = Category.WORKSPACE
     unseen = category == _UNSEEN
     workspace = unseen & np.isin(table["requested"], sorted(recording.workspace_sizes))
     category[workspace & ~_doubtful(table, workspace & new)] = Category.WORKSPACE
@@ -262,6 +265,11 @@ def _settle(recording: Recording, story: Story, context: Contexts, table: Table,
     category[loose & (zone_phase == Phase.OUTSIDE) & _of_a_batch(story, context, recording, table, zone)] = (
         Category.INPUT
     )
+    measured = unseen & new & (died >= 0)
+    measured[measured] = context.measures[born[measured]] & context.measures[died[measured]]
+    if measured.any():
+        category[measured] = Category.TEMPORARY
+        table["name"][measured] = labels.names.setdefault(OF_MEASURING, len(labels.names))
     category[unseen & ~new] = Category.OTHER
     keeping.settle()
 

@@ -62,6 +62,10 @@ class Contexts:
     """Index into ``Story.zones``."""
     forward: npt.NDArray[np.int32]
     """Number of the outermost forward that had begun last, from 1; 0: none had."""
+    measures: npt.NDArray[np.bool_]
+    """Whether ``torch.compile`` was compiling, or measuring kernels."""
+    clears: npt.NDArray[np.bool_]
+    """Whether what was freed was cuBLAS's."""
 
 
 @dataclass
@@ -102,6 +106,7 @@ class Story:
         self.module = np.full(count, -1, np.int32)
         self.zone = np.zeros(count, np.int32)
         self.forward = np.zeros(count, np.int32)
+        self.measures, self.clears = np.zeros(count, bool), np.zeros(count, bool)
         self._track_of = tracks_of(self.marks)  # by line
         steps = Steps(self.marks, self._track_of, self.model_of)
         self.step, self.evaluation, self.forwards = steps.step, steps.evaluation, steps.forwards
@@ -120,6 +125,8 @@ class Story:
         raised = []  # zones of steps that raised: nobody knows when the program left them
         left = {each.number for each in self.forwards if each.was_left and not each.has_grad}
         forwards = 0
+        measuring: dict[int, int] = {}  # of each line: in how many compilations and measurements it is
+        clearing: dict[int, int] = {}  # whether it gives workspaces back
         for number, (kind, value, line) in enumerate(self.marks, 1):
             at = readings[self._track_of[line]]
             before = at.open_zones[-1]
@@ -157,6 +164,11 @@ class Story:
                     if value < 0:
                         raised.append(before)
                     self._close(at, number)
+                case Kind.MEASURES:
+                    measuring[line] = measuring.get(line, 0) + (1 if value else -1)
+                case Kind.CLEARS:
+                    clearing[line] = value
+            self.measures[number], self.clears[number] = measuring.get(line, 0) > 0, clearing.get(line, 0) > 0
             zone = at.open_zones[-1]
             if zone != before or self.step[number] != self.step[number - 1]:
                 at.boundary = number
@@ -271,7 +283,7 @@ class Story:
         own = np.minimum(recording.mark, len(self.marks))
         if not len(own):
             empty = np.zeros(0, np.int32)
-            return Contexts(np.zeros(0, np.uint8), empty, empty, empty, empty)
+            return Contexts(np.zeros(0, np.uint8), empty, empty, empty, empty, *[np.zeros(0, bool)] * 2)
         track = self._tracks_of_events(recording, own)
         # A thread that was not told of a change (an autograd thread before its first node, a data loader's thread)
         # still carries an older mark: then the last change that any thread of the track had seen holds.
@@ -283,7 +295,8 @@ class Story:
         noted = recording.at_module != NO_MODULE
         phase[noted], module[noted] = Phase.BACKWARD, recording.at_module[noted]
         zone[noted] = self.zone[self._last[track, reached][noted]]
-        contexts = Contexts(phase, module, self.step[reached], zone, self.forward[holds])
+        step, forward = self.step[reached], self.forward[holds]
+        contexts = Contexts(phase, module, step, zone, forward, self.measures[own], self.clears[own])
         self._complete(recording, contexts)
         return contexts
 
@@ -304,8 +317,9 @@ class Story:
         that an exception ended has the modules of one that begins like it.
         """
         phase, module, zone = contexts.phase, contexts.module, contexts.zone
-        # Segments come and go as the cache has it, and workspaces only in a thread's first backward.
-        of_blocks = recording.action <= Action.FREE_COMPLETED
+        # Segments come and go as the cache has it, kernels are measured once, and workspaces come in a thread's first
+        # backward only.
+        of_blocks = (recording.action <= Action.FREE_COMPLETED) & ~contexts.measures
         of_blocks &= ~_workspaces(recording, contexts.step)
         for each_phase in (Phase.FORWARD, Phase.EVALUATION, Phase.BACKWARD, Phase.RECOMPUTE):
             of_phase = of_blocks & (phase == each_phase)

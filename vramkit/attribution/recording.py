@@ -46,6 +46,10 @@ class Kind(enum.IntEnum):
     where they hold. Without it: with gradients, in training mode, and given what may be part of a graph."""
     LEFT = 12
     """The outermost forward that has just ended was left by an exception; value: the module."""
+    MEASURES = 13
+    """``torch.compile`` begins to compile, or to measure variants of a kernel; value: 1, and 0 where it has ended."""
+    CLEARS = 14
+    """cuBLAS's workspaces are given back; value: 1, and 0 where it is done."""
 
 
 # One mark: its kind, its value, and the line of the program that it belongs to. A line is what one thread does, and the

@@ -5,7 +5,6 @@ estimate; how a search goes, `vramkit.batch_size` knows.
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from numbers import Real
@@ -26,7 +25,6 @@ from ..programs.objects import Models, OptimizerOrFactory
 from ..programs.parallel import Parallel
 from ..programs.program import Program
 from ..ranks.place import GPUS_PER_NODE
-from ..torch_internals.modules import compiles_itself, is_compiled
 from ..torch_internals.needs import require
 from .bounds import Bounds
 from .outcome import answer_by_estimate, answer_on_device
@@ -158,7 +156,6 @@ def auto_batch_size(
             require(_ASKED, "profile", "profile on CUDA", "batch size on CUDA")
             _check_shapes(program)
             _check_nothing_measures()
-            _warn_of_compiling(program)
             with torch.cuda.device(device):
                 found = answer_on_device(program, device, bounds, ranks, progress)
     return replace(found, effective_batch_size=effective_batch_size)
@@ -188,16 +185,6 @@ def _check_nothing_measures() -> None:
             "a vramkit.profile (or `vramkit run`) is measuring in this process",
             "Its own measurements would be taken for the program's, and the other way round",
             "Find the batch size before the profile begins, or for another card: gpu=...",
-        )
-
-
-def _warn_of_compiling(program: Program) -> None:
-    modules = [module for model in program.models.values() for module in model.modules()]
-    if is_compiled(program.step) or any(is_compiled(module) or compiles_itself(module) for module in modules):
-        warnings.warn(
-            "torch.compile compiles the step anew for the second batch size that is tried, and that code then serves "
-            "sizes that vary: it may take other memory than code for one size (dynamic=False: each size is compiled)",
-            stacklevel=3,
         )
 
 

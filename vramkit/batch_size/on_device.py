@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,8 @@ from ..results.profile import Profile
 from ..scaling.requests import requests_of
 from ..sizes import format_size
 from ..tape.events import Action, Ints
-from ..torch_internals import allocator
+from ..torch_internals import allocator, dynamo
+from ..torch_internals.modules import compiles_itself, is_compiled
 from .device_memory import available
 from .leaks import find_leak
 from .saved_state import Surroundings
@@ -33,6 +35,10 @@ from .trial import Trial
 
 __all__ = ["DeviceMachine", "is_out_of_memory"]
 
+_COMPILES_ANEW = (
+    "torch.compile compiles the step anew for the second batch size that is tried, and that code then serves sizes "
+    "that vary: it may take other memory than code for one size (dynamic=False: each size is compiled)"
+)
 _MANY_STEPS, _MUCH = 10_000, 0.1  # a leak that takes so much of the memory in so many steps is no detail
 _MAX_EVENTS = 2_000_000
 _SMALLEST = 512  # bytes of a block with one number
@@ -62,11 +68,14 @@ class DeviceMachine:
     """What should be known of the runs, in sentences."""
     ends: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     """Of the last run's events, how many had come at the end of each step."""
+    _is_compiled: bool = field(init=False)  # and the second size to be compiled is still to come
+    _compiled_for: int = field(init=False, default=0)  # the first size that was run
     _capacity: int = field(init=False)
     _keeps: bool = field(init=False, default=False)  # the last run left something allocated
 
     def __post_init__(self) -> None:
         _empty()
+        self._is_compiled = _is_compiled(self.program)
         self._capacity = self._available()
 
     @property
@@ -78,7 +87,7 @@ class DeviceMachine:
         """Run the program's steps; see `Machine`."""
         is_first, failure = self.last is None, None
         try:
-            run = self.run_steps(self.program.steps, batch_size, is_probe=is_probe)
+            run = self._run_compiled(batch_size, is_probe=is_probe)
         except Exception as error:
             if self.program.step is None or self.move_batch:
                 raise
@@ -88,7 +97,7 @@ class DeviceMachine:
         if failure is not None:  # out of the except block, where nothing of the failed run is held any more
             self.move_batch = True
             try:
-                run = self.run_steps(self.program.steps, batch_size, is_probe=is_probe)
+                run = self._run_compiled(batch_size, is_probe=is_probe)
             except Exception as error:
                 self.move_batch = False
                 if more_telling(told, failure_of("run a step", error)) is not told:
@@ -108,6 +117,23 @@ class DeviceMachine:
                 # larger size would not be comparable with this one.
                 run = self.run_steps(self.program.steps, batch_size, is_probe=is_probe)
             self._check_leak(batch_size)
+        return run
+
+    def _run_compiled(self, batch_size: int, *, is_probe: bool) -> TrialRun:
+        """As `run_steps`. What ``torch.compile`` compiles meanwhile is there when the steps that count begin.
+
+        Warns: UserWarning: what was compiled for the first size is about to be compiled for a second one.
+        """
+        if self._is_compiled and self._compiled_for not in (0, batch_size):
+            warnings.warn(_COMPILES_ANEW, stacklevel=2)
+            self._is_compiled = False  # it is said
+        compiled, measured = dynamo.compilations(), dynamo.measurements()
+        run = self.run_steps(self.program.steps, batch_size, is_probe=is_probe)
+        if not self._compiled_for:
+            self._compiled_for = batch_size
+            self._is_compiled |= dynamo.compilations() > compiled
+        if dynamo.measurements() > measured:  # in buffers that no later step takes
+            run = self.run_steps(self.program.steps, batch_size, is_probe=is_probe)
         return run
 
     def _check_leak(self, batch_size: int) -> None:
@@ -192,6 +218,12 @@ class DeviceMachine:
 
     def _available(self) -> int:
         return available(self.device, torch.cuda.memory_reserved(self.device))
+
+
+def _is_compiled(program: Program) -> bool:
+    """Whether it can be seen of a program, before it runs, that ``torch.compile`` compiles a part of it."""
+    modules = [module for model in program.models.values() for module in model.modules()]
+    return is_compiled(program.step) or any(is_compiled(module) or compiles_itself(module) for module in modules)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 
 from ..attribution.recording import ACCUMULATES, CREATES_GRAPH, FOLLOWED, Kind
 from ..torch_internals.autograd import graph_task, saved_targets, sequence_number
+from ..torch_internals.dynamo import compiles_backward
 from .following import Following
 from .handles import drop
 from .lines import Line
@@ -166,8 +167,11 @@ class BackwardHooks:
                 accumulates = self._tensors.has_gradients()
                 self._running.begin(backward, outputs)
             marks.lay(line, Kind.BACKWARD, CREATES_GRAPH * creates_graph + ACCUMULATES * accumulates)
-            line.misses = False
+            line.misses = compiles_backward()
             line.backward_at = -1
+            if line.misses:  # each hook would break the graph; and what was compiled runs in this thread
+                drop(line.node_hooks)
+                nodes.clear()
             # The autograd threads have marks of their own: the first node to run says there that this one began.
             for node in nodes:
                 line.root_hooks.append(node.register_prehook(partial(self._begins, line)))

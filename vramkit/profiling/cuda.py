@@ -31,6 +31,7 @@ from ..virtual_gpu import current
 from .graphs import Graphs
 from .hooks import Hooks
 from .marks import Marks, padded
+from .measuring import Measuring
 
 _recordings = itertools.count(1)
 _COUNTED = frozenset(name for name, action in TORCH_ACTIONS.items() if action in (Action.ALLOC, Action.FREE))
@@ -69,10 +70,12 @@ class CudaHistory:
         if self._metadata and allocator.set_metadata is not None:
             # Threads keep what an earlier recording stamped them with, and programs may have metadata of their own. A
             # text of up to 15 letters costs torch no memory of its own in every entry.
-            self.marks = Marks(allocator.set_metadata, stamps=True, name=f"v{next(_recordings)}")
+            name = f"v{next(_recordings)}"
+            self.marks = Marks(allocator.set_metadata, stamps=True, stamped=allocator.get_metadata, name=name)
         else:
             self.marks = Marks(lambda _number: self._counts.append(self._count()))
         self._graphs = Graphs(self.marks)
+        self._measuring = Measuring(self.marks)
         self.hooks = Hooks(
             self.marks,
             torch.Tensor.data_ptr,
@@ -105,6 +108,7 @@ class CudaHistory:
         self._counts = [self._first.after]
         self._graphs.install(stack)
         self.hooks.install(stack)
+        self._measuring.install(stack)
 
     def stop(self, error: BaseException | None = None) -> None:
         """Look for the last time, before the stack detaches everything.

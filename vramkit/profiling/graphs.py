@@ -1,6 +1,7 @@
-"""CUDA graphs while a recording runs: how often they are replayed, and what ``make_graphed_callables`` keeps for them.
+"""CUDA graphs while a recording runs: how often they are replayed, what ``make_graphed_callables`` keeps for them, and
+which workspaces are given back around their captures.
 
-Knows the two functions of torch's that do it; no pools.
+Knows the functions of torch's that do it; no pools.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from typing import Any
 
 import torch
 
+from ..attribution.recording import Kind
 from ..tape.events import Category
-from ..torch_internals.graphs import static_tensors
+from ..torch_internals.graphs import CLEARS, static_tensors
+from .handles import replace
 from .marks import Marks
 
 _CATEGORIES = {
@@ -43,6 +46,14 @@ class Graphs:
 
         stack.callback(setattr, owner, "replay", plain)
         owner.replay = replay
+        if CLEARS.owner is not None:
+            clear = vars(CLEARS.owner)[CLEARS.name]
+
+            def clear_workspaces(*args: Any) -> Any:
+                with self._marks.around(Kind.CLEARS):
+                    return clear(*args)
+
+            replace(stack, CLEARS.owner, CLEARS.name, clear_workspaces)
         make: Any = torch.cuda.make_graphed_callables
 
         def make_graphed_callables(*args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,8 @@ settled afterwards, in ``vramkit.attribution.categories``.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from ..attribution.recording import Kind, Mark, Scan
@@ -25,12 +26,21 @@ class Marks:
         place: called with each mark's number, as text, in the thread that lays it down and just after that.
         stamps: whether ``place`` also takes texts ``"module@number"``: the backward is at this module, and so many
             marks have been laid down. False: a mark says it.
+        stamped: the last text that ``place`` got in this thread; None: nobody keeps it.
         name: of the recording, with which every text that ``place`` gets begins: ``"name:number"``, or
             ``"name.line:number"`` from the second line on. Texts of an earlier recording can still be around.
     """
 
-    def __init__(self, place: Callable[[str], object], *, stamps: bool = False, name: str = "") -> None:
+    def __init__(
+        self,
+        place: Callable[[str], object],
+        *,
+        stamps: bool = False,
+        stamped: Callable[[], str] | None = None,
+        name: str = "",
+    ) -> None:
         self.place = place
+        self._stamped = stamped
         self.stamps = stamps
         self.lines = Lines(name)
         self.entries: list[Mark] = []
@@ -47,6 +57,21 @@ class Marks:
         # In this order: a thread that comes between only makes this one's number larger, and never another mark's.
         self.entries.append((kind, value, line.number))
         self.place(f"{line.prefix}{len(self.entries)}")
+
+    @contextmanager
+    def around(self, kind: Kind) -> Iterator[None]:
+        """Lay a mark with the value 1 down, and when the block ends one with 0. It changes nothing else."""
+        if not self.is_open:
+            yield
+            return
+        line, before = self.lines.current(), None if self._stamped is None else self._stamped()
+        self.lay(line, kind, 1)
+        try:
+            yield
+        finally:
+            self.lay(line, kind, 0)
+            if before is not None and self.is_open:
+                self.place(before)  # it may say more than a mark does: which module the backward is at
 
     def scan(
         self,

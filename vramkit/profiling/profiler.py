@@ -27,6 +27,7 @@ from ..torch_internals.needs import require
 from .hooks import Hooks
 from .limits import Limits
 from .marks import Marks
+from .measuring import note_of
 from .settling import tape_of
 from .whole import Whole, whole_of
 
@@ -319,17 +320,18 @@ def _result_of(
     if ended_by is not None:
         said.insert(0, f"The program ended by an exception. {ended_by}")
     versions = {"torch": torch.__version__, "vramkit": __version__, "python": sys.version.split()[0]}
+    tapes = [tape_of(recording, marks, modules, optimizers) for recording in recordings]
     profiles = [
         Profile(
-            tape=tape_of(recording, marks, modules, optimizers),
+            tape=tape,
             device_name=torch.cuda.get_device_name(recording.device) if device.type == "cuda" else "",
             capacity=recording.capacity,
             outside=recording.outside,
             nccl=recording.nccl,
             versions=versions,
-            notes=(*recording.notes, *said),
+            notes=(*recording.notes, *said, *filter(None, [note_of(tape)])),
         )
-        for recording in recordings
+        for recording, tape in zip(recordings, tapes, strict=True)
     ]
     if not profiles:
         empty = Tape(events=np.zeros(0, EVENT), allocations=np.zeros(0, ALLOCATION), device=str(device))

@@ -168,6 +168,9 @@ PASS = np.dtype(
 Ints = npt.NDArray[np.int64]
 Table = npt.NDArray[np.void]
 
+OF_MEASURING = "torch.compile's own"
+"""The name of what ``torch.compile`` took while it compiled, or measured variants of a kernel, and then gave back."""
+
 _RESERVED_SIGN = np.zeros(len(Action), np.int64)
 _RESERVED_SIGN[[Action.SEGMENT_ALLOC, Action.SEGMENT_MAP]] = 1
 _RESERVED_SIGN[[Action.SEGMENT_FREE, Action.SEGMENT_UNMAP]] = -1

@@ -85,9 +85,24 @@ def measurements() -> int:
 
     Each takes buffers on the device. Choices are kept in a cache, and are not measured for again.
     """
+    return sum(count for name, count in _counted("inductor").items() if name.startswith("benchmarking."))
+
+
+def compilations() -> int:
+    """How many graphs ``torch.compile`` has compiled in this process."""
+    return _counted("stats").get("unique_graphs", 0)
+
+
+def compiles_backward() -> bool:
+    """Whether compiled autograd is on: a backward that begins now is compiled, with the hooks on its nodes."""
+    module = sys.modules.get("torch._dynamo.compiled_autograd")
+    return bool(getattr(module, "compiled_autograd_enabled", False))
+
+
+def _counted(what: str) -> dict[str, int]:
     utils = sys.modules.get("torch._dynamo.utils")
-    counted = getattr(utils, "counters", {}).get("inductor", {})
-    return sum(count for name, count in counted.items() if name.startswith("benchmarking."))
+    found: dict[str, int] = getattr(utils, "counters", {}).get(what, {})
+    return found
 
 
 def _set(module: ModuleType) -> None:

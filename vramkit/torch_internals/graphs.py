@@ -1,4 +1,6 @@
-"""torch's private names of graphed callables. Knows where ``make_graphed_callables`` keeps the tensors of a graph."""
+"""torch's private names of CUDA graphs. Knows where ``make_graphed_callables`` keeps the tensors of a graph, and what
+gives cuBLAS's workspaces back.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+
+from .names import Place, place_of
+
+CLEARS: Place = place_of("torch._C._cuda_clearCublasWorkspaces", "profile on CUDA", fallback=None)
+"""What gives cuBLAS's workspaces back; its owner is None where nothing does. Graphs of ``torch.compile`` call it before
+they warm up or record, and after it, so that none is theirs that others would go on with."""
 
 _KINDS = {
     "static_input_surface": "static input",

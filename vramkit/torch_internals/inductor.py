@@ -1,4 +1,5 @@
-"""torch's private names of compiled graphs: the code that was generated for them, and the modules of their nodes.
+"""torch's private names of compiled graphs: the code that was generated for them, the modules of their nodes, and where
+kernels are measured.
 
 Knows where torch keeps the code's modules, and the graph that Dynamo made, which stays as long as what was compiled.
 """
@@ -17,6 +18,9 @@ from .names import Place
 
 _CACHE = "torch._inductor.codecache"
 _LOADS = "load_by_key_path"
+_COMPILATIONS = "torch._dynamo.callback", "CompilationCallbackHandler", "install_callbacks"
+_MEASUREMENTS = "torch._inductor.runtime.triton_heuristics", "CachingAutotuner", "bench"
+_RECORDS = "CUDAGRAPH_RECORDING"
 _COMPILED = "__compiled_fn"  # how the names begin by which Dynamo's code calls what was compiled
 _DEPTH = 80  # frames between what was compiled and its generated code; with CUDA graphs there are some 30
 _ROOT = re.compile(r"^[LG]\['\w+'\](\.__self__)?")  # itself, or a method of it
@@ -38,6 +42,33 @@ def when_here(stack: ExitStack, tell: Callable[[Place], object]) -> None:
             tell(Place(cache, _LOADS))
 
     when_imported(_CACHE, found, stack)
+
+
+def when_measuring(stack: ExitStack, compiles: Callable[[Place], object], measures: Callable[[Place], object]) -> None:
+    """Say where a compilation runs, and where a variant of a kernel is measured: now, or when torch imports it.
+
+    Args:
+        stack: ends the waiting.
+        compiles: is told of the method whose context manager is around each compilation; see `is_compilation`.
+        measures: is told of the method that measures.
+    """
+    for (module, owner, name), tell in ((_COMPILATIONS, compiles), (_MEASUREMENTS, measures)):
+
+        def found(there: ModuleType, owner: str = owner, name: str = name, tell: Any = tell) -> None:
+            kind = getattr(there, owner, None)
+            if name in getattr(kind, "__dict__", ()):
+                tell(Place(kind, name))
+
+        when_imported(module, found, stack)
+
+
+def is_compilation(trigger: object) -> bool:
+    """Whether what torch says of by a trigger compiles; else it records a CUDA graph, and what it runs is the program.
+
+    Args:
+        trigger: a ``torch._dynamo.callback.CallbackTrigger``.
+    """
+    return getattr(trigger, "name", _RECORDS) != _RECORDS
 
 
 def loaded() -> list[ModuleType]:
