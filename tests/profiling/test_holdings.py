@@ -9,6 +9,7 @@ import copy
 import io
 import sys
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -456,6 +457,34 @@ def test_a_compiled_model_has_the_names_of_the_model() -> None:
     assert [each.name for each in root.walk()] == ["Sequential", "Sequential.0", "Sequential.1", "Sequential.2"]
     assert root.calls == 3
     assert named(prof.result, Category.PARAMETER) == {f"Sequential.{name}" for name, _ in model.named_parameters()}
+
+
+class Task(nn.Module):
+    """Has a model in DataParallel, in which a layer is called as DataParallel calls what it wraps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = {"module": nn.Linear(N, N), "last": nn.Linear(N, N)}
+        self.model = nn.DataParallel(nn.Sequential(OrderedDict(layers)), device_ids=[0])
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.model(batch)
+
+
+@pytest.mark.virtual_gpu
+def test_parameters_of_a_wrapped_model_inside_another_one_count_for_their_layers() -> None:
+    model = Task().to("cuda")
+
+    with vramkit.profile() as prof:
+        train(model, torch.optim.SGD(model.parameters(), 0.1), torch.zeros(4, N, device="cuda"))
+
+    layers = {"Task.model.module", "Task.model.last"}
+    assert named(prof.result, Category.PARAMETER) == {
+        f"{layer}.{part}" for layer in layers for part in ("weight", "bias")
+    }
+    [root] = prof.result.by_module
+    own = {row.name: row.parameters for row in root.walk() if not row.children}
+    assert own == dict.fromkeys(layers, nbytes(nn.Linear(N, N).parameters()))
 
 
 # -- nothing is changed by looking -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..torch_internals.modules import children_of, unwrapped_name
+from ..torch_internals.modules import children_of, unwrapped_name, wrapped_in
 from ..torch_internals.sharding import shards
 from .contents import Found, attributes_of, reached
 from .lines import Line
@@ -116,8 +116,10 @@ class Model:
             return
         try:
             shard_of = shards()
-            named = [(unwrapped_name(name), shard_of.get(id(each), each)) for name, each in [*model.named_parameters()]]
-            held = [(unwrapped_name(name), each) for name, each in list(model.named_buffers())]
+            inside = wrapped_in(model)
+            every = [*model.named_parameters()]
+            named = [(unwrapped_name(name, inside), shard_of.get(id(each), each)) for name, each in every]
+            held = [(unwrapped_name(name, inside), each) for name, each in list(model.named_buffers())]
         except RuntimeError:  # another thread changes it: what was known holds
             return
         seen: set[int] = set()  # what parameters share, such as the mesh of all shards, is looked into once
@@ -143,8 +145,9 @@ class Model:
         if model is None:
             return
         held = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        inside = wrapped_in(model)
         for name, module in model.named_modules():
-            prefix = f"{self._name}.{name}".removesuffix(".")
+            prefix = f"{self._name}.{unwrapped_name(name, inside)}".removesuffix(".")
             for each in _tensors_under(attributes_of(prefix, module), _is_container):
                 if id(each[1]) not in held:
                     self._kept.append(weakref.ref(each[1]))

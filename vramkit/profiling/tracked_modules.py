@@ -22,6 +22,7 @@ from ..torch_internals.modules import (
     parameters_of,
     unwrapped,
     unwrapped_name,
+    wrapped_in,
 )
 from .tensors import parts_of, tensors_in
 
@@ -179,7 +180,8 @@ class TrackedModules:
         """
         found = (ref() for identity, ref in list(self._refs.items()) if self.index.get(identity) == index)
         module = next((unwrapped(each) for each in found if each is not None), None)
-        for part in filter(None, unwrapped_name(name).split(".")):
+        inside = [] if module is None else wrapped_in(module)
+        for part in filter(None, unwrapped_name(name, inside).split(".")):
             child = None if module is None else children_of(module).get(part)
             module = None if child is None else unwrapped(child)
         return -1 if module is None or class_name(module) != kind else self.index.get(id(module), -1)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..tape.events import Category
-from ..torch_internals.modules import class_name, unwrapped_name
+from ..torch_internals.modules import class_name, unwrapped_name, wrapped_in
 from .contents import Found, reached
 from .frames import is_the_programs, locals_of, program_frames
 from .holders import Model
@@ -120,7 +120,8 @@ class Variables:
                 named = [*value.named_parameters(), *value.named_buffers()]
                 places = [self._address(tensor) for _, tensor in named]
                 own = class_name(value) if name == "self" else name
-                names = [f"{own}.{unwrapped_name(key)}" for key, _ in named]
+                inside = wrapped_in(value)
+                names = [f"{own}.{unwrapped_name(key, inside)}" for key, _ in named]
                 self._marks.scan(self._marks.lines.current(), None, places, names, is_idle=True)
 
     def _find_trained(self, leaves: Sequence[tuple[str, torch.Tensor]]) -> None:

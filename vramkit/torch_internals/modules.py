@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -187,9 +187,28 @@ def in_wrapper(module: torch.nn.Module) -> torch.nn.Module | None:
     return children_of(module).get(name)
 
 
-def unwrapped_name(name: str) -> str:
-    """The name of a parameter or a module without what is wrapped around any module on the way."""
+def unwrapped_name(name: str, wrapped: Sequence[str] = ()) -> str:
+    """The name of a parameter or a module without what is wrapped around any module on the way.
+
+    Args:
+        name: as the model around it has it.
+        wrapped: what `wrapped_in` says of that model.
+    """
+    for inner in wrapped:
+        if f"{name}.".startswith(f"{inner}."):
+            name = inner.rpartition(".")[0] + name[len(inner) :]
     return ".".join(part for part in name.split(".") if part != _WRAPPED and part not in _WRAPPERS)
+
+
+def wrapped_in(model: torch.nn.Module) -> list[str]:
+    """The names of modules in a model around which there is DP or DDP, the innermost first: the last part of each is
+    the wrapper's, and other modules may be called the same.
+    """
+    return [
+        f"{name}.{_INNER[_class_of(module).__name__]}"
+        for name, module in reversed([*model.named_modules()])
+        if name and in_wrapper(module) is not None and _INNER[_class_of(module).__name__] not in _WRAPPERS
+    ]
 
 
 def stand_in_dynamo(call: Callable[..., Any]) -> None:
