@@ -1,13 +1,13 @@
 """How long ``vramkit.plan`` takes for three published models, and what it finds.
 
-    python benchmarks/bench_plan.py [NAME ...]
+    python benchmarks/bench_plan.py [--largest N] [NAME ...]
 
 For each: seconds of the whole call, programs that were run, and the plan's report.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from typing import Any
 
@@ -39,18 +39,20 @@ def llama3_8b_lora_on_an_rtx4090() -> dict[str, Any]:
 CASES = (gpt2_medium_on_a_t4, vit_large_on_an_rtx3060, llama3_8b_lora_on_an_rtx4090)
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", metavar="NAME", nargs="*")
+    parser.add_argument("--largest", type=int)
+    options = parser.parse_args()
     for case in CASES:
-        if names and not any(name in case.__name__ for name in names):
+        if options.names and not any(name in case.__name__ for name in options.names):
             continue
         given = case()
         began = time.perf_counter()
-        plan = vramkit.plan(**given, optimizer=adamw)
-        print(
-            f"{case.__name__}: {time.perf_counter() - began:.1f} s, {len(plan.variants)} programs\n\n{plan}\n",
-            flush=True,
-        )
+        plan = vramkit.plan(**given, optimizer=adamw, largest=options.largest)
+        took = time.perf_counter() - began
+        print(f"{case.__name__}: {took:.1f} s, {len(plan.variants)} programs\n\n{plan}\n", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

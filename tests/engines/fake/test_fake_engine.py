@@ -23,6 +23,7 @@ from subprocesses import run_python
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributions import Distribution, Normal
+from torch.utils.checkpoint import checkpoint
 from workloads import ADAGRAD, tokens
 
 import vramkit
@@ -35,7 +36,7 @@ from vramkit.engines.virtual import session
 from vramkit.errors import DeviceError, UsageError
 from vramkit.programs import settings
 from vramkit.programs.arguments import program_of
-from vramkit.tape.events import Category
+from vramkit.tape.events import Category, Phase
 
 
 def mlp() -> nn.Module:
@@ -547,6 +548,23 @@ def test_a_step_may_catch_that_memory_ran_out() -> None:
 
     assert estimate.fits()
     assert estimate.peak_reserved < 1 << 30
+
+
+def test_a_backward_that_runs_out_between_its_parts_leaves_nothing_behind() -> None:
+    model = nn.Linear(64, 64)
+
+    def part(batch: torch.Tensor) -> torch.Tensor:
+        return model(batch).repeat(1, 1, 256).exp().sum()
+
+    def step(batch: torch.Tensor) -> None:
+        rows = batch.to("cuda").split(1)
+        torch.stack([checkpoint(part, each, use_reentrant=False) for each in rows]).sum().backward()
+
+    # Every forward fits; the first part's backward does not, while the others wait for theirs.
+    estimate = fake(model, torch.zeros(4, 4096, 64), step=step, gpu="1100 MiB")
+
+    assert estimate.failure is not None
+    assert estimate.failure.phase is Phase.BACKWARD
 
 
 def test_the_host_keeps_its_values() -> None:

@@ -46,7 +46,7 @@ from ...torch_internals.versions import TIE_BREAK
 from .. import Run
 from .in_place import counts_of_the_only_holder
 from .isolation import apart, cuda_for_fakes
-from .overlay.backward import wait_for_the_device
+from .overlay.backward import let_go_of_graphs
 from .random_numbers import OwnDraws
 from .receiving import classes_of_its_own, move_to_cuda, receiver_of
 from .recorder import Recorder
@@ -211,7 +211,7 @@ class FakeSession:
             answer = self._train(opened, batch_size, mode, recorder, strangers, count)
             del opened
             if recorder.lives():
-                wait_for_the_device()
+                let_go_of_graphs()
                 gc.collect()
         if strangers.refusal is not None:
             raise strangers.refusal

@@ -8,6 +8,7 @@ comes and goes.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -102,10 +103,33 @@ class _DeviceThread:
         hook.remove()
 
 
-def wait_for_the_device() -> None:
-    """Let autograd's thread of the device be done with the last backward: it may hold that graph a little longer."""
+def let_go_of_graphs() -> None:
+    """Let autograd be done with the last backward, of whose graph it may hold parts a little longer."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch's
         _DeviceThread().run(lambda: None)
+    else:
+        _drop_what_waits()
+
+
+def _drop_what_waits() -> None:
+    """Run a backward here whose node comes last, so that those of a backward that has failed are taken before it.
+
+    Without a device this thread has a queue of its own. What waits there when a backward fails, such as the losses of
+    other parts of a batch, stays and holds the graph: a later backward drops it only once it comes to it, and takes
+    what was made last first. A thread that has just begun counts from zero.
+    """
+    made: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def make() -> None:
+        x = torch.ones((), requires_grad=True)
+        made.append((x, x.view(())))
+
+    with _disable_current_modes():
+        maker = threading.Thread(target=make)
+        maker.start()
+        maker.join()
+        [(x, y)] = made
+        torch.autograd.backward(y, inputs=[x])
 
 
 def _is_transformed() -> bool:
