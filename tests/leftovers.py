@@ -31,6 +31,8 @@ def left_behind(model: Any = None) -> list[str]:
         found.append("the autograd engine's entry is replaced")
     if torch.autograd.graph.saved_tensors_hooks.__enter__.__module__ != torch.autograd.graph.__name__:
         found.append("saved_tensors_hooks.__enter__ is replaced")
+    if torch.utils.swap_tensors.__module__ != torch.utils.__name__:
+        found.append("torch.utils.swap_tensors is replaced")
     if torch.is_anomaly_enabled() or torch.set_anomaly_enabled is not torch._C.set_anomaly_enabled:
         found.append("anomaly detection is on, or replaced")
     if torch.fx.traceback.format_stack.__module__ != torch.fx.traceback.__name__:

@@ -380,6 +380,18 @@ def test_sparse_gradients_are_gradients(device: str) -> None:
     assert profile.final.gradients == gradient._values().nbytes + gradient._indices().untyped_storage().nbytes()
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_model_whose_tensors_torch_swaps_can_be_moved_inside(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it swaps weights of torchao's kinds: it refuses where anybody holds one weakly."""
+    monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
+    model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64)).to(device)
+
+    with vramkit.profile(model, device=device) as prof:
+        model.double()
+
+    assert prof.result.final.parameters == sum(each.nbytes for each in model.parameters()) == 8 * (64 * 64 + 3 * 64)
+
+
 def test_a_device_that_is_not_there_is_refused() -> None:
     message = "Name one of those" if torch.cuda.is_available() else "no CUDA device"
     with pytest.raises(vramkit.DeviceError, match=message), vramkit.profile(device="cuda:7"):

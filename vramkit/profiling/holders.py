@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from .lines import Line
 from .tensors import shape_of
 
 _MAX_ATTRIBUTES = 1000  # objects that one parameter or module is looked into for
+_GONE = weakref.ref(torch.empty(0, device="meta"))
+"""Stands for a tensor that is not held at the moment."""
 
 
 class Model:
@@ -108,6 +111,24 @@ class Model:
     def live_parameters(self) -> list[torch.Tensor | None]:
         """The parameters, None for one that is gone."""
         return [ref() for ref in self.parameters]
+
+    @contextmanager
+    def let_go(self, *tensors: torch.Tensor) -> Iterator[None]:
+        """Hold none of these tensors meanwhile, not even weakly."""
+        held = [
+            (refs, index, tensor)
+            for refs in (self.parameters, self.buffers, self.carried, self._kept)
+            for index, ref in enumerate(refs)
+            for tensor in tensors
+            if ref() is tensor
+        ]
+        for refs, index, _ in held:
+            refs[index] = _GONE
+        try:
+            yield
+        finally:
+            for refs, index, tensor in held:
+                refs[index] = weakref.ref(tensor)
 
     def refresh(self) -> None:
         """Look at the model again: parameters may have come and gone."""

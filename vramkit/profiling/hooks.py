@@ -144,6 +144,8 @@ class Hooks:
         packing = torch.autograd.graph.saved_tensors_hooks
         enter = packing.__enter__
         replace(stack, packing, "__enter__", choose(self._backwards.wrap_packing(enter), enter))
+        swap = torch.utils.swap_tensors
+        replace(stack, torch.utils, "swap_tensors", choose(self._tensors.wrap_swap(swap), swap))
         engine = vars(RUN_BACKWARD.owner)[RUN_BACKWARD.name]
         replace(stack, RUN_BACKWARD.owner, RUN_BACKWARD.name, choose(self._backwards.wrap_engine(engine), engine))
         # torch goes through a dict of these hooks that may not change meanwhile. Each comes last in it, so that a

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -163,6 +164,20 @@ class TrackedTensors:
                         self._hooks.append(parameter.register_hook(look))  # type: ignore[no-untyped-call] # torch's
         if not self._marks.is_open:  # the recording has ended meanwhile, and nobody else will
             self.drop_hooks()
+
+    def wrap_swap(self, plain: Callable[..., Any]) -> Callable[..., Any]:
+        """``torch.utils.swap_tensors``, which refuses to swap what anybody holds weakly, as every model is known here.
+
+        ``Module.to`` swaps weights of a subclass, such as torchao's, and all of them if a program asks for that.
+        """
+
+        def swap(one: torch.Tensor, other: torch.Tensor) -> Any:
+            with ExitStack() as stack:
+                for model in dict.fromkeys((*self._met, *self.models())):
+                    stack.enter_context(model.let_go(one, other))
+                return plain(one, other)
+
+        return swap
 
     def _look_at_gradient(self, name: str, grad: torch.Tensor) -> None:
         self._saw(Category.GRADIENT, [grad], [name])
