@@ -44,8 +44,8 @@ def of_each_image(batch: Any) -> Any:
     inputs = on_cuda({name: value for name, value in batch.items() if name not in ("class_labels", "boxes")})
     if "boxes" not in batch:
         return inputs
-    objects = zip(batch["class_labels"], batch["boxes"], strict=True)
-    return {**inputs, "labels": [{"class_labels": of.to("cuda"), "boxes": at.to("cuda")} for of, at in objects]}
+    rows = zip(batch["class_labels"], batch["boxes"], strict=True)
+    return {**inputs, "labels": [{"class_labels": of.to("cuda"), "boxes": at.to("cuda")} for of, at in rows]}
 
 
 def torchvision_batch(recipe: Recipe, size: tuple[int, int]) -> dict[str, torch.Tensor]:

@@ -18,7 +18,6 @@ _looking = threading.RLock()
 _LIBRARIES = frozenset({"contextlib", "torch", "vramkit"})
 _TAKES_LOCALS = frozenset({"locals", "vars", "dir", "eval", "exec"})  # as functions: a model has a method eval(), too
 _PYTEST = "@py_builtins"  # in functions whose asserts pytest has rewritten: those ask only whether a name is there
-_LOADS_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
 _REFERENCES = 3  # to a dictionary: the frame's, a variable's, an argument's
 
 
@@ -104,6 +103,6 @@ def _may_hold_locals(code: CodeType) -> bool:
     if _PYTEST in code.co_names or not code.co_names:
         return False
     return any(
-        (each.argval in _TAKES_LOCALS and each.opname in _LOADS_GLOBAL) or each.argval == "f_locals"
+        (each.argval in _TAKES_LOCALS and each.opname == "LOAD_GLOBAL") or each.argval == "f_locals"
         for each in dis.get_instructions(code)
     )

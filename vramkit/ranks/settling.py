@@ -1,4 +1,4 @@
-"""When memory comes free that NCCL's watchdog holds. Knows the thread; knows no collective."""
+"""When memory comes free that NCCL's watchdog holds. Knows the thread, and steps of optimizers; knows no collective."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ class Settling:
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+    groups = getattr(optimizer, "param_groups", ())  # wrappers of others, which are no more than begun, have none
+    return (parameter for group in groups for parameter in group["params"])
 
 
 def _let_end() -> None:

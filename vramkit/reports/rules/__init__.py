@@ -15,6 +15,7 @@ from . import (
     losses,
     models,
     optimizers,
+    outputs,
     precision,
     reserved,
     retained,
@@ -25,6 +26,7 @@ from .advised import Advice as Advice
 
 RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
     *earlier.RULES,
+    *outputs.RULES,
     *summed.RULES,
     *joined.RULES,
     *retained.RULES,

@@ -1,4 +1,6 @@
-"""What earlier forwards left behind, and the remedy that follows from what happened to it. Knows no other advice."""
+"""What earlier forwards left behind, and the remedy that follows from what happened to it; kept outputs are elsewhere.
+Knows no other advice.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,6 @@ _CLOSE = 0.1
 """Less than this part of a saving is not told apart."""
 _LOOP = 3
 """So many forwards of a model in a row, at least, are a loop's, whose variables each of them sets."""
-_MOST = 1000
-"""Of so many tensors, at most, it is looked up when their modules were left."""
-_LEAST = 400
-"""What a layer returned has to be a larger part of what is there to be told with what others did."""
 
 
 def _after_failures(scene: Scene) -> Iterator[Advice]:
@@ -71,7 +69,7 @@ def _graphs(scene: Scene) -> Iterator[Advice]:
             if len(members) < 2 or (_is_retained(scene, members) and not hands_on(scene, members)):
                 continue
             # A backward would free a graph bit by bit, sooner than the next forward: what is reserved then is not told.
-            less, is_computed = scene.less(np.where(held, scene.block, 0), _until_next(scene, members)), True
+            less, is_computed = scene.less(np.where(held, scene.block, 0), until_next(scene, members)), True
             if _is_retained(scene, members):
                 less, is_computed = _within_own_graph(scene, members, less)
                 text = (
@@ -160,108 +158,6 @@ def _of_evaluation(scene: Scene, root: int, held: _Mask, what: str) -> Iterator[
     )
 
 
-def _kept_outputs(scene: Scene) -> Iterator[Advice]:
-    """Outputs of a model, or of layers in it, that are kept over several steps, or several forwards of evaluation. What
-    one list or dict has of several layers is told together.
-    """
-    fates, rows = scene.fates, scene.left_behind
-    if not len(fates.forwards):
-        return
-    table = scene.result.tape.allocations
-    is_graph = keeps_graph(scene, rows) | fates.is_abandoned
-    rows = rows & ~is_graph[np.maximum(fates.maker, 0)]
-    chosen = np.flatnonzero(rows)
-    found: dict[str, list[tuple[int, Ints]]] = {}  # by what holds it, or by its module: modules, and what is kept
-    for group in grouped(chosen, table["module"][chosen].astype(np.int64)):
-        if not _is_worth(scene, group, _LEAST):
-            continue
-        members = np.unique(fates.maker[group])
-        evaluates = (fates.forwards["phase"][members] == Phase.EVALUATION).any()
-        if len(members) < 3 if evaluates else len(np.unique(fates.forwards["step"][members])) < 2:
-            continue
-        root, module = int(fates.forwards["module"][members[-1]]), int(table["module"][group[0]])
-        module = _returned_by(scene, module, int(group[-1]))
-        held = _container(scene, group).partition("[")[0] if module not in (root, -1) else ""
-        if not held and module not in (root, -1):
-            held = f" of {members.tolist()}"  # one graph has them, or hooks of one kind
-        found.setdefault(held or str(module), []).append((module, group))
-    for every in found.values():
-        kept = np.zeros(len(rows), bool)
-        kept[np.concatenate([group for _, group in every])] = True
-        if _is_worth(scene, np.flatnonzero(kept)):
-            yield _of_kept(scene, [module for module, _ in every], kept)
-
-
-def _of_kept(scene: Scene, modules: Sequence[int], kept: _Mask) -> Advice:
-    """What some modules returned, and is kept."""
-    fates, members = scene.fates, np.unique(scene.fates.maker[kept])
-    root, maker = int(fates.forwards["module"][members[-1]]), np.maximum(fates.maker, 0)
-    since, may_be_graphs = _until_next(scene, members), False
-    many = f"{counted(int(kept.sum()), 'tensor')} of {len(members):,} forwards, {format_size(scene.at(kept))}"
-    many += f", are kept{containers(scene, kept, len(modules) > 1)}"
-    if modules[0] in (root, -1):
-        text = f"keep {model_name(scene, root)}'s outputs as output.detach().cpu(), or reduce each at once: {many}"
-    else:
-        names = [model_name(scene, module) for module in modules[:2]]
-        name = ", ".join(names) + f" and {counted(len(modules) - 2, 'other')}" * (len(modules) > 2)
-        text = f"keep what a hook or a list has of {name} as .detach().cpu(), or drop it: {many}"
-        in_graph = kept & fates.forwards["made_graph"][maker]
-        may_be_graphs = bool(in_graph.any()) and not containers(scene, kept, len(modules) > 1)
-        if may_be_graphs:
-            text += "; or a graph has them, of a running average, say: detach what goes into that"
-            since = np.where(in_graph, _after_backward(scene, kept), since)
-        without_graph = kept & ~fates.forwards["made_graph"][maker]
-        since = np.where(without_graph, fates.forwards["end"][maker], since)
-        if without_graph.any():
-            kept = kept | _kept_now(scene, kept)
-            rows = np.flatnonzero(kept & ~fates.forwards["made_graph"][maker])[-_MOST:]
-            since[rows] = _left_after(scene, rows)
-    edit = Edit(np.where(kept, scene.block, 0), since)
-    saves = scene.saved(edit.smaller, edit.since)
-    # A backward would free what a graph has bit by bit: what is reserved then is not told.
-    return Advice(saves=saves, edit=None if may_be_graphs else edit, text=text, is_cause=True)
-
-
-def _after_backward(scene: Scene, kept: _Mask) -> Ints:
-    """Of what layers made, and no variable has, the end of the first backward after its forward: that needs it."""
-    fates = scene.fates
-    ends = np.append(fates.forwards["end"], 0)[fates.maker].astype(np.int64)
-    following = np.searchsorted(fates.backwards["begin"], ends)
-    last = np.append(fates.backwards["end"], len(scene.result.tape.events)).astype(np.int64)
-    result: Ints = np.where(kept, last[following], len(scene.result.tape.events))
-    return result
-
-
-def _kept_now(scene: Scene, kept: _Mask) -> _Mask:
-    """What the forward at the moment made, without a graph, as those before it made what is kept of them."""
-    table, current = scene.result.tape.allocations, scene.fates.last_begun(scene.moment.event)
-    if scene.fates.forwards["made_graph"][current]:
-        return np.zeros(len(kept), bool)
-    module, size = (table[name].astype(np.int64) for name in ("module", "requested"))
-    like = np.unique(np.stack([module[kept], size[kept]]), axis=1)
-    result: _Mask = scene.moment.alive & (scene.fates.maker == current) & ~kept
-    rows = np.flatnonzero(result)
-    result[rows] = [((like[0] == module[row]) & (like[1] == size[row])).any() for row in rows.tolist()]
-    return result
-
-
-def _left_after(scene: Scene, rows: Ints) -> list[int]:
-    """The events at which forwards have left the modules that made some allocations; of what these returned, the
-    modules around them.
-    """
-    tape, found, parts = scene.result.tape, list[int](), dict[int, _Mask]()
-    for row in rows.tolist():
-        module = int(tape.allocations["module"][row])
-        if tape.allocations["requested"][row] in (2 * scene.of_output[row], 4 * scene.of_output[row]):
-            module = tape.modules[module].parent
-        if module not in parts:
-            parts[module] = part_of(scene, module)
-        born, end = int(tape.allocations["born"][row]), int(scene.fates.forwards["end"][scene.fates.maker[row]])
-        left = np.flatnonzero(~parts[module][tape.events["module"][born:end]])
-        found.append(born + int(left[0]) if module >= 0 and len(left) else end)
-    return found
-
-
 def part_of(scene: Scene, module: int) -> _Mask:
     """A module and those in it; shape ``(modules + 1,)``, the last stands for none."""
     modules = scene.result.tape.modules
@@ -309,7 +205,7 @@ def _growth(scene: Scene) -> Iterator[Advice]:
     found = []
     chosen = np.flatnonzero(rows)
     for group in grouped(chosen, (table["module"].astype(np.int64) * len(Phase) + table["phase"])[chosen]):
-        if not _is_worth(scene, group):
+        if not is_worth(scene, group):
             continue
         phase, module, kept = int(table["phase"][group[0]]), int(table["module"][group[0]]), np.zeros(len(rows), bool)
         kept[group] = True
@@ -356,7 +252,7 @@ def made_by(scene: Scene, chosen: _Mask) -> _Mask:
     return result
 
 
-def _is_worth(scene: Scene, group: Ints, part: int = 100) -> bool:
+def is_worth(scene: Scene, group: Ints, part: int = 100) -> bool:
     """Whether some allocations are more than a hundredth of what is there: of the others there may be very many."""
     return int(scene.block[group].sum()) * part > scene.moment.breakdown.allocated
 
@@ -418,7 +314,7 @@ def keeper(scene: Scene, members: Ints) -> Ints:
     return result
 
 
-def _until_next(scene: Scene, members: Ints) -> Ints:
+def until_next(scene: Scene, members: Ints) -> Ints:
     """Of each allocation of some forwards the event at which a variable of it would have been given another value: the
     end of the next forward at its place in a step, or of evaluation; in a loop within a step, of the next one. Inputs
     go with the last forward that is given them.
@@ -456,35 +352,16 @@ def containers(scene: Scene, rows: _Mask, whole: bool = False) -> str:
         rows: which.
         whole: the outermost list or dict.
     """
-    name = _container(scene, np.flatnonzero(rows))
+    name = container(scene, np.flatnonzero(rows))
     return f" in {shown_name(name.partition('[')[0] if whole else name, 40)}" if name else ""
 
 
-def _container(scene: Scene, rows: Ints) -> str:
+def container(scene: Scene, rows: Ints) -> str:
+    """The list or dict that most of some allocations were seen in, with its place in others; empty: there was none."""
     tape = scene.result.tape
     names = [tape.names[name] for name in tape.allocations["name"][rows].tolist() if name >= 0]
     inside = [name.rpartition("[")[0] for name in names if name.endswith("]")]
     return max(inside, key=inside.count) if inside else ""
-
-
-def _returned_by(scene: Scene, module: int, row: int) -> int:
-    """The outermost module inside a model that returns an allocation that a module made: it ends with that one."""
-    tape, fates = scene.result.tape, scene.fates
-    table = tape.allocations
-    size, modules = int(table["requested"][row]), tape.modules
-    later = np.unique(table["module"][(fates.maker == fates.maker[row]) & (table["born"] > table["born"][row])])
-    names = [modules[index].name for index in later.tolist() if index >= 0]
-    while module >= 0 and modules[module].parent >= 0:
-        parent = modules[modules[module].parent]
-        elements = int(np.prod(parent.output_shape, dtype=np.int64)) if parent.output_shape else 0
-        if size not in (2 * elements, 4 * elements):
-            break
-        own = modules[module].name
-        others = [each for each in names if not f"{each}.".startswith(f"{own}.")]
-        if any(each.startswith(f"{parent.name}.") for each in others):
-            break
-        module = modules[module].parent
-    return module
 
 
 def _root(scene: Scene, rows: _Mask) -> str:
@@ -499,7 +376,6 @@ def model_name(scene: Scene, module: int) -> str:
 RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
     _after_failures,
     _graphs,
-    _kept_outputs,
     _no_graph,
     _growth,
 )
