@@ -24,10 +24,10 @@ from ..results.profile import Profile
 from ..tape.events import ALLOCATION, EVENT, Tape
 from ..torch_internals.names import Need
 from ..torch_internals.needs import require
+from . import first_step, measuring
 from .hooks import Hooks
 from .limits import Limits
 from .marks import Marks
-from .measuring import note_of
 from .settling import tape_of
 from .whole import Whole, whole_of
 
@@ -329,7 +329,7 @@ def _result_of(
             outside=recording.outside,
             nccl=recording.nccl,
             versions=versions,
-            notes=(*recording.notes, *said, *filter(None, [note_of(tape)])),
+            notes=(*recording.notes, *said, *filter(None, [measuring.note_of(tape), first_step.note_of(tape)])),
         )
         for recording, tape in zip(recordings, tapes, strict=True)
     ]
