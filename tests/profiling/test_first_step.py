@@ -11,6 +11,7 @@ from torch import nn
 
 import vramkit
 from vramkit.results.profile import Profile
+from vramkit.sizes import format_size
 
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.virtual_gpu)])
 adam, plain = torch.optim.Adam, partial(torch.optim.SGD, lr=0.1)
@@ -42,11 +43,11 @@ def said(profile: Profile) -> list[str]:
 
 @devices
 @pytest.mark.parametrize("begins", [True, False])
-def test_the_peak_of_a_second_step_is_said_to_the_byte_after_the_first(device: str, begins: bool) -> None:
+def test_the_peak_of_a_second_step_is_said_after_the_first(device: str, begins: bool) -> None:
     once, twice = (profiled(device, 8192, steps, begins=begins) for steps in (1, 2))
 
     assert twice.peak_allocated > once.peak_allocated
-    assert [f"({twice.peak_allocated:,} B)" in note for note in said(once)] == [True]
+    assert [f"about {format_size(twice.peak_allocated)}:" in note for note in said(once)] == [True]
     assert said(twice) == []
 
 

@@ -16,7 +16,7 @@ _WORK = (Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE)
 def note_of(tape: Tape) -> str:
     """What to say where the next step would need more than was measured; empty: nothing says so.
 
-    Assumes that it does what the last one did. What it frees later than that one did comes on top.
+    Assumes that it does what the last one did, in blocks of the same sizes. What it frees later comes on top.
 
     Args:
         tape: of the recording.
@@ -37,8 +37,8 @@ def note_of(tape: Tape) -> str:
         return ""
     return (
         f"Step {step + 1} is the last that was measured, and its optimizer made {format_size(int(states[event]))} of "
-        "state that its forward and backward did without. The next step has it from the beginning, and allocates at "
-        f"least about {format_size(int(then[event]))} ({then[event]:,} B): measure more steps."
+        "state that its forward and backward did without. The next step has it from the beginning, and allocates "
+        f"about {format_size(int(then[event]))}: measure more steps."
     )
 
 
