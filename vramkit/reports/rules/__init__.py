@@ -11,6 +11,7 @@ from . import (
     checkpoints,
     discarded,
     earlier,
+    elementwise,
     joined,
     losses,
     models,
@@ -39,5 +40,6 @@ RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
     *optimizers.RULES,
     *losses.RULES,
     *attention.RULES,
+    *elementwise.RULES,
     *reserved.RULES,
 )

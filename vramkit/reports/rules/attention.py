@@ -16,6 +16,8 @@ from .advised import Advice
 
 _LONG = 1 << 20
 """No dimension is so long: a file may say what it likes."""
+_HIDDEN = 4
+"""A hidden layer is so many times as wide, at most, as what it is given."""
 _WIDE = 3
 """Queries, keys and values together are so many times as wide as what attention returns."""
 
@@ -66,4 +68,82 @@ def _of_module(scene: Scene, index: int, shape: Sequence[int]) -> npt.NDArray[np
     return np.zeros(len(table), bool)
 
 
-RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_weights,)
+def _by_hand(scene: Scene) -> Iterator[Advice]:
+    """Attention that is written out: a product, a softmax, a dropout, another product. Assumes what `_weights` does.
+
+    Where a softmax or a dropout is a module of its own, its shape tells weights from all else. Elsewhere their size
+    has to, in a module that is called attention: a size that a projection could have as well tells nothing.
+    """
+    tape = scene.result.tape
+    below = [list[int]() for _ in tape.modules]
+    for index, module in enumerate(tape.modules):
+        if module.parent >= 0:
+            below[module.parent].append(index)
+    found = np.zeros(len(tape.allocations), bool)
+    named = []
+    for index, module in enumerate(tape.modules):
+        if not module.calls or module.kind == "MultiheadAttention" or not _fits(module.output_shape):
+            continue
+        shapes = [tape.modules[each].output_shape for each in below[index] if not tape.modules[each].parameters]
+        widths = {tape.modules[each].output_shape[-1:] for each in below[index] if tape.modules[each].parameters}
+        weights = [shape for shape in shapes if shape[-1:] not in widths and _is_of_pairs(shape, module.output_shape)]
+        if weights:
+            rows = _of_size(scene, {index, *below[index]}, [item * int(np.prod(weights[0])) for item in (4, 2, 1)])
+        elif "attention" in module.kind.lower() or "attn" in module.kind.lower():
+            rows = _of_size(scene, {index}, _sizes_of_pairs(scene, index, module.output_shape))
+        else:
+            continue
+        if rows.any():
+            found |= rows
+            named.append(module.name)
+    if not scene.at(found):
+        return
+    alive = found & scene.moment.alive
+    yield Advice(
+        saves=scene.saved(np.where(found, scene.block, 0)),
+        text=f"let F.scaled_dot_product_attention do the attention of {shown_name(named[0], 60)}"
+        f"{' and others' * (len(named) > 1)}, if nobody else uses its weights (transformers: "
+        f'attn_implementation="sdpa"): {counted(int(alive.sum()), "tensor")} of them, '
+        f"{format_size(scene.at(found))}, are there, and its kernels make none",
+    )
+
+
+def _fits(shape: Sequence[int]) -> bool:
+    """Whether this is what attention returns: (batch, sequence, width)."""
+    return len(shape) == 3 and all(0 < length < _LONG for length in shape)
+
+
+def _is_of_pairs(shape: Sequence[int], returned: Sequence[int]) -> bool:
+    """Whether a shape is that of weights, with or without heads: of each row as many numbers as there are rows."""
+    if not 3 <= len(shape) <= 4 or shape[-1] != shape[-2] or shape[-1] not in returned[:2]:
+        return False
+    heads = shape[1] if len(shape) == 4 else 1
+    return shape[-1] != returned[-1] and returned[-1] % heads == 0
+
+
+def _sizes_of_pairs(scene: Scene, index: int, returned: Sequence[int]) -> list[int]:
+    """Bytes of what a module made that can only be weights of each pair of rows, once for each of some heads."""
+    table, (batch, length, width) = scene.result.tape.allocations, returned
+    inside = (table["module"] == index) & (table["phase"] == Phase.FORWARD)
+    sizes, counts = np.unique(table["requested"][inside].astype(np.int64), return_counts=True)
+    found = []
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        for item in (4, 2):
+            heads, rest = divmod(size, item * batch * length * length)
+            if count > 1 and heads and not rest and width % heads == 0 and not _projects(heads * length, width):
+                found += [size, size // item]  # and where a dropout kept them
+    return found
+
+
+def _projects(wide: int, width: int) -> bool:
+    """Whether queries, keys and values, a part of them, or a hidden layer could be so wide."""
+    return width % wide == 0 or (wide % width == 0 and wide <= _HIDDEN * width)
+
+
+def _of_size(scene: Scene, modules: set[int], sizes: Sequence[int]) -> npt.NDArray[np.bool_]:
+    table = scene.result.tape.allocations
+    found: npt.NDArray[np.bool_] = np.isin(table["module"], list(modules)) & np.isin(table["requested"], sizes)
+    return found & np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY))
+
+
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_weights, _by_hand)
