@@ -42,6 +42,8 @@ def left_behind(model: Any = None) -> list[str]:
         found.append("dynamo calls modules by another function")
     if torch.utils._python_dispatch._get_current_dispatch_mode_stack():
         found.append("a dispatch mode is active")
+    if torch.overrides._get_current_function_mode_stack():
+        found.append("a function mode is active, such as that of torch.set_default_device")
     if torch.cuda.is_initialized():
         if torch._C._cuda_isHistoryEnabled():
             found.append("the allocator's history is on")

@@ -28,6 +28,28 @@ from .tracked_modules import TrackedModules
 _ENTER, _PART = "_vramkit_enter", "_vramkit_part"
 
 
+_Copies = tuple[Plan, dict[FunctionType, CodeType]]
+_copies: weakref.WeakKeyDictionary[ModuleType, _Copies] = weakref.WeakKeyDictionary()
+"""What was read of each module: once, and for every profile."""
+
+
+def _copies_of(module: ModuleType) -> _Copies:
+    """The plan of a module, and marked copies of its functions' code; none for a backward, whose comments name nodes
+    that only its compilation knew.
+    """
+    path = str(module.__file__)
+    source = Path(path).read_text()
+    if is_backward(source):
+        return Plan([], {}), {}
+    plan = plan_of(source)
+    copies = dict(marked(source, path, plan, _ENTER, _PART))
+    functions = [each for each in inductor.functions_of(module) if each.__name__ in copies]
+    codes = {each: _code_in(compile(copies[each.__name__], path, "exec"), each.__name__) for each in functions}
+    if any(function.__closure__ or code.co_freevars for function, code in codes.items()):
+        return plan, {}
+    return plan, codes
+
+
 class _Here(threading.local):
     table: Sequence[int] = ()
 
@@ -76,23 +98,18 @@ class CompiledCode:
         if vars(module).get(_ENTER, _nothing) is not _nothing:  # it is marked
             return
         try:
-            path = str(module.__file__)
-            source = Path(path).read_text()
-            if is_backward(source):  # whose comments name nodes that only its compilation knew
-                return
-            plan = plan_of(source)
-            copies = dict(marked(source, path, plan, _ENTER, _PART))
-            functions = {each.__name__: each for each in inductor.functions_of(module) if each.__name__ in copies}
-            codes = {name: _code_in(compile(copies[name], path, "exec"), name) for name in functions}
+            if module not in _copies:
+                _copies[module] = _copies_of(module)
+            plan, codes = _copies[module]
         except Exception:  # it is not written as it was known to be: it stays as it is
             return
-        if any(function.__closure__ or codes[name].co_freevars for name, function in functions.items()):
+        if not codes:
             return
-        self._changed += [(function, function.__code__) for function in functions.values()]
+        self._changed += [(function, function.__code__) for function in codes]
         vars(module)[_ENTER] = self._enter_of(module, plan)
         vars(module)[_PART] = self._part()
-        for name, function in functions.items():
-            function.__code__ = codes[name]
+        for function, code in codes.items():
+            function.__code__ = code
 
     def _undo(self) -> None:
         with suppress(IndexError):
