@@ -19,15 +19,16 @@ def test_what_was_only_tried_is_what_a_later_step_does_without_and_no_half_of_a_
     layers = torch.nn.Conv2d(128, 128, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(128 * 144, 4)
     model = torch.nn.Sequential(*layers).to("cuda")
 
-    def step() -> None:
-        model(torch.zeros(5, 128, 12, 12).to("cuda")).sum().backward()
+    def step(targets: int) -> None:
+        out = model(torch.zeros(5, 128, 12, 12).to("cuda"))
+        (out.sum() + (out.sum() * torch.ones(targets, device="cuda")).square().sum()).backward()
         model.zero_grad()
 
     with vramkit.profile(model) as first:
-        step()
-        step()
+        step(300)
+        step(400)  # a loss of another size, as a detector's, tells nothing of the layers
     with vramkit.profile(model) as later:
-        step()
+        step(400)
 
     found = {each.text.split(",")[0]: each for each in advise(first.result, moment_of(first.result), limit=99)}
     assert found["leave torch.backends.cudnn.benchmark off"].saves == (

@@ -74,23 +74,27 @@ def tried(scene: Scene) -> npt.NDArray[np.bool_]:
     none = np.zeros(len(table), bool)
     if not scene.on_gpu or moment.failed or moment.event < 0:
         return none
-    convolution = np.array([*("Conv" in module.kind for module in tape.modules), False])
+    convolves = np.array([*("Conv" in module.kind for module in tape.modules), False])[table["module"]]
     passes = np.isin(table["phase"], (Phase.FORWARD, Phase.BACKWARD, Phase.EVALUATION))
-    inside = (scene.category == Category.TEMPORARY) & passes & convolution[table["module"]]
+    inside = (scene.category == Category.TEMPORARY) & passes & convolves
     found = inside & (table["step"] == moment.step)
     later = (table["step"] > moment.step) & passes
-    if not found.any() or not later.any() or not _is_first_of_its_shape(scene):
+    if not found.any() or not later.any() or not _is_first_of_its_shape(scene, convolves):
         return none
     result: npt.NDArray[np.bool_] = found & ~np.isin(table["requested"], np.unique(table["requested"][later]))
     return result
 
 
-def _is_first_of_its_shape(scene: Scene) -> bool:
-    """Whether the moment's step is the first, and the next one keeps tensors of the same sizes: then a kernel that it
-    alone ran was tried, and not needed for another shape.
+def _is_first_of_its_shape(scene: Scene, convolves: npt.NDArray[np.bool_]) -> bool:
+    """Whether the moment's step is the first, and convolutions keep tensors of the same sizes in the next one: then a
+    kernel that it alone ran was tried, and not needed for another shape.
+
+    Args:
+        scene: of the moment.
+        convolves: which allocations convolutions made.
     """
     table = scene.result.tape.allocations
-    kept = scene.category == Category.ACTIVATION
+    kept = (scene.category == Category.ACTIVATION) & convolves
     sizes = [set(table["requested"][kept & (table["step"] == step)].tolist()) for step in (0, 1)]
     return scene.moment.step == 0 and sizes[0] == sizes[1]
 
