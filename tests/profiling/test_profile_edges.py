@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from workloads import workspace_size
 
 import vramkit
+from vramkit.profiling.contents import tensors_given
 from vramkit.results.profile import Profile
 from vramkit.tape.events import Category, Phase
 
@@ -149,6 +150,44 @@ def test_odd_arguments_of_a_forward_are_left_alone() -> None:
 
     assert [label[0] for label in labels(profile) if label[1] is Category.INPUT] == [12, 20, 8]
     assert labels(profile)[-1] == (12, Category.ACTIVATION, Phase.EVALUATION, "Takes"), "nothing in it has gradients"
+
+
+def test_what_an_object_brings_that_is_a_batch_is_input() -> None:
+    class Store:
+        def __init__(self) -> None:
+            self.mapping = {"x": torch.zeros(8, 4), "edges": torch.zeros(2, 9, dtype=torch.int64)}
+
+    class Graph:
+        __slots__ = ("mask", "store")
+
+        def __init__(self) -> None:
+            self.store, self.mask = Store(), torch.zeros(8, dtype=torch.bool)
+
+        @property
+        def x(self) -> torch.Tensor:
+            return self.store.mapping["x"]
+
+    class Layer(nn.Linear):
+        def forward(self, graph: Graph) -> torch.Tensor:
+            return super().forward(graph.x)
+
+    model = Layer(4, 2)
+
+    profile = profiled(lambda: model(Graph()).sum().backward(), model)
+
+    assert [label[0] for label in labels(profile) if label[1] is Category.INPUT] == [128, 144, 8]
+
+
+@pytest.mark.parametrize("holds", [nn.Linear(2, 2), [object() for _ in range(200)]])
+def test_an_object_that_is_no_batch_brings_nothing(holds: object) -> None:
+    class Trainer:
+        def __init__(self, holds: object) -> None:
+            self.holds, self.history = holds, torch.zeros(64)
+
+    batch, trainer, small = torch.zeros(8, 4), Trainer(holds), Trainer(None)
+
+    assert list(map(id, tensors_given(((batch, trainer), {})))) == [id(batch)]
+    assert list(map(id, tensors_given(((batch,), {"trainer": [small]})))) == [id(batch), id(small.history)]
 
 
 def test_an_exception_of_the_program_is_the_one_that_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from ..torch_internals.modules import children_of
 from .frames import locals_of
+from .tensors import tensors_in
 
 _T = TypeVar("_T")
 
@@ -23,6 +24,7 @@ _HOLD_NOTHING = (*_ATOMS, torch.Tensor)
 _SEQUENCES = (list, tuple, set, frozenset, deque)
 _LARGE, _SAMPLE = 1000, 8
 _MAX_OBJECTS = 30_000
+_MOST_OF_A_BATCH = 100
 _OF_A_MODULE = frozenset(vars(torch.nn.Module()))
 
 
@@ -69,6 +71,31 @@ def reached(
         if enters:
             mark = each.mark if mark is None else mark
             pending.extend(Found(name, item, mark) for name, item in items_of(each.name, value))
+
+
+def tensors_given(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> list[torch.Tensor]:
+    """The tensors that a model's call is given: in tuples, lists and dicts, and in an object that is a batch, such as a
+    graph, or images beside their masks. One that holds modules or much else, as a trainer does, is none.
+    """
+    found = list(tensors_in(arguments))
+    objects = [("", each) for each in _objects_in(arguments)]
+    if objects:
+        inside = [each.value for each in reached(objects, lambda _: (True, None), _MOST_OF_A_BATCH)]
+        tensors = [each for each in inside if issubclass(type(each), torch.Tensor)]
+        is_batch = not any(issubclass(type(each), torch.nn.Module) for each in inside)
+        if is_batch and len(inside) - len(tensors) < _MOST_OF_A_BATCH:
+            found += tensors
+    return found
+
+
+def _objects_in(value: Any, depth: int = 8) -> Iterator[Any]:
+    """What nested tuples, lists and dicts hold beside tensors, numbers and the like."""
+    kind = type(value)
+    if depth and issubclass(kind, (tuple, list, dict)):
+        for item in list(dict.values(value)) if issubclass(kind, dict) else value:
+            yield from _objects_in(item, depth - 1)
+    elif not issubclass(kind, (*_HOLD_NOTHING, torch.dtype, torch.device)):
+        yield value
 
 
 def items_of(name: str, value: Any) -> Iterator[tuple[str, Any]]:

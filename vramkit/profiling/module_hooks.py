@@ -17,6 +17,7 @@ from ..attribution.recording import EVALUATES, NO_GRAD, SOURCE, Kind
 from ..torch_internals.autograd import graph_task, is_tracing
 from ..torch_internals.modules import class_name, is_replica, unwrapped
 from .backward_hooks import BackwardHooks
+from .contents import tensors_given
 from .exchanges import Exchanges
 from .following import Following
 from .frames import frames_of_others, own_frames
@@ -134,7 +135,7 @@ class ModuleHooks:
                     self._ends.pass_begins(self._tensors.has_gradients)
                 self._backwards.forget_old_nodes(line)
                 self._tensors.use_model(self._modules.root_of(index), line)
-                given = list(tensors_in((args, kwargs)))
+                given = tensors_given((args, kwargs))
                 if not in_backward:  # a recomputation is as its forward was
                     mode = self._begin(module, index, line, given)
                 self._tensors.look_at_inputs(_inputs(given))
