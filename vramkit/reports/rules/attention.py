@@ -80,7 +80,7 @@ def _by_hand(scene: Scene) -> Iterator[Advice]:
         if module.parent >= 0:
             below[module.parent].append(index)
     found = np.zeros(len(tape.allocations), bool)
-    named = []
+    named, in_heads = [], True
     for index, module in enumerate(tape.modules):
         if not module.calls or module.kind == "MultiheadAttention" or not _fits(module.output_shape):
             continue
@@ -96,13 +96,15 @@ def _by_hand(scene: Scene) -> Iterator[Advice]:
         if rows.any():
             found |= rows
             named.append(module.name)
+            in_heads &= not weights or len(weights[0]) > 3
     if not scene.at(found):
         return
+    four = "" if in_heads else " (of tensors in (batch, heads, rows, width): torch up to 2.11 makes them otherwise)"
     alive = found & scene.moment.alive
     yield Advice(
         saves=scene.saved(np.where(found, scene.block, 0)),
         text=f"let F.scaled_dot_product_attention do the attention of {shown_name(named[0], 60)}"
-        f"{' and others' * (len(named) > 1)}, if nobody else uses its weights (transformers: "
+        f"{' and others' * (len(named) > 1)}{four}, if nobody else uses its weights (transformers: "
         f'attn_implementation="sdpa"): {counted(int(alive.sum()), "tensor")} of them, '
         f"{format_size(scene.at(found))}, are there, and its kernels make none",
     )
