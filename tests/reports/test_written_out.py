@@ -74,10 +74,12 @@ class GELU(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, hidden: int, act: nn.Module | None = None) -> None:
+    def __init__(self, hidden: int, act: nn.Module | None = None, *, nested: bool = False) -> None:
         super().__init__()
         self.up, self.act = nn.Linear(WIDTH, hidden), act or nn.ReLU()
         self.down, self.dropout = nn.Linear(hidden, WIDTH), nn.Dropout(0.1)
+        if nested:
+            self.up, self.act = nn.Sequential(self.up, self.act), nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self.down(self.dropout(self.act(self.up(x))))
@@ -123,9 +125,10 @@ def test_heads_that_are_modules_of_their_own_are_found() -> None:
     assert not told(fused, "scaled_dot_product_attention")
 
 
-@pytest.mark.parametrize("length", [384, WIDTH, 4 * WIDTH, 64])
-def test_a_hidden_layer_is_no_attention_however_long_the_sequence_is(length: int) -> None:
-    assert not told(measured(lambda: MLP(384), length), "scaled_dot_product_attention")
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("length", [WIDTH, 4 * WIDTH, 64])
+def test_a_hidden_layer_is_no_attention_however_long_the_sequence_is(length: int, nested: bool) -> None:
+    assert not told(measured(lambda: MLP(4 * WIDTH, nested=nested), length), "scaled_dot_product_attention")
 
 
 def test_a_function_that_is_written_out_is_worth_what_the_fused_one_saves() -> None:

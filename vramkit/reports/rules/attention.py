@@ -84,11 +84,12 @@ def _by_hand(scene: Scene) -> Iterator[Advice]:
     for index, module in enumerate(tape.modules):
         if not module.calls or module.kind == "MultiheadAttention" or not _fits(module.output_shape):
             continue
-        shapes = [tape.modules[each].output_shape for each in below[index] if not tape.modules[each].parameters]
-        widths = {tape.modules[each].output_shape[-1:] for each in below[index] if tape.modules[each].parameters}
+        plain = [each for each in below[index] if not below[each] and not tape.modules[each].parameters]
+        shapes = [tape.modules[each].output_shape for each in plain]
+        widths = {tape.modules[each].output_shape[-1:] for each in below[index] if each not in plain}
         weights = [shape for shape in shapes if shape[-1:] not in widths and _is_of_pairs(shape, module.output_shape)]
         if weights:
-            rows = _of_size(scene, {index, *below[index]}, [item * int(np.prod(weights[0])) for item in (4, 2, 1)])
+            rows = _of_size(scene, {index, *plain}, [item * int(np.prod(weights[0])) for item in (4, 2, 1)])
         elif "attention" in module.kind.lower() or "attn" in module.kind.lower():
             rows = _of_size(scene, {index}, _sizes_of_pairs(scene, index, module.output_shape))
         else:
