@@ -15,6 +15,7 @@ import advice_forums as forums
 import advice_leftovers as leftovers
 import advice_pairs as pairs
 import advice_questions as questions
+import advice_threads as threads
 import torch
 from advice_pairs import convolutions, feed_forwards, halves, train_on
 from torch import nn
@@ -424,3 +425,20 @@ def cases() -> Iterator[Case]:
     yield Case(forums.running_average, "detach", "of a running average", is_cause=True)
     yield Case(forums.numpy_target, "float", "target.float()", is_cause=True)
     yield Case(forums.metric, "cpu", "find what keeps", is_cause=True)
+    yield Case(threads.attention_maps, "drop", "once their forward has used it", is_cause=True)
+    yield Case(threads.hidden_states, "drop", "once their forward has used it", is_cause=True)
+    yield Case(threads.hooked_dict, "drop", "once their forward has used it", is_cause=True)
+    yield Case(threads.hooked_training, "drop", "once their forward has used it", is_cause=True)
+    yield Case(threads.last_logits, "del", "before its next forward", is_cause=True)
+    yield Case(threads.style, "drop", "without retain_graph=True", is_cause=True)
+    yield Case(threads.style_with_a_graph, "no_grad", "computes once, to compare with", is_cause=True)
+    yield Case(threads.own_target, "float", "target.float()", is_cause=True)
+    yield Case(threads.contrastive, "halve", "halve the batch")
+    yield Case(threads.differences, "product", "by a product", is_cause=True)
+    yield Case(threads.last_word, "last", "only what is used of its output", is_cause=True)
+    yield Case(threads.adversarial, "detach", "without create_graph=True", is_cause=True)
+    yield Case(threads.sampling, "no_grad", "under torch.no_grad()", is_cause=True)
+    yield Case(threads.memory_bank, "detach", "under torch.no_grad()", is_cause=True)
+    yield Case(threads.large_masks, "cpu", "find what keeps", is_cause=True)
+    yield Case(threads.two_backwards, "detach", "(output.detach())", is_cause=True)
+    yield Case(threads.penalty_of_a_mix, "no_grad", "where another model is trained on its output", is_cause=True)

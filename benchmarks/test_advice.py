@@ -45,6 +45,15 @@ from benchmarks.needs import needs_virtual_gpu
         "running_average",
         "numpy_target",
         "metric",
+        "hooked_dict",
+        "hooked_training",
+        "last_logits",
+        "own_target",
+        "contrastive",
+        "last_word",
+        "adversarial",
+        "two_backwards",
+        "penalty_of_a_mix",
     ],
 )
 def test_what_is_advised_is_what_the_change_saves(program: str) -> None:

@@ -130,9 +130,83 @@ def whole_numbers() -> Program:
     return [model], step
 
 
+class Cached(nn.Module):
+    """Attention with the keys and values of earlier words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs = nn.Linear(WIDTH, 3 * WIDTH)
+        self.earlier: list[torch.Tensor] = []
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        query, *own = self.inputs(words).chunk(3, -1)
+        self.earlier = [torch.cat(pair, 1) for pair in zip(self.earlier, own, strict=True)] if self.earlier else own
+        return words + F.scaled_dot_product_attention(query, *self.earlier)
+
+
+def generating() -> Program:
+    model = nn.Sequential(*(Cached() for _ in range(4))).to("cuda").eval()
+    words = torch.zeros(4, 128, WIDTH, device="cuda")
+
+    def step() -> None:
+        nonlocal words
+        with torch.no_grad():
+            for _ in range(4):
+                words = model(words)[:, -1:].clone()
+
+    return [model], step
+
+
+class Scales(nn.Module):
+    """Returns what each of its layers has made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        found = [rows]
+        for layer in self.layers:
+            found.append(layer(found[-1]))
+        return found[1:]
+
+
+def several_scales() -> Program:
+    backbone, head = Scales().to("cuda").eval(), nn.Linear(4 * WIDTH, WIDTH).to("cuda").eval()
+
+    def step() -> None:
+        with torch.no_grad():
+            head(torch.cat(backbone(batch()), 1)).argmax(1).cpu()
+
+    return [backbone, head], step
+
+
+def gradients_in_parts() -> Program:
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def step() -> None:
+        for _ in range(3):
+            model(batch()).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return [model], step
+
+
 @pytest.mark.parametrize(
     "program",
-    [adversaries, penalty, taught, target, sharpness, whole_numbers],
+    [
+        adversaries,
+        penalty,
+        taught,
+        target,
+        sharpness,
+        whole_numbers,
+        generating,
+        several_scales,
+        gradients_in_parts,
+    ],
     ids=lambda each: each.__name__,
 )
 def test_a_program_that_needs_what_it_has_is_told_no_cause(program: Callable[[], Program]) -> None:

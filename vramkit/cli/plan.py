@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _VERB = "vramkit plan"
 
 _OPTIONS = (
-    "\nThe step of a model by name is vramkit's own. What is left to the step above is an option here: --accumulate,\n"
-    "--precision, --dtype, --optimizer, and --liger, whose loss makes no logits. Give one, and plan again."
+    "\nOf a model by name these make another model, and are not tried: --liger, whose loss makes no logits,\n"
+    "--quantization and --attention. Give one, and plan again."
 )
 
 

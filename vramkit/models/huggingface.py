@@ -20,6 +20,8 @@ from .steps import ForwardStep, GenerationStep, TrainingStep, model_loss
 from .tasks import LABELS, TASKS, Task
 
 _NEW_TOKENS = 128
+_OF_THE_NEXT_WORD = ("ForCausalLM", None)
+"""Kinds of transformers' losses that are the cross entropy of logits and the labels after them; None stands for it."""
 _DROPPED = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 """Options of configurations: how often a layer is left out of a step."""
 
@@ -56,7 +58,8 @@ def load(name: str, recipe: Recipe) -> Loaded:
                 return Loaded(model, given, ForwardStep(called, recipe.autocast, task.inputs))
             return Loaded(model, given, GenerationStep(called, recipe.autocast, _generation(recipe), task.inputs))
         optimizer = optimizers.make(recipe.asked, recipe.optimizer or "adamw", model)
-    step = TrainingStep(called, optimizer, model_loss, recipe.autocast, recipe.accumulate, task.inputs)
+    shifted = task is TASKS["causal-lm"] and getattr(model, "loss_type", "") in _OF_THE_NEXT_WORD
+    step = TrainingStep(called, optimizer, model_loss, recipe.autocast, recipe.accumulate, task.inputs, shifted)
     return Loaded(model, batch, step, optimizer)
 
 

@@ -1,6 +1,6 @@
 """One step with a model that is known by its name: of training, of a forward, of generating. Each is a plain script's.
 
-Knows torch alone. An object of these classes is the ``step`` of ``vramkit.estimate``.
+Knows no library of models. An object of these classes is the ``step`` of ``vramkit.estimate``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from ..programs.written import Written
+from ..torch_internals.modules import is_compiled
 
 Loss = Callable[[Any, Any], torch.Tensor]
 Inputs = Callable[[Any], Any]
@@ -44,6 +47,8 @@ class TrainingStep:
     autocast: torch.dtype | None
     accumulate: int
     inputs: Inputs = on_cuda
+    shifted: bool = False
+    """The model's own loss is that of the next word: the cross entropy of its logits and the labels after them."""
     scaler: torch.amp.GradScaler | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -51,6 +56,24 @@ class TrainingStep:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is no CUDA here, where nothing is trained
                 self.scaler = torch.amp.GradScaler("cuda")
+
+    @property
+    def written(self) -> Written | None:
+        """The step as source; None: its batch is moved in a way of its own, or its model is compiled."""
+        if self.inputs is not on_cuda or is_compiled(self.model):
+            return None
+        if self.loss is model_loss:
+            call, value, loss = "model(**batch)", "model(**batch).loss", None
+        else:
+            call, value, loss = "model(batch[0])", "loss(model(batch[0]), batch)", self.loss
+        return Written(
+            call=call,
+            value=value,
+            loss=loss,
+            autocast=self.autocast,
+            accumulate=self.accumulate,
+            shifted=self.shifted,
+        )
 
     def __call__(self, batch: Any) -> None:
         """Train on one batch, on the CPU or the GPU."""

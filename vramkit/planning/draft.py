@@ -29,6 +29,22 @@ def train_step(batch):
 {tail}"""
 
 
+_STEP_IN_A_LOOP = """\
+def train_step(batch):
+    parts = {split}
+    for part in parts:
+{body}
+{tail}"""
+"""What the last part has is there until the next one has it, as in a step whose loop is its own."""
+
+
+_LOSS_OF_ROWS = """\
+def loss_of_rows(hidden, labels):
+    logits = {head}.float()
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+"""
+
+
 @dataclass
 class Draft:
     """Code to be written. Changes add to it.
@@ -91,16 +107,24 @@ class Draft:
     def _step(self) -> str:
         """The training step, if it is another one than the plain step."""
         is_other = self.around or self.autocast or self.batch_dtype or self.part or self.loss_rows or self.scales
+        is_other = is_other or (self.facts.value and self.optimizer)
         if self.facts.own_step or not is_other:
             return ""
         before = []
         if self.loss_rows:
             head = "torch.nn.functional.linear(hidden, head.weight, head.bias)"
-            before.append(f"def loss_of_rows(hidden, batch):\n    return loss({head}, batch)\n")
-        if self.scales:
+            if self.facts.shifted:
+                before.append(_LOSS_OF_ROWS.format(head=head))
+            else:
+                before.append(f"def loss_of_rows(hidden, batch):\n    return loss({head}, batch)\n")
+        if self._is_scaled:
             before.append('scaler = torch.amp.GradScaler("cuda")\n')
         body, tail = indent("\n".join(self._body()), "    "), indent("\n".join(self._tail()), "    ")
-        if self.part:
+        if self.facts.value and (self.part or self.facts.accumulates > 1):
+            split = self._split(self.part) if self.part else "[batch]"
+            split += f" * {self.facts.accumulates}" * (self.facts.accumulates > 1)
+            step = _STEP_IN_A_LOOP.format(body=indent(body, "    "), split=split, tail=tail)
+        elif self.part:
             step = _STEP_IN_PARTS.format(body=body, split=self._split(self.part), tail=tail)
         else:
             step = _STEP.format(body=f"{body}\n{tail}".rstrip())
@@ -108,28 +132,42 @@ class Draft:
 
     def _body(self) -> list[str]:
         """Of one batch, or of a part of one: everything from the batch to the backward."""
-        lines = [f"batch = {self._moved()}"]
+        in_loop = bool(self.facts.value) and (self.part > 0 or self.facts.accumulates > 1)
+        lines = [f"batch = {self._moved('part' if in_loop else 'batch')}"]
         around = [*self.around]
         if autocast := self.autocast or _dtype(self.facts.autocast):
             around.append(f'torch.autocast("cuda", {autocast})')
         inner = self._loss_lines()
-        if self.part:
+        if in_loop:
+            inner[-1] += " / len(parts)"
+        elif self.part:
             inner[-1] += " / parts"
         if around:
             lines += [f"with {', '.join(around)}:", *(f"    {line}" for line in inner)]
         else:
             lines += inner
-        if self.facts.trains:
-            lines.append("scaler.scale(value).backward()" if self.scales else "value.backward()")
+        if self._is_scaled and self.facts.value:
+            lines += ["value = scaler.scale(value)", "value.backward()"]
+        elif self.facts.trains:
+            lines.append("scaler.scale(value).backward()" if self._is_scaled else "value.backward()")
         return lines
 
     def _loss_lines(self) -> list[str]:
+        if self.loss_rows and self.facts.shifted:
+            return [
+                'hidden = model(**{name: each for name, each in batch.items() if name != "labels"}).logits',
+                'labels = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)',
+                f"rows = list(zip(hidden.split({self._rows_at_once()}), labels.split({self._rows_at_once()})))",
+                "value = sum(checkpoint(loss_of_rows, *each, use_reentrant=False) for each in rows) / len(rows)",
+            ]
         if self.loss_rows:
             return [
                 f"hidden = {self.facts.call}",
                 f"rows = list(zip(hidden.split({self._rows_at_once()}), {self._split(self._rows_at_once())}))",
                 "value = sum(checkpoint(loss_of_rows, *each, use_reentrant=False) for each in rows) / len(rows)",
             ]
+        if self.facts.value:
+            return [f"value = {self.facts.value}"]
         value = "loss(output, batch)" if self.facts.has_loss else "loss_of(output)"
         lines = [f"output = {self.facts.call}"]
         if self.facts.has_loss or self.facts.trains:
@@ -146,13 +184,18 @@ class Draft:
         if self.facts.optimizers == 0:
             return ["model.zero_grad()"]
         if self.facts.optimizers == 1:
-            step = ["scaler.step(optimizer)", "scaler.update()"] if self.scales else ["optimizer.step()"]
+            step = ["scaler.step(optimizer)", "scaler.update()"] if self._is_scaled else ["optimizer.step()"]
             return [*step, "optimizer.zero_grad()"]
-        step = ["    scaler.step(each)"] if self.scales else ["    each.step()"]
-        update = ["scaler.update()"] if self.scales else []
+        step = ["    scaler.step(each)"] if self._is_scaled else ["    each.step()"]
+        update = ["scaler.update()"] if self._is_scaled else []
         return ["for each in optimizers:", *step, *update, "for each in optimizers:", "    each.zero_grad()"]
 
-    def _moved(self) -> str:
+    @property
+    def _is_scaled(self) -> bool:
+        """Losses are scaled: by a change, or by a step that vramkit brings."""
+        return self.scales or (bool(self.facts.value) and _dtype(self.facts.autocast) == "torch.float16")
+
+    def _moved(self, batch: str) -> str:
         def each(name: str) -> str:
             if not self.batch_dtype:
                 return f'{name}.to("cuda")'
@@ -161,13 +204,13 @@ class Draft:
 
         match self.facts.batch_form:
             case "tensor":
-                return each("batch")
+                return each(batch)
             case "sequence":
-                return f"tuple({each('each')} for each in batch)"
+                return f"tuple({each('each')} for each in {batch})"
             case "dict":
-                return f"{{name: {each('each')} for name, each in batch.items()}}"
+                return f"{{name: {each('each')} for name, each in {batch}.items()}}"
             case "other":
-                return "to_cuda(batch)"
+                return f"to_cuda({batch})"
 
     def _split(self, rows: int) -> str:
         match self.facts.batch_form:

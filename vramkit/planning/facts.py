@@ -17,6 +17,7 @@ from ..programs.blocks import repeated_blocks
 from ..programs.own_training import brings_training
 from ..programs.program import Program
 from ..programs.training import keywords_of, positions_of
+from ..programs.written import written
 from ..torch_internals.modules import is_compiled
 from .untrained import untrained
 
@@ -47,6 +48,12 @@ class Facts:
     """Autograd is on."""
     own_step: bool
     """It brings a training step, or its model does, whose code nobody changes from outside."""
+    value: str
+    """The loss as Python, where a step that vramkit brings computes it from ``batch``; else empty."""
+    shifted: bool
+    """That loss is the cross entropy of logits and the labels one place later."""
+    accumulates: int
+    """How often such a step goes through the model, with the whole batch each time."""
     one_model: bool
     compiled: bool
     """Something of its models comes from ``torch.compile``."""
@@ -56,6 +63,7 @@ class Facts:
     head: str
     """Path of the model's last linear layer; empty: it has none."""
     has_loss: bool
+    """A loss was passed: the model does not compute it."""
     trained_in_float32: bool
     frozen_in_float32: bool
     trained_bytes: int
@@ -82,27 +90,31 @@ def facts_of(program: Program, gpu: GPU, batch_size: int, conf: AllocatorConf) -
     models = [*program.models.values()]
     parameters = [each for model in models for each in model.parameters()]
     modules = [module for model in models for module in model.modules()]
-    optimizers, own = _optimizers(program)
+    optimizers, copies = _optimizers(program)
     trained = {
-        own.get(id(each), id(each))
+        copies.get(id(each), id(each))
         for one in optimizers or ()
         for group in one.param_groups
         for each in group["params"]
     }
     idle = [untrained(model, trained) for model in models if optimizers] if len(models) == 1 else []
     form = _form(program.batch)
+    own = written(program.step)
     leaves = _leaves(program.batch, form)
     return Facts(
         gpu=gpu,
         batch_size=batch_size,
         trains=program.gradients == "on",
-        own_step=program.step is not None or _trains_itself(program),
+        own_step=(program.step is not None and own is None) or _trains_itself(program),
+        value="" if own is None else own.value,
+        shifted=own is not None and own.shifted,
+        accumulates=1 if own is None else own.accumulate,
         one_model=len(models) == 1,
         compiled=any(map(is_compiled, modules)),
-        autocast=program.autocast,
+        autocast=program.autocast if own is None else own.autocast,
         blocks=repeated_blocks(models[0]) if len(models) == 1 else (),
         head=_last_linear(models[0]) if len(models) == 1 else "",
-        has_loss=program.loss is not None,
+        has_loss=program.loss is not None or (own is not None and own.loss is not None),
         trained_in_float32=any(each.requires_grad and each.dtype is torch.float32 for each in parameters),
         frozen_in_float32=any(not each.requires_grad and each.dtype is torch.float32 for each in parameters),
         trained_bytes=sum(each.nbytes for each in parameters if each.requires_grad),
@@ -115,7 +127,7 @@ def facts_of(program: Program, gpu: GPU, batch_size: int, conf: AllocatorConf) -
         expands=conf.expandable_segments,
         batch_form=form,
         splits=form != "other" and all(each.dim() and len(each) == program.batch_size for each in leaves),
-        call=_call(models[0], program, form) if len(models) == 1 else "",
+        call=own.call if own is not None else _call(models[0], program, form) if len(models) == 1 else "",
     )
 
 

@@ -72,7 +72,8 @@ def plan(
 
     With a ``step`` of your own only those changes are made that can be made from outside: gradient checkpointing, how
     the optimizer computes its step, where its state lies, what requires gradients, weights in bfloat16, and expandable
-    segments. ``Plan.left_out`` says so of the others.
+    segments. ``Plan.left_out`` says so of the others. In the step of a model by its name (`vramkit.models.load`) all
+    changes are made.
 
     Args:
         model, batch, optimizer, step, loss, steps, batch_size, gpu, engine, alloc_conf, autocast: as for

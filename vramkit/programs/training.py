@@ -24,6 +24,7 @@ from .objects import models_of
 from .own_training import brings_training, configured, training_loss
 from .program import Program
 from .rewriting import Rewriting
+from .written import written
 
 MOVE_MODEL = "move the model to the device"
 
@@ -79,7 +80,10 @@ class Training:
         self.doing = MAKE
         self._step = step = program.step or self._plain_step(rewriting)
         if rewriting is not None and program.step is not None:
-            rewriting.on_gpu(program.optimizers)
+            optimizers, changed = rewriting.on_gpu(program.optimizers)
+            if changed is not None:
+                self._holds += optimizers
+                self._step = step = changed
         with _mode(program.gradients), self._default_device(), put_back(program.hooks):
             for number in range(program.steps):
                 self.doing = f"make the batch of step {number + 1} of {program.steps}"
@@ -132,10 +136,12 @@ class Training:
         if self.program.rewrite is None:
             return None
         takes_part = self.program.loss is not None
+        own = written(self.program.step)
         return Rewriting(
             self.program.rewrite,
             self.program,
-            {"loss_of": loss_of, "call_model": partial(call, takes_part=takes_part)},
+            {"loss_of": loss_of, "call_model": partial(call, takes_part=takes_part)}
+            | ({} if own is None else {"loss": own.loss}),
         )
 
     def _plain_step(self, rewriting: Rewriting | None) -> Callable[[object], object]:

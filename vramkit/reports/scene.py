@@ -131,6 +131,16 @@ class Scene:
         of_allocation: Ints = of_module[self.result.tape.allocations["module"]]
         return of_allocation
 
+    def is_as_output(self, row: int, module: int) -> bool:
+        """Whether an allocation is as large as what a module returns; without a graph of its forward's own batch."""
+        shape = self.result.tape.modules[module].output_shape
+        elements = int(np.prod(shape, dtype=np.int64)) if shape else 0
+        requested = int(self.result.tape.allocations["requested"][row])
+        forward = int(self.fates.maker[row])
+        has_graph = forward < 0 or bool(self.fates.forwards["made_graph"][forward])
+        parts = (1.0,) if has_graph else (1.0, float(self.part_of_first_batch[row]))
+        return any(requested == width * part * elements > 0 for width in (2, 4) for part in parts)
+
     @cached_property
     def is_scratch(self) -> npt.NDArray[np.bool_]:
         """Temporaries of convolutions that are no results: workspaces."""
@@ -138,18 +148,24 @@ class Scene:
         convolves = np.array([*("Conv" in module.kind for module in modules), False])[table["module"]]
         elements, requested = self.of_output, table["requested"].astype(np.int64)
         result: npt.NDArray[np.bool_] = (self.category == Category.TEMPORARY) & convolves & (elements > 0)
-        for part in (np.ones(len(table)), self._part_of_first_batch):
+        for part in (np.ones(len(table)), self.part_of_first_batch):
             result &= (requested != 4 * part * elements) & (requested != 2 * part * elements)
         return result
 
     @cached_property
-    def _part_of_first_batch(self) -> npt.NDArray[np.float64]:
+    def part_of_first_batch(self) -> npt.NDArray[np.float64]:
         """Of each allocation how many times as large its forward's batch is as that of the first call, as most of what
         the forward keeps is as many times as large as its modules' first outputs.
         """
         maker, elements = self.fates.maker, np.maximum(self.of_output, 1)
         part = self.result.tape.allocations["requested"] / (4 * elements)
         known = (self.category == Category.ACTIVATION) & (maker >= 0) & (self.of_output > 0)
+        # Without a graph little is kept, and that need not be what layers returned: then what they made tells.
+        modules = self.result.tape.modules
+        is_layer = np.append(~np.isin(np.arange(len(modules)), [each.parent for each in modules]), False)
+        made = np.isin(self.category, (Category.ACTIVATION, Category.OUTPUT, Category.TEMPORARY)) & (maker >= 0)
+        made &= is_layer[self.result.tape.allocations["module"]] & (self.of_output > 0)
+        known = np.where(np.append(self.fates.forwards["made_graph"], True)[maker], known, made)
         found = np.ones(len(self.fates.forwards) + 1)
         if known.any():
             pairs, counts = np.unique(np.stack([maker[known], part[known]]), axis=1, return_counts=True)

@@ -1,11 +1,10 @@
-"""What stacks, sizes and lives say of a snapshot's allocations: the phase that made them, and cuBLAS's workspaces.
+"""What stacks say of a snapshot's allocations: the phase that made them, and cuBLAS's workspaces.
 
 Knows a tape without marks and torch's own files and functions; claims nothing that these don't say.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +13,6 @@ import numpy.typing as npt
 from ..gpus import CUBLAS_WORKSPACE
 from ..tape.events import Category, Phase, Tape
 from ..tape.stacks import CUBLAS, ENGINE, Frame, Stacks
-
-_OF_A_STREAM = 2
-"""Threads that have a workspace for one stream, at most: the program's and autograd's. More are possible, and rare."""
 
 _STARTS_A_BACKWARD = ("torch/autograd/function.py", "torch/utils/checkpoint.py")
 """Files of torch's that call a function of the program's on autograd's threads, where nothing else has called them."""
@@ -67,43 +63,24 @@ def _phase_of(frame: Frame) -> Phase:
 
 
 def _workspaces(tape: Tape) -> npt.NDArray[np.bool_]:
-    """Which allocations cuBLAS has taken for itself.
+    """Which allocations cuBLAS has taken for itself, as a stack with torch's C++ says. A size alone says nothing: of
+    32,768 x 65 in float32 logits have that of a workspace.
+    """
+    found = np.zeros(len(tape.allocations), bool)
+    return found if tape.stacks is None else np.append(_inside(tape.stacks, CUBLAS), False)[tape.stacks.of]
 
-    The stack says it where it has torch's C++. Else a size alone says nothing: logits of 32,768 x 65 in float32 have
-    that of a workspace. Of such a size, what lives to the end is believed: of each stream the first with and the first
-    without a stack (autograd's thread runs no Python), or the very first where there are no stacks; and what was there
-    before the first event, if it is no more than a stream can have and nothing else of that size ever came. Wrong for
-    a program that keeps such a tensor from before the history began.
+
+def may_be_workspaces(tape: Tape) -> npt.NDArray[np.bool_]:
+    """What is held at the end, is as large as a workspace, and of which no stack tells who made it: a stack without
+    torch's C++ has the program's line either way.
     """
     table, stacks = tape.allocations, tape.stacks
-    found = np.zeros(len(table), bool)
-    known = np.zeros(len(table), bool)
-    with_stack = np.zeros(len(table), bool)
-    if stacks is not None:
-        of_cublas = _inside(stacks, CUBLAS)
-        found = np.append(of_cublas, False)[stacks.of]
-        with_stack = stacks.of >= 0
-        if any(frame.file in (CUBLAS, ENGINE) for frame in stacks.frames):  # so they have torch's C++
-            known = with_stack
-    like_one = (table["requested"] == CUBLAS_WORKSPACE) & ~known
-    of_stream: dict[int, list[int]] = defaultdict(list)
-    for row in np.flatnonzero(like_one).tolist():
-        of_stream[int(table["stream"][row])].append(row)
-    for stream, rows in of_stream.items():
-        room = _OF_A_STREAM - np.count_nonzero(found & (table["stream"] == stream))
-        stay = [row for row in rows if table["died"][row] < 0]
-        before = [row for row in stay if table["born"][row] < 0]
-        later = [row for row in stay if table["born"][row] >= 0]
-        if before:
-            chosen = before if len(before) == len(rows) else []
-        elif with_stack.any():
-            sides = [[row for row in later if with_stack[row] == side] for side in (True, False)]
-            chosen = [side[0] for side in sides if side]
-        else:
-            chosen = later[:1]
-        if len(chosen) <= room:
-            found[chosen] = True
-    return found
+    alike: npt.NDArray[np.bool_] = (
+        (table["requested"] == CUBLAS_WORKSPACE) & (table["died"] < 0) & (table["category"] != Category.WORKSPACE)
+    )
+    if stacks is not None and any(frame.file in (CUBLAS, ENGINE) for frame in stacks.frames):  # so they have the C++
+        alike &= stacks.of < 0
+    return alike
 
 
 def _inside(stacks: Stacks, file: str) -> npt.NDArray[np.bool_]:

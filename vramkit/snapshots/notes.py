@@ -9,9 +9,11 @@ import numpy as np
 
 from ..allocator import NO_POOL, SegmentState
 from ..errors import printable
+from ..gpus import CUBLAS_WORKSPACE
 from ..reports.layout import counted
 from ..sizes import format_size
 from ..tape.events import Action, Tape
+from .labels import may_be_workspaces
 from .stacks import line_of
 
 _HOW = "torch.cuda.memory._record_memory_history()"
@@ -38,6 +40,11 @@ def notes_of(
         )
     elif tape.is_window:
         yield _beginning(tape, kept)
+    if alike := int(may_be_workspaces(tape).sum()):
+        yield (
+            f"{counted(alike, 'allocation')} of {CUBLAS_WORKSPACE:,} B held at its end may be cuBLAS's, which keeps "
+            "one for each thread that multiplies: no stack with torch's C++ says who made them (stacks='all')."
+        )
     yield from others
     yield from _failure(tape, entries)
     yield from _pools(last)

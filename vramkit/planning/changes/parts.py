@@ -66,6 +66,7 @@ _IS_LAST = """\
 made_last = []
 
 def check_last(module, args, output):
+    output = getattr(output, "logits", output)
     if not isinstance(output, torch.Tensor) or id(output) not in made_last:
         raise TypeError("the model does more with what its last linear layer makes than to return it")
     made_last.clear()
@@ -80,7 +81,7 @@ def loss_in_parts(facts: Facts) -> Family | LeftOut:
     name = "last layer and loss in parts"
     if refusal := _refusal(facts, name):
         return refusal
-    if not facts.has_loss:
+    if not facts.has_loss and not facts.shifted:
         return LeftOut(name=name, reason="The model computes its own loss. Return the last layer's output, pass loss=.")
     if not facts.head or facts.compiled:
         return LeftOut(name=name, reason="The model has no linear layer that could be called from outside.")

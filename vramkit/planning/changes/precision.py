@@ -111,7 +111,12 @@ class HalfWeights(Change):
     dtype: str
 
     def write(self, draft: Draft) -> None:
-        draft.on_cpu.append(f"model.to({self.dtype})")
+        if draft.facts.value:  # as a library makes them: what buffers have, stays
+            draft.on_cpu.append(
+                f"for parameter in model.parameters():\n    parameter.data = parameter.data.to({self.dtype})"
+            )
+        else:
+            draft.on_cpu.append(f"model.to({self.dtype})")
         if draft.facts.floats_in_batch:
             draft.batch_dtype = self.dtype
 

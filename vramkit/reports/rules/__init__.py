@@ -12,6 +12,7 @@ from . import (
     discarded,
     earlier,
     elementwise,
+    held,
     joined,
     losses,
     models,
@@ -28,6 +29,7 @@ from .advised import Advice as Advice
 RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
     *earlier.RULES,
     *outputs.RULES,
+    *held.RULES,
     *summed.RULES,
     *joined.RULES,
     *retained.RULES,

@@ -16,12 +16,15 @@ from .reserved import tried
 
 _CLOSE = 0.1
 """Less than this part of a saving is not told apart."""
+_SIZES = (1, 2, 4, 8)
+"""Bytes of a number."""
 
 
 def _smaller_batch(scene: Scene) -> Iterator[Advice]:
     """Assumes that activations, inputs, and temporaries of forward and backward are in proportion to the batch, but for
     those of a parameter's size: its gradient's parts, and its copy under autocast, and but for what cuDNN only tried.
     Wrong for other scratch of libraries.
+    What has a number for each pair of rows shrinks by three quarters.
     What outlives its step by more than a step is of no batch. Where a backward takes several forwards of a model that
     have a loss each, they are batches of their own, and half of each, twice, is as much.
     """
@@ -39,7 +42,8 @@ def _smaller_batch(scene: Scene) -> Iterator[Advice]:
     grows &= ~only_tried
     grows |= category == Category.INPUT
     grows &= _of_its_step(scene)
-    less = scene.less(np.where(grows, scene.block // 2, 0))
+    shrinks = np.where(_of_pairs(scene), scene.block - scene.block // 4, scene.block // 2)
+    less = scene.less(np.where(grows, shrinks, 0))
     alone, both = scene.saved_over_time(less), scene.saved_over_time(less - _accumulated(scene))
     proved = not scene.at(only_tried)  # what would be tried for half as many, nothing tells
     if both >= (1 - _CLOSE) * alone:
@@ -51,6 +55,25 @@ def _smaller_batch(scene: Scene) -> Iterator[Advice]:
             text="halve the batch; with gradients accumulated over two it saves "
             f"{'less' if both > 0 else 'nothing'}, as those of the first half are there beside the second",
         )
+
+
+def _of_pairs(scene: Scene) -> npt.NDArray[np.bool_]:
+    """What has exactly a number for each pair of the rows that a model returned, or as many as a row has, in some type.
+    Where that is as large as what some layer returned, nothing tells.
+    """
+    tape = scene.result.tape
+    shapes = [module.output_shape for module in tape.modules]
+    roots = np.unique(scene.fates.forwards["module"]).tolist()
+    returned = [shapes[root] for root in roots if root >= 0 and len(shapes[root]) == 2]
+    pairs = {rows**2 * each for rows, width in returned for each in (1, width) if rows > 1}
+    sizes = {size * each for each in pairs for size in _SIZES}
+    returns = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
+    inputs = {*np.unique(tape.allocations["requested"][scene.category == Category.INPUT]).tolist()}
+    sizes -= {size * each for each in returns for size in _SIZES[:-1]} | inputs & {
+        _SIZES[-1] * each for each in returns
+    }
+    result: npt.NDArray[np.bool_] = np.isin(tape.allocations["requested"], [*sizes])
+    return result
 
 
 def _accumulated(scene: Scene) -> Ints:

@@ -16,6 +16,7 @@ from ...tape.usage import models_of
 from ..scene import Scene, grouped
 from .advised import Advice
 from .earlier import made_by, model_name
+from .retained import passed
 
 _Mask = npt.NDArray[np.bool_]
 _FEW = 3
@@ -92,10 +93,10 @@ def _not_detached(scene: Scene) -> Iterator[Advice]:
         trains = {forward for forward, _, is_used in every if is_used is True}
         backwards = [backward for _, backward in unused]
         shared = bool(trains & {forward for forward, _ in unused})  # the model is trained on the same output, too
-        at_stake = 0
         if shared:
             kept, since = _retained(scene, root, backwards)
-            less, at_stake = scene.less(np.where(kept, scene.block, 0), since), scene.at(kept)
+            cut = _made_for(scene, root, root_of, backwards)
+            less = scene.less(np.where(kept | cut, scene.block, 0), np.where(cut, -1, since))
         else:
             discarded = np.zeros(len(fates.forwards), bool)
             discarded[[forward for forward, _ in unused]] = True
@@ -106,9 +107,7 @@ def _not_detached(scene: Scene) -> Iterator[Advice]:
             )
         name = model_name(scene, root)
         yield Advice(
-            saves=max(scene.saved_over_time(less), at_stake),
-            # Which of its own parts that backward would not make, nothing tells; nor what of a graph of gradients.
-            is_computed=not (shared or _differentiates_twice(scene)),
+            saves=scene.saved_over_time(less),
             text=(
                 f"detach {name}'s output where another model is trained on it (output.detach()), and call that "
                 "backward() without retain_graph=True"
@@ -137,40 +136,48 @@ def _trained_by(uses: _Uses, scene: Scene, root_of: Ints, backward: int) -> dict
     return result
 
 
-def _differentiates_twice(scene: Scene) -> bool:
-    """Whether a backward made a graph of its own (create_graph=True)."""
-    made = (scene.category == Category.ACTIVATION) & (scene.result.tape.allocations["phase"] == Phase.BACKWARD)
-    return bool(made.any())
-
-
 def _retained(scene: Scene, root: int, backwards: Sequence[int]) -> tuple[_Mask, Ints]:
     """What is kept of the graphs of all models but one, which another backward still needs; and the event before which
-    some backwards would have freed it.
+    some backwards would have freed it, each as it leaves its module.
     """
-    fates, count = scene.fates, len(scene.result.tape.events)
+    fates = scene.fates
     others = (fates.forwards["module"] != root) & ~fates.is_used & fates.forwards["made_graph"]
-    since = np.full(len(fates.forwards) + 1, count, np.int64)
+    freed_in = np.full(len(fates.forwards) + 1, -1, np.int64)
     for backward in reversed(backwards):
         span = fates.backwards[backward]
-        since[:-1][others & (fates.forwards["step"] == span["step"]) & (fates.forwards["end"] <= span["begin"])] = span[
-            "end"
-        ]
-    rows = (scene.category == Category.ACTIVATION) & (fates.user < 0) & (since[fates.maker] < count)
-    return rows, since[fates.maker]
+        before = others & (fates.forwards["step"] == span["step"]) & (fates.forwards["end"] <= span["begin"])
+        freed_in[:-1][before] = backward
+    rows = (scene.category == Category.ACTIVATION) & (fates.user < 0) & (freed_in[fates.maker] >= 0)
+    return rows, passed(scene, rows, freed_in[fates.maker])
+
+
+def _made_for(scene: Scene, root: int, root_of: Ints, backwards: Sequence[int]) -> _Mask:
+    """What some backwards make only because they go on into a model: its gradients, what computes them, and the
+    gradient of its output, which is made in another model and gone in this one.
+    """
+    tape = scene.result.tape
+    table, models, inside = tape.allocations, _models(tape), _born_in(scene, backwards)
+    passing = inside & (scene.category == Category.TEMPORARY)
+    of_model = models[table["module"]] == root
+    handed = passing & ~of_model & (table["died"] >= 0) & (models[tape.events["module"][table["died"]]] == root)
+    result: _Mask = (inside & (scene.category == Category.GRADIENT) & (root_of == root)) | (passing & of_model) | handed
+    return result
+
+
+def _born_in(scene: Scene, backwards: Sequence[int]) -> _Mask:
+    """What some backwards made."""
+    table, fates = scene.result.tape.allocations, scene.fates
+    chosen = np.zeros(len(fates.backwards), bool)
+    chosen[[*backwards]] = True
+    at = np.searchsorted(fates.backwards["begin"], table["born"], side="right") - 1
+    result: _Mask = (at >= 0) & chosen[at] & (table["born"] < fates.backwards["end"][at])
+    return result
 
 
 def _only_for(scene: Scene, discarded: _Mask, root: int, root_of: Ints, backwards: Sequence[int]) -> _Mask:
     """What is there only because some forwards of a model made graphs: these, the gradients, and what computes them."""
-    tape, fates = scene.result.tape, scene.fates
-    table = tape.allocations
-    models = _models(tape)
     rows = made_by(scene, discarded) & (scene.category == Category.ACTIVATION) & ~_outputs(scene, discarded)
-    chosen = np.zeros(len(fates.backwards), bool)
-    chosen[[*backwards]] = True
-    at = np.searchsorted(fates.backwards["begin"], table["born"], side="right") - 1
-    inside = (at >= 0) & chosen[at] & (table["born"] < fates.backwards["end"][at])
-    rows |= inside & (scene.category == Category.GRADIENT) & (root_of == root)
-    result: _Mask = rows | (inside & (scene.category == Category.TEMPORARY) & (models[table["module"]] == root))
+    result: _Mask = rows | _made_for(scene, root, root_of, backwards)
     return result
 
 

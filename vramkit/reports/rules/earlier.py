@@ -193,12 +193,15 @@ def _no_graph(scene: Scene) -> Iterator[Advice]:
 
 
 def _growth(scene: Scene) -> Iterator[Advice]:
-    """What is made in every step, or in every n-th, and kept: of no forward, or of a graph that grows."""
+    """What is made in every step, or in every n-th, and kept: of no forward, or of a graph that grows. In evaluation a
+    forward is a step.
+    """
+    turn, current = _turns(scene)
     table, rows = scene.result.tape.allocations, scene.moment.alive & ~scene.left_behind & (scene.fates.user < 0)
     rows &= ~scene.piled_copies
     passing = np.isin(scene.category, (Category.OTHER, Category.INPUT, Category.TEMPORARY, Category.ACTIVATION))
     rows &= passing | ((scene.category == Category.OUTPUT) & (scene.fates.maker < 0))  # a metric's predictions
-    rows &= (table["born"] >= 0) & (table["step"] < scene.moment.step)
+    rows &= (table["born"] >= 0) & (turn < current)
     rows &= ~inputs_of(scene, np.flatnonzero(keeps_graph(scene, scene.left_behind)))
     if not rows.any():
         return
@@ -209,24 +212,33 @@ def _growth(scene: Scene) -> Iterator[Advice]:
             continue
         phase, module, kept = int(table["phase"][group[0]]), int(table["module"][group[0]]), np.zeros(len(rows), bool)
         kept[group] = True
-        steps = np.unique(table["step"][kept])
-        if len(steps) < 3 or not _goes_on(scene, kept, steps):
+        steps = np.unique(turn[kept])
+        if len(steps) < 3 or not _goes_on(scene, kept, turn):
             continue  # what only the first steps made is a cache, or a state
-        edit = _replaced(scene, kept)
+        edit = _replaced(scene, kept, turn)
         found.append((scene.saved(edit.smaller, edit.since), edit, phase, module, kept, steps))
     for saves, edit, phase, module, kept, steps in sorted(found, key=lambda each: -each[0])[:1]:
         name = scene.result.tape.modules[module].name if module >= 0 else ""
+        turns = "forward" if phase == Phase.EVALUATION else "step"
         where = f"made {place(Phase(phase), name)}" if phase != Phase.OUTSIDE else "made outside of the model's passes"
         yield Advice(
             saves=saves,
             edit=edit,
-            text=f"find what keeps {counted(int(kept.sum()), 'tensor')} {where}, of {len(steps):,} steps: "
-            f"{format_size(scene.at(kept))}, and more in each step{containers(scene, kept)}",
+            text=f"find what keeps {counted(int(kept.sum()), 'tensor')} {where}, of {len(steps):,} {turns}s: "
+            f"{format_size(scene.at(kept))}, and more in each {turns}{containers(scene, kept)}",
             is_cause=True,
         )
 
 
-def _replaced(scene: Scene, kept: _Mask) -> Edit:
+def _turns(scene: Scene) -> tuple[Ints, Ints]:
+    """Of each allocation the step that made it, or in evaluation the forward; and which of these the moment is in."""
+    fates, table = scene.fates, scene.result.tape.allocations
+    of_forward = (table["phase"] == Phase.EVALUATION) & (fates.maker >= 0)
+    last = np.where(of_forward, fates.last_begun(scene.moment.event), scene.moment.step)
+    return np.where(of_forward, fates.maker, table["step"].astype(np.int64)), last
+
+
+def _replaced(scene: Scene, kept: _Mask, turn: Ints) -> Edit:
     """Each of some tensors goes when the next step has made one like it, and the last one stays: a variable's."""
     table = scene.result.tape.allocations
     last = int(np.flatnonzero(kept)[-1])
@@ -234,7 +246,7 @@ def _replaced(scene: Scene, kept: _Mask) -> Edit:
     rows = np.flatnonzero(kept | (alike & (table["born"] > table["born"][last])))
     since = np.full(len(table), len(scene.result.tape.events), np.int64)
     for group in grouped(rows, table["requested"][rows]):
-        step = table["step"][group]
+        step = turn[group]
         following = np.searchsorted(step, step, side="right")
         has_next = following < len(group)
         since[group[has_next]] = table["born"][group[following[has_next]]] + 1
@@ -257,14 +269,18 @@ def is_worth(scene: Scene, group: Ints, part: int = 100) -> bool:
     return int(scene.block[group].sum()) * part > scene.moment.breakdown.allocated
 
 
-def _goes_on(scene: Scene, kept: _Mask, steps: Ints) -> bool:
-    """Whether what was kept in some steps is kept in later ones, too: to the end of the recording, but for a gap."""
+def _goes_on(scene: Scene, kept: _Mask, turn: Ints) -> bool:
+    """Whether what was kept in some steps is kept in later ones, too: to the end of the recording, but for a gap. Of
+    evaluation to the end of its forwards.
+    """
     table = scene.result.tape.allocations
     like = table[np.flatnonzero(kept)[-1]]
     alike = (table["phase"] == like["phase"]) & (table["module"] == like["module"]) & (table["died"] < 0)
     alike &= np.isin(table["category"], np.unique(scene.category[kept])) & (table["born"] >= 0)
-    last = int(table["step"][kept | alike].max())
-    return int(scene.result.tape.events["step"].max()) - last <= 2 * int(np.diff(steps).max())
+    last, gap = int(turn[kept | alike].max()), int(np.diff(np.unique(turn[kept])).max())
+    if like["phase"] == Phase.EVALUATION and scene.fates.maker[kept].max() >= 0:
+        return len(scene.fates.forwards) - 1 - last <= 2 * gap
+    return int(scene.result.tape.events["step"].max()) - last <= 2 * gap
 
 
 def _activations(scene: Scene) -> _Mask:

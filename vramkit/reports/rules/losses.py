@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ...tape.events import Category, Ints, Phase
 from ..layout import counted
 from ..scene import Scene, grouped
+from ..tree import shown_name
 from .advised import Advice
 
 _CHUNKS = 8
@@ -17,6 +18,8 @@ _MANY_ROWS = 256
 """Of fewer rows all pairs are little; and as many numbers have other things, too."""
 _NO_PAIRS = 1 << 24
 """All pairs of so many rows are on no card."""
+_SIZES = (1, 2, 4, 8)
+"""Bytes of a number."""
 _WIDER = 4
 """So many times wider than its input a last layer has to be: each chunk makes a gradient of the input."""
 
@@ -167,7 +170,7 @@ def _pairs(scene: Scene) -> npt.NDArray[np.bool_]:
     shape = tape.modules[root].output_shape if root >= 0 else ()
     if len(shape) != 2 or shape[1] != 1 or not _MANY_ROWS <= shape[0] < _NO_PAIRS:
         return nothing
-    size_fits = np.isin(table["requested"], [size * shape[0] ** 2 for size in (1, 2, 4, 8)])
+    size_fits = np.isin(table["requested"], [size * shape[0] ** 2 for size in _SIZES])
     square = size_fits & np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY))
     after = np.where(table["born"] >= 0, table["forward"].astype(np.int64) - 1, -1)  # the forward that began last
     in_loss = square & (table["module"] < 0) & (table["phase"] == Phase.FORWARD)
@@ -181,4 +184,67 @@ def _pairs(scene: Scene) -> npt.NDArray[np.bool_]:
     return result
 
 
-RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_chunked_loss, _broadcast)
+def _differences(scene: Scene) -> Iterator[Advice]:
+    """Differences of all pairs of rows that a model returned, each as long as a row: a product has one number for each
+    pair. Assumes that what a loss, and the backward, makes of exactly so many numbers is that.
+    """
+    fates, tape = scene.fates, scene.result.tape
+    table = tape.allocations
+    current = fates.last_begun(scene.moment.event)
+    root = int(fates.forwards["module"][current]) if current >= 0 else -1
+    shape = tape.modules[root].output_shape if root >= 0 else ()
+    if len(shape) != 2 or shape[1] < _WIDER or not 1 < shape[0] < _NO_PAIRS:
+        return
+    rows, width = shape
+    sizes = {size * int(np.prod(each.output_shape, dtype=np.int64)) for each in tape.modules for size in _SIZES}
+    found = np.isin(table["requested"], [*({size * rows**2 * width for size in _SIZES} - sizes)])
+    found &= np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY)) & (table["born"] >= 0)
+    if not (found & (table["module"] < 0) & (table["phase"] == Phase.FORWARD)).any():
+        return
+    many = counted(int((found & scene.moment.alive).sum()), "tensor")
+    yield Advice(
+        saves=scene.saved(np.where(found, scene.block * (width - 1) // width, 0)),
+        text="compute distances of pairs by a product (torch.cdist, or |a|^2 + |b|^2 - 2 ab): the differences of "
+        f"{rows:,} x {rows:,} rows of {width:,} numbers are {many} alive at once",
+        is_cause=True,
+    )
+
+
+def _unused_rows(scene: Scene) -> Iterator[Advice]:
+    """A last layer of which the model returns a few rows only, as the last word's logits. Assumes that these are picked
+    or added up: where something else is done to all of them, they are needed.
+    """
+    fates, tape = scene.fates, scene.result.tape
+    table = tape.allocations
+    is_layer = _layers(scene)
+    current = fates.last_begun(scene.moment.event)
+    root = int(fates.forwards["module"][current]) if current >= 0 else -1
+    returned = tape.modules[root].output_shape if root >= 0 else ()
+    chosen = np.flatnonzero((fates.maker >= 0) & is_layer[table["module"]] & (table["phase"] == Phase.FORWARD))
+    found, layer, part = np.zeros(len(table), bool), -1, 1
+    for rows in grouped(chosen, fates.maker[chosen]):
+        member = int(fates.maker[rows[0]])
+        layer = int(table["module"][rows[-1]])
+        shape = tape.modules[layer].output_shape
+        ends = returned[:1] + returned[-1:]
+        if fates.forwards["module"][member] != root or len(shape) <= len(returned) or shape[:1] + shape[-1:] != ends:
+            continue
+        part = int(np.prod(shape, dtype=np.int64)) // int(np.prod(returned, dtype=np.int64))
+        output = _output_of(scene, rows[table["module"][rows] == layer])
+        given = tape.modules[layer].parameters // max(1, tape.modules[layer].item_size) // shape[-1]
+        if part < _WIDER or output < 0 or tape.modules[layer].kind != "Linear" or _WIDER * given > shape[-1]:
+            continue
+        before, within = _in_backward(scene, member, layer, is_layer)
+        after = np.concatenate([before, within])
+        found[after[table["requested"][after] == table["requested"][output]]] = True
+        found[output] = True
+    if scene.at(found) and scene.trains:
+        yield Advice(
+            saves=scene.saved(np.where(found, scene.block * (part - 1) // part, 0)),
+            text=f"give {shown_name(tape.modules[layer].name, 60)} only what is used of its output, as "
+            f"head(hidden[:, -1]) in place of head(hidden)[:, -1]: the model returns one of {part:,} rows",
+            is_cause=True,
+        )
+
+
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_chunked_loss, _broadcast, _differences, _unused_rows)

@@ -42,7 +42,7 @@ def _kept_outputs(scene: Scene) -> Iterator[Advice]:
         if len(members) < 3 if evaluates else len(np.unique(fates.forwards["step"][members])) < 2:
             continue
         root, module = int(fates.forwards["module"][members[-1]]), int(table["module"][group[0]])
-        module = _returned_by(scene, module, int(group[-1]))
+        module = returned_by(scene, module, int(group[-1]))
         held = container(scene, group).partition("[")[0] if module not in (root, -1) else ""
         if not held and module not in (root, -1):
             held = f" of {members.tolist()}"  # one graph has them, or hooks of one kind
@@ -124,17 +124,16 @@ def _left_after(scene: Scene, rows: Ints) -> list[int]:
     return found
 
 
-def _returned_by(scene: Scene, module: int, row: int) -> int:
+def returned_by(scene: Scene, module: int, row: int) -> int:
     """The outermost module inside a model that returns an allocation that a module made: it ends with that one."""
     tape, fates = scene.result.tape, scene.fates
     table = tape.allocations
-    size, modules = int(table["requested"][row]), tape.modules
+    modules = tape.modules
     later = np.unique(table["module"][(fates.maker == fates.maker[row]) & (table["born"] > table["born"][row])])
     names = [modules[index].name for index in later.tolist() if index >= 0]
     while module >= 0 and modules[module].parent >= 0:
         parent = modules[modules[module].parent]
-        elements = int(np.prod(parent.output_shape, dtype=np.int64)) if parent.output_shape else 0
-        if size not in (2 * elements, 4 * elements):
+        if not scene.is_as_output(row, modules[module].parent):
             break
         own = modules[module].name
         others = [each for each in names if not f"{each}.".startswith(f"{own}.")]

@@ -319,7 +319,9 @@ def _double(scene: Scene) -> Iterator[Advice]:
 def _double_target(scene: Scene) -> Iterator[Advice]:
     """A target in float64, as numbers of NumPy make it, which takes the loss of a float32 output to float64. Assumes
     that what a loss makes of eight bytes for each number that the model returned, beside an input of as many bytes, is
-    in float64. Wrong where a program works with complex numbers outside of its model.
+    in float64; and that what is made right after it, or after a gradient of the loss, as large as it in float32, is a
+    copy of it: the model is given one, and the gradient of its output is another. Wrong where a program works with
+    complex numbers outside of its model.
     """
     tape, fates = scene.result.tape, scene.fates
     table = tape.allocations
@@ -336,8 +338,10 @@ def _double_target(scene: Scene) -> Iterator[Advice]:
             continue
         passing = (table["phase"] == Phase.BACKWARD) & (scene.category == Category.TEMPORARY)
         rows = (table["requested"] == size) & (of_loss | passing | (table["phase"] == Phase.OUTSIDE))
+        cast = rows & ~of_loss
+        copies = np.append(False, cast[:-1]) & (table["requested"] * 2 == size) & (table["module"] < 0)
         yield Advice(
-            saves=scene.saved(np.where(rows, scene.block // 2, 0)),
+            saves=scene.saved(np.where(rows, scene.block // 2, np.where(copies, scene.block, 0))),
             text="make float32 of the target, if it is float64, as what comes from NumPy is (target.float()): it has "
             f"{format_size(size)}, twice as much as the model's output, and so has what the loss makes",
             is_cause=True,
