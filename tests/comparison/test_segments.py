@@ -62,6 +62,14 @@ def test_what_is_kept_for_longer_is_named_where_the_same_is_asked_for() -> None:
     )
 
 
+def test_what_is_freed_earlier_is_no_rule_of_the_allocators() -> None:
+    requests = ((10, BLOCK), (10, HEAD), (30, HEAD))
+    before = forward(*requests, segments=(20, 0, 20), kept=0)
+    after = forward(*requests, segments=(20, 0, 40))
+
+    assert "in the same order, and some of it is freed earlier" in grown(before, after, "1%")
+
+
 def test_a_request_that_is_gone_is_named_too() -> None:
     before = forward((10, BLOCK), (10, HEAD), segments=(20, 0))
     after = forward((10, BLOCK), segments=(40,))

@@ -64,9 +64,13 @@ def _first_other(pair: Pair, least: int) -> str:
 
 
 def _kept_for_longer(pair: Pair) -> str:
+    """Of two results with the same requests, the largest that is kept for longer."""
     rows_before, rows_after = (_requests(side, 0)[1] for side in pair.sides)
-    longer = _ends(pair.after, rows_after) > _ends(pair.before, rows_before)
+    before, after = _ends(pair.before, rows_before), _ends(pair.after, rows_after)
+    longer = after > before
     if not longer.any():
+        if (after < before).any():
+            return "the same is asked for in the same order, and some of it is freed earlier"
         return "the same is asked for and freed in the same order: the allocator's rules or settings are others"
     row = max(rows_after[longer].tolist(), key=lambda each: int(pair.after.result.tape.allocations["requested"][each]))
     return f"the same is asked for in the same order, and kept for longer: {_request(pair, pair.after, row)}"
