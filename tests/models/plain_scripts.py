@@ -166,6 +166,19 @@ def llava(folder: str) -> Peaks:
     return train(AutoModelForImageTextToText.from_config(configuration(folder)).to("cuda").train(), batch, own_loss)
 
 
+def llava_next(folder: str) -> Peaks:
+    """Images of 224 x 224, whole and in four tiles: 64 tokens, and 16 lines of 16 and an end; then texts of 128."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    batch = text(2, 464)
+    batch["input_ids"][:, :336] = 1999
+    batch["labels"][:, :336] = -100
+    batch["pixel_values"] = torch.rand(2, 5, 3, 112, 112)
+    batch["image_sizes"] = torch.full((2, 2), 224)
+    return train(AutoModelForImageTextToText.from_config(configuration(folder)).to("cuda").train(), batch, own_loss)
+
+
 def llama(folder: str) -> Peaks:
     """Adapters of rank 16 beside a frozen model in bfloat16, whose blocks are checkpointed."""
     import peft

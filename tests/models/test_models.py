@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from frameworks import missing
 
 import vramkit
@@ -35,6 +36,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "wav2vec2": ("wav2vec2", {"batch_size": 2, "seq_len": 64}),
     "detr": ("detr", {"batch_size": 2, "image_size": 256}),
     "llava": ("llava", {"batch_size": 2, "seq_len": 192}),
+    "llava_next": ("llava-next", {"batch_size": 2, "seq_len": 464}),
     "llama": ("llama-3.1-8b", {"seq_len": 1024, "lora": 16, "checkpointing": True}),
     "llama_generates": (
         "llama-3.1-8b",
@@ -169,6 +171,19 @@ def test_what_cannot_be_is_refused_with_the_remedy(
         vramkit.models.load(name.replace("FOLDER", folders["gpt2"]), **options)
 
     assert words in str(raised.value)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_an_optimizer_of_matrices_alone_names_the_function_as_the_remedy(folders: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=r"are none\. Write a function .* name that as MODULE:FUNCTION"):
+        vramkit.models.load(f"hf:{folders['gpt2']}", optimizer="muon")
+
+
+@pytest.mark.skipif(bool(missing("bitsandbytes")), reason=missing("bitsandbytes"))
+def test_sgd_in_8_bits_is_made_with_the_momentum_without_which_there_is_none() -> None:
+    loaded = vramkit.models.load("torchvision:resnet18", optimizer="sgd-8bit", image_size=32)
+
+    assert type(loaded.optimizer).__name__ == "SGD8bit"
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,21 @@ def test_a_model_that_runs_and_is_never_trained_is_a_copy_of_one_like_it_that_is
     assert prof.result.final.parameters == nbytes((*model.parameters(), *other.parameters()))
 
 
+def test_a_copy_that_a_variable_held_before_it_ran_is_named_by_its_modules() -> None:
+    with vramkit.profile(device="cpu") as prof:
+        model = network("cpu")
+        teacher = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for step in range(3):
+            train(model, optimizer, torch.zeros(4, N))
+            if step:
+                with torch.no_grad():
+                    teacher(torch.zeros(4, N))
+
+    names = {f"Sequential#2.{name}" for name, _ in teacher.named_parameters()}
+    assert named(prof.result, Category.MODEL_COPY) == names
+
+
 @pytest.mark.virtual_gpu
 def test_copies_that_are_made_anew_in_each_step_are_so_in_the_steps_that_are_not_looked_at_too() -> None:
     model = network("cuda")

@@ -87,6 +87,8 @@ class Scan:
     """Of inputs: at which byte of its storage each tensor begins, and how many bytes it has."""
     is_idle: bool = False
     """Whether they are of a model that a variable holds and that has not run by now, and may never."""
+    is_of_model: bool = False
+    """Whether a copy's names are those of the model that it is, and not of the variable that holds it."""
 
     def says(self, addresses: list[int], names: Sequence[str], parts: Sequence[tuple[int, int]]) -> bool:
         """Whether another look of the same category would say the same."""

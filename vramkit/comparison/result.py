@@ -128,15 +128,11 @@ class Comparison:
         Raises:
             UsageError: it is neither.
         """
-        percent = _percent(limit)
-        size = parse_size(limit) if percent is None else 0
         for each in self.each_device():
             if moment_of(each.after).failed and not moment_of(each.before).failed:
                 return True
-            for figure in (each.peak_allocated, each.peak_reserved):
-                most = size if percent is None else figure.before * percent / 100
-                if figure.difference > most:
-                    return True
+            if is_over(each.peak_allocated, limit) or is_over(each.peak_reserved, limit):
+                return True
         return False
 
     def report(self) -> str:
@@ -157,6 +153,17 @@ class Comparison:
     def __repr__(self) -> str:
         allocated, reserved = (signed(each.difference) for each in (self.peak_allocated, self.peak_reserved))
         return f"Comparison({self.device}: peak allocated {allocated}, reserved {reserved})"
+
+
+def is_over(figure: Difference, limit: str | int) -> bool:
+    """Whether a figure grew by more than a limit, as of ``Comparison.exceeds``.
+
+    Raises:
+        UsageError: the limit is neither a part nor a size.
+    """
+    percent = _percent(limit)
+    most = parse_size(limit) if percent is None else figure.before * percent / 100
+    return figure.difference > most
 
 
 def compare(before: MemoryResult, after: MemoryResult) -> Comparison:

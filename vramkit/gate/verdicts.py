@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from ..comparison.modules import changed_modules
 from ..comparison.pair import Pair
 from ..comparison.reasons import PART_NAMES, label, signed
-from ..comparison.result import Comparison, compare
+from ..comparison.result import Comparison, compare, is_over
 from ..comparison.rows import ModuleDifference, TensorDifference
+from ..comparison.segments import first_other, taken_for
 from ..comparison.tensors import changed_lines, changed_tensors
 from ..reports.modules import PARTS, ModuleRow, module_rows
 from ..reports.moment import moment_of
@@ -71,7 +72,7 @@ def grown(before: Profile, after: Profile, tolerance: str | int) -> str:
     if not comparison.exceeds(tolerance):
         return ""
     most = max(comparison.each_device(), key=_growth)
-    return "\n".join([_head(most, tolerance), *_named(most), "", comparison.report()])
+    return "\n".join([_head(most, tolerance), *_named(most, tolerance), "", comparison.report()])
 
 
 def _growth(comparison: Comparison) -> int:
@@ -87,12 +88,18 @@ def _head(comparison: Comparison, tolerance: str | int) -> str:
     return f"GPU memory grew by more than {limit} since the baseline: at most {', '.join(figures)}."
 
 
-def _named(comparison: Comparison) -> Iterator[str]:
-    """Who has more than before at the place of the new peak: a module, a tensor, a line."""
-    if comparison.peak_allocated.difference <= 0:
-        yield "No more is allocated at the peak: the same takes more segments, or larger ones."
+def _named(comparison: Comparison, tolerance: str | int) -> Iterator[str]:
+    """Who has more than before at the place of the new peak: a module, a tensor, a line; of segments, who asked."""
+    pair = Pair(comparison.before, comparison.after)
+    allocated = comparison.peak_allocated
+    if not is_over(allocated, tolerance):
+        more = f"Only {format_size(allocated.difference)}" if allocated.difference > 0 else "No"
+        yield f"{more} more is allocated at the peak: the same takes more segments, or larger ones."
+        yield from (f"  taken:  {sentence}" for sentence in taken_for(pair))
+        yield f"  asked:  {first_other(pair)}"
+    if allocated.difference <= 0:
         return
-    pair = Pair(comparison.before, comparison.after).at_the_same_place()
+    pair = pair.at_the_same_place()
     rows = [row for _, row in changed_modules(pair, _MODULES)]
     modules = [row for row in rows if row.name and row.difference > 0]
     tensors = [row for row in changed_tensors(pair) if row.difference > 0]

@@ -87,8 +87,8 @@ def _config(transformers: Any, name: str, recipe: Recipe) -> Any:
 
 def _settle(config: Any, recipe: Recipe) -> None:
     """What the recipe says of the configuration."""
-    if hasattr(config, "use_cache"):
-        config.use_cache = not recipe.trains  # as Trainer has it
+    if recipe.trains or hasattr(config, "use_cache"):
+        config.use_cache = not recipe.trains  # as Trainer has it, also where only the configuration of the text has one
     for name in _DROPPED:
         if hasattr(config, name):
             setattr(config, name, 0.0)  # of many steps the one with most has all layers

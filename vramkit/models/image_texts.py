@@ -39,7 +39,7 @@ def image_in_text(model: Any, recipe: Recipe) -> Batch:
     recipe.refuse("seconds", "The model takes images and texts")
     config, rows = model.config, recipe.batch_size
     try:
-        images = _patches(model, recipe) if _is_patched(config) else {"pixel_values": pixels(config, recipe)}
+        images = _images(model, recipe)
         places = _places(model, images)
         image = config.image_token_id
     except Exception as error:  # whatever a model says that takes images in another way
@@ -71,12 +71,33 @@ def in_patches(batch: Any) -> Any:
     return on_cuda({**batch, "pixel_values": pixels.flatten(0, 1) if pixels.dim() == 3 else pixels})
 
 
-def _is_patched(config: Any) -> bool:
-    """Whether images of any size come as their patches, as Qwen2-VL has it."""
-    return hasattr(sees(config), "temporal_patch_size")
+def _images(model: Any, recipe: Recipe) -> Batch:
+    config = model.config
+    if hasattr(sees(config), "temporal_patch_size"):
+        return _patches(model, recipe)
+    if hasattr(config, "image_grid_pinpoints"):
+        return _tiles(model, recipe)
+    return {"pixel_values": pixels(config, recipe)}
+
+
+def _tiles(model: Any, recipe: Recipe) -> Batch:
+    """Images as LLaVA-NeXT has them: each whole, and in tiles, as many as the best of its configuration's grids has."""
+    from transformers.image_processing_utils import select_best_resolution
+
+    config, rows = model.config, recipe.batch_size
+    tile = sees(config).image_size
+    side = recipe.image_size or 2 * tile
+    height, width = select_best_resolution([side, side], config.image_grid_pinpoints)
+    tiles = 1 + (height // tile) * (width // tile)
+    values = torch.zeros(rows, tiles, 3, tile, tile, device="cpu")
+    return {
+        "pixel_values": as_model(values, config, recipe),
+        "image_sizes": torch.full((rows, 2), side, dtype=torch.long, device="cpu"),
+    }
 
 
 def _patches(model: Any, recipe: Recipe) -> Batch:
+    """Images of any size as their patches, as Qwen2-VL has it."""
     eyes, rows = sees(model.config), recipe.batch_size
     merged = eyes.patch_size * eyes.spatial_merge_size
     side = max(1, round((recipe.image_size or _PATCHED) / merged)) * eyes.spatial_merge_size
@@ -92,8 +113,9 @@ def _places(model: Any, images: Batch) -> int:
         merged: int = sees(model.config).spatial_merge_size ** 2
         return int(images["image_grid_thw"][0].prod()) // merged
     values = images["pixel_values"][:1].to("meta", model.dtype)
+    sizes = {name: images[name][:1] for name in ("image_sizes",) if name in images}
     with torch.no_grad():
-        found = model.get_image_features(values)
+        found = model.get_image_features(values, **sizes)
     features = getattr(found, "pooler_output", found)
     parts: list[torch.Tensor] = [*features] if isinstance(features, (list, tuple)) else [features]
     return sum(each.shape[:-1].numel() for each in parts)

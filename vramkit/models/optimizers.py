@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from ..errors import UsageError, shown
 from ..exports import optional
 
 _LR = 1e-4
-_WITH_SETTINGS = {"sgd-momentum": (torch.optim.SGD, {"momentum": 0.9})}
+_MOMENTUM = 0.9
+_WITH_SETTINGS = {"sgd-momentum": (torch.optim.SGD, {"momentum": _MOMENTUM})}
 _FLAGS = ("fused", "foreach")
 _IN_8_BITS = {"adam": "Adam8bit", "adamw": "AdamW8bit", "lion": "Lion8bit", "sgd": "SGD8bit"}
 """Classes of bitsandbytes, whose states have a byte for each number."""
@@ -35,10 +36,28 @@ def make(asked: str, name: str, model: torch.nn.Module) -> torch.optim.Optimizer
     if not parameters:
         raise UsageError(asked, "no parameter is trained", instead="Freeze fewer blocks")
     factory, settings = _found(asked, name)
+    if factory is getattr(torch.optim, "Muon", None):
+        _check_matrices(asked, name, parameters)
     try:
         return factory(parameters, lr=_LR, **settings)  # type: ignore[no-any-return] # checked where it is used
     except Exception as error:
-        raise UsageError(asked, f"{name} can't be made: it raised {type(error).__name__}: {error}") from error
+        raise UsageError(
+            asked,
+            f"{name} can't be made: it raised {type(error).__name__}: {error}",
+            instead="Name another one, or a torch.optim.Optimizer of your own, as MODULE:CLASS",
+        ) from error
+
+
+def _check_matrices(asked: str, name: str, parameters: Sequence[torch.nn.Parameter]) -> None:
+    others = [parameter for parameter in parameters if parameter.dim() != 2]
+    if others:
+        raise UsageError(
+            asked,
+            f"with optimizer={shown(name)}",
+            f"torch's Muon updates matrices alone, and {len(others)} of the {len(parameters)} parameters are none",
+            "Write a function that returns the arguments of vramkit.estimate, with optimizer=[muon, adamw] and a step "
+            "of both, and name that as MODULE:FUNCTION",
+        )
 
 
 def _found(asked: str, name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -49,7 +68,8 @@ def _found(asked: str, name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     base, _, flag = name.partition("-")
     if flag == "8bit" and base.lower() in _IN_8_BITS:
         module = optional.load(asked, "bitsandbytes.optim", "integrations")
-        return getattr(module, _IN_8_BITS[base.lower()]), {}
+        # Without momentum SGD has no state, and bitsandbytes no such SGD.
+        return getattr(module, _IN_8_BITS[base.lower()]), {"momentum": _MOMENTUM} if base.lower() == "sgd" else {}
     own = {each.__name__.lower(): each for each in vars(torch.optim).values() if _is_optimizer(each)}
     if base.lower() not in own or flag not in ("", *_FLAGS):
         known = ", ".join([*own, *_WITH_SETTINGS])

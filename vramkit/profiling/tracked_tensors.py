@@ -276,7 +276,7 @@ class TrackedTensors:
         }
         for index, scan in enumerate(self._marks.scans):
             if id(scan.names) in copies:
-                self._marks.scans[index] = replace(scan, category=Category.MODEL_COPY)
+                self._marks.scans[index] = replace(scan, category=Category.MODEL_COPY, is_of_model=True)
 
     def look_at_leaves(self, line: Line, ended: object) -> None:
         """Look at the gradients of leaves that are no parameters: inputs, and outputs that a program cuts off.
