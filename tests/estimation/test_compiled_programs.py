@@ -58,6 +58,15 @@ def by_wrapper() -> dict[str, Any]:
     return {"model": torch.compile(Net(), backend="eager")}
 
 
+def in_the_step() -> dict[str, Any]:
+    """Of which nothing can be seen before it runs."""
+    model = Net()
+    return {
+        "model": model,
+        "step": lambda batch: torch.compile(model, backend="eager")(batch.to("cuda")).sum().backward(),
+    }
+
+
 HOW = [by_function, by_method, by_wrapper]
 
 
@@ -112,8 +121,9 @@ def test_a_prediction_compiles_into_the_cache_of_virtual_gpus(monkeypatch: pytes
 
 
 @pytest.mark.virtual_gpu
-def test_a_second_batch_size_is_not_compiled_in_silence() -> None:
-    compiled = vramkit.estimate(**by_wrapper(), batch=BATCH, engine="virtual", steps=1)
+@pytest.mark.parametrize("how", [by_wrapper, in_the_step])
+def test_a_second_batch_size_is_not_compiled_in_silence(how: Callable[[], dict[str, Any]]) -> None:
+    compiled = vramkit.estimate(**how(), batch=BATCH, engine="virtual", steps=1)
     eager = vramkit.estimate(Net(), BATCH, engine="virtual", steps=1)
 
     eager.at(8)
