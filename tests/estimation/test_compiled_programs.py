@@ -15,6 +15,7 @@ from torch._dynamo.utils import counters
 import vramkit
 from vramkit.programs.arguments import program_of
 from vramkit.programs.packing import pack
+from vramkit.programs.unpacking import unpack
 from vramkit.virtual_gpu.cache import cache_folder
 
 BATCH = torch.zeros(16, 64)
@@ -165,6 +166,24 @@ def test_the_search_on_a_device_sees_what_a_step_compiles_and_counts_no_buffers_
 
     assert len(measured) == 2  # one size, and sizes that vary
     assert max(trial.peak_allocated for trial in found.trials) < 48 << 20
+
+
+def compiled_itself(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager", dynamic=True)
+    return model
+
+
+@pytest.mark.parametrize("how", [compiled_itself, lambda model: torch.compile(model, backend="eager", dynamic=True)])
+def test_what_is_compiled_for_sizes_that_vary_is_so_where_it_is_run(how: Callable[[nn.Module], nn.Module]) -> None:
+    torch._dynamo.reset()
+    program = program_of("", how(Net()), BATCH, optimizer=None, step=None, loss=None, autocast=None, steps=1)
+    [model] = unpack(pack(program).content).program.models.values()
+    counters.clear()
+
+    for rows in (16, 8):
+        model(torch.zeros(rows, 64))
+
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch 2.13 does so itself
