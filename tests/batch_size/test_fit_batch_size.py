@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -241,6 +242,25 @@ def test_a_batch_size_that_is_passed_is_refused(arguments: tuple[tuple[int, ...]
         args = (*args, 1)
     with pytest.raises(vramkit.UsageError, match="Leave it out of the call"):
         train(*args, **kwargs)
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_what_is_called_is_not_compiled_for_a_second_size_in_silence(compiles: bool) -> None:
+    torch._dynamo.reset()
+    double = torch.compile(lambda x: x * 2, backend="eager") if compiles else torch.neg
+
+    def train(batch_size: int) -> None:
+        double(torch.zeros(batch_size))
+        if batch_size > 8:
+            raise out_of_memory()
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        vramkit.fit_batch_size(starting_batch_size=16)(train)()
+
+    said = [each for each in told if "for a second batch size" in str(each.message)]
+    assert len(said) == compiles
+    assert all(each.filename == __file__ for each in said)
 
 
 def test_other_wrong_arguments_are_pythons_own_error() -> None:

@@ -15,6 +15,7 @@ from torch._dynamo.utils import counters
 import vramkit
 from vramkit.programs.arguments import program_of
 from vramkit.programs.packing import pack
+from vramkit.programs.unpacking import unpack
 from vramkit.virtual_gpu.cache import cache_folder
 
 BATCH = torch.zeros(16, 64)
@@ -56,6 +57,15 @@ def by_method() -> dict[str, Any]:
 
 def by_wrapper() -> dict[str, Any]:
     return {"model": torch.compile(Net(), backend="eager")}
+
+
+def in_the_step() -> dict[str, Any]:
+    """Of which nothing can be seen before it runs."""
+    model = Net()
+    return {
+        "model": model,
+        "step": lambda batch: torch.compile(model, backend="eager")(batch.to("cuda")).sum().backward(),
+    }
 
 
 HOW = [by_function, by_method, by_wrapper]
@@ -112,8 +122,9 @@ def test_a_prediction_compiles_into_the_cache_of_virtual_gpus(monkeypatch: pytes
 
 
 @pytest.mark.virtual_gpu
-def test_a_second_batch_size_is_not_compiled_in_silence() -> None:
-    compiled = vramkit.estimate(**by_wrapper(), batch=BATCH, engine="virtual", steps=1)
+@pytest.mark.parametrize("how", [by_wrapper, in_the_step])
+def test_a_second_batch_size_is_not_compiled_in_silence(how: Callable[[], dict[str, Any]]) -> None:
+    compiled = vramkit.estimate(**how(), batch=BATCH, engine="virtual", steps=1)
     eager = vramkit.estimate(Net(), BATCH, engine="virtual", steps=1)
 
     eager.at(8)
@@ -155,6 +166,24 @@ def test_the_search_on_a_device_sees_what_a_step_compiles_and_counts_no_buffers_
 
     assert len(measured) == 2  # one size, and sizes that vary
     assert max(trial.peak_allocated for trial in found.trials) < 48 << 20
+
+
+def compiled_itself(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager", dynamic=True)
+    return model
+
+
+@pytest.mark.parametrize("how", [compiled_itself, lambda model: torch.compile(model, backend="eager", dynamic=True)])
+def test_what_is_compiled_for_sizes_that_vary_is_so_where_it_is_run(how: Callable[[nn.Module], nn.Module]) -> None:
+    torch._dynamo.reset()
+    program = program_of("", how(Net()), BATCH, optimizer=None, step=None, loss=None, autocast=None, steps=1)
+    [model] = unpack(pack(program).content).program.models.values()
+    counters.clear()
+
+    for rows in (16, 8):
+        model(torch.zeros(rows, 64))
+
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch 2.13 does so itself

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 import vramkit
 from vramkit.sizes import format_size
-from vramkit.tape.events import OF_MEASURING, Category, Tape
+from vramkit.tape.events import OF_MEASURING, Category, Phase, Tape
 from vramkit.torch_internals.allocator import workspace_sizes
 
 N = 512
@@ -243,6 +244,46 @@ def test_compiled_autograd_compiles_one_graph_in_a_profile_too() -> None:
     train()
 
     assert len(compiled) == 1
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # compiled autograd looks at it
+def test_a_graph_of_a_backward_is_a_backward() -> None:
+    reset()
+    model, x = Net().cuda(), torch.zeros(8, N, device="cuda")
+
+    with vramkit.profile(model) as prof:
+        loss = model(x).sum()
+        with compiled_autograd._enable(torch.compile(backend="eager")):
+            loss.backward()
+    result = prof.result
+    table = result.tape.allocations
+
+    assert [usage.name for usage in result.by_module] == ["Net"]
+    assert Phase.RECOMPUTE not in table["phase"]
+    assert Phase.BACKWARD in table["phase"]
+    assert (table["category"] == Category.INPUT).sum() == 1  # what was made in the forward is none
+
+
+class Emptying(torch.nn.Module):
+    """Lets go of what it is given in a list, as the graphs of compiled autograd do."""
+
+    def forward(self, given: list[torch.Tensor]) -> torch.Tensor:
+        x = given.pop() * 2
+        return x * 2
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize("measured", [False, True])
+def test_what_a_module_is_given_in_a_list_dies_when_the_module_lets_go_of_it(measured: bool) -> None:
+    module, size = Emptying(), 1 << 20
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+
+    with vramkit.profile() if measured else nullcontext():
+        module([torch.zeros(size, device="cuda")])
+
+    assert torch.cuda.max_memory_allocated() - before == 2 * size * 4
 
 
 @pytest.mark.virtual_gpu

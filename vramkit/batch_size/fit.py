@@ -8,6 +8,7 @@ import functools
 import inspect
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from ..counts import check_count
 from ..errors import DoesNotFit, UsageError
 from ..out_of_memory import clean_up, forget, is_out_of_memory
+from ..torch_internals import dynamo
 from .device_memory import needed, read_gauges
 from .next_size import Descent
 from .trial import Trial
@@ -27,6 +29,10 @@ _T = TypeVar("_T")
 _OnTrial = Callable[[Trial], object]
 
 _ASKED = "vramkit.fit_batch_size was called"
+_COMPILES_ANEW = (
+    "torch.compile compiles what is called anew for a second batch size; what it makes then may serve sizes that vary "
+    "(dynamic=False, or a model that each call makes: each size is compiled)"
+)
 _STEPS = 2
 """The first step of a function makes its optimizer's state; the second one has it from its beginning."""
 
@@ -92,6 +98,7 @@ def fit_batch_size(
     Known limitations: torch's peak statistics begin anew with every call. Ranks that train together may find different
     sizes; use ``vramkit.auto_batch_size(..., group=...)`` there. What the function needs only after its second step,
     for an evaluation say, is not measured: where that is more, a call fails late, and the next one gets less.
+    What ``torch.compile`` compiles in the first call is compiled anew in the second, and a warning says so.
     """
     starting_batch_size = check_count(_ASKED, "starting_batch_size", starting_batch_size)
     min_batch_size = check_count(_ASKED, "min_batch_size", min_batch_size)
@@ -144,6 +151,7 @@ class _Calls(Generic[_T]):
     descent: Descent
     on_trial: _OnTrial | None
     trains: bool = False
+    compiles: bool | None = None  # whether the first call did; None: it is still to come
 
     def until_one_ends(self, name: str) -> _T:
         """What the function returns.
@@ -170,7 +178,13 @@ class _Calls(Generic[_T]):
             )
 
     def _try(self, size: int, stops: bool) -> _Ended[_T] | BaseException:
-        """What one call returned, or the error that ended it."""
+        """What one call returned, or the error that ended it.
+
+        Warns: UserWarning: what was compiled in the first call is about to be compiled in the second.
+        """
+        if self.compiles:
+            warnings.warn(_COMPILES_ANEW, stacklevel=4)
+        compiled = dynamo.compilations()
         outcome: _Ended[_T] | BaseException
         before = sum(gauge.retries for gauge in read_gauges(fresh=True))
         start = time.perf_counter()
@@ -186,6 +200,7 @@ class _Calls(Generic[_T]):
             if error is not enough and not is_out_of_memory(error) and not _is_the_hosts(error):
                 raise
             outcome = error
+        self.compiles = self.compiles is None and dynamo.compilations() > compiled  # it is said once
         gauges = read_gauges()
         ran_out = isinstance(outcome, BaseException) and outcome is not enough
         retries = max(0, sum(gauge.retries for gauge in gauges) - before - ran_out)  # the failure was one itself

@@ -30,6 +30,8 @@ class Run:
     """``torch.cuda.max_memory_reserved()``, bytes."""
     profile: Profile | None
     """The whole tape, where it was asked for."""
+    compiled: bool = False
+    """``torch.compile`` compiled a part of it."""
     measured_kernels: bool = False
     """``torch.compile`` measured kernels in it, whose buffers count; a later run finds what it has chosen."""
     notes: tuple[str, ...] = ()

@@ -124,6 +124,8 @@ class ModuleHooks:
             if (index < 0 and is_replica(module)) or (not stack and self._is_left_out()):
                 return original(module, *args, **kwargs)
             in_backward = not stack and graph_task() >= 0  # a recomputation
+            if in_backward and _is_backward(module):
+                return original(module, *args, **kwargs)
             line = here.line if stack and here.line is not None else lines.current()
             mode = 0
             if index < 0:
@@ -139,6 +141,7 @@ class ModuleHooks:
                 if not in_backward:  # a recomputation is as its forward was
                     mode = self._begin(module, index, line, given)
                 self._tensors.look_at_inputs(_inputs(given))
+                del given  # it may hold what was handed over in a list, for the module to empty
                 # Each module of a recomputation is an outermost one: to look at the whole model for each would cost
                 # the square of its layers. Its forward has looked, and the program waits for the backward.
                 again = not in_backward and line.is_looked_at
@@ -231,6 +234,14 @@ def _has_graph(output: Any) -> bool:
     """Whether a model's output is part of an autograd graph; of an object that nobody looks into, whether it may be."""
     tensors = list(tensors_in(output))
     return any(tensor.requires_grad for tensor in tensors) or (not tensors and torch.is_grad_enabled())
+
+
+def _is_backward(module: torch.nn.Module) -> bool:
+    """Whether a module that runs inside a backward is a graph of that backward, which makes no graph of what it does.
+
+    ``torch.compile`` makes such modules. A recomputation makes one.
+    """
+    return isinstance(unwrapped(module), torch.fx.GraphModule) and not torch.is_grad_enabled()
 
 
 def _inputs(given: Iterable[torch.Tensor]) -> list[torch.Tensor]:

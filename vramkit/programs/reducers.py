@@ -10,7 +10,7 @@ import pickle
 import sys
 import types
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache
 from typing import Any
@@ -56,6 +56,11 @@ def _parametrized(make: Callable[..., torch.nn.Module], arguments: tuple[Any, ..
 def compiled_again(compiler: Callable[..., Any], function: Callable[..., Any]) -> Any:
     """What ``torch.compile`` makes of a function: its own result holds what belongs to a thread."""
     return compiler(function)
+
+
+def compiler_again(kind: type, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+    """What ``torch.compile`` compiles with, made as it was made first."""
+    return kind(*arguments, **keywords)
 
 
 def as_compiled(module: torch.nn.Module) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from ..torch_internals import storages
-from ..torch_internals.modules import chooses_by_time, compiled_by, is_compiled
+from ..torch_internals.modules import chooses_by_time, compiled_by, compiler_of, is_compiled
 from . import reducers
 from .batches import VALUES_KEPT, Fixed, leaves_of
 from .program import Program
@@ -104,6 +104,8 @@ class Sender(cloudpickle.Pickler):  # type: ignore[misc] # which has no types
             return compiled
         elif isinstance(value, types.FunctionType) and (parts := compiled_by(value)) is not None:
             return reducers.compiled_again, parts
+        elif (compiler := compiler_of(value)) is not None:
+            return reducers.compiler_again, compiler
         elif isinstance(value, torch.device) and value.type == "cpu" and not self._has_cuda:
             # `device = torch.device("cuda" if torch.cuda.is_available() else "cpu")`, in a step that moves a batch.
             self.notes[_DEVICE_NOTE] = None

@@ -144,7 +144,9 @@ class _Finder(MetaPathFinder):
         package = come()
         known = sys.modules.get(fullname)
         if known is not None:
-            return ModuleSpec(fullname, _Known(known))
+            # Of a module that came meanwhile Python takes the module's own spec, and would run it a second time.
+            known.__spec__ = spec = ModuleSpec(fullname, _Known(known))
+            return spec
         return PathFinder.find_spec(fullname, package.__path__)
 
 

@@ -164,6 +164,26 @@ def compiled_by(function: types.FunctionType) -> tuple[Callable[..., Any], Calla
     return (cells["self"].cell_contents, original) if original is not None and "self" in cells else None
 
 
+def compiler_of(value: object) -> tuple[type, Sequence[Any], Mapping[str, Any]] | None:
+    """The class, arguments and keywords that make what ``torch.compile`` compiles with; None: the value is none.
+
+    torch's own pickle of it sets ``dynamic`` under a name that nobody reads, and leaves ``fullgraph`` out.
+    """
+    if type(value).__name__ != "OptimizeContext":
+        return None
+    reduced: Any = value.__reduce__()
+    kind, arguments, *state = reduced
+    if len(state) != 1 or not isinstance(state[0], dict):
+        return None
+    kept = {name: vars(value)[own] for name, own in _COMPILER_KEEPS.items() if own in vars(value)}
+    return kind, arguments, {**state[0], **kept}
+
+
+_COMPILER_KEEPS = {
+    "fullgraph": "fullgraph", "error_on_graph_break": "error_on_graph_break", "dynamic_shapes": "_dynamic_shapes",
+}  # fmt: skip
+
+
 def in_compiled(module: torch.nn.Module) -> torch.nn.Module | None:
     """The module that ``torch.compile`` has wrapped."""
     return getattr(module, _WRAPPED, None)

@@ -55,6 +55,7 @@ loaded = {{name: each for name, each in sys.modules.items() if name.startswith("
 for name, module in loaded.items():
     assert module.__spec__.name == name and module.__spec__.loader.path == module.__file__, name
 assert torch._dynamo.eval_frame.config is torch._dynamo.config is loaded["torch._dynamo.config"]
+assert torch._dynamo.convert_frame.counters is torch._dynamo.utils.counters is loaded["torch._dynamo.utils"].counters
 """)
 
 

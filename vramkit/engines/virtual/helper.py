@@ -240,7 +240,7 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
     if request.counts_step:
         step_counter, program = StepCounter(sees_copies=True), replace(program, steps=StepCounter.STEPS)
     training = Training(program, request.batch_size, request.move_batch)
-    measured = dynamo.measurements()
+    compiled, measured = dynamo.compilations(), dynamo.measurements()
 
     def arrive() -> None:
         for tensor in on_cuda:
@@ -273,6 +273,7 @@ def _run(handle: virtual_gpu.VirtualGPU, opened: Opened | bytes, request: Reques
         profile=measuring.result if request.detailed else None,
         layers=None if counter is None else counter.counts(),
         step=None if step_counter is None else step_counter.count(),
+        compiled=dynamo.compilations() > compiled,
         measured_kernels=dynamo.measurements() > measured,
     )
 

@@ -123,6 +123,7 @@ class VirtualSession:
         self._gives_batch = gives_batch
         self._move_batch = parcel.move_batch
         self._notes = (*parcel.notes, *[CHOSEN_BY_TIME] * parcel.is_autotuned, *_of_rank(place))
+        self._is_compiled = parcel.is_compiled  # as far as could be seen before it ran
         self._compiled: dict[int, float] = {}  # sizes that were run, and seconds
         self._opening = {
             "parcel": parcel.content,
@@ -183,8 +184,10 @@ class VirtualSession:
                     answer = again
                 elif isinstance(again, Failed):
                     answer = more_telling(answer, again)
-            if isinstance(answer, Run) and answer.measured_kernels:
-                answer = self._settled(gpu, request, answer)
+            if isinstance(answer, Run):
+                self._is_compiled |= answer.compiled
+                if answer.measured_kernels:
+                    answer = self._settled(gpu, request, answer)
             self._compiled.setdefault(request.batch_size, time.monotonic() - began)
         if isinstance(answer, Failed):
             raise step_failed(answer, self._called) from StepTraceback("in the helper process", answer.traceback)
@@ -194,7 +197,7 @@ class VirtualSession:
 
     def _warn_of_compiling(self, batch_size: int) -> None:
         """Warns: UserWarning: a second batch size is about to be compiled."""
-        if self._parcel.is_compiled and len(self._compiled) == 1 and batch_size not in self._compiled:
+        if self._is_compiled and len(self._compiled) == 1 and batch_size not in self._compiled:
             [seconds] = self._compiled.values()
             warnings.warn(EACH_SIZE_IS_COMPILED.format(seconds=seconds), stacklevel=2)
 
