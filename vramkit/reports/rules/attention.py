@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -79,8 +79,9 @@ def _by_hand(scene: Scene) -> Iterator[Advice]:
     for index, module in enumerate(tape.modules):
         if module.parent >= 0:
             below[module.parent].append(index)
-    found = np.zeros(len(tape.allocations), bool)
+    wanted = dict[int, set[int]]()  # sizes of weights, by the module that makes them
     named, in_heads = [], True
+    made = _made_in_forwards(scene)
     for index, module in enumerate(tape.modules):
         if not module.calls or module.kind == "MultiheadAttention" or not _fits(module.output_shape):
             continue
@@ -89,15 +90,17 @@ def _by_hand(scene: Scene) -> Iterator[Advice]:
         widths = {tape.modules[each].output_shape[-1:] for each in below[index] if each not in plain}
         weights = [shape for shape in shapes if shape[-1:] not in widths and _is_of_pairs(shape, module.output_shape)]
         if weights:
-            rows = _of_size(scene, {index, *plain}, [item * int(np.prod(weights[0])) for item in (4, 2, 1)])
+            sizes = {item * int(np.prod(weights[0])) for item in (4, 2, 1)}
         elif "attention" in module.kind.lower() or "attn" in module.kind.lower():
-            rows = _of_size(scene, {index}, _sizes_of_pairs(scene, index, module.output_shape))
+            sizes, plain = _sizes_of_pairs(made.get(index, {}), module.output_shape), []
         else:
             continue
-        if rows.any():
-            found |= rows
+        makers = [each for each in (index, *plain) if not sizes.isdisjoint(made.get(each, {}))]
+        if makers:
+            wanted.update((each, sizes) for each in makers)
             named.append(module.name)
             in_heads &= not weights or len(weights[0]) > 3
+    found = _of_sizes(scene, wanted)
     if not scene.at(found):
         return
     four = "" if in_heads else " (of tensors in (batch, heads, rows, width): torch up to 2.11 makes them otherwise)"
@@ -124,17 +127,28 @@ def _is_of_pairs(shape: Sequence[int], returned: Sequence[int]) -> bool:
     return shape[-1] != returned[-1] and returned[-1] % heads == 0
 
 
-def _sizes_of_pairs(scene: Scene, index: int, returned: Sequence[int]) -> list[int]:
-    """Bytes of what a module made that can only be weights of each pair of rows, once for each of some heads."""
-    table, (batch, length, width) = scene.result.tape.allocations, returned
-    inside = (table["module"] == index) & (table["phase"] == Phase.FORWARD)
-    sizes, counts = np.unique(table["requested"][inside].astype(np.int64), return_counts=True)
-    found = []
-    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+def _made_in_forwards(scene: Scene) -> dict[int, dict[int, int]]:
+    """What each module made in its forwards: how many allocations of how many bytes."""
+    table = scene.result.tape.allocations
+    rows = table[(table["phase"] == Phase.FORWARD) & (table["module"] >= 0)]
+    pairs, counts = np.unique(np.stack([rows["module"], rows["requested"]]), axis=1, return_counts=True)
+    made = dict[int, dict[int, int]]()
+    for (module, size), count in zip(pairs.T.tolist(), counts.tolist(), strict=True):
+        made.setdefault(module, {})[size] = count
+    return made
+
+
+def _sizes_of_pairs(made: Mapping[int, int], returned: Sequence[int]) -> set[int]:
+    """Bytes of what a module made that can only be weights of each pair of rows, once for each of some heads; and of
+    what says which of them a dropout kept.
+    """
+    batch, length, width = returned
+    found = set[int]()
+    for size, count in made.items():
         for item in (4, 2):
             heads, rest = divmod(size, item * batch * length * length)
             if count > 1 and heads and not rest and width % heads == 0 and not _projects(heads * length, width):
-                found += [size, size // item]  # and where a dropout kept them
+                found |= {size, size // item}
     return found
 
 
@@ -143,10 +157,14 @@ def _projects(wide: int, width: int) -> bool:
     return width % wide == 0 or (wide % width == 0 and wide <= _HIDDEN * width)
 
 
-def _of_size(scene: Scene, modules: set[int], sizes: Sequence[int]) -> npt.NDArray[np.bool_]:
+def _of_sizes(scene: Scene, wanted: Mapping[int, Collection[int]]) -> npt.NDArray[np.bool_]:
+    """What some modules made of some sizes, each its own, while they ran forward or backward."""
     table = scene.result.tape.allocations
-    found: npt.NDArray[np.bool_] = np.isin(table["module"], list(modules)) & np.isin(table["requested"], sizes)
-    return found & np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY))
+    passing = np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY)) & np.isin(table["module"], [*wanted])
+    found = np.zeros(len(table), bool)
+    for row in np.flatnonzero(passing).tolist():
+        found[row] = int(table["requested"][row]) in wanted[int(table["module"][row])]
+    return found
 
 
 RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_weights, _by_hand)
