@@ -237,6 +237,7 @@ def _unused_rows(scene: Scene) -> Iterator[Advice]:
         before, within = _in_backward(scene, member, layer, is_layer)
         after = np.concatenate([before, within])
         found[after[table["requested"][after] == table["requested"][output]]] = True
+        found[within[scene.category[within] == Category.TEMPORARY]] = True  # what adds a bias's gradient up, too
         found[output] = True
     if scene.at(found) and scene.trains:
         yield Advice(

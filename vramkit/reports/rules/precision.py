@@ -336,7 +336,7 @@ def _double_target(scene: Scene) -> Iterator[Advice]:
         halves = loss & (table["requested"] * 2 == size)
         if size * _LARGE < scene.moment.breakdown.allocated or not of_loss.any() or halves.any():
             continue
-        passing = (table["phase"] == Phase.BACKWARD) & (scene.category == Category.TEMPORARY)
+        passing = (table["phase"] == Phase.BACKWARD) & (scene.category == Category.TEMPORARY) & (table["module"] < 0)
         rows = (table["requested"] == size) & (of_loss | passing | (table["phase"] == Phase.OUTSIDE))
         cast = rows & ~of_loss
         copies = np.append(False, cast[:-1]) & (table["requested"] * 2 == size) & (table["module"] < 0)
