@@ -124,7 +124,7 @@ def _is_of_pairs(shape: Sequence[int], returned: Sequence[int]) -> bool:
     if not 3 <= len(shape) <= 4 or shape[-1] != shape[-2] or shape[-1] not in returned[:2]:
         return False
     heads = shape[1] if len(shape) == 4 else 1
-    return shape[-1] != returned[-1] and returned[-1] % heads == 0
+    return heads > 0 and shape[-1] != returned[-1] and returned[-1] % heads == 0
 
 
 def _made_in_forwards(scene: Scene) -> dict[int, dict[int, int]]:

@@ -62,7 +62,8 @@ def _of_graphs(scene: Scene) -> _Mask:
     """Activations, and outputs that go when activations of their step do: a list of them went with its loss."""
     table, fates = scene.result.tape.allocations, scene.fates
     activations = (scene.category == Category.ACTIVATION) & (fates.maker >= 0)
-    step, count = table["step"], int(table["step"].max(initial=0)) + 1
+    steps, step = np.unique(table["step"], return_inverse=True)
+    count = len(steps)
     died = np.where(table["died"] < 0, len(scene.result.tape.events), table["died"])
     first, last = np.full(count, np.iinfo(np.int64).max), np.full(count, -1, np.int64)
     unused = activations & (fates.user < 0)
