@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from frameworks import missing
 from torch.utils.checkpoint import checkpoint
 
 import vramkit
@@ -21,6 +22,9 @@ from vramkit.planning.changes.offers import offers
 from vramkit.planning.facts import facts_of
 from vramkit.planning.measuring import Measuring
 from vramkit.programs.arguments import program_of
+
+if why := missing("transformers", "peft", "timm"):
+    pytest.skip(why, allow_module_level=True)
 
 CONFIGS = Path(__file__).parents[1] / "models" / "configs"
 CARD = gpus.find("a100-40gb")
@@ -65,7 +69,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def configured(factory: pytest.TempPathFactory, name: str, **others: int) -> str:
-    pytest.importorskip("transformers")
     folder = factory.mktemp(name)
     config = json.loads((CONFIGS / f"{name}.json").read_text()) | others
     (folder / "config.json").write_text(json.dumps(config))
@@ -109,7 +112,6 @@ def test_what_a_step_accumulates_and_scales_already_stays(gpt2: str) -> None:
 
 
 def test_adapters_are_trained_with_the_same_changes(llama: str) -> None:
-    pytest.importorskip("peft")
     base: Options = {"batch_size": 4, "seq_len": 64, "lora": 4, "dtype": "float32"}
     planned = Planned(llama, base)
 
@@ -129,7 +131,6 @@ def test_on_a_card_without_bfloat16_a_scaler_is_part_of_the_change(gpt2: str) ->
 
 
 def test_of_images_the_loss_is_called_as_their_step_does() -> None:
-    pytest.importorskip("timm")
     name = "timm:vit_tiny_patch16_224"
     base: Options = {"batch_size": 4}
     planned = Planned(name, base)

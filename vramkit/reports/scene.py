@@ -14,6 +14,8 @@ from .edits import Replays
 from .fates import Fates
 from .moment import Moment
 
+SIZES = (1, 2, 4, 8)
+"""Bytes that a number can have."""
 _KEPT = (Category.MODEL_COPY, Category.DATASET, Category.OUTPUT)
 _FEW = 3
 """So many tensors, at least, are as large as parameters not by chance."""
@@ -123,6 +125,12 @@ class Scene:
         return found
 
     @cached_property
+    def is_leaf(self) -> npt.NDArray[np.bool_]:
+        """Of each module, and last of none, whether it is one without modules in it."""
+        modules = self.result.tape.modules
+        return np.append(~np.isin(np.arange(len(modules)), [each.parent for each in modules]), False)
+
+    @cached_property
     def of_output(self) -> Ints:
         """Elements of what the module that made each allocation returns; 0: not known."""
         modules = self.result.tape.modules
@@ -161,10 +169,8 @@ class Scene:
         part = self.result.tape.allocations["requested"] / (4 * elements)
         known = (self.category == Category.ACTIVATION) & (maker >= 0) & (self.of_output > 0)
         # Without a graph little is kept, and that need not be what layers returned: then what they made tells.
-        modules = self.result.tape.modules
-        is_layer = np.append(~np.isin(np.arange(len(modules)), [each.parent for each in modules]), False)
         made = np.isin(self.category, (Category.ACTIVATION, Category.OUTPUT, Category.TEMPORARY)) & (maker >= 0)
-        made &= is_layer[self.result.tape.allocations["module"]] & (self.of_output > 0)
+        made &= self.is_leaf[self.result.tape.allocations["module"]] & (self.of_output > 0)
         known = np.where(np.append(self.fates.forwards["made_graph"], True)[maker], known, made)
         found = np.ones(len(self.fates.forwards) + 1)
         if known.any():

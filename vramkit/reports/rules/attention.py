@@ -85,7 +85,7 @@ def _by_hand(scene: Scene) -> Iterator[Advice]:
     for index, module in enumerate(tape.modules):
         if not module.calls or module.kind == "MultiheadAttention" or not _fits(module.output_shape):
             continue
-        plain = [each for each in below[index] if not below[each] and not tape.modules[each].parameters]
+        plain = [each for each in below[index] if scene.is_leaf[each] and not tape.modules[each].parameters]
         shapes = [tape.modules[each].output_shape for each in plain]
         widths = {tape.modules[each].output_shape[-1:] for each in below[index] if each not in plain}
         weights = [shape for shape in shapes if shape[-1:] not in widths and _is_of_pairs(shape, module.output_shape)]

@@ -10,14 +10,12 @@ import numpy.typing as npt
 from ...sizes import format_size
 from ...tape.events import Category, Ints, Phase
 from ..moment import peaks_of
-from ..scene import Scene
+from ..scene import SIZES, Scene
 from .advised import Advice
 from .reserved import tried
 
 _CLOSE = 0.1
 """Less than this part of a saving is not told apart."""
-_SIZES = (1, 2, 4, 8)
-"""Bytes of a number."""
 
 
 def _smaller_batch(scene: Scene) -> Iterator[Advice]:
@@ -66,12 +64,10 @@ def _of_pairs(scene: Scene) -> npt.NDArray[np.bool_]:
     roots = np.unique(scene.fates.forwards["module"]).tolist()
     returned = [shapes[root] for root in roots if root >= 0 and len(shapes[root]) == 2]
     pairs = {rows**2 * each for rows, width in returned for each in (1, width) if rows > 1}
-    sizes = {size * each for each in pairs for size in _SIZES}
+    sizes = {size * each for each in pairs for size in SIZES}
     returns = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
     inputs = {*np.unique(tape.allocations["requested"][scene.category == Category.INPUT]).tolist()}
-    sizes -= {size * each for each in returns for size in _SIZES[:-1]} | inputs & {
-        _SIZES[-1] * each for each in returns
-    }
+    sizes -= {size * each for each in returns for size in SIZES[:-1]} | inputs & {SIZES[-1] * each for each in returns}
     result: npt.NDArray[np.bool_] = np.isin(tape.allocations["requested"], [*sizes])
     return result
 

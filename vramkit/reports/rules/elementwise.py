@@ -23,8 +23,7 @@ def _written_out(scene: Scene) -> Iterator[Advice]:
     """
     tape = scene.result.tape
     table = tape.allocations
-    parents = {module.parent for module in tape.modules}
-    plain = [not module.parameters and index not in parents for index, module in enumerate(tape.modules)]
+    plain = scene.is_leaf[:-1] & np.array([not module.parameters for module in tape.modules], bool)
     kept = scene.category == Category.ACTIVATION
     found = np.zeros(len(table), bool)
     named = set[int]()

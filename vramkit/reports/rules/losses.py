@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ...tape.events import Category, Ints, Phase
 from ..layout import counted
-from ..scene import Scene, grouped
+from ..scene import SIZES, Scene, grouped
 from ..tree import shown_name
 from .advised import Advice
 
@@ -18,8 +18,6 @@ _MANY_ROWS = 256
 """Of fewer rows all pairs are little; and as many numbers have other things, too."""
 _NO_PAIRS = 1 << 24
 """All pairs of so many rows are on no card."""
-_SIZES = (1, 2, 4, 8)
-"""Bytes of a number."""
 _WIDER = 4
 """So many times wider than its input a last layer has to be: each chunk makes a gradient of the input."""
 
@@ -83,8 +81,7 @@ def _layers(scene: Scene) -> npt.NDArray[np.bool_]:
     modules = scene.result.tape.modules
     # A Linear without parameters of its own has another module's: an output layer that shares the embedding's.
     has_weights = np.array([*(module.parameters > 0 or module.kind == "Linear" for module in modules), False])
-    parents = {module.parent for module in modules}
-    result: npt.NDArray[np.bool_] = has_weights & ~np.array([*(each in parents for each in range(len(modules))), True])
+    result: npt.NDArray[np.bool_] = has_weights & scene.is_leaf
     return result
 
 
@@ -170,7 +167,7 @@ def _pairs(scene: Scene) -> npt.NDArray[np.bool_]:
     shape = tape.modules[root].output_shape if root >= 0 else ()
     if len(shape) != 2 or shape[1] != 1 or not _MANY_ROWS <= shape[0] < _NO_PAIRS:
         return nothing
-    size_fits = np.isin(table["requested"], [size * shape[0] ** 2 for size in _SIZES])
+    size_fits = np.isin(table["requested"], [size * shape[0] ** 2 for size in SIZES])
     square = size_fits & np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY))
     after = np.where(table["born"] >= 0, table["forward"].astype(np.int64) - 1, -1)  # the forward that began last
     in_loss = square & (table["module"] < 0) & (table["phase"] == Phase.FORWARD)
@@ -196,8 +193,8 @@ def _differences(scene: Scene) -> Iterator[Advice]:
     if len(shape) != 2 or shape[1] < _WIDER or not 1 < shape[0] < _NO_PAIRS:
         return
     rows, width = shape
-    sizes = {size * int(np.prod(each.output_shape, dtype=np.int64)) for each in tape.modules for size in _SIZES}
-    found = np.isin(table["requested"], [*({size * rows**2 * width for size in _SIZES} - sizes)])
+    sizes = {size * int(np.prod(each.output_shape, dtype=np.int64)) for each in tape.modules for size in SIZES}
+    found = np.isin(table["requested"], [*({size * rows**2 * width for size in SIZES} - sizes)])
     found &= np.isin(scene.category, (Category.ACTIVATION, Category.TEMPORARY)) & (table["born"] >= 0)
     if not (found & (table["module"] < 0) & (table["phase"] == Phase.FORWARD)).any():
         return
