@@ -9,7 +9,7 @@ from told_profiles import HEAD, MIB, Story
 from vramkit.reports.advice import advise
 from vramkit.reports.moment import moment_of
 from vramkit.reports.rules.advised import Advice
-from vramkit.tape.events import Category, Phase
+from vramkit.tape.events import Action, Category, Phase
 
 UPS = (3, 5, 7)
 EVALUATION = Phase.EVALUATION
@@ -98,3 +98,13 @@ def test_an_output_that_a_variable_has_goes_before_the_next_forward() -> None:
 
     assert found.text.startswith("del what Net returned, and what is made of it, before its next forward: 32.0 MiB")
     assert found.saves == 32 * MIB
+
+
+def test_what_a_forward_made_that_ran_out_of_memory_is_not_told_to_be_dropped() -> None:
+    story = Story()
+    story.begin(Phase.FORWARD, left=True)
+    for module in UPS:
+        story.alloc(64 * MIB, Category.ACTIVATION, module=module)
+    story.event(Action.OOM, 64 * MIB, Phase.FORWARD, module=HEAD)
+
+    assert causes(story) == []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from subprocesses import run_on
 from torch import nn
 
 import vramkit
@@ -101,6 +103,18 @@ def told(result: vramkit.MemoryResult, words: str) -> list[Advice]:
     return [each for each in advise(result, moment_of(result), limit=99) if words in each.text]
 
 
+_IN_BFLOAT16 = """
+import sys, torch, vramkit
+sys.path.append(FOLDER)
+from test_written_out import Attention, told
+model = torch.nn.Sequential(*[Attention(fused=True, dropout="none") for _ in range(3)]).to("cuda", torch.bfloat16)
+with vramkit.profile(model) as prof:
+    for _ in range(2):
+        model(torch.zeros(8, 320, 96, device="cuda", dtype=torch.bfloat16)).float().sum().backward()
+result = [[each.is_computed, each.text] for each in told(prof.result, "scaled_dot_product_attention")]
+"""
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dropout", ["module", "function", "none"])
 def test_attention_that_is_written_out_is_worth_what_the_fused_one_saves(dropout: str, autocast: bool) -> None:
@@ -113,6 +127,16 @@ def test_attention_that_is_written_out_is_worth_what_the_fused_one_saves(dropout
 
     assert advice.saves == pytest.approx(by_hand.peak_allocated - fused.peak_allocated, rel=0.1)
     assert not told(fused, "scaled_dot_product_attention")
+
+
+def test_on_a_card_without_kernels_for_bfloat16_no_figure_is_given() -> None:
+    """Where the fused function writes out what others do by hand."""
+    folder = repr(str(Path(__file__).parent))
+    told = run_on("t4", _IN_BFLOAT16.replace("FOLDER", folder))
+
+    [(is_computed, text)] = told
+    assert not is_computed
+    assert text.endswith("but for bfloat16, which has no such kernel on this card")
 
 
 def test_heads_that_are_modules_of_their_own_are_found() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from ..gpus import all_gpus
 from ..tape.events import Category, Ints, Phase
 from ..tape.memory import MemoryResult
 from .edits import Replays
@@ -17,6 +19,8 @@ from .moment import Moment
 SIZES = (1, 2, 4, 8)
 """Bytes that a number can have."""
 _KEPT = (Category.MODEL_COPY, Category.DATASET, Category.OUTPUT)
+_OLDER = re.compile(r"\b(GTX|TITAN|Titan|RTX 20[5678]0|Quadro|[TPVKM]\d+|GV100)\b")
+"""In the names of cards before Ampere, most of them."""
 _FEW = 3
 """So many tensors, at least, are as large as parameters not by chance."""
 _SEVERAL = 3
@@ -123,6 +127,22 @@ class Scene:
             if int(much.sum()) >= _SEVERAL:
                 found[rows[much[of]]] = True
         return found
+
+    @cached_property
+    def lacks_bfloat16(self) -> bool:
+        """Whether the card is older than capability 8.0, by its name. Without one it is taken for a newer one."""
+        name = self.result.device_name
+        known = next((gpu for gpu in all_gpus() if gpu.product == name), None)
+        return _OLDER.search(name) is not None if known is None else known.capability < (8, 0)
+
+    @cached_property
+    def is_mostly_float32(self) -> bool:
+        """Whether most of what modules returned, and is kept, is in float32."""
+        requested = self.result.tape.allocations["requested"]
+        known = np.isin(self.category, (Category.ACTIVATION, Category.OUTPUT)) & (self.of_output > 0)
+        float32 = int(requested[known & (requested == 4 * self.of_output)].sum())
+        half = int(requested[known & (requested == 2 * self.of_output)].sum())
+        return float32 > 9 * half
 
     @cached_property
     def is_leaf(self) -> npt.NDArray[np.bool_]:

@@ -18,6 +18,7 @@ _LONG = 1 << 20
 """No dimension is so long: a file may say what it likes."""
 _HIDDEN = 4
 """A hidden layer is so many times as wide, at most, as what it is given."""
+_BUT = ", but for bfloat16, which has no such kernel on this card"
 _WIDE = 3
 """Queries, keys and values together are so many times as wide as what attention returns."""
 
@@ -39,10 +40,20 @@ def _weights(scene: Scene) -> Iterator[Advice]:
         return
     yield Advice(
         saves=scene.saved(np.where(found, scene.block, 0)),
+        is_computed=not _may_lack_kernels(scene),
         text=f"call {shown_name(named[0], 60)}{' and others' * (len(named) > 1)} with need_weights=False, if nobody "
         f"uses them: {counted(int((found & scene.moment.alive).sum()), 'tensor')} of attention weights, "
-        f"{format_size(scene.at(found))}, are there, and scaled_dot_product_attention makes none",
+        f"{format_size(scene.at(found))}, are there, and scaled_dot_product_attention makes none"
+        + _BUT
+        * _may_lack_kernels(scene),
     )
+
+
+def _may_lack_kernels(scene: Scene) -> bool:
+    """Whether scaled_dot_product_attention itself may have made the weights: an older card has no kernel for bfloat16
+    that makes none. Nothing tells that type from float16, which has one.
+    """
+    return scene.lacks_bfloat16 and not scene.is_mostly_float32
 
 
 def _of_module(scene: Scene, index: int, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
@@ -107,10 +118,11 @@ def _by_hand(scene: Scene) -> Iterator[Advice]:
     alive = found & scene.moment.alive
     yield Advice(
         saves=scene.saved(np.where(found, scene.block, 0)),
+        is_computed=not _may_lack_kernels(scene),
         text=f"let F.scaled_dot_product_attention do the attention of {shown_name(named[0], 60)}"
         f"{' and others' * (len(named) > 1)}{four}, if nobody else uses its weights (transformers: "
         f'attn_implementation="sdpa"): {counted(int(alive.sum()), "tensor")} of them, '
-        f"{format_size(scene.at(found))}, are there, and its kernels make none",
+        f"{format_size(scene.at(found))}, are there, and its kernels make none" + _BUT * _may_lack_kernels(scene),
     )
 
 

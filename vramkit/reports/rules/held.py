@@ -119,7 +119,9 @@ class _Replaced:
         until = begins[np.searchsorted(begins[:-1], ends)]  # up to there a loop sets its variables anew
         until = np.append(np.where(self.following < 0, count + 1, until), -1)[fates.maker]
         died = np.where(table["died"] < 0, count + 1, table["died"])  # later than the end of a forward that is the last
-        self.is_replaced = (fates.maker >= 0) & (died <= until)
+        # A forward that ran out of memory came to no end, and what it has made is waiting for that.
+        ran_out = [fates.last_begun(failure.event) for failure in scene.result.out_of_memory]
+        self.is_replaced = (fates.maker >= 0) & (died <= until) & ~np.isin(fates.maker, ran_out)
         self._died = died
 
     def outlives(self, event: Ints) -> _Mask:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ...gpus import all_gpus
 from ...sizes import format_size
 from ...tape.events import Category, Ints, Phase
 from ...tape.owners import owners
@@ -18,8 +17,6 @@ from ..edits import Edit
 from ..scene import Scene
 from .advised import Advice
 
-_OLDER = re.compile(r"\b(GTX|TITAN|Titan|RTX 20[5678]0|Quadro|[TPVKM]\d+|GV100)\b")
-"""In the names of cards before Ampere, most of them."""
 _HALF = re.compile(r"^(Linear|NonDynamicallyQuantizableLinear|Bilinear|(Conv|ConvTranspose)[123]d)$")
 """Classes of layers that work in half precision under autocast, whatever they are given."""
 _FLOAT = re.compile(r"^(LayerNorm|GroupNorm|InstanceNorm[123]d|Softmax|LogSoftmax|Embedding|\w*Loss)$")
@@ -48,17 +45,16 @@ def _autocast(scene: Scene) -> Iterator[Advice]:
     the backward, and one of what a layer of another type is given.
     """
     kept = np.isin(scene.category, (Category.ACTIVATION, Category.OUTPUT))
-    if not scene.on_gpu or not _mostly_float32(scene, kept) or (scene.evaluates and scene.trains):
+    if not scene.on_gpu or not scene.is_mostly_float32 or (scene.evaluates and scene.trains):
         return
     less, is_known = _halved(scene, kept)
     casts_masks = _would_cast_masks(scene, kept, scene.saved_over_time(less))
     is_known &= not casts_masks
-    lacks_bfloat16 = _lacks_bfloat16(scene.result.device_name)
-    kind = "float16" if lacks_bfloat16 else "bfloat16"
+    kind = "float16" if scene.lacks_bfloat16 else "bfloat16"
     yield Advice(
         saves=scene.saved_over_time(less),
         text=f'run the forward, float32 now, under torch.autocast("cuda", torch.{kind})'
-        + ", with a torch.amp.GradScaler" * (lacks_bfloat16 and scene.trains)
+        + ", with a torch.amp.GradScaler" * (scene.lacks_bfloat16 and scene.trains)
         + ": what it saves depends on the code of its layers" * (not is_known)
         + f"; where they cast a float32 mask, each keeps a copy, so make it in {kind} once" * casts_masks,
         is_computed=is_known,
@@ -150,22 +146,6 @@ def _works_in(kind: str) -> str:
         if pattern.match(kind):
             return name
     return ""
-
-
-def _lacks_bfloat16(device_name: str) -> bool:
-    """Whether a card is older than capability 8.0, by its name. A name that says nothing is taken for a newer one's."""
-    for gpu in all_gpus():
-        if gpu.product == device_name:
-            return gpu.capability < (8, 0)
-    return _OLDER.search(device_name) is not None
-
-
-def _mostly_float32(scene: Scene, activation: npt.NDArray[np.bool_]) -> bool:
-    requested = scene.result.tape.allocations["requested"]
-    known = activation & (scene.of_output > 0)
-    float32 = int(requested[known & (requested == 4 * scene.of_output)].sum())
-    half = int(requested[known & (requested == 2 * scene.of_output)].sum())
-    return float32 > 9 * half
 
 
 # -- masks -------------------------------------------------------------------------------------------------------------
