@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
+from functools import partial
 
-from vramkit.planning.changes import Change, Family, Severity
+import pytest
+
+from vramkit.planning.beside import beside
+from vramkit.planning.changes import Change, Family, LeftOut, Severity
 from vramkit.planning.draft import Draft
 from vramkit.planning.search import Outcome, Search
 
@@ -105,6 +110,30 @@ def test_of_two_ways_to_do_the_same_one_is_taken() -> None:
 
     assert "optimizer 100 + blocks 300" in fitting
     assert not any(run.count("optimizer") > 1 for run in program.runs)
+
+
+def test_runs_beside_each_other_come_to_the_same() -> None:
+    bad = (family("bad", 900, fails=True), family("worse", 950, fails=True))
+    half = family("precision", 300, severity=Severity.PRECISION)
+    families = (family("free", 50), bad[0], LADDER, bad[1], family("blocks", 100, 200, 300), half)
+    meeting = threading.Barrier(2)
+
+    def meet(change: Family) -> LeftOut | None:
+        meeting.wait(60)  # both are under way
+        return None
+
+    assert beside(2, meet, families[:2]) == [None, None]
+    _, one_by_one, outcomes = searched(350, *families)
+    search = Search(families, Program(350), partial(beside, 3))
+
+    found = search.run(everything=False)
+    assert [" + ".join(each.name for each in one.changes) for one in found if one.fits] == outcomes
+    assert search.left_out == one_by_one.left_out
+
+
+def test_a_run_that_fails_beside_others_fails_the_whole() -> None:
+    with pytest.raises(ZeroDivisionError):
+        beside(2, lambda number: 1 // number, [1, 0, 2])
 
 
 def test_a_change_that_does_not_run_is_left_out_with_the_reason() -> None:

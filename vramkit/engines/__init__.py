@@ -68,6 +68,10 @@ class Session(Protocol):
     def count_step(self, gpu: GPU, batch_size: int) -> StepCount:
         """Run two steps of the program, and count what the second one does. Arguments and errors as of ``run``."""
 
+    def apart(self) -> Session:
+        """The same program in processes of its own, so that both can run at the same time; itself, where the engine
+        runs one at a time."""
+
     def rewritten(self, rewrite: Rewrite, alloc_conf: str | None = None) -> Session:
         """The same program with changes, which are made where it runs: nothing is sent again.
 

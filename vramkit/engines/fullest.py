@@ -46,6 +46,10 @@ class Fullest:
         """See `Session.count_step`. Of the rank that does most: the others wait for it."""
         return max((each.count_step(gpu, batch_size) for each in self._ranks.values()), key=lambda count: count.flops)
 
+    def apart(self) -> Fullest:
+        """See `Session.apart`."""
+        return Fullest({rank: each.apart() for rank, each in self._ranks.items()})
+
     def rewritten(self, rewrite: Rewrite, alloc_conf: str | None = None) -> Fullest:
         """See `Session.rewritten`."""
         return Fullest({rank: each.rewritten(rewrite, alloc_conf) for rank, each in self._ranks.items()})

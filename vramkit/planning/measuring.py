@@ -4,7 +4,8 @@ does. Knows sessions and changes; chooses neither.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from ..allocator import AllocatorConf
 from ..engines import Session
@@ -14,6 +15,7 @@ from ..gpus import GPU
 from ..programs.layer_count import StepCount
 from ..scaling.largest import Largest
 from ..sizes import format_size
+from .beside import beside
 from .changes import ALL, Change
 from .draft import Draft
 from .facts import Facts
@@ -42,12 +44,16 @@ class Measuring:
         batch_size: 0: the batch as it was given.
         facts: of the program.
         alloc_conf: text of ``PYTORCH_CUDA_ALLOC_CONF``.
+        count: how many runs there may be at a time.
     """
 
-    def __init__(self, session: Session, gpu: GPU, batch_size: int, facts: Facts, alloc_conf: str) -> None:
+    def __init__(
+        self, session: Session, gpu: GPU, batch_size: int, facts: Facts, alloc_conf: str, count: int = 1
+    ) -> None:
         self._session, self._gpu, self._batch_size, self._facts = session, gpu, batch_size, facts
         self._conf = alloc_conf
-        self._with_conf: dict[str, Session] = {}
+        self._at_a_time = count
+        self._idle = [{alloc_conf: session}]  # by their settings, those that share what runs them
         self._counts: dict[tuple[Change, ...], StepCount] = {}
         self._whole = 0
         self.notes: tuple[str, ...] = ()
@@ -69,7 +75,8 @@ class Measuring:
         try:
             if missing := self._missing_on_host(changes):
                 return Outcome(changes=changes, failure=missing)
-            return self._run(self._changed(changes), changes)
+            with self._changed(changes) as session:
+                return self._run(session, changes)
         except VramkitError as error:
             if not changes:
                 raise
@@ -77,31 +84,50 @@ class Measuring:
 
     def count(self, changes: tuple[Change, ...]) -> StepCount:
         """What a step does with some changes; those that compute nothing else don't count."""
-        computing = tuple(each for each in changes if each.computes)
-        if computing not in self._counts:
-            self._counts[computing] = self._changed(computing).count_step(self._gpu, self._batch_size)
-        return self._counts[computing]
+        return self.count_all([changes])[0]
 
-    def largest_batch_size(self, changes: tuple[Change, ...]) -> int | None:
-        """The largest batch with which the changed program fits; 0: none does. None: at some size it does not run."""
+    def count_all(self, several: Iterable[tuple[Change, ...]]) -> list[StepCount]:
+        """See `count`; of each of several."""
+        computing = [tuple(each for each in changes if each.computes) for changes in several]
+        missing = [each for each in dict.fromkeys(computing) if each not in self._counts]
+        self._counts.update(zip(missing, beside(self._at_a_time, self._count, missing), strict=True))
+        return [self._counts[each] for each in computing]
+
+    def largest_batch_sizes(self, several: Iterable[tuple[Change, ...]]) -> list[int | None]:
+        """The largest batch with which each changed program fits; 0: none does. None: at some size it does not run."""
+        return beside(self._at_a_time, self._largest_batch_size, several)
+
+    def _count(self, changes: tuple[Change, ...]) -> StepCount:
+        with self._changed(changes) as session:
+            return session.count_step(self._gpu, self._batch_size)
+
+    def _largest_batch_size(self, changes: tuple[Change, ...]) -> int | None:
         try:
-            return Largest(self._changed(changes), self._gpu).run(self._batch_size)
+            with self._changed(changes) as session:
+                return Largest(session, self._gpu).run(self._batch_size)
         except DoesNotFit:
             return 0
         except VramkitError:
             return None
 
-    def _changed(self, changes: tuple[Change, ...]) -> Session:
-        if not changes:
-            return self._session
-        draft = self.draft(changes)
-        session = self._session
-        if draft.alloc_conf:
-            conf = ",".join(filter(None, [self._conf, draft.alloc_conf]))
-            if conf not in self._with_conf:
-                self._with_conf[conf] = session.rewritten(draft.rewrite(), conf)
-            session = self._with_conf[conf]
-        return session.rewritten(draft.rewrite())
+    @contextmanager
+    def _changed(self, changes: tuple[Change, ...]) -> Iterator[Session]:
+        """A session of the changed program that nobody else runs meanwhile."""
+        try:
+            own = self._idle.pop()
+        except IndexError:
+            own = {self._conf: self._session.apart()}
+        try:
+            session = own[self._conf]
+            if changes:
+                draft = self.draft(changes)
+                conf = ",".join(filter(None, [self._conf, draft.alloc_conf]))
+                if conf not in own:
+                    own[conf] = session.rewritten(draft.rewrite(), conf)
+                session = own[conf].rewritten(draft.rewrite())
+            yield session
+        finally:
+            self._idle.append(own)
 
     def _missing_on_host(self, changes: tuple[Change, ...]) -> str:
         """Why this machine can't hold what some changes put on the host; empty: it can.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from ..programs.parallel import Parallel
 from ..ranks.place import GPUS_PER_NODE
 from ..sizes import format_size
 from ..torch_internals.needs import require
+from .beside import beside, processors
 from .changes import Change, Severity
 from .changes.offers import offers
 from .facts import facts_of
@@ -133,7 +135,8 @@ def plan(
     card = current_gpu() if gpu is None else gpus.find(gpu)
     facts = facts_of(program, card, rows, parsed)
     session = open_session(program, engine, alloc_conf)
-    measuring = Measuring(session, card, rows, facts, conf)
+    count = processors() if session.engine == "virtual" else 1
+    measuring = Measuring(session, card, rows, facts, conf, count)
     families, left_out = offers(facts)
     with Line(sys.stderr is not None and sys.stderr.isatty()) as line:
 
@@ -144,7 +147,7 @@ def plan(
             line.show(f"vramkit: {format_size(outcome.peak_reserved)}, {fits}: {_name(changes)}")
             return outcome
 
-        search = Search(families, measure)
+        search = Search(families, measure, partial(beside, count))
         outcomes = search.run(everything=everything)
         line.show("vramkit: counting operations")
         variants = _variants(outcomes, measuring, card, largest, line)
@@ -168,6 +171,7 @@ def _variants(
 ) -> tuple[Variant, ...]:
     """A row for each outcome, in the order of a plan."""
     plain, *others = outcomes
+    measuring.count_all(each.changes for each in outcomes if _is_counted(each))
     whole = measuring.count(()).flops
     rows = {each.changes: _variant(each, measuring, card, whole) for each in outcomes}
     fitting = sorted((each for each in others if each.fits), key=lambda each: rows[each.changes].cost)
@@ -179,18 +183,21 @@ def _variants(
         searched = [each for each, row in zip(order, table, strict=True) if id(row) in wanted]
     else:
         searched = [each for each in (plain, *fitting) if each.fits][:largest]
-    for each in searched:
-        if rows[each.changes].passes == 1:
-            line.show(f"vramkit: searching the largest batch with {_name(each.changes)}")
-            found = measuring.largest_batch_size(each.changes)
-            rows[each.changes] = dataclasses.replace(rows[each.changes], largest_batch_size=found)
+    wanted_sizes = [each.changes for each in searched if rows[each.changes].passes == 1]
+    line.show(f"vramkit: searching the largest batch of {len(wanted_sizes)} programs")
+    for changes, found in zip(wanted_sizes, measuring.largest_batch_sizes(wanted_sizes), strict=True):
+        rows[changes] = dataclasses.replace(rows[changes], largest_batch_size=found)
     return tuple(rows[each.changes] for each in order)
+
+
+def _is_counted(outcome: Outcome) -> bool:
+    """What does not fit is counted where it is a single change; others would take time and answer nothing."""
+    return outcome.fits or len(outcome.changes) < 2
 
 
 def _variant(outcome: Outcome, measuring: Measuring, card: GPU, whole: int) -> Variant:
     changes = outcome.changes
-    # What does not fit is counted where it is a single change; others would take time and answer nothing.
-    count = measuring.count(changes) if outcome.fits or len(changes) < 2 else None
+    count = measuring.count(changes) if _is_counted(outcome) else None
     severity = max((each.severity for each in changes), default=Severity.SAME)
     return Variant(
         changes=tuple(each.name for each in changes),

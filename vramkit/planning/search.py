@@ -8,8 +8,9 @@ been run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from .changes import Change, Family, LeftOut, Severity
 
@@ -39,18 +40,26 @@ class Search:
     Args:
         families: from the cheapest on.
         measure: runs a program with some changes.
+        each_of: calls a function with each of some families, and returns the answers in their order; it may make
+            several calls at a time.
     """
 
-    def __init__(self, families: Sequence[Family], measure: Callable[[tuple[Change, ...]], Outcome]) -> None:
+    def __init__(
+        self,
+        families: Sequence[Family],
+        measure: Callable[[tuple[Change, ...]], Outcome],
+        each_of: Callable[[Callable[[Family], LeftOut | None], Iterable[Family]], Iterable[LeftOut | None]] = map,
+    ) -> None:
         self._families = families
         self._measure = measure
+        self._each_of = each_of
         self._alone: Chosen = {}  # those that ran; in the mildest form that fits, else in the strongest
         self._found: dict[tuple[Change, ...], Outcome] = {}
         self.left_out: list[LeftOut] = []
         """Changes that did not run."""
 
     def run(self, *, everything: bool) -> list[Outcome]:
-        """Everything that was run and ran, in that order; the program as it is comes first.
+        """Everything that was run and ran: the program as it is, then single changes, then several.
 
         Args:
             everything: run changes alone even where something that does less to the training fits.
@@ -59,22 +68,24 @@ class Search:
         found = plain.fits
         for severity in Severity:
             is_needed = not found or severity <= Severity.PRECISION
-            for family in self._families:
-                if _severity(family) is severity:
-                    if is_needed or everything:
-                        self._run_alone(family, mildest=not plain.fits)
-                    else:
-                        self.left_out.append(LeftOut(name=family.changes[-1].name, reason=_NOT_NEEDED))
+            families = [each for each in self._families if _severity(each) is severity]
+            if is_needed or everything:
+                run_alone = partial(self._run_alone, mildest=not plain.fits)
+                self.left_out += filter(None, self._each_of(run_alone, families))
+            else:
+                self.left_out += [LeftOut(name=each.changes[-1].name, reason=_NOT_NEEDED) for each in families]
             if is_needed and not plain.fits:
                 found |= self._together(severity)
-        return [each for each in self._found.values() if not each.failure]
+        order = {change: place for place, change in enumerate(each for one in self._families for each in one.changes)}
+        ran = [each for each in self._found.values() if not each.failure]
+        return sorted(ran, key=lambda each: (len(each.changes), [order[change] for change in each.changes]))
 
-    def _run_alone(self, family: Family, *, mildest: bool) -> None:
+    def _run_alone(self, family: Family, *, mildest: bool) -> LeftOut | None:
         alone = self._try({family: family.changes[-1]})
         if alone.failure:
-            self.left_out.append(LeftOut(name=family.changes[-1].name, reason=alone.failure))
-            return
+            return LeftOut(name=family.changes[-1].name, reason=alone.failure)
         self._alone[family] = self._mildest({}, family) if alone.fits and mildest else family.changes[-1]
+        return None
 
     def _together(self, severity: Severity) -> bool:
         """Run changes of a severity together with those that do less. Returns: whether some fit."""

@@ -112,6 +112,10 @@ class FakeSession:
         self._settings = settings.read()
         self._rewrite: Rewrite | None = None
 
+    def apart(self) -> FakeSession:
+        """See `Session.apart`. Fakes replace parts of torch in this process."""
+        return self
+
     def rewritten(self, rewrite: Rewrite, alloc_conf: str | None = None) -> FakeSession:
         """See `Session.rewritten`."""
         other = copy(self)

@@ -140,6 +140,12 @@ class VirtualSession:
         self._unpack_late = False
         self._rewrite: Rewrite | None = None
 
+    def apart(self) -> VirtualSession:
+        """See `Session.apart`."""
+        other = copy(self)
+        vars(other).update(_connections={}, _lock=threading.Lock(), _compiled={**self._compiled})
+        return other
+
     def rewritten(self, rewrite: Rewrite, alloc_conf: str | None = None) -> VirtualSession:
         """See `Session.rewritten`. What the two share is what runs the program, and its lock."""
         other = copy(self)
