@@ -222,6 +222,14 @@ def test_where_requests_lie_on_lines_few_runs_find_the_end(slopes, start):
     assert len(session.sizes) <= 6
 
 
+def test_from_a_size_that_is_too_large_a_second_one_that_fits_tells_where_the_end_is() -> None:
+    session = Programs(lambda size: program([100 * MIB, 500 * MIB], size))
+
+    found = Largest(session, T4).run(64)
+
+    assert session.sizes == [64, 16, 8, found, found + 1]
+
+
 def test_what_is_known_is_not_run_again() -> None:
     session = Programs(lambda size: program([MIB, 3 * MIB], size))
     search = Largest(session, T4)

@@ -36,7 +36,7 @@ class Largest:
 
     def know(self, size: int, tape: Tape) -> None:
         """Take in a size that ran to its end on the card."""
-        self._low = size
+        self._low = max(self._low, size)
         self._reserved[size] = tape.peak_reserved
         requests = requests_of(size, tape)
         family = self._families.nearest(size)
@@ -57,11 +57,13 @@ class Largest:
             # Large strides until a run was as foreseen, or the line through two sizes says that the end is near: sizes
             # close to each other tell nothing, because segments are of 2 MiB and more.
             is_between = self._low and self._high <= MAX_PREDICTED_BATCH
-            if (is_between and len(self._reserved) > 1) or (fits and (self._foreseen or guess <= 4 * size)):
+            is_told = self._foreseen or len(self._reserved) > 1
+            if is_told and (is_between or (fits and (self._foreseen or guess <= 4 * size))):
                 self._close_in(guess)
                 break
             if is_between:
-                size = (self._low + self._high) // 2
+                # A second size, to have a line; one is not like others, and half of what fits does so.
+                size = self._low // 2 if self._low > 3 else (self._low + self._high) // 2
             else:
                 size = min(4 * size, MAX_PREDICTED_BATCH) if fits else max(1, size // 4)
             if size == self._low:
