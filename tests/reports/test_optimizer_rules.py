@@ -79,6 +79,34 @@ def test_a_state_in_eight_bits_saves_what_its_numbers_are_longer(item_size: int)
     assert found.text.endswith({2: "half", 4: "a quarter"}[item_size])
 
 
+@pytest.mark.parametrize(
+    ("kinds", "use"),
+    [
+        (("exp_avg", "exp_avg_sq"), "an 8-bit Adam (torchao, bitsandbytes)"),
+        (("exp_avg",), "Lion8bit"),
+        (("momentum_buffer",), "SGD8bit"),
+        (("square_avg",), "RMSprop8bit"),
+        (("sum",), "Adagrad8bit"),
+        (("square_avg", "momentum_buffer"), None),  # RMSprop8bit keeps no momentum
+        (("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), None),
+        (("square_avg", "acc_delta"), None),
+    ],
+)
+def test_a_state_in_eight_bits_is_said_of_optimizers_that_have_one(kinds: tuple[str, ...], use: str | None) -> None:
+    story, weight = Story(), "Net.head.weight"
+    story.alloc(4 * MIB, Category.PARAMETER, Phase.OUTSIDE, name=weight)
+    for kind in kinds:
+        story.alloc(4 * MIB, Category.OPTIMIZER_STATE, Phase.OPTIMIZER, name=f"{kind} of {weight}")
+    profile = story.profile()
+
+    found = [each for each in advise(profile, moment_of(profile), limit=99) if "its state takes" in each.text]
+
+    assert [(each.saves, use in each.text) for each in found if use] == (
+        [(len(kinds) * (3 * MIB - 4 * (MIB // 256)), True)] if use else []
+    )
+    assert bool(found) is bool(use)
+
+
 @pytest.mark.parametrize("item_size", [2, 4])
 def test_a_sparse_gradient_has_the_rows_of_its_batch(item_size: int) -> None:
     found = advice(item_size)["give Net.words sparse=True,"]

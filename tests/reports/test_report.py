@@ -206,7 +206,8 @@ def test_the_optimizers_temporaries_count_only_where_they_make_the_peak() -> Non
 def test_a_state_as_large_as_the_parameters_suggests_an_8_bit_optimizer() -> None:
     story = Story()
     story.alloc(4 * MIB, Category.PARAMETER, Phase.OUTSIDE, name="Net.head.weight")
-    story.alloc(8 * MIB, Category.OPTIMIZER_STATE, Phase.OPTIMIZER)
+    for kind in ("exp_avg", "exp_avg_sq"):
+        story.alloc(4 * MIB, Category.OPTIMIZER_STATE, Phase.OPTIMIZER, name=f"{kind} of Net.head.weight")
     story.free(story.alloc(2 * MIB, Category.TEMPORARY, Phase.OPTIMIZER), Phase.OPTIMIZER)
 
     # A byte in place of four, and four bytes more for each 256; and it steps one parameter at a time.
@@ -428,6 +429,17 @@ def test_half_of_a_batch_has_half_of_the_temporaries_but_not_of_a_weights_gradie
     story.free(story.alloc(4 * MIB, Category.TEMPORARY, Phase.BACKWARD, module=HEAD), Phase.BACKWARD)
 
     assert texts(story.profile())["halve the batch"] == 3 * MIB
+
+
+@pytest.mark.parametrize(("gradient", "saves"), [(6 * MIB, 1), (16 * MIB, 0), (8 * MIB, 0)])
+def test_a_sparse_gradient_has_the_rows_that_a_batch_uses(gradient: int, saves: int) -> None:
+    story, weight = Story(), "Net.head.weight"
+    story.alloc(16 * MIB, Category.PARAMETER, Phase.OUTSIDE, name=weight)
+    story.alloc(40 * MIB, Category.ACTIVATION, module=HEAD)
+    story.alloc(gradient, Category.GRADIENT, Phase.BACKWARD, module=HEAD, name=weight)
+
+    [halved] = [size for text, size in texts(story.profile()).items() if text.startswith("halve the batch")]
+    assert halved == 20 * MIB + saves * gradient // 2
 
 
 def test_a_checkpointed_block_holds_its_activations_again_during_its_backward() -> None:

@@ -21,7 +21,7 @@ _CLOSE = 0.1
 def _smaller_batch(scene: Scene) -> Iterator[Advice]:
     """Assumes that activations, inputs, and temporaries of forward and backward are in proportion to the batch, but for
     those of a parameter's size: its gradient's parts, and its copy under autocast, and but for what cuDNN only tried.
-    Wrong for other scratch of libraries.
+    So are sparse gradients. Wrong for other scratch of libraries.
     What has a number for each pair of rows shrinks by three quarters.
     What outlives its step by more than a step is of no batch. Where a backward takes several forwards of a model that
     have a loss each, they are batches of their own, and half of each, twice, is as much.
@@ -38,11 +38,12 @@ def _smaller_batch(scene: Scene) -> Iterator[Advice]:
     grows &= ~of_a_parameter | is_output
     only_tried = tried(scene)
     grows &= ~only_tried
-    grows |= category == Category.INPUT
+    sparse = _sparse_gradients(scene)
+    grows |= (category == Category.INPUT) | sparse
     grows &= _of_its_step(scene)
     shrinks = np.where(_of_pairs(scene), scene.block - scene.block // 4, scene.block // 2)
     less = scene.less(np.where(grows, shrinks, 0))
-    alone, both = scene.saved_over_time(less), scene.saved_over_time(less - _accumulated(scene))
+    alone, both = scene.saved_over_time(less), scene.saved_over_time(less - _accumulated(scene, sparse))
     proved = not scene.at(only_tried)  # what would be tried for half as many, nothing tells
     if both >= (1 - _CLOSE) * alone:
         yield Advice(saves=both, text="halve the batch and accumulate gradients over two", is_computed=proved)
@@ -72,9 +73,25 @@ def _of_pairs(scene: Scene) -> npt.NDArray[np.bool_]:
     return result
 
 
-def _accumulated(scene: Scene) -> Ints:
+def _sparse_gradients(scene: Scene) -> npt.NDArray[np.bool_]:
+    """Gradients that are of another size than their parameter, in whatever type: parts of those with the rows of an
+    embedding that a batch has used."""
+    table = scene.result.tape.allocations
+    requested, names = table["requested"], table["name"]
+    weights = (scene.category == Category.PARAMETER) & (names >= 0)
+    size = np.zeros(len(scene.result.tape.names), np.int64)
+    size[names[weights]] = requested[weights]
+    found: npt.NDArray[np.bool_] = (scene.category == Category.GRADIENT) & (names >= 0)
+    rows = np.flatnonzero(found)
+    whole, own = size[names[rows]], requested[rows].astype(np.int64)
+    found[rows] = (whole > 0) & ~np.any([own * 4 == whole * part for part in (1, 2, 4, 8, 16)], axis=0)
+    return found
+
+
+def _accumulated(scene: Scene, sparse: npt.NDArray[np.bool_]) -> Ints:
     """Bytes that are there beside a step's second half at each moment, and were not: the gradients of the first half,
     from its forward on; and each that the backward makes anew, until it has been added up and its module is left.
+    Sparse ones have half of the rows in each half, and all in their sum.
     """
     tape = scene.result.tape
     table, forwards = tape.allocations, scene.fates.forwards
@@ -84,6 +101,10 @@ def _accumulated(scene: Scene) -> Ints:
     for row in np.flatnonzero(made).tolist():
         begun = np.searchsorted(forwards["step"], table["step"][row])
         if begun == len(forwards) or forwards["step"][begun] != table["step"][row]:
+            continue
+        if sparse[row]:
+            died = table["died"][row]
+            extra[forwards["begin"][begun] + 1 : int(died) + 1 if died >= 0 else None] += scene.block[row] // 2
             continue
         added_up = inside[min(np.searchsorted(inside, table["born"][row], side="right"), len(inside) - 1)]
         extra[forwards["begin"][begun] + 1 : added_up + 1] += scene.block[row]

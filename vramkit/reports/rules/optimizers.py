@@ -18,6 +18,16 @@ from .advised import Advice
 _QUANTIZED = 4096  # numbers: smaller states stay as they are
 _MANY = 4
 """So many temporaries of parameters' sizes, at least, are there at once if a step is computed for many of them."""
+_IN_8_BITS = {
+    frozenset({"exp_avg", "exp_avg_sq"}): "an 8-bit Adam (torchao, bitsandbytes)",
+    frozenset({"exp_avg"}): "Lion8bit of bitsandbytes",
+    frozenset({"momentum_buffer"}): "SGD8bit of bitsandbytes",
+    frozenset({"square_avg"}): "RMSprop8bit of bitsandbytes",
+    frozenset({"sum"}): "Adagrad8bit of bitsandbytes",
+}
+"""Who keeps, in 8 bits, what has these names. Of RMSprop's state with momentum, Adadelta's, Adamax's, that of Adam with
+``amsgrad`` and others there is no such form.
+"""
 
 
 def _temporaries(scene: Scene) -> npt.NDArray[np.bool_]:
@@ -46,14 +56,17 @@ def _optimizer_temporaries(scene: Scene) -> Iterator[Advice]:
 
 
 def _optimizer_state(scene: Scene) -> Iterator[Advice]:
-    """Assumes a byte for each number, and four for 256 of them, as AdamW8bit of torchao and of bitsandbytes have it;
-    both step one parameter at a time.
+    """Assumes a byte for each number, and four for 256 of them, as AdamW8bit of torchao and all of bitsandbytes have
+    it; they step one parameter at a time.
     """
     breakdown = scene.moment.breakdown
-    # Two states to a parameter are Adam's; a small state is not worth another optimizer.
+    # A small state is not worth another optimizer.
     if not breakdown.optimizer_state >= breakdown.parameters > 0:
         return
-    numbers = _numbers_of_state(scene)
+    numbers, kinds = _numbers_of_state(scene)
+    optimizer = _IN_8_BITS.get(kinds)
+    if optimizer is None:
+        return
     state = scene.category == Category.OPTIMIZER_STATE
     quantized = numbers + numbers // 64
     fewer = np.where(numbers >= _QUANTIZED, np.maximum(scene.block - quantized, 0), 0)
@@ -63,13 +76,13 @@ def _optimizer_state(scene: Scene) -> Iterator[Advice]:
     if fewer.any():
         yield Advice(
             saves=scene.saved(weights),
-            text="use an 8-bit optimizer (torchao, bitsandbytes): its state takes "
-            + ("a quarter" if part < 0.4 else "half"),
+            text=f"use {optimizer}: its state takes " + ("a quarter" if part < 0.4 else "half"),
         )
 
 
-def _numbers_of_state(scene: Scene) -> Ints:
-    """How many numbers each optimizer state is that has as many as its parameter; 0 for everything else.
+def _numbers_of_state(scene: Scene) -> tuple[Ints, frozenset[str]]:
+    """How many numbers each optimizer state is that has as many as its parameter, 0 for everything else; and what such
+    states are called.
 
     A parameter's numbers are as long as its module says, and float32 where nothing says it.
     """
@@ -79,13 +92,16 @@ def _numbers_of_state(scene: Scene) -> Ints:
     for row in np.flatnonzero((scene.category == Category.PARAMETER) & (table["name"] >= 0)).tolist():
         module = modules[owner[row]] if owner[row] >= 0 else None
         numel[names[table["name"][row]]] = int(table["requested"][row]) // ((module and module.item_size) or 4)
-    found = np.zeros(len(table), np.int64)
+    found, kinds = np.zeros(len(table), np.int64), set()
     for row in np.flatnonzero(scene.category == Category.OPTIMIZER_STATE).tolist():
         requested = int(table["requested"][row])
         name = names[table["name"][row]] if table["name"][row] >= 0 else ""
-        count = numel.get(name.partition(" of ")[2], requested // 4)
-        found[row] = count if requested in (2 * count, 4 * count) else 0
-    return found
+        kind, _, parameter = name.partition(" of ")
+        count = numel.get(parameter, requested // 4)
+        if requested in (2 * count, 4 * count):
+            found[row] = count
+            kinds |= {kind} if count >= _QUANTIZED else set()
+    return found, frozenset(kinds)
 
 
 def _stale_gradients(scene: Scene) -> Iterator[Advice]:
