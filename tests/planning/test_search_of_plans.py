@@ -47,7 +47,7 @@ class Program:
 
 def searched(card: int, *families: Family, everything: bool = False) -> tuple[Program, Search, list[str]]:
     program = Program(card)
-    search = Search(families, program)
+    search = Search(families, program, room=card)
     outcomes = search.run(everything=everything)
     return program, search, [" + ".join(each.name for each in one.changes) for one in outcomes if one.fits]
 
@@ -112,6 +112,43 @@ def test_of_two_ways_to_do_the_same_one_is_taken() -> None:
     assert not any(run.count("optimizer") > 1 for run in program.runs)
 
 
+@pytest.mark.parametrize(
+    ("card", "found", "runs"),
+    [
+        (700, "accumulate 2", 2),
+        (450, "accumulate 16", 4),  # it and what is milder, beside the program as it is and the two parts
+        (400, "", 3),  # nothing should do: the strongest tells
+        (420, "accumulate 32", 4),
+    ],
+)
+def test_of_parts_of_a_batch_those_run_that_should_fit(card: int, found: str, runs: int) -> None:
+    # Of 1000 bytes 600 go with the batch.
+    parts = Family(
+        slot="parts",
+        changes=tuple(Saves(name=f"accumulate {n}", saved=600 - 600 // n, passes=n) for n in (2, 4, 8, 16, 32, 64)),
+    )
+
+    program, _, fitting = searched(card, parts)
+
+    assert fitting[-1:] == [found] * bool(found)
+    assert len(program.runs) == runs
+    if found not in {"", "accumulate 2"}:
+        before = {"accumulate 16": "accumulate 8", "accumulate 32": "accumulate 16"}[found]
+        assert before in program.runs
+
+
+def test_where_the_strongest_form_does_not_run_a_milder_one_may() -> None:
+    parts = Family(
+        slot="parts",
+        changes=tuple(Saves(name=f"accumulate {n}", saved=600 - 600 // n, passes=n, fails=n == 4) for n in (2, 4)),
+    )
+
+    _, search, fitting = searched(700, parts)
+
+    assert fitting == ["accumulate 2"]
+    assert search.left_out == []
+
+
 def test_runs_beside_each_other_come_to_the_same() -> None:
     bad = (family("bad", 900, fails=True), family("worse", 950, fails=True))
     half = family("precision", 300, severity=Severity.PRECISION)
@@ -124,7 +161,7 @@ def test_runs_beside_each_other_come_to_the_same() -> None:
 
     assert beside(2, meet, families[:2]) == [None, None]
     _, one_by_one, outcomes = searched(350, *families)
-    search = Search(families, Program(350), partial(beside, 3))
+    search = Search(families, Program(350), partial(beside, 3), room=350)
 
     found = search.run(everything=False)
     assert [" + ".join(each.name for each in one.changes) for one in found if one.fits] == outcomes

@@ -147,7 +147,7 @@ def plan(
             line.show(f"vramkit: {format_size(outcome.peak_reserved)}, {fits}: {_name(changes)}")
             return outcome
 
-        search = Search(families, measure, partial(beside, count))
+        search = Search(families, measure, partial(beside, count), room=card.memory - card.context)
         outcomes = search.run(everything=everything)
         line.show("vramkit: counting operations")
         variants = _variants(outcomes, measuring, card, largest, line)

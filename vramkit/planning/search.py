@@ -42,6 +42,7 @@ class Search:
         measure: runs a program with some changes.
         each_of: calls a function with each of some families, and returns the answers in their order; it may make
             several calls at a time.
+        room: bytes of the card that a program can reserve.
     """
 
     def __init__(
@@ -49,10 +50,13 @@ class Search:
         families: Sequence[Family],
         measure: Callable[[tuple[Change, ...]], Outcome],
         each_of: Callable[[Callable[[Family], LeftOut | None], Iterable[Family]], Iterable[LeftOut | None]] = map,
+        *,
+        room: int,
     ) -> None:
         self._families = families
         self._measure = measure
         self._each_of = each_of
+        self._room = room
         self._alone: Chosen = {}  # those that ran; in the mildest form that fits, else in the strongest
         self._found: dict[tuple[Change, ...], Outcome] = {}
         self.left_out: list[LeftOut] = []
@@ -81,11 +85,41 @@ class Search:
         return sorted(ran, key=lambda each: (len(each.changes), [order[change] for change in each.changes]))
 
     def _run_alone(self, family: Family, *, mildest: bool) -> LeftOut | None:
+        if mildest and (found := self._few_passes(family)) is not None:
+            self._alone[family] = found
+            return None
         alone = self._try({family: family.changes[-1]})
         if alone.failure:
             return LeftOut(name=family.changes[-1].name, reason=alone.failure)
         self._alone[family] = self._mildest({}, family) if alone.fits and mildest else family.changes[-1]
         return None
+
+    def _few_passes(self, family: Family) -> Change | None:
+        """The mildest form of a change that fits; of one whose strong forms take long, as they are many passes. None:
+        of another change, or where none of the forms up to the strongest fits, or should: it tells.
+        """
+        first, strongest = family.changes[0], family.changes[-1]
+        if not 1 < first.passes < strongest.passes:
+            return None
+        tried = self._try({family: first})
+        if tried.failure:
+            return None
+        # A share of what the plain program reserves goes with the number of passes.
+        plain = self._try({}).peak_reserved
+        share = max(0, plain - tried.peak_reserved) * first.passes // (first.passes - 1)
+        enough = [each for each in family.changes if plain - share + share // each.passes <= self._room]
+        place = family.changes.index(enough[0]) if enough else len(family.changes) - 1
+
+        def fits(place: int) -> bool:
+            return self._try({family: family.changes[place]}).fits
+
+        while not fits(place):
+            place += 1
+            if place == len(family.changes):
+                return None
+        while place > 0 and fits(place - 1):
+            place -= 1
+        return family.changes[place]
 
     def _together(self, severity: Severity) -> bool:
         """Run changes of a severity together with those that do less. Returns: whether some fit."""
