@@ -527,12 +527,12 @@ def test_a_script_for_the_gpu_is_predicted_where_there_is_none(tmp_path: Path) -
 SCALED = """
 import sys, warnings, torch
 warnings.simplefilter("ignore")
-KIND, BATCH = {kind!r}, torch.zeros(64, 256)
-pure = {{"float16": None, "bfloat16": torch.bfloat16}}.get(KIND, torch.float32)
+BATCH = torch.zeros(64, 256)
+pure = {"float16": None, "bfloat16": torch.bfloat16}.get(KIND, torch.float32)
 model = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10)).to(pure)
 optimizer = torch.optim.AdamW(model.parameters())
 scaler = torch.amp.GradScaler("cuda", enabled=(KIND == "float16"))
-half = {{"float16": torch.float16, "autocast bfloat16": torch.bfloat16}}.get(KIND)
+half = {"float16": torch.float16, "autocast bfloat16": torch.bfloat16}.get(KIND)
 
 def step(batch):
     with torch.autocast("cuda", half or torch.float16, enabled=half is not None):
@@ -546,23 +546,25 @@ def step(batch):
 """
 
 
-@pytest.mark.parametrize("kind", ["float16", "bfloat16", "autocast bfloat16", "float32"])
-def test_a_scaler_that_is_disabled_here_is_enabled_there_for_float16_alone(kind: str) -> None:
-    program = SCALED.format(kind=kind)
+def test_a_scaler_that_is_disabled_here_is_enabled_there_for_float16_alone() -> None:
+    kinds = ("float16", "bfloat16", "autocast bfloat16", "float32")
     measure = "model.to('cuda')\nfor _ in range(3): step(BATCH)"
     measure += "\nresult = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()"
     measure += ", torch.cuda.memory_allocated()"  # with the scale, where there is one
-    ask = """
+    ask = f"""
 import vramkit
-assert not torch.cuda.is_available() and not scaler.is_enabled()
-for engine in ("virtual", "fake"):
-    found = vramkit.estimate(model, BATCH, optimizer=optimizer, step=step, gpu="t4", engine=engine)
-    print(found.peak_allocated, found.peak_reserved, found.final.allocated)
+for KIND in {kinds!r}:
+    exec({SCALED!r})
+    assert not torch.cuda.is_available() and not scaler.is_enabled()
+    for engine in ("virtual", "fake"):
+        found = vramkit.estimate(model, BATCH, optimizer=optimizer, step=step, gpu="t4", engine=engine)
+        print(found.peak_allocated, found.peak_reserved, found.final.allocated)
 """
 
-    predicted = [[*map(int, line.split())] for line in run_python(program + ask).splitlines()]
+    predicted = [[*map(int, line.split())] for line in run_python(ask).splitlines()]
 
-    assert predicted == [run_on("t4", program + measure)] * 2
+    measured = [run_on("t4", f"KIND = {kind!r}\n{SCALED}\n{measure}") for kind in kinds]
+    assert predicted == [each for each in measured for _ in ("virtual", "fake")]
 
 
 UNMOVED = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from subprocesses import run_python
 
 BEGIN = """
@@ -36,26 +35,40 @@ def test_training_steps_do_without_it() -> None:
     check("train()\nassert not dynamo.has_come()")
 
 
-@pytest.mark.parametrize(
-    "wanting",
-    [
-        "import torch._dynamo.utils",
-        "from torch._dynamo import config",
-        "torch._dynamo.reset()",
-        "assert torch.compile(lambda x: x + 1, backend='eager')(torch.zeros(1)) == 1",
-    ],
+WANTING = (
+    "import torch._dynamo.utils",
+    "from torch._dynamo import config",
+    "torch._dynamo.reset()",
+    "assert torch.compile(lambda x: x + 1, backend='eager')(torch.zeros(1)) == 1",
 )
-def test_it_comes_whole_and_once_when_it_is_wanted(wanting: str) -> None:
-    check(f"""
-{wanting}
+
+
+def test_it_comes_whole_and_once_when_it_is_wanted() -> None:
+    came = """
 assert dynamo.has_come()
 import torch._dynamo
 assert torch._dynamo is sys.modules["torch._dynamo"] is dynamo.come()
-loaded = {{name: each for name, each in sys.modules.items() if name.startswith("torch._dynamo.")}}
+loaded = {name: each for name, each in sys.modules.items() if name.startswith("torch._dynamo.")}
 for name, module in loaded.items():
     assert module.__spec__.name == name and module.__spec__.loader.path == module.__file__, name
 assert torch._dynamo.eval_frame.config is torch._dynamo.config is loaded["torch._dynamo.config"]
 assert torch._dynamo.convert_frame.counters is torch._dynamo.utils.counters is loaded["torch._dynamo.utils"].counters
+"""
+    check(f"""
+import os, traceback
+for wanting in {WANTING!r}:
+    if (child := os.fork()) == 0:  # a process that has imported torch alone, for each
+        status = 1
+        try:
+            exec(wanting + {came!r}, globals())
+            status = 0
+        except BaseException:
+            print(wanting)
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0, wanting
 """)
 
 
