@@ -56,7 +56,7 @@ def made_of(profile: Profile) -> set[Category]:
 
 
 def told(profile: Profile) -> str:
-    return " ".join(note for note in profile.notes if "To train" in note)
+    return " ".join(note for note in profile.notes if "Training " in note)
 
 
 def test_a_model_that_does_not_fit_is_labelled_and_its_whole_size_is_said(gpu: vramkit.virtual_gpu.VirtualGPU) -> None:
@@ -106,7 +106,7 @@ def test_a_script_that_ends_before_anything_runs_has_its_labels_and_is_told() ->
     assert profile.final.parameters == LAYERS * LAYER
     assert made_of(profile) == {Category.PARAMETER}
     assert "on the device" not in told(profile)
-    assert told(profile).startswith(f"To train, Net needs {format_size(LAYERS * LAYER)} of parameters and buffers")
+    assert told(profile).startswith(f"Training Net takes {format_size(LAYERS * LAYER)} of parameters and buffers")
 
 
 @pytest.mark.parametrize("frozen", [True, False])

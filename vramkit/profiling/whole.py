@@ -53,7 +53,7 @@ class Whole:
         if self.optimizers:
             parts.append(f"{format_size(self.states)} of {self.optimizers}'s state")
             total += self.states
-        least = f"To train, {self.name} needs {' + '.join(parts)} = {format_size(total)}"
+        least = f"Training {self.name} takes {' + '.join(parts)} = {format_size(total)}"
         if not self.optimizers:
             least += f" ({format_size(total + self.states)} with Adam's state)"
         there = f"; the device has {format_size(capacity)}" if capacity else ""
