@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..tape.events import Category, Ints, Phase
 from ..tape.memory import MemoryResult
@@ -25,8 +26,14 @@ def frame(result: MemoryResult) -> DataFrame:
     def coded(codes: Ints, names: list[str]) -> Any:
         return pandas.Categorical.from_codes(codes, categories=names)
 
+    def texts(values: npt.NDArray[np.object_]) -> Any:
+        try:
+            return pandas.Series(values)
+        except UnicodeEncodeError:  # where pandas holds texts in Arrow, which has no half of a pair of surrogates
+            return pandas.Series(values, dtype=object)
+
     def named(column: str, names: list[str]) -> Any:
-        return np.array([*names, None], object)[table[column]]  # -1 takes the last
+        return texts(np.array([*names, None], object)[table[column]])  # -1 takes the last
 
     def known(values: Ints, at: Ints) -> Any:
         """Whole numbers, and NA where the event is -1."""
@@ -49,7 +56,7 @@ def frame(result: MemoryResult) -> DataFrame:
             "allocated_at": when(table["born"]),
             "freed_at": when(table["died"]),
             "stream": table["stream"],
-            "line": np.array(tape.lines, object),
-            "operator": np.array(tape.made_by, object),
+            "line": texts(np.array(tape.lines, object)),
+            "operator": texts(np.array(tape.made_by, object)),
         }
     )
