@@ -168,9 +168,21 @@ def test_runs_beside_each_other_come_to_the_same() -> None:
     assert search.left_out == one_by_one.left_out
 
 
-def test_a_run_that_fails_beside_others_fails_the_whole() -> None:
+def test_a_run_that_fails_beside_others_fails_the_whole_and_no_other_begins() -> None:
+    begun: list[int] = []
+    end = threading.Event()
+
+    def run(number: int) -> float:
+        begun.append(number)
+        if number == 1:
+            end.wait(60)  # is under way until the other one has failed
+        return 1 / number
+
     with pytest.raises(ZeroDivisionError):
-        beside(2, lambda number: 1 // number, [1, 0, 2])
+        beside(2, run, [1, 0, *[2] * 100])
+    end.set()
+
+    assert sorted(begun) == [0, 1]
 
 
 def test_a_change_that_does_not_run_is_left_out_with_the_reason() -> None:

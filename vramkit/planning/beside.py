@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -20,12 +23,35 @@ def processors() -> int:
 
 
 def beside(count: int, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """What a function says of each of some things, in their order; of up to ``count`` of them at the same time."""
+    """What a function says of each of some things, in their order; of up to ``count`` of them at the same time.
+
+    After an error, or Ctrl-C, no other one is begun, and nobody waits for those that have.
+    """
     given = list(items)
     if min(count, len(given)) < 2:
         return [function(each) for each in given]
-    threads = ThreadPoolExecutor(count)
+    waiting = deque(enumerate(given))
+    answers: SimpleQueue[tuple[int, R | None, BaseException | None]] = SimpleQueue()
+
+    def work() -> None:
+        with suppress(IndexError):
+            while True:
+                place, each = waiting.popleft()
+                try:
+                    answers.put((place, function(each), None))
+                except BaseException as error:
+                    waiting.clear()
+                    answers.put((place, None, error))
+
+    for _ in range(min(count, len(given))):
+        threading.Thread(target=work, daemon=True).start()  # an executor's threads would be waited for at the exit
+    found: dict[int, R] = {}
     try:
-        return list(threads.map(function, given))
+        while len(found) < len(given):
+            place, answer, error = answers.get()
+            if error is not None:
+                raise error
+            found[place] = cast(R, answer)
     finally:
-        threads.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for the others
+        waiting.clear()
+    return [found[place] for place in range(len(given))]
