@@ -16,6 +16,7 @@ from told_profiles import GIB, HEAD, MIB, MODULES, Story, training
 
 import vramkit
 from vramkit import MemoryResult, UsageError
+from vramkit.gate.verdicts import grown
 from vramkit.reports.layout import WIDTH
 from vramkit.results.profile import Profile
 from vramkit.tape.events import Action, Category, Module, Phase, Tape
@@ -456,6 +457,24 @@ def test_a_tensor_that_came_is_told_with_its_operator_and_matched_without() -> N
 
     assert (tensor.category, tensor.operator) == (Category.TEMPORARY, "aten::_flash")
     assert "by aten::_flash" in vramkit.compare(made(MIB, ""), made(2 * MIB, "aten::_flash")).report()
+
+
+def test_the_gate_names_what_came_before_what_only_grew_with_its_operator_and_its_line() -> None:
+    def loss(*, upcast: bool) -> Profile:
+        story = Story()
+        width = 1 + upcast
+        story.alloc(width * MIB, Category.TEMPORARY, Phase.BACKWARD, stack=[("/me/train.py", 41, "loss")])
+        if upcast:
+            stack = [("/me/train.py", 40, "loss")]
+            story.alloc(MIB, Category.ACTIVATION, Phase.OUTSIDE, operator="aten::_to_copy", stack=stack)
+        return story.profile()
+
+    said = grown(loss(upcast=False), loss(upcast=True), "1%").splitlines()
+
+    assert (
+        "  tensor: +1.00 MiB: 1.00 MiB activations, made between the phases by aten::_to_copy at train.py:40 in loss"
+        in said
+    )
 
 
 def test_where_only_one_has_lines_nothing_is_said_of_them() -> None:

@@ -17,6 +17,8 @@ _Makers = dict[tuple[_Origin, int], set[int]]  # of an origin and a size the ope
 def changed_tensors(pair: Pair) -> list[TensorDifference]:
     """Allocations at one peak that are not at the other, those of one origin together; the largest change first.
 
+    Of changes of one size, what was not there before comes first: what only grew often did so because of it.
+
     Of one origin and one size, as many as both peaks have are left out. If what is left is of as many sizes before as
     after, and as many of each, it is the same tensors with other sizes.
     """
@@ -33,7 +35,7 @@ def changed_tensors(pair: Pair) -> list[TensorDifference]:
             # Not a part of the origin: another torch may make the same by another operator.
             made_by = _maker(pair.after, made_after, origin, other) or _maker(pair.before, made_before, origin, one)
             rows.append(_row(origin, one, other, made_by))
-    return sorted(rows, key=lambda row: -abs(row.difference))
+    return sorted(rows, key=lambda row: (-abs(row.difference), row.count_before))
 
 
 def changed_lines(pair: Pair) -> list[Difference]:

@@ -13,7 +13,7 @@ from ..comparison.segments import first_other, taken_for
 from ..comparison.tensors import changed_lines, changed_tensors
 from ..reports.modules import PARTS, ModuleRow, module_rows
 from ..reports.moment import moment_of
-from ..reports.sentences import CATEGORY_NAMES, PHASE_NAMES
+from ..reports.sentences import CATEGORY_NAMES, place
 from ..results.profile import Profile
 from ..sizes import format_size, parse_size
 
@@ -124,4 +124,5 @@ def _tensor(row: TensorDifference) -> str:
     if row.named:
         return f"{signed(row.difference)}: {what}, {row.name}{was}"
     where = f" of {row.name}" * bool(row.name)
-    return f"{signed(row.difference)}: {what}{where}, made in the {PHASE_NAMES[row.phase]}{was}"
+    by = f" by {row.operator}" * bool(row.operator) + f" at {row.line}" * bool(row.line)
+    return f"{signed(row.difference)}: {what}{where}, made {place(row.phase)}{by}{was}"
