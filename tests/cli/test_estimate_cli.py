@@ -108,7 +108,9 @@ def test_each_card_gets_a_verdict_with_a_table_of_the_sizes(capsys: pytest.Captu
 def test_a_function_takes_no_options_of_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", "described:pair", "--lora", "8"]) == 2
 
-    assert "--lora" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--lora" in said
+    assert "hf:" in said, "who left it out before a model's name"
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,8 @@ def test_a_function_takes_no_options_of_models(capsys: pytest.CaptureFixture[str
         ("described", "'described' names none"),
         (".described:arguments", "'.described:arguments' names none"),
         ("absent:build", "no module 'absent'"),
+        ("gpt2", "the name of a model begins with hf:, timm: or torchvision:"),
+        ("tim:resnet50", "the name of a model begins with hf:, timm: or torchvision:"),
         ("described:absent", "has no 'absent'"),
         ("described:number", "is int"),
         ("described:nothing", "returned NoneType"),

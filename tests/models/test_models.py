@@ -321,6 +321,14 @@ def test_a_hub_that_cannot_be_reached_names_the_folder_as_the_remedy(monkeypatch
         vramkit.models.load("hf:someone/something")
 
 
+def test_a_configuration_that_comes_with_code_names_a_function_as_the_remedy(tmp_path: Path) -> None:
+    config = {"model_type": "strange", "auto_map": {"AutoConfig": "configuration_strange.StrangeConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(UsageError, match=r"never a model's own. Write a function that returns \(model, batch\)"):
+        vramkit.models.load(f"hf:{tmp_path}")
+
+
 def test_three_things_come_of_a_name_and_of_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "made_here.py").write_text(
         "import torch\ndef build():\n"

@@ -88,7 +88,7 @@ def arguments_from(verb: str, name: str, options: Mapping[str, Any] | None = Non
             _asked(verb),
             f"with --{next(iter(options)).replace('_', '-')}",
             "What it returns says itself how it is trained",
-            "Leave the option out, or say it in the function",
+            f"Leave the option out, or say it in the function; {functions.MODELS}",
         )
     return functions.arguments_from(verb, name)
 

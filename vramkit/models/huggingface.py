@@ -76,12 +76,16 @@ def _config(transformers: Any, name: str, recipe: Recipe) -> Any:
                 str(path) if here else name, local_files_only=here, trust_remote_code=False
             )
     except Exception as error:  # whatever the hub, the network or a configuration raises
+        of_its_own = "remote_code" in str(error) or "custom code" in str(error)
+        remedy = "Correct it" if here else "Save the model's config.json to a folder, and name that: hf:./folder"
+        if of_its_own:
+            remedy = "Write a function that returns (model, batch), and name that as MODULE:FUNCTION"
         found = f"its configuration can't be had: {type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
         raise UsageError(
             recipe.asked,
             found,
-            "Only code that comes with transformers is run, never a model's own" if "remote_code" in str(error) else "",
-            "Correct it" if here else "Save the model's config.json to a folder, and name that: hf:./folder",
+            "Only code that comes with transformers is run, never a model's own" if of_its_own else "",
+            remedy,
         ) from error
 
 

@@ -10,6 +10,9 @@ from typing import Any
 
 from ..errors import UsageError, VramkitError
 
+MODELS = "the name of a model begins with hf:, timm: or torchvision:"
+"""What is said where no function was found: a model may have been meant."""
+
 
 def arguments_from(verb: str, name: str) -> dict[str, Any]:
     """What a function returns, as arguments.
@@ -58,7 +61,9 @@ def _function(verb: str, name: str) -> Callable[[], object]:
     asked = _asked(verb)
     module_name, colon, path = name.partition(":")
     if not (module_name and colon and path) or module_name.startswith("."):
-        raise UsageError(asked, f"{name!r} names none", instead="Write MODULE:FUNCTION, such as package.train:build")
+        raise UsageError(
+            asked, f"{name!r} names none", instead=f"Write MODULE:FUNCTION, such as package.train:build; {MODELS}"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does
     try:
@@ -67,7 +72,7 @@ def _function(verb: str, name: str) -> Callable[[], object]:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there, and misses something itself
         raise UsageError(
-            asked, f"there is no module {module_name!r}", instead="Call it from the folder that holds it"
+            asked, f"there is no module {module_name!r}", instead=f"Call it from the folder that holds it; {MODELS}"
         ) from error
     for part in path.split("."):
         if not hasattr(found, part):
