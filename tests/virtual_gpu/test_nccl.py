@@ -192,6 +192,18 @@ made["from an absent root"] = number(3); dist.broadcast(made["from an absent roo
 made["gathered"] = number(6) - 9; dist._all_gather_base(made["gathered"], number(2))
 made["scattered"] = number(2) - 9; dist._reduce_scatter_base(made["scattered"], number(6))
 made["exchanged"] = number(6) - 9; dist.all_to_all_single(made["exchanged"], number(6))
+parts = list(number(3).split(1))
+made["exchanged as parts"] = number(3) - 9
+dist.all_to_all(list(made["exchanged as parts"].split(1)), parts)
+made["exchanged in shares"] = number(5) - 9  # of each rank 1, 2 and 2 to this one, from this one as many
+dist.all_to_all_single(made["exchanged in shares"], number(5), [1, 2, 2], [1, 2, 2])
+made["in a ring"], ring = number(4) - 9, [(number(2), 0), (number(2) + 5, 2)]
+received = [dist.P2POp(dist.irecv, part, peer) for part, peer in zip(made["in a ring"].split(2), (2, 0))]
+for work in dist.batch_isend_irecv([*received, *[dist.P2POp(dist.isend, *each) for each in ring]]):
+    work.wait()
+made["only from others"] = number(2)
+for work in dist.batch_isend_irecv([dist.P2POp(dist.irecv, made["only from others"], 2)]):
+    work.wait()
 dist.send(number(3), 0)
 made["received"] = number(3); dist.recv(made["received"], 2)
 group = dist.new_group([1, 2])
@@ -214,6 +226,10 @@ def test_absent_ranks_send_what_this_one_sends() -> None:
         "gathered": [0, 1, 0, 1, 0, 1],
         "scattered": [6, 9],
         "exchanged": [2, 3, 2, 3, 2, 3],
+        "exchanged as parts": [1, 1, 1],
+        "exchanged in shares": [0, 1, 2, 1, 2],
+        "in a ring": [5, 6, 0, 1],
+        "only from others": [0, 1],
         "received": [0, 1, 2],
         "in a part": [0, 1, 0, 1],
         "communicators": found["communicators"],

@@ -32,8 +32,9 @@ struct call { /* a collective that not every rank has joined yet */
   int type, operation, root, missing;
   struct part parts[MAX_DEVICES];
 };
-struct message { /* a send without its receive, or the other way round */
+struct message { /* a send without its receive, or the other way round; or one of several that are called as a group */
   struct message *next;
+  const struct clique *clique;
   bool is_send;
   int sender, receiver;
   char *at;
@@ -162,8 +163,13 @@ API int ncclCommUserRank(const struct comm *comm, int *rank) { return *rank = co
 API int ncclCommCuDevice(const struct comm *comm, int *device) { return *device = comm->device, OK; }
 API int ncclCommGetAsyncError(struct comm *comm UNUSED, int *error) { return *error = OK; }
 API int ncclCommMemStats(struct comm *comm UNUSED, int what UNUSED, uint64_t *value) { return *value = 0, OK; }
-API int ncclGroupStart(void) { return OK; }
-API int ncclGroupEnd(void) { return OK; }
+static void deliver(void);
+static _Thread_local int open_groups;
+API int ncclGroupStart(void) { return open_groups++, OK; }
+API int ncclGroupEnd(void) {
+  if (open_groups && !--open_groups) deliver();
+  return OK;
+}
 
 /* ---- memory: what ncclMemAlloc gives is the driver's, outside torch's allocator unless a MemPool asks for it */
 
@@ -369,10 +375,52 @@ API int ncclRedOpDestroy(int operation UNUSED, member comm UNUSED) { return OK; 
 
 /* ---- from rank to rank */
 
+/* What this rank sends and receives in the group that is open, where the others are its mirrors. */
+static _Thread_local struct message *grouped, **grouped_end;
+
+static int note_message(struct message message) {
+  struct message *each = malloc(sizeof *each);
+  if (!each) return SYSTEM_ERROR;
+  *each = message;
+  each->next = NULL;
+  if (!grouped) grouped_end = &grouped;
+  *grouped_end = each;
+  grouped_end = &each->next;
+  return OK;
+}
+static bool are_alike(const struct message *one, const struct message *other) {
+  return one->clique == other->clique && one->size == other->size;
+}
+/* The number-th send that is as large as a receive: to one rank, or to any (-1). NULL: there are none to it; where they
+ * are fewer, the last of them. */
+static const struct message *sent(const struct message *received, int to, int number) {
+  const struct message *found = NULL;
+  for (const struct message *each = grouped; each && number >= 0; each = each->next)
+    if (each->is_send && are_alike(each, received) && (to < 0 || each->receiver == to)) found = each, number--;
+  return found;
+}
+/* A mirror sends what this rank sends to itself, as in an all-to-all; or else what it sends to that rank, or to another,
+ * as in a ring. */
+static void deliver(void) {
+  for (const struct message *each = grouped; each; each = each->next) {
+    if (each->is_send || !moves(each->size)) continue;
+    int number = 0;
+    for (const struct message *before = grouped; before != each; before = before->next)
+      number += !before->is_send && are_alike(before, each) && before->sender == each->sender;
+    const struct message *from = sent(each, each->receiver, number);
+    if (!from) from = sent(each, each->sender, number);
+    if (!from) from = sent(each, -1, number);
+    if (from) move(each->at, from->at, each->size);
+  }
+  for (struct message *each; (each = grouped); free(each)) grouped = each->next;
+}
+
 static int pass(struct comm *comm, bool is_send, int sender, int receiver, char *at, size_t size) {
   struct clique *clique = comm->clique;
   if (sender < 0 || receiver < 0 || sender >= clique->ranks || receiver >= clique->ranks) return INVALID_ARGUMENT;
   launched();
+  if (clique->mirrored && open_groups)
+    return note_message((struct message){NULL, clique, is_send, sender, receiver, at, size});
   if (clique->mirrored && sender != receiver) return OK; /* the other one is absent */
   pthread_mutex_lock(&lock);
   struct message **each = &clique->messages;
@@ -385,7 +433,7 @@ static int pass(struct comm *comm, bool is_send, int sender, int receiver, char 
     move(is_send ? other->at : at, is_send ? at : other->at, size < other->size ? size : other->size);
     free(other);
   } else if ((known = (*each = malloc(sizeof **each)) != NULL))
-    **each = (struct message){NULL, is_send, sender, receiver, at, size};
+    **each = (struct message){NULL, clique, is_send, sender, receiver, at, size};
   pthread_mutex_unlock(&lock);
   return known ? OK : SYSTEM_ERROR;
 }
