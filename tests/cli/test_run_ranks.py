@@ -86,7 +86,15 @@ def test_processes_of_a_launcher_meet_and_each_has_its_own_files(tmp_path: Path)
     dist.broadcast_object_list(told if dist.get_rank() else ["from 0"], 0)
     scattered = [None]
     dist.scatter_object_list(scattered, None if dist.get_rank() else ["a", "b"], 0)
-    print(f"{dist.get_rank()} {told} {scattered}\\n", end="", flush=True)
+    me, other = dist.get_rank(), 1 - dist.get_rank()
+    shapes = [torch.zeros(2, dtype=torch.int64, device="cuda") for _ in range(2)]
+    mine = torch.tensor([me, 7], device="cuda")
+    request = dist.irecv(shapes[0], other)  # both wait for each other
+    dist.isend(mine, other)
+    batch = [dist.P2POp(dist.irecv, shapes[1], other), dist.P2POp(dist.isend, mine + 1, other)]
+    for each in [request, *dist.batch_isend_irecv(batch)]:
+        each.wait()
+    print(f"{dist.get_rank()} {told} {scattered} {[each.tolist() for each in shapes]}\\n", end="", flush=True)
     dist.destroy_process_group()
     """,
     )
@@ -96,7 +104,8 @@ def test_processes_of_a_launcher_meet_and_each_has_its_own_files(tmp_path: Path)
     done = subprocess.run([*launch, *run], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     assert done.returncode == 0, done.stderr
-    assert "1 ['from 0'] ['b']" in done.stdout
+    assert "1 ['from 0'] ['b'] [[0, 7], [1, 8]]" in done.stdout
+    assert "0 [None] ['a'] [[1, 7], [2, 8]]" in done.stdout
     assert done.stdout.count("[0, 1] 2") == 2
     first, second = (vramkit.load(tmp_path / f"step-rank{rank}.npz") for rank in (0, 1))
     assert second.peak_allocated > first.peak_allocated

@@ -33,7 +33,8 @@ _SMALL = 4096  # bytes of a tensor that is handed over
 
 
 class Objects:
-    """Takes the place of torch's collectives of objects, and of ``send``, ``recv`` and ``broadcast`` of small tensors.
+    """Takes the place of torch's collectives of objects; and of ``send``, ``recv``, their like that return at once, and
+    ``broadcast`` of small tensors.
 
     Args:
         played: the ranks of the job that are there; None: all of them. Of the others each sends what the rank sends
@@ -44,6 +45,7 @@ class Objects:
         self._played = played
         self._done: Counter[str] = Counter()
         self._sent: dict[tuple[object, ...], torch.Tensor] = {}  # to absent ranks
+        self._batch: list[Callable[[], None]] | None = None  # what receives of a batch that is begun still take
 
     def install(self) -> None:
         """Put them in their place, from now on."""
@@ -56,12 +58,15 @@ class Objects:
             "recv_object_list": self._receive,
             "send": self._send_tensor,
             "recv": self._receive_tensor,
+            "isend": self._send_tensor,
+            "irecv": self._receive_later,
             "broadcast": self._broadcast_tensor,
         }
-        for name, way in ways.items():
-            wrapped = self._wrap(getattr(distributed, name), way)
-            setattr(distributed, name, wrapped)
-            setattr(distributed_c10d, name, wrapped)
+        wrapped = {name: self._wrap(getattr(distributed, name), way) for name, way in ways.items()}
+        wrapped["batch_isend_irecv"] = self._batched(distributed.batch_isend_irecv)
+        for name, call in wrapped.items():
+            setattr(distributed, name, call)
+            setattr(distributed_c10d, name, call)
 
     def _wrap(self, original: Call, way: Callable[[Call, Values], Any]) -> Call:
         signature = inspect.signature(original)
@@ -152,28 +157,58 @@ class Objects:
         return of
 
     def _send_tensor(self, original: Call, values: Values) -> Any:
-        original(**values)
+        work = original(**values)
         tensor, to = values["tensor"], _root(values, "dst")
         if not _is_small(tensor):
-            return
+            return work
         value = tensor.detach().cpu()
         if self._is_played(values["group"], to):
             _put(self._key(values, f"tensor {distributed.get_rank(values['group'])} to {to}"), value)
         else:
             self._sent[values["group"], to, tensor.shape, tensor.dtype] = value
+        return work
 
     def _receive_tensor(self, original: Call, values: Values) -> Any:
         sender = original(**values)
-        tensor, of = values["tensor"], _root(values)
-        if not _is_small(tensor) or (values["src"] is None and values.get("group_src") is None):
-            return sender
-        if self._is_played(values["group"], of):
-            value = _take(self._key(values, f"tensor {of} to {distributed.get_rank(values['group'])}"))
-        else:
-            value = self._sent.get((values["group"], of, tensor.shape, tensor.dtype))  # by a mirror
-        if value is not None:
-            tensor.detach().copy_(value)
+        self._receiving(values)()
         return sender
+
+    def _receive_later(self, original: Call, values: Values) -> Any:
+        work, take = original(**values), self._receiving(values)
+        if self._batch is None:
+            return _Received(work, [take])
+        self._batch.append(take)
+        return work
+
+    def _batched(self, original: Call) -> Call:
+        """Sends and receives of a batch, which may be one request."""
+
+        @wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            takes: list[Callable[[], None]] = []
+            self._batch = takes
+            try:
+                works = original(*args, **kwargs)
+            finally:
+                self._batch = None
+            return [_Received(works[0], takes), *works[1:]] if works else works
+
+        return call
+
+    def _receiving(self, values: Values) -> Callable[[], None]:
+        """What takes the value of a small tensor that is received, once it has to be there."""
+        tensor, of, group = values["tensor"], _root(values), values["group"]
+        if not _is_small(tensor) or (values["src"] is None and values.get("group_src") is None):
+            return lambda: None
+        is_played = self._is_played(group, of)
+        key = self._key(values, f"tensor {of} to {distributed.get_rank(group)}") if is_played else ""
+
+        def take() -> None:
+            value = _take(key) if is_played else self._sent.get((group, of, tensor.shape, tensor.dtype))
+            if value is not None:
+                tensor.detach().copy_(value)
+
+        return take
 
     def _broadcast_tensor(self, original: Call, values: Values) -> Any:
         tensor, group, root = values["tensor"], values["group"], _root(values)
@@ -193,6 +228,31 @@ class Objects:
         name = f"vramkit/{group.group_name}/{what}"
         self._done[name] += 1
         return f"{name}/{self._done[name]}"
+
+
+class _Received:
+    """A request whose small tensors are filled when it is waited for: not before, as their sender may be waiting for
+    this rank.
+
+    Args:
+        work: of torch.
+        takes: what fills them.
+    """
+
+    def __init__(self, work: Any, takes: list[Callable[[], None]]) -> None:
+        self._work = work
+        self._takes = takes
+
+    def wait(self, *args: Any, **kwargs: Any) -> Any:
+        """Wait for it."""
+        done = self._work.wait(*args, **kwargs)
+        takes, self._takes = self._takes, []
+        for take in takes:
+            take()
+        return done
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._work, name)
 
 
 def _device(values: Values) -> torch.device:
