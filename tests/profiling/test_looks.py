@@ -53,3 +53,14 @@ def test_an_object_that_parameters_share_is_looked_into_once() -> None:
 
     assert known.carried_names == ["Net.0.weight.quantised.scale", "Net.1.weight.own"]
     assert [ref() for ref in known.carried] == [shared.scale, own]
+
+
+def test_what_an_engine_has_is_no_parameters_that_knows_the_engine() -> None:
+    model = nn.Linear(8, 8)
+    buffers = {"bucket": torch.ones(64)}
+    model.weight.engine = SimpleNamespace(module=model, buffers=buffers)  # type: ignore[attr-defined] # as of DeepSpeed
+    model.bias.engine = SimpleNamespace(optimizer=torch.optim.SGD(model.parameters()), buffers=buffers)  # type: ignore[attr-defined]
+
+    known = Model(0, "Net", model, added_by=Lines("").current())
+
+    assert not known.carried

@@ -19,6 +19,7 @@ from .lines import Line
 from .tensors import shape_of
 
 _MAX_ATTRIBUTES = 1000  # objects that one parameter or module is looked into for
+_OWNERS = (torch.nn.Module, torch.optim.Optimizer)
 _GONE = weakref.ref(torch.empty(0, device="meta"))
 """Stands for a tensor that is not held at the moment."""
 
@@ -186,21 +187,24 @@ def _carried_by(name: str, parameter: torch.Tensor, seen: set[int]) -> list[tupl
 
 
 def _tensors_under(
-    items: Iterable[tuple[str, Any]], enters: Callable[[type], bool], seen: set[int] | None = None
+    items: Iterable[tuple[str, Any]], enters: Callable[[Any], bool], seen: set[int] | None = None
 ) -> list[tuple[str, torch.Tensor]]:
     def look(found: Found) -> tuple[bool, None]:
-        return enters(type(found.value)), None
+        return enters(found.value), None
 
     found = reached(items, look, _MAX_ATTRIBUTES, seen)
     return [(each.name, each.value) for each in found if isinstance(each.value, torch.Tensor)]
 
 
-def _is_no_owner(kind: type) -> bool:
-    return not issubclass(kind, (torch.nn.Module, torch.optim.Optimizer))
+def _is_no_owner(value: Any) -> bool:
+    """Whether what is inside is a parameter's alone: not what a model, an optimizer or an object with one of them has,
+    as an engine that shards a model has buffers, and every parameter has the engine.
+    """
+    return not any(issubclass(type(each), _OWNERS) for each in (value, *(item for _, item in attributes_of("", value))))
 
 
-def _is_container(kind: type) -> bool:
-    return issubclass(kind, (list, tuple, dict))
+def _is_container(value: Any) -> bool:
+    return issubclass(type(value), (list, tuple, dict))
 
 
 def _modules_of(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
