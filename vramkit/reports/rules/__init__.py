@@ -8,6 +8,7 @@ from ..scene import Scene
 from . import (
     attention,
     batches,
+    buckets,
     checkpoints,
     discarded,
     earlier,
@@ -40,6 +41,7 @@ RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (
     *precision.RULES,
     *batches.RULES,
     *optimizers.RULES,
+    *buckets.RULES,
     *losses.RULES,
     *attention.RULES,
     *elementwise.RULES,
