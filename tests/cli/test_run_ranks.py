@@ -53,6 +53,7 @@ def test_a_rank_that_is_alone_sees_its_mirrors_and_reports_its_device(tmp_path: 
     assert "1 rank of a job of 6" in done.stderr
     assert "(cuda:1, " in done.stderr
     assert "played alone" in flat(done.stderr)
+    assert "for want of" not in flat(done.stderr)
 
 
 @pytest.mark.virtual_gpu
@@ -128,6 +129,7 @@ def test_objects_of_an_absent_rank_are_an_error_with_a_remedy(tmp_path: Path) ->
         import torch
         from torch.distributed.optim import ZeroRedundancyOptimizer
 
+        held = torch.ones(2, device="cuda")
         optimizer = ZeroRedundancyOptimizer([torch.nn.Parameter(torch.ones(2))], torch.optim.SGD, lr=0.1)
         try:
             optimizer.consolidate_state_dict()
@@ -145,6 +147,7 @@ def test_objects_of_an_absent_rank_are_an_error_with_a_remedy(tmp_path: Path) ->
     assert "Rank 2 is to get a part of its state from rank 1, which is not played" in second
     assert "Rank 2 is to get objects from rank 0, which is not played" in done.stderr
     assert "Play --ranks 0,2, or all of them" in done.stderr
+    assert "If the script failed for want of something that another rank would have sent" in flat(done.stderr)
 
 
 @pytest.mark.virtual_gpu

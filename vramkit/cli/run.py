@@ -38,6 +38,10 @@ _LEAST_COPIES = "1 MiB"
 
 _ALONE = " Each rank was played alone: what the others send is taken to be what it sends itself."
 _MIRRORS = " What ranks send that were not played is taken to be what each sends itself."
+_FAILED = (
+    " If the script failed for want of something that another rank would have sent, such as a part of a checkpoint, "
+    "play all of them: --ranks all."
+)
 
 _SETTINGS = (
     "gpu",
@@ -184,13 +188,14 @@ def main(options: argparse.Namespace) -> int:
     if measurement.error is not None:
         raise measurement.error
     code = _ended(error, result)
+    ended = _why(error, limit, timeout)
     exceeded = report.add(
         Outcome(
             profile=result,
             code=code,
-            ended=_why(error, limit, timeout),
+            ended=ended,
             steps=limit.count,
-            note=_note(options, job) if report.is_virtual else "",
+            note=_note(options, job, failed=_failed(error, code, ended)) if report.is_virtual else "",
         )
     )
     if exceeded and not code:
@@ -262,12 +267,20 @@ def _why(error: BaseException | None, limit: StepLimit, timeout: Timeout) -> str
     return "end" if error is None or isinstance(error, SystemExit) else "exception"
 
 
-def _note(options: argparse.Namespace, job: PlayedJob) -> str:
+def _failed(error: BaseException | None, code: int, ended: str) -> bool:
+    """Whether something in the script went wrong, which was not memory."""
+    from ..out_of_memory import is_out_of_memory
+
+    return bool(code) and ended in ("end", "exception") and not is_out_of_memory(error)
+
+
+def _note(options: argparse.Namespace, job: PlayedJob, *, failed: bool) -> str:
     handle = current()
     values = options.values or "small"
     if handle is not None and handle.values is None:
         values = "none"
     mirrors = "" if job.mirrored_of is None else _MIRRORS if job.meets else _ALONE
+    mirrors += _FAILED if failed and mirrors else ""
     return f"measured on a virtual GPU: memory is as on the card; {_NOTES[values]}{mirrors}"
 
 
