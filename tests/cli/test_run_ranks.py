@@ -88,6 +88,12 @@ def test_processes_of_a_launcher_meet_and_each_has_its_own_files(tmp_path: Path)
     scattered = [None]
     dist.scatter_object_list(scattered, None if dist.get_rank() else ["a", "b"], 0)
     me, other = dist.get_rank(), 1 - dist.get_rank()
+    passed = __file__ + ".passed"
+    for _ in range(200_000 if me == 0 else 0):
+        assert not os.path.exists(passed)
+    dist.barrier()
+    if me == 1:
+        open(passed, "w").close()
     shapes = [torch.zeros(2, dtype=torch.int64, device="cuda") for _ in range(2)]
     mine = torch.tensor([me, 7], device="cuda")
     request = dist.irecv(shapes[0], other)  # both wait for each other

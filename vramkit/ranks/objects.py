@@ -61,6 +61,7 @@ class Objects:
             "isend": self._send_tensor,
             "irecv": self._receive_later,
             "broadcast": self._broadcast_tensor,
+            "barrier": self._barrier,
         }
         wrapped = {name: self._wrap(getattr(distributed, name), way) for name, way in ways.items()}
         wrapped["batch_isend_irecv"] = self._batched(distributed.batch_isend_irecv)
@@ -221,6 +222,15 @@ class Objects:
         work = original(**values)
         tensor.detach().copy_(_take(key))
         return work
+
+    def _barrier(self, original: Call, values: Values) -> Any:
+        """Wait for those that are played: what one writes before it, another may read after it."""
+        group, key = values["group"], self._key(values, "barrier")
+        _put(f"{key}/{distributed.get_rank(group)}", None)
+        for rank in range(distributed.get_world_size(group)) if not values["async_op"] else ():
+            if self._is_played(group, rank):
+                _take(f"{key}/{rank}")
+        return original(**values)
 
     def _key(self, values: Values, what: str) -> str:
         """Of the next such call in a group: every rank of it makes the same calls in the same order."""
