@@ -145,7 +145,8 @@ class _Finder(MetaPathFinder):
         known = sys.modules.get(fullname)
         if known is not None:
             # Of a module that came meanwhile Python takes the module's own spec, and would run it a second time.
-            known.__spec__ = spec = ModuleSpec(fullname, _Known(known))
+            # Into its variables: a module of settings takes no attribute but these.
+            vars(known)["__spec__"] = spec = ModuleSpec(fullname, _Known(known))
             return spec
         return PathFinder.find_spec(fullname, package.__path__)
 
@@ -161,4 +162,4 @@ class _Known(Loader):
         return self._module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._spec
+        vars(module)["__spec__"] = self._spec
