@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo import config as dynamo_config
 from torch._dynamo.utils import counters
+from torch._functorch import config as functorch_config
+from torch._inductor import config as inductor_config
 
 import vramkit
 from vramkit.programs.arguments import program_of
 from vramkit.programs.packing import pack
 from vramkit.programs.unpacking import unpack
+from vramkit.torch_internals import compiler_settings
 from vramkit.virtual_gpu.cache import cache_folder
 
 BATCH = torch.zeros(16, 64)
@@ -122,6 +127,18 @@ def test_a_prediction_compiles_into_the_cache_of_virtual_gpus(monkeypatch: pytes
 
 
 @pytest.mark.virtual_gpu
+def test_a_prediction_compiles_with_what_is_set_for_the_compiler() -> None:
+    model = nn.Linear(64, 64)
+
+    def step(batch: torch.Tensor) -> None:
+        model(batch.to("cuda")).sum().backward()
+        assert functorch_config.activation_memory_budget == 0.25
+
+    with functorch_config.patch(activation_memory_budget=0.25):
+        vramkit.estimate(model, BATCH, step=step, engine="virtual", steps=1)
+
+
+@pytest.mark.virtual_gpu
 @pytest.mark.parametrize("how", [by_wrapper, in_the_step])
 def test_a_second_batch_size_is_not_compiled_in_silence(how: Callable[[], dict[str, Any]]) -> None:
     compiled = vramkit.estimate(**how(), batch=BATCH, engine="virtual", steps=1)
@@ -184,6 +201,37 @@ def test_what_is_compiled_for_sizes_that_vary_is_so_where_it_is_run(how: Callabl
         model(torch.zeros(rows, 64))
 
     assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_what_is_compiled_runs_where_it_arrives_with_compiled_autograd_on() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(Net(), backend="eager")
+    program = program_of("", compiled, BATCH, optimizer=None, step=None, loss=None, autocast=None, steps=1)
+
+    with dynamo_config.patch(compiled_autograd=True):
+        [model] = unpack(pack(program).content).program.models.values()
+        counters.clear()
+        model(torch.zeros(16, 64))
+
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.skipif("isolate_recompiles" not in signature(torch.compile).parameters, reason="this torch isolates none")
+def test_compilations_that_are_isolated_are_so_where_they_arrive() -> None:
+    compiled = torch.compile(Net(), backend="eager", isolate_recompiles=True)
+    program = program_of("", compiled, BATCH, optimizer=None, step=None, loss=None, autocast=None, steps=1)
+
+    [model] = unpack(pack(program).content).program.models.values()
+
+    assert vars(model)["dynamo_ctx"]._isolate_recompiles_id >= 0
+
+
+def test_settings_of_the_compiler_are_read_and_functions_in_them_told_of() -> None:
+    with inductor_config.patch({"triton.cudagraphs": True, "post_grad_custom_post_pass": print}):
+        found, functions = compiler_settings.read(), compiler_settings.unsendable()
+
+    assert found["torch._inductor.config"]["triton.cudagraphs"] is True
+    assert functions == ["torch._inductor.config.post_grad_custom_post_pass"]
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch 2.13 does so itself

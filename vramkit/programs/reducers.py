@@ -60,7 +60,11 @@ def compiled_again(compiler: Callable[..., Any], function: Callable[..., Any]) -
 
 def compiler_again(kind: type, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
     """What ``torch.compile`` compiles with, made as it was made first."""
-    return kind(*arguments, **keywords)
+
+    def again() -> Any:  # compiled autograd makes one for each backward
+        return compiler_again(kind, arguments, keywords)
+
+    return kind(*arguments, rebuild_ctx=again, **keywords)
 
 
 def as_compiled(module: torch.nn.Module) -> Any:

@@ -1,4 +1,7 @@
-"""torch's own settings, carried from one process to another: those that decide which kernels run. Knows their names."""
+"""torch's own settings, carried from one process to another: those that decide which kernels run, and what is compiled.
+
+Knows their names; not those of the compiler's.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 import torch
 from torch.distributions import Distribution
 
+from ..torch_internals import compiler_settings
 from ..torch_internals.modules import validates_arguments
 
 _ATTRIBUTES = (
@@ -64,6 +68,7 @@ _FUNCTIONS: dict[str, tuple[Any, Any]] = {
         torch.__future__.get_overwrite_module_params_on_conversion,
         torch.__future__.set_overwrite_module_params_on_conversion,
     ),
+    "compiler": (compiler_settings.read, compiler_settings.apply),
 }
 
 

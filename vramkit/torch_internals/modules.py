@@ -176,6 +176,8 @@ def compiler_of(value: object) -> tuple[type, Sequence[Any], Mapping[str, Any]] 
     if len(state) != 1 or not isinstance(state[0], dict):
         return None
     kept = {name: vars(value)[own] for name, own in _COMPILER_KEEPS.items() if own in vars(value)}
+    if vars(value).get("_isolate_recompiles_id", -1) >= 0:
+        kept["isolate_recompiles"] = True
     return kind, arguments, {**state[0], **kept}
 
 

@@ -4,6 +4,8 @@ each batch size is compiled. Knows runs; no process.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ...sizes import format_size
 from .. import Run
 
@@ -15,6 +17,16 @@ EACH_SIZE_IS_COMPILED = (
     "torch.compile compiles the program for each batch size that is run, as it would on the card. The first one took "
     "{seconds:.0f} s"
 )
+
+
+def left_out(names: Sequence[str]) -> list[str]:
+    """What to say of the compiler's settings that can't be sent, by their names; none: nothing."""
+    if not names:
+        return []
+    return [
+        f"torch.compile ran without what {', '.join(names)} is set to here: functions and objects in its settings are "
+        "not sent to the helper process. What they change in a graph is not in the figures; vramkit run has it."
+    ]
 
 
 def measured_first(first: Run, then: Run) -> str:

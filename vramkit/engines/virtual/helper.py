@@ -112,7 +112,8 @@ def _session(handle: virtual_gpu.VirtualGPU, asked: Connection) -> None:
     from ...programs import settings
     from ...torch_internals.allocator import counting_one_device
 
-    settings.apply(opening.settings)
+    with counting_one_device():  # it may import the compiler
+        settings.apply(opening.settings)
     if opening.place is not None:
         _take(opening.place)
     opened: Opened | bytes = opening.parcel

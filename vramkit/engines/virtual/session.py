@@ -33,13 +33,14 @@ from ...programs.program import Program, Rewrite
 from ...programs.use import check_use
 from ...ranks.place import Place
 from ...sizes import format_size
+from ...torch_internals import compiler_settings
 from ...torch_internals.names import error_of
 from ...torch_internals.needs import missing_for
 from ...virtual_gpu.activation import ENVIRONMENT, RUN_ENVIRONMENT
 from ...virtual_gpu.build import ALIASES, LIBRARY, build, find_torch
 from .. import Run, Session
 from ..fullest import Fullest
-from .compiling import CHOSEN_BY_TIME, EACH_SIZE_IS_COMPILED, measured_first
+from .compiling import CHOSEN_BY_TIME, EACH_SIZE_IS_COMPILED, left_out, measured_first
 from .messages import Answer, Ended, Open, Request, UsesCuda, send
 
 # The virtual GPU comes before all that imports torch. Without the collector imports take 20 % less time, and there is
@@ -123,6 +124,8 @@ class VirtualSession:
         self._gives_batch = gives_batch
         self._move_batch = parcel.move_batch
         self._notes = (*parcel.notes, *[CHOSEN_BY_TIME] * parcel.is_autotuned, *_of_rank(place))
+        if parcel.is_compiled:
+            self._notes += (*left_out(compiler_settings.unsendable()),)
         self._is_compiled = parcel.is_compiled  # as far as could be seen before it ran
         self._compiled: dict[int, float] = {}  # sizes that were run, and seconds
         self._opening = {
