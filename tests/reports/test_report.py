@@ -431,15 +431,19 @@ def test_half_of_a_batch_has_half_of_the_temporaries_but_not_of_a_weights_gradie
     assert texts(story.profile())["halve the batch"] == 3 * MIB
 
 
-@pytest.mark.parametrize(("gradient", "saves"), [(6 * MIB, 1), (16 * MIB, 0), (8 * MIB, 0)])
-def test_a_sparse_gradient_has_the_rows_that_a_batch_uses(gradient: int, saves: int) -> None:
+@pytest.mark.parametrize(
+    ("gradient", "indices", "saves"),
+    [(6 * MIB, MIB, 1), (16 * MIB, 0, 0), (8 * MIB, 0, 0), (18 * MIB, 0, 0)],  # the last: with others, in one buffer
+)
+def test_a_sparse_gradient_has_the_rows_that_a_batch_uses(gradient: int, indices: int, saves: int) -> None:
     story, weight = Story(), "Net.head.weight"
     story.alloc(16 * MIB, Category.PARAMETER, Phase.OUTSIDE, name=weight)
     story.alloc(40 * MIB, Category.ACTIVATION, module=HEAD)
-    story.alloc(gradient, Category.GRADIENT, Phase.BACKWARD, module=HEAD, name=weight)
+    for size in filter(None, (indices, gradient)):
+        story.alloc(size, Category.GRADIENT, Phase.BACKWARD, module=HEAD, name=weight)
 
     [halved] = [size for text, size in texts(story.profile()).items() if text.startswith("halve the batch")]
-    assert halved == 20 * MIB + saves * gradient // 2
+    assert halved == 20 * MIB + saves * (indices + gradient) // 2
 
 
 def test_a_checkpointed_block_holds_its_activations_again_during_its_backward() -> None:

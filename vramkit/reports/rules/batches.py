@@ -74,8 +74,9 @@ def _of_pairs(scene: Scene) -> npt.NDArray[np.bool_]:
 
 
 def _sparse_gradients(scene: Scene) -> npt.NDArray[np.bool_]:
-    """Gradients that are of another size than their parameter, in whatever type: parts of those with the rows of an
-    embedding that a batch has used."""
+    """Those with the rows of an embedding that a batch has used: a step makes their indices and their values, both of
+    another size than their parameter, in whatever type. A single one is a buffer with the gradients of several.
+    """
     table = scene.result.tape.allocations
     requested, names = table["requested"], table["name"]
     weights = (scene.category == Category.PARAMETER) & (names >= 0)
@@ -84,7 +85,11 @@ def _sparse_gradients(scene: Scene) -> npt.NDArray[np.bool_]:
     found: npt.NDArray[np.bool_] = (scene.category == Category.GRADIENT) & (names >= 0)
     rows = np.flatnonzero(found)
     whole, own = size[names[rows]], requested[rows].astype(np.int64)
-    found[rows] = (whole > 0) & ~np.any([own * 4 == whole * part for part in (1, 2, 4, 8, 16)], axis=0)
+    rows = rows[(whole > 0) & ~np.any([own * 4 == whole * part for part in (1, 2, 4, 8, 16)], axis=0)]
+    parts = np.stack([names[rows], table["step"][rows]], axis=1)
+    _, group, count = np.unique(parts, axis=0, return_inverse=True, return_counts=True)
+    found[:] = False
+    found[rows[count[group.reshape(-1)] > 1]] = True
     return found
 
 

@@ -65,7 +65,7 @@ def _optimizer_state(scene: Scene) -> Iterator[Advice]:
         return
     numbers, kinds = _numbers_of_state(scene)
     optimizer = _IN_8_BITS.get(kinds)
-    if optimizer is None:
+    if optimizer is None or (kinds == {"momentum_buffer"} and _computes_in_half(scene)):
         return
     state = scene.category == Category.OPTIMIZER_STATE
     quantized = numbers + numbers // 64
@@ -78,6 +78,14 @@ def _optimizer_state(scene: Scene) -> Iterator[Advice]:
             saves=scene.saved(weights),
             text=f"use {optimizer}: its state takes " + ("a quarter" if part < 0.4 else "half"),
         )
+
+
+def _computes_in_half(scene: Scene) -> bool:
+    """Whether steps make what is half as large as a parameter, as Muon does, whose state is named as SGD's."""
+    requested = scene.result.tape.allocations["requested"]
+    parameters = np.unique(requested[scene.category == Category.PARAMETER])
+    halves = np.setdiff1d(parameters // 2, parameters)
+    return bool(np.isin(requested[_temporaries(scene)], halves[halves > _QUANTIZED]).any())
 
 
 def _numbers_of_state(scene: Scene) -> tuple[Ints, frozenset[str]]:
