@@ -331,6 +331,22 @@ def test_a_list_that_is_made_anew_in_each_step_is_no_data_set(device: str) -> No
 # -- outputs -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_lies_in_a_list_is_told_by_the_list_and_not_by_the_variable_that_had_it(device: str) -> None:
+    model, kept = network(device), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    with vramkit.profile(model, optimizer, device=device) as measured:
+        for _ in range(4):
+            images = torch.zeros(64, 1000, device=device)
+            kept.append(images)
+            train(model, optimizer, torch.zeros(8, N, device=device))
+
+    table, names = measured.result.tape.allocations, measured.result.tape.names
+    rows = table[table["requested"] == images.nbytes]
+    assert {names[row["name"]] for row in rows} == {f"kept[{place}]" for place in range(len(kept))}
+
+
 @pytest.mark.virtual_gpu
 def test_what_a_hook_keeps_of_every_step_are_outputs_of_the_module_that_made_them() -> None:
     model = network("cuda")

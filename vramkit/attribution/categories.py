@@ -187,6 +187,7 @@ class _Labels:
                 row = self._containing(address, starts, alive)
                 if row < 0:
                     continue
+            says_where = False
             if category == Category.PARAMETER and self._category[row] == Category.GATHERED:
                 continue  # as long as a parameter is whole, its module has that in the shard's place
             if scan.parts:
@@ -194,7 +195,10 @@ class _Labels:
             if category == Category.COMMUNICATION:
                 self.seen.exchanged.setdefault(row, []).append(event)
             elif category > Category.OTHER and category != Category.GATHERED:
+                in_none = row not in self.seen.containers
                 self.seen.hold(row, event, scan.names[i])
+                # What put it into a list is another value's by now, and the list has it.
+                says_where = in_none and row in self.seen.containers
             if category == Category.PARAMETER:
                 (self.seen.trained if trains else self.seen.untrained)[row] = id(scan.names)
             elif category == Category.MODEL_COPY:
@@ -203,7 +207,7 @@ class _Labels:
                 self.seen.idle[row] = scan.names[i]
                 continue  # what a look that knows the model says of it comes first
             names_it = category < self._category[row] or (category > Category.OTHER and self._name[row] < 0)
-            names_it |= scan.is_of_model and category == self._category[row]
+            names_it |= (scan.is_of_model or says_where) and category == self._category[row]
             if names_it and i < len(scan.names) and scan.names[i]:
                 self._name[row] = self.names.setdefault(scan.names[i], len(self.names))
             self._category[row] = min(category, self._category[row])
