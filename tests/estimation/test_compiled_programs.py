@@ -139,6 +139,15 @@ def test_a_prediction_compiles_with_what_is_set_for_the_compiler() -> None:
 
 
 @pytest.mark.virtual_gpu
+def test_a_prediction_says_which_settings_of_the_compiler_it_went_without() -> None:
+    with inductor_config.patch(post_grad_custom_post_pass=print):
+        estimate = vramkit.estimate(torch.compile(Net(), backend="eager"), BATCH, engine="virtual", steps=1)
+
+    [note] = [each for each in estimate.notes if "torch.compile ran without" in each]
+    assert "torch._inductor.config.post_grad_custom_post_pass" in note
+
+
+@pytest.mark.virtual_gpu
 @pytest.mark.parametrize("how", [by_wrapper, in_the_step])
 def test_a_second_batch_size_is_not_compiled_in_silence(how: Callable[[], dict[str, Any]]) -> None:
     compiled = vramkit.estimate(**how(), batch=BATCH, engine="virtual", steps=1)

@@ -1,7 +1,10 @@
-"""The virtual engine where its process can't be: a `DeviceError`, or the fake engine and a note that says why."""
+"""The virtual engine's processes: which they are; and where they can't be, a `DeviceError`, or the fake engine and a
+note that says why.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,12 +14,34 @@ torch = pytest.importorskip("torch")
 import vramkit  # noqa: E402
 from vramkit import DeviceError  # noqa: E402
 from vramkit.engines.virtual import session  # noqa: E402
+from vramkit.programs.arguments import program_of  # noqa: E402
 
 BATCH = torch.zeros(4, 8)
 
 
 def net() -> torch.nn.Module:
     return torch.nn.Linear(8, 8)
+
+
+@pytest.mark.virtual_gpu
+def test_a_session_apart_has_processes_of_its_own_and_comes_to_the_same(tmp_path: Path) -> None:
+    model, told = net(), tmp_path / "told"
+
+    def step(batch: torch.Tensor) -> None:
+        with told.open("a") as file:
+            print(os.getppid(), file=file)
+        model(batch.to("cuda")).sum().backward()
+
+    program = program_of("", model, BATCH, optimizer=None, step=step, loss=None, autocast=None, steps=1)
+    card = vramkit.gpus.find("t4")
+    one = session.open_session(program, None)
+    other = one.apart()
+
+    runs = [each.run(card, 0, detailed=False) for each in (one, other, one)]
+
+    first, second, third = told.read_text().split()
+    assert first == third != second
+    assert runs[0] == runs[1] == runs[2]
 
 
 @pytest.mark.virtual_gpu
