@@ -4,7 +4,9 @@ gradients that nothing uses.
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from advice_pairs import convolutions, feed_forwards, target, train_on
@@ -75,6 +77,62 @@ def gradients_by_reference(change: str) -> object:
         train_on(optimizer, model(_batch(256)).pow(2).mean())
         log.append([each.grad.cpu() if change else each.grad for each in model.parameters() if each.grad is not None])
     return log
+
+
+class _Swish(torch.autograd.Function):
+    """What is computed is put on ``ctx``: the output too, whose ``grad_fn`` is ``ctx`` itself."""
+
+    @staticmethod
+    def forward(ctx: Any, given: torch.Tensor) -> torch.Tensor:
+        ctx.given, ctx.out = given, given * torch.sigmoid(given)
+        out: torch.Tensor = ctx.out
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        gate = torch.sigmoid(ctx.given)
+        return gradients[0] * (ctx.out + gate * (1 - ctx.out))
+
+
+class _SavedSwish(torch.autograd.Function):
+    """The same, with what torch has for it."""
+
+    @staticmethod
+    def forward(ctx: Any, given: torch.Tensor) -> torch.Tensor:
+        out = given * torch.sigmoid(given)
+        ctx.save_for_backward(given, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        given, out = ctx.saved_tensors
+        gate = torch.sigmoid(given)
+        return gradients[0] * (out + gate * (1 - out))
+
+
+class _Block(nn.Module):
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.function = function
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        returned: torch.Tensor = self.function.apply(self.linear(given))
+        return returned
+
+
+def on_ctx(change: str) -> object:
+    """Activations of custom functions, in cycles with their graphs, which only the garbage collector ends."""
+    blocks = [_Block(_SavedSwish if change else _Swish) for _ in range(4)]
+    model = nn.Sequential(*blocks).cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gc.disable()
+    try:
+        for _ in range(8):
+            train_on(optimizer, model(_batch()).pow(2).mean())
+    finally:
+        gc.enable()
+    return model
 
 
 def optimizer_again(change: str) -> object:

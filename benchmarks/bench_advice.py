@@ -29,6 +29,8 @@ from vramkit.sizes import format_size
 
 ENOUGH = 0.1
 """A claim may be off by so much of what was measured."""
+_MOST_COLLECTIONS = 100
+"""One ends a few cycles of autograd's graphs only."""
 _MARKER = "<!-- the table: python benchmarks/bench_advice.py --write docs/advice.md -->\n"
 
 
@@ -109,7 +111,9 @@ def _warm_up() -> None:
 def _profile(program: object, change: str) -> vramkit.Profile:
     import torch
 
-    gc.collect()
+    for _ in range(_MOST_COLLECTIONS):
+        if not gc.collect():
+            break
     torch.cuda.empty_cache()
     with vramkit.profile(device="cuda") as prof:
         kept = program(change)  # type: ignore[operator] # a program of advice_programs

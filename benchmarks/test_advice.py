@@ -23,6 +23,7 @@ from benchmarks.needs import needs_virtual_gpu
         "norms",
         "critic",
         "logged_gradients",
+        "on_ctx",
         "optimizer_again",
         "history",
         "rollout",

@@ -311,6 +311,40 @@ def test_batches_that_all_lie_there_are_a_data_set(wrap: Callable[[list[torch.Te
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_batches_that_are_kept_after_use_and_what_they_are_joined_to_are_no_data_set(device: str) -> None:
+    model, kept = network(device), list[torch.Tensor]()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    with vramkit.profile(device=device) as prof:
+        for _ in range(6):
+            kept.append(torch.zeros(8, N).to(device, copy=True))
+            train(model, optimizer, kept[-1])
+        joined = torch.cat(kept)
+
+    assert prof.result.final.datasets == 0
+    assert prof.result.final.inputs + prof.result.final.other >= nbytes([*kept, joined])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_samples_that_are_mapped_are_a_batch_and_their_gradients_are_gradients(device: str) -> None:
+    model = network(device)
+
+    def loss(parameters: dict[str, torch.Tensor], sample: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = torch.func.functional_call(model, parameters, (sample[None],))
+        return output.pow(2).mean()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    with vramkit.profile(model, device=device) as prof:
+        for _ in range(3):
+            samples = torch.zeros(16, N).to(device, copy=True)
+            gradients = each(parameters, samples)
+
+    assert prof.result.final.inputs == nbytes([samples])
+    assert prof.result.final.gradients == nbytes(gradients.values()) == 16 * prof.result.final.parameters
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_a_list_that_is_made_anew_in_each_step_is_no_data_set(device: str) -> None:
     model = network(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

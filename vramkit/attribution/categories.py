@@ -208,6 +208,7 @@ class _Labels:
                 continue  # what a look that knows the model says of it comes first
             names_it = category < self._category[row] or (category > Category.OTHER and self._name[row] < 0)
             names_it |= (scan.is_of_model or says_where) and category == self._category[row]
+            names_it |= says_where and self._category[row] == Category.INPUT
             if names_it and i < len(scan.names) and scan.names[i]:
                 self._name[row] = self.names.setdefault(scan.names[i], len(self.names))
             self._category[row] = min(category, self._category[row])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from ..tape.events import Category, Ints, Phase, Table
 from .context import Contexts, Story
@@ -103,6 +104,7 @@ class Keeping:
         category, name = self.table["category"], self.table["name"]
         for row in self._data_sets():
             category[row] = Category.DATASET
+        category[self._unused_sets()] = Category.OTHER
         self._settle_graphs()
         category[self._batches()] = Category.DATASET
         outputs = [row for row in self.seen.held if category[row] == Category.ACTIVATION and self._is_kept(row)]
@@ -133,6 +135,16 @@ class Keeping:
                 found.append(row)
         return found
 
+    def _unused_sets(self) -> npt.NDArray[np.bool_]:
+        """What has rows like a batch's, and was gone before another forward began: targets that were joined, say."""
+        born, died = self.table["born"], self.table["died"]
+        begins = np.sort(np.concatenate([np.empty(0, np.int64), *self._begins.values()]))
+        last = np.where(died < 0, len(self.context.step), died)
+        result: npt.NDArray[np.bool_] = (self.table["category"] == Category.DATASET) & (born >= 0)
+        result &= np.searchsorted(begins, born) == np.searchsorted(begins, last)
+        result[list(self.seen.used)] = False
+        return result
+
     def _joined(self) -> list[int]:
         """What was made outside of the passes, as large as outputs that were there together: ``torch.cat`` of them.
 
@@ -161,7 +173,8 @@ class Keeping:
     def _batches(self) -> list[int]:
         """Inputs that are kept in a container of which no step uses more than a third: batches that all lie there.
 
-        A half would not do: while a step makes its list of inputs, the list of the step before may still be there.
+        A half would not do: while a step makes its list of inputs, the list of the step before may still be there. What
+        is used in the step alone that made it is kept after use, and is no data set.
         """
         inside: dict[str, list[int]] = {}
         for row, names in self.seen.containers.items():
@@ -170,11 +183,12 @@ class Keeping:
                     inside.setdefault(name, []).append(row)
         found: list[int] = []
         for rows in inside.values():
-            steps: dict[int, int] = {}
+            steps, waited = dict[int, int](), False
             for row in rows:
                 for step in {self._step_at(event) for event, _, _ in self.seen.used.get(row, ())}:
                     steps[step] = steps.get(step, 0) + int(self.table["requested"][row])
-            if len(steps) > 1 and 3 * max(steps.values()) <= self._together(rows):
+                    waited |= step > int(self.table["step"][row])
+            if waited and len(steps) > 1 and 3 * max(steps.values()) <= self._together(rows):
                 found += rows
         return found
 

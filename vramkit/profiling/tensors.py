@@ -47,11 +47,13 @@ def tensors_in(value: Any, depth: int = 8) -> Iterator[torch.Tensor]:
 def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The tensors with memory of their own that one is made of; of a plain one itself.
 
-    Those of a sparse tensor, and of a subclass that wraps others: a shard of a distributed one, the packed values and
-    the scales of a quantised one. A subclass says what it wraps by ``__tensor_flatten__``, as ``torch.compile`` asks.
+    Those of a sparse tensor; what `torch.func` has wrapped, as it was given: all samples of a mapped batch; and of a
+    subclass that wraps others: a shard of a distributed one, the packed values and the scales of a quantised one. A
+    subclass says what it wraps by ``__tensor_flatten__``, as ``torch.compile`` asks.
     """
     flatten = getattr(type(tensor), "__tensor_flatten__", None)
     try:
+        tensor = torch.func.debug_unwrap(tensor)
         if flatten is not None:
             inner = [getattr(tensor, name) for name in flatten(tensor)[0]]
             return [part for each in inner if isinstance(each, torch.Tensor) for part in parts_of(each)]

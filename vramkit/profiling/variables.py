@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from ..tape.events import Category
+from ..tape.events import OF_A_CONTEXT, Category
+from ..torch_internals.autograd import contexts_of
 from ..torch_internals.modules import class_name, unwrapped_name, wrapped_in
 from .contents import Found, reached
 from .frames import is_the_programs, locals_of, program_frames
@@ -190,6 +191,7 @@ class Variables:
                 yield from locals_of(frame).items()
         for space in {id(space): space for space in spaces}.values():
             yield from ((name, value) for name, value in list(space.items()) if not name.startswith("__"))
+        yield from ((f"{name}{OF_A_CONTEXT}", found) for name, found in contexts_of(_is_not_torchs) if found)
 
 
 class _Copies:
@@ -255,6 +257,10 @@ class _Copies:
     def shares(self, module: torch.nn.Module) -> bool:
         """Whether all parameters of a module are a known model's."""
         return all(id(parameter) in self._parameters for parameter in module.parameters())
+
+
+def _is_not_torchs(module: str) -> bool:
+    return module.partition(".")[0] not in ("torch", "vramkit")
 
 
 def _is(value: object, kind: type) -> bool:

@@ -170,6 +170,8 @@ Table = npt.NDArray[np.void]
 
 OF_MEASURING = "torch.compile's own"
 """The name of what ``torch.compile`` took while it compiled, or measured variants of a kernel, and then gave back."""
+OF_A_CONTEXT = "'s ctx"
+"""How the name of a container ends that is what a custom function sets on its ``ctx``: "Swish's ctx"."""
 
 _RESERVED_SIGN = np.zeros(len(Action), np.int64)
 _RESERVED_SIGN[[Action.SEGMENT_ALLOC, Action.SEGMENT_MAP]] = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -44,6 +45,8 @@ keeps_own_notes: Callable[[], bool] = look_up(
 
 _NOTE = "traceback_"
 
+_CONTEXT = word_of("torch.autograd.Function._backward_cls", "profile")
+
 _TARGETS = tuple(
     word_of(f"torch.autograd.graph.Node.{name}", "profile") for name in ("_saved_target", "_saved_targets")
 )
@@ -75,6 +78,24 @@ def saved_targets(node: Any) -> Iterator[torch.Tensor]:
             continue
         if isinstance(target, torch.Tensor):
             yield target
+
+
+def contexts_of(modules: Callable[[str], bool]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is there of calls of custom functions: each function's name, and what its ``forward`` has set on ``ctx``.
+
+    Args:
+        modules: says by the name of a function's module whether to look for its calls.
+    """
+    kinds, pending = dict[type, str](), torch.autograd.Function.__subclasses__()
+    while pending:
+        each = pending.pop()
+        pending += each.__subclasses__()
+        if modules(each.__module__) and (kind := getattr(each, _CONTEXT, None)) is not None:
+            kinds[kind] = each.__name__
+    if kinds:  # in a cycle with its own output a context can be found no other way
+        for context in gc.get_objects():
+            if (kind := type(context)) in kinds:
+                yield kinds[kind], object.__getattribute__(context, "__dict__")
 
 
 def runs_backward(frame: FrameType) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...sizes import format_size
-from ...tape.events import Category, Ints, Phase, Table
+from ...tape.events import OF_A_CONTEXT, Category, Ints, Phase, Table
 from ..edits import Edit
 from ..layout import counted
 from ..scene import Scene, grouped
@@ -373,11 +373,21 @@ def containers(scene: Scene, rows: _Mask, whole: bool = False) -> str:
 
 
 def container(scene: Scene, rows: Ints) -> str:
-    """The list or dict that most of some allocations were seen in, with its place in others; empty: there was none."""
+    """The list or dict that has most of some allocations, with its place in others; empty: none was seen to."""
+    tape, inside = scene.result.tape, dict[str, int]()
+    for row, name in zip(rows.tolist(), tape.allocations["name"][rows].tolist(), strict=True):
+        if name >= 0 and tape.names[name].endswith("]"):
+            holder = tape.names[name].rpartition("[")[0]
+            inside[holder] = inside.get(holder, 0) + int(scene.block[row])
+    return max(inside, key=lambda holder: inside[holder]) if inside else ""
+
+
+def on_contexts(scene: Scene) -> _Mask:
+    """What attributes of a custom function's ``ctx`` were seen to hold, in later steps too."""
     tape = scene.result.tape
-    names = [tape.names[name] for name in tape.allocations["name"][rows].tolist() if name >= 0]
-    inside = [name.rpartition("[")[0] for name in names if name.endswith("]")]
-    return max(inside, key=inside.count) if inside else ""
+    named = [f"{OF_A_CONTEXT}[" in name for name in tape.names]
+    result: _Mask = np.array([*named, False])[tape.allocations["name"]] & (scene.category == Category.OUTPUT)
+    return result
 
 
 def _root(scene: Scene, rows: _Mask) -> str:

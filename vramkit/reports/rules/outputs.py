@@ -13,7 +13,7 @@ from ..edits import Edit
 from ..layout import counted
 from ..scene import Scene, grouped
 from .advised import Advice
-from .earlier import container, containers, is_worth, keeps_graph, model_name, part_of, until_next
+from .earlier import container, containers, is_worth, keeps_graph, model_name, on_contexts, part_of, until_next
 
 _Mask = npt.NDArray[np.bool_]
 _MOST = 1000
@@ -31,7 +31,7 @@ def _kept_outputs(scene: Scene) -> Iterator[Advice]:
         return
     table = scene.result.tape.allocations
     is_graph = keeps_graph(scene, rows) | fates.is_abandoned
-    rows = rows & ~is_graph[np.maximum(fates.maker, 0)]
+    rows = rows & ~is_graph[np.maximum(fates.maker, 0)] & ~on_contexts(scene)
     chosen = np.flatnonzero(rows)
     found: dict[str, list[tuple[int, Ints]]] = {}  # by what holds it, or by its module: modules, and what is kept
     for group in grouped(chosen, table["module"][chosen].astype(np.int64)):

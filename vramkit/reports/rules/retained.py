@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ...sizes import format_size
-from ...tape.events import Category, Ints, Phase
+from ...tape.events import OF_A_CONTEXT, Category, Ints, Phase
 from ...tape.usage import models_of
 from ..layout import counted
 from ..scene import Scene, grouped
+from ..tree import shown_name
 from .advised import Advice
-from .earlier import hands_on, inputs_of, keeper, made_by, model_name
+from .earlier import hands_on, inputs_of, keeper, made_by, model_name, on_contexts
 
 _Mask = npt.NDArray[np.bool_]
 _KEEPS_RESULT = re.compile(r"^(\w*ReLU6?|Sigmoid|Tanh|Softmax|LogSoftmax|ELU|SELU|CELU|Softplus|Dropout[123]?d?)$")
@@ -54,6 +55,30 @@ def _retained(scene: Scene) -> Iterator[Advice]:
         f"{model_name(scene, int(forwards['module'][largest]))} are there since "
         f"{'earlier steps' if are_kept else 'the step before'}, as no backward freed them "
         "(create_graph=True keeps it, too)",
+        is_cause=True,
+    )
+
+
+def _on_contexts(scene: Scene) -> Iterator[Advice]:
+    """What attributes of a custom function's ``ctx`` hold beyond their step: its output, so that both are a cycle, or
+    what such a cycle reaches. Assumes that what was saved instead is gone when a backward has passed its module.
+    """
+    fates, rows = scene.fates, on_contexts(scene) & (scene.fates.maker >= 0)
+    earlier = rows & scene.moment.alive & (fates.maker < fates.last_begun(scene.moment.event))
+    if not earlier.any():
+        return
+    tape, backwards = scene.result.tape, fates.backwards
+    ends = np.append(fates.forwards["end"], 0)[fates.maker].astype(np.int64)
+    backward = np.where(rows, np.searchsorted(backwards["begin"], ends), 0)
+    backward = np.minimum(backward, len(backwards))
+    holder, _, key = tape.names[int(tape.allocations["name"][np.flatnonzero(earlier)[-1]])].partition(OF_A_CONTEXT)
+    function, key = shown_name(holder, 60), shown_name(key.split("]")[0].strip("['"), 40)
+    yield Advice(
+        saves=scene.saved(np.where(rows, scene.block, 0), passed(scene, rows, backward)),
+        text=f"give the tensors of {function} to ctx.save_for_backward(), not to attributes such as "
+        f"ctx.{key}: {counted(int(earlier.sum()), 'tensor')} of earlier steps, "
+        f"{format_size(scene.at(earlier))}, are there, as an output on its own ctx is a cycle, which only Python's "
+        "garbage collector ends",
         is_cause=True,
     )
 
@@ -198,4 +223,4 @@ def passed(scene: Scene, rows: _Mask, backward: Ints) -> Ints:
     return since
 
 
-RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_retained, _aimed_at, _kept_within)
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_on_contexts, _retained, _aimed_at, _kept_within)
