@@ -597,6 +597,26 @@ def test_the_variables_of_a_function_that_may_hold_them_itself_are_left_alone() 
     assert seen == {} or sys.version_info >= (3, 13)  # where what a frame answers keeps nothing
 
 
+def test_a_function_that_asks_an_object_for_its_attributes_holds_no_variables() -> None:
+    def asks(options: object) -> dict[str, Any]:
+        given = eval("vars(options)")
+        vars(options), dir(options)
+        return {**given, **locals_of(sys._getframe())}
+
+    def holds() -> dict[str, Any]:
+        mine = vars()
+        return {**mine, **locals_of(sys._getframe())}
+
+    options = Touchable(rate=0.1)
+    assert asks(options).keys() == {"rate", "given", "options"}
+    assert holds() == {} or sys.version_info >= (3, 13)  # where what a frame answers keeps nothing
+
+
+class Touchable:
+    def __init__(self, **options: float) -> None:
+        vars(self).update(options)
+
+
 class Touchy:
     """Anything that is asked of it is a failure."""
 

@@ -6,6 +6,7 @@ import dis
 import functools
 import gc
 import inspect
+import itertools
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from typing import Any
 _looking = threading.RLock()
 
 _LIBRARIES = frozenset({"contextlib", "torch", "vramkit"})
-_TAKES_LOCALS = frozenset({"locals", "vars", "dir", "eval", "exec"})  # as functions: a model has a method eval(), too
+_TAKES_LOCALS = frozenset({"locals", "vars", "dir", "exec"})  # what eval() takes nothing has when it returns
+_OR_LOOKS_AT = frozenset({"vars", "dir"})  # what they are given, as in vars(args): then they take no variables
 _PYTEST = "@py_builtins"  # in functions whose asserts pytest has rewritten: those ask only whether a name is there
 _REFERENCES = 3  # to a dictionary: the frame's, a variable's, an argument's
 
@@ -102,7 +104,11 @@ def _may_hold_locals(code: CodeType) -> bool:
     """Whether a function may keep the dictionary of its variables."""
     if _PYTEST in code.co_names or not code.co_names:
         return False
-    return any(
-        (each.argval in _TAKES_LOCALS and each.opname == "LOAD_GLOBAL") or each.argval == "f_locals"
-        for each in dis.get_instructions(code)
-    )
+    steps = [each for each in dis.get_instructions(code) if each.opname != "PRECALL"]  # Python 3.11 has one in a call
+    for each, following in itertools.pairwise(steps):  # the last one returns
+        if each.argval == "f_locals":
+            return True
+        looks_at = each.argval in _OR_LOOKS_AT and following.opname.startswith("LOAD")
+        if each.opname == "LOAD_GLOBAL" and each.argval in _TAKES_LOCALS and not looks_at:
+            return True
+    return False
