@@ -416,6 +416,7 @@ def cases() -> Iterator[Case]:
     yield Case(questions.self_play, "no_grad", "keep output.detach()", is_cause=True)
     yield Case(questions.seen_batches, "cpu", "find what keeps", is_cause=True)
     yield Case(questions.attention_weights, "drop", "need_weights=False", is_cause=True)
+    yield Case(questions.merged_masks, "once", "merge the attention mask", is_cause=True)
     yield Case(questions.double, "float", "float32", is_cause=True)
     yield Case(questions.penalty_of_gradients, "no_grad", "where another model is trained on its output", is_cause=True)
     yield Case(questions.kept_losses, "drop", "without retain_graph=True, and keep float(loss)", is_cause=True)

@@ -191,6 +191,22 @@ def attention_weights(change: str) -> object:
     return attention
 
 
+def merged_masks(change: str) -> object:
+    """A causal mask, and one of padding, of which every layer makes one of all pairs for each head."""
+    layer = nn.TransformerEncoderLayer(128, 4, 256, batch_first=True)
+    model = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False).cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    causal = nn.Transformer.generate_square_subsequent_mask(512, device="cuda")
+    for _ in range(3):
+        words, padding = torch.randn(8, 512, 128, device="cuda"), torch.zeros(8, 512, device="cuda")
+        if change:
+            both = (causal + padding[:, None]).repeat_interleave(4, 0)
+            train_on(optimizer, model(words, both).pow(2).mean())
+        else:
+            train_on(optimizer, model(words, causal, padding).pow(2).mean())
+    return model
+
+
 def double(change: str) -> object:
     """A model in float64, for the sake of what comes from NumPy."""
     model = feed_forwards(4)

@@ -38,6 +38,7 @@ from benchmarks.needs import needs_virtual_gpu
         "self_play",
         "seen_batches",
         "attention_weights",
+        "merged_masks",
         "double",
         "momentum_contrast",
         "latents",

@@ -48,6 +48,6 @@ def test_weights_that_nobody_uses_are_worth_what_a_program_without_them_saves() 
     assert advice.saves == pytest.approx(with_weights.peak_allocated - without.peak_allocated, rel=0.1)
 
 
-@pytest.mark.parametrize(("length", "width"), [(256, 256), (64, 64), (192, 64), (256, 64)])
+@pytest.mark.parametrize(("length", "width"), [(256, 256), (64, 64), (128, 64), (192, 64), (256, 64)])
 def test_a_program_without_weights_has_none_to_save(length: int, width: int) -> None:
     assert not about_weights(measured(length, width, need_weights=False))

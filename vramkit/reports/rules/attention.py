@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...sizes import format_size
-from ...tape.events import Category, Phase
+from ...tape.events import Category, Ints, Phase
 from ..layout import counted
 from ..scene import Scene
 from ..tree import shown_name
@@ -70,6 +70,8 @@ def _of_module(scene: Scene, index: int, shape: Sequence[int]) -> npt.NDArray[np
         if length == shape[2]:
             continue
         for size in (4, 2):
+            if not (inside & (requested == size * batch * length * shape[2])).any():
+                continue  # what is returned is of another type, so that half as much is something else
             mean = size * batch * length * length
             heads = inside & (requested % mean == 0) & (requested > size * _WIDE * batch * length * shape[2])
             means = inside & (requested == mean)
@@ -77,6 +79,53 @@ def _of_module(scene: Scene, index: int, shape: Sequence[int]) -> npt.NDArray[np
                 found: npt.NDArray[np.bool_] = heads | means
                 return found
     return np.zeros(len(table), bool)
+
+
+def _merged_masks(scene: Scene) -> Iterator[Advice]:
+    """Masks that each ``nn.MultiheadAttention`` merges for itself, of rows that are hidden and of padding, and keeps
+    for its kernel's backward: one tensor of pairs for all heads. Where attention makes weights, it makes several.
+    Assumes that all are given the same.
+    """
+    tape, table = scene.result.tape, scene.result.tape.allocations
+    masks, counts = np.zeros(len(table), bool), set[int]()
+    for index, module in enumerate(tape.modules):
+        if module.kind == "MultiheadAttention" and _fits(module.output_shape):
+            of_module = _of_pairs(scene, index, module.output_shape)
+            masks[of_module] = True
+            counts.add(len(of_module))
+    here = masks & scene.moment.alive
+    if int(here.sum()) < 2 or len(counts - {0}) > 1:
+        return
+    first = np.zeros(len(table), bool)  # of each forward
+    rows = np.flatnonzero(masks)
+    first[rows[np.unique(scene.fates.maker[rows], return_index=True)[1]]] = True
+    size = format_size(int(table["requested"][here][0]))
+    yield Advice(
+        saves=scene.saved(np.where(masks & ~first, scene.block, 0)),
+        text=f"merge the attention mask and the padding mask once, in float, for all layers: {int(here.sum())} of them "
+        f"keep a mask of (batch, heads, rows, rows) of their own, {size} each; or leave the padding mask out where a "
+        "causal mask hides padding that comes last",
+        is_cause=True,
+    )
+
+
+def _of_pairs(scene: Scene, index: int, shape: Sequence[int]) -> Ints:
+    """What a module makes in its forwards, once in each, that has a number for each pair of rows of each head."""
+    table, maker = scene.result.tape.allocations, scene.fates.maker
+    inside = (table["module"] == index) & (table["phase"] == Phase.FORWARD) & (maker >= 0)
+    requested = table["requested"].astype(np.int64)
+    width = shape[2]
+    for batch, length in (shape[:2], shape[1::-1]):
+        for size in (4, 2):
+            mean = size * batch * length * length
+            heads = requested // mean
+            rows = np.flatnonzero(inside & (requested % mean == 0) & (heads > 1) & (heads <= width))
+            rows = np.array([row for row in rows.tolist() if not _projects(int(heads[row]) * length, width)], np.int64)
+            kept = scene.category[rows] == Category.ACTIVATION
+            returned = (inside & (requested == size * batch * length * width)).any()
+            if returned and len(rows) and kept.all() and len(np.unique(maker[rows])) == len(rows):
+                return rows
+    return np.zeros(0, np.int64)
 
 
 def _by_hand(scene: Scene) -> Iterator[Advice]:
@@ -179,4 +228,4 @@ def _of_sizes(scene: Scene, wanted: Mapping[int, Collection[int]]) -> npt.NDArra
     return found
 
 
-RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_weights, _by_hand)
+RULES: Sequence[Callable[[Scene], Iterator[Advice]]] = (_weights, _merged_masks, _by_hand)
