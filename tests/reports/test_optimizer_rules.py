@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
-from told_profiles import MIB, Story
+import itertools
+from typing import Any
 
+import pytest
+import torch
+from told_profiles import MIB, Story
+from torch import nn
+
+import vramkit
 from vramkit.reports.advice import advise
 from vramkit.reports.moment import moment_of
 from vramkit.reports.rules.advised import Advice
@@ -52,6 +58,57 @@ def test_only_temporaries_as_large_as_parameters_are_those_of_a_step_for_many(si
     found = {" ".join(each.text.split()[:3]): each.saves for each in advise(profile, moment_of(profile))}
 
     assert found.get("give the optimizer") == saves, "LBFGS, say, works on one vector of all parameters"
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("Adam", {}), ("AdamW", {"amsgrad": True}), ("SGD", {"weight_decay": 0.1}), ("Adagrad", {})],
+)
+def test_one_kernel_for_a_step_saves_what_is_said(kind: str, options: dict[str, Any]) -> None:
+    many, fused = (stepped(kind, **options, fused=fused) for fused in (None, True))
+
+    [said] = [each for each in about_temporaries(many) if each.is_computed]
+
+    assert "fused=True" in said.text
+    assert said.saves == pytest.approx(many.peak_allocated - fused.peak_allocated, rel=0.1)
+    assert about_temporaries(fused) == []
+
+
+@pytest.mark.virtual_gpu
+@pytest.mark.parametrize("kind", ["Adadelta", "RMSprop", "Adamax", "Rprop"])
+def test_an_optimizer_without_such_a_kernel_is_told_of_no_figure(kind: str) -> None:
+    many, single = (stepped(kind, foreach=foreach) for foreach in (None, False))
+
+    [said] = about_temporaries(many)
+
+    assert "foreach=False" in said.text
+    assert not said.is_computed
+    assert single.peak_allocated < many.peak_allocated
+    with pytest.raises(TypeError, match="fused"):
+        stepped(kind, fused=True)
+
+
+@pytest.mark.virtual_gpu
+def test_one_that_does_each_parameter_by_itself_has_nothing_to_be_told() -> None:
+    assert about_temporaries(stepped("Adafactor")) == []
+
+
+def stepped(kind: str, **options: Any) -> vramkit.MemoryResult:
+    """Three steps of an optimizer, with a parameter that is half of the model."""
+    widths = (512, 512, 512, 4096, 512, 512)
+    model = nn.Sequential(*(nn.Linear(*pair) for pair in itertools.pairwise(widths))).cuda()
+    optimizer = getattr(torch.optim, kind)(model.parameters(), **options)
+    with vramkit.profile() as prof:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.zeros(8, 512, device="cuda")).sum().backward()
+            optimizer.step()
+    return prof.result
+
+
+def about_temporaries(result: vramkit.MemoryResult) -> list[Advice]:
+    return [each for each in advise(result, moment_of(result), limit=99) if "give the optimizer" in each.text]
 
 
 def test_state_of_an_optimizer_that_another_one_replaced_can_go() -> None:

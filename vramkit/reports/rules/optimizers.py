@@ -28,6 +28,13 @@ _IN_8_BITS = {
 """Who keeps, in 8 bits, what has these names. Of RMSprop's state with momentum, Adadelta's, Adamax's, that of Adam with
 ``amsgrad`` and others there is no such form.
 """
+_FUSED = (
+    frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"}),
+    frozenset({"momentum_buffer"}),
+    frozenset({"sum", "step"}),
+)
+"""What states are called of which one kernel does a step: Adam's, SGD's, Adagrad's; as RAdam's and NAdam's, too."""
+_OF_ADAFACTOR = frozenset({"row_var", "col_var", "variance"})
 
 
 def _temporaries(scene: Scene) -> npt.NDArray[np.bool_]:
@@ -38,7 +45,7 @@ def _temporaries(scene: Scene) -> npt.NDArray[np.bool_]:
 
 def _optimizer_temporaries(scene: Scene) -> Iterator[Advice]:
     """Temporaries as large as parameters. Others are of optimizers that do something else, as LBFGS with one vector of
-    all parameters, and have no such options.
+    all parameters, and have no such options. One kernel for all makes none; a step for each makes those of the largest.
     """
     requested = scene.result.tape.allocations["requested"].astype(np.int64)
     parameters = requested[scene.category == Category.PARAMETER]
@@ -46,13 +53,27 @@ def _optimizer_temporaries(scene: Scene) -> Iterator[Advice]:
     rows = _temporaries(scene) & np.isin(requested, np.concatenate([sizes, 2 * sizes, sizes // 2]))
     if int((rows & scene.moment.alive).sum()) < min(_MANY, len(parameters)):
         return
+    kinds = _kinds_of_state(scene)
+    if not kinds.isdisjoint(_OF_ADAFACTOR):
+        return  # it does one parameter at a time unless it is told otherwise
+    has_fused = any(kinds <= each for each in _FUSED)
     weights = np.where(rows, scene.block, 0)
+    many = "its step() makes temporaries for many parameters at once"
     yield Advice(
         saves=scene.saved(weights),
-        edit=Edit(weights),
-        text="give the optimizer fused=True (or foreach=False): its step() makes temporaries for many "
-        "parameters at once",
+        edit=Edit(weights) if has_fused else None,
+        is_computed=has_fused,
+        text=f"give the optimizer fused=True, which torch's Adam, AdamW, SGD and Adagrad have: {many}"
+        if has_fused
+        else f"give the optimizer foreach=False: {many}, and would make those of one; it takes longer",
     )
+
+
+def _kinds_of_state(scene: Scene) -> set[str]:
+    """What optimizer states are called."""
+    table, names = scene.result.tape.allocations, scene.result.tape.names
+    rows = (scene.category == Category.OPTIMIZER_STATE) & (table["name"] >= 0)
+    return {names[name].partition(" of ")[0] for name in np.unique(table["name"][rows]).tolist()}
 
 
 def _optimizer_state(scene: Scene) -> Iterator[Advice]:
