@@ -136,12 +136,14 @@ class Keeping:
         return found
 
     def _unused_sets(self) -> npt.NDArray[np.bool_]:
-        """What has rows like a batch's, and was gone before another forward began: targets that were joined, say."""
+        """What has rows like a batch's, and was gone before another forward began: targets that were joined, say. Where
+        no model runs at all, nothing tells that.
+        """
         born, died = self.table["born"], self.table["died"]
         begins = np.sort(np.concatenate([np.empty(0, np.int64), *self._begins.values()]))
         last = np.where(died < 0, len(self.context.step), died)
         result: npt.NDArray[np.bool_] = (self.table["category"] == Category.DATASET) & (born >= 0)
-        result &= np.searchsorted(begins, born) == np.searchsorted(begins, last)
+        result &= (np.searchsorted(begins, born) == np.searchsorted(begins, last)) & bool(len(begins))
         result[list(self.seen.used)] = False
         return result
 
