@@ -33,7 +33,8 @@ _FUSED = (
     frozenset({"momentum_buffer"}),
     frozenset({"sum", "step"}),
 )
-"""What states are called of which one kernel does a step: Adam's, SGD's, Adagrad's; as RAdam's and NAdam's, too."""
+"""What states are called of which one kernel does a step: Adam's, SGD's, Adagrad's. RAdam's and NAdam's are called as
+Adam's, and have none."""
 _OF_ADAFACTOR = frozenset({"row_var", "col_var", "variance"})
 
 
@@ -63,7 +64,7 @@ def _optimizer_temporaries(scene: Scene) -> Iterator[Advice]:
         saves=scene.saved(weights),
         edit=Edit(weights) if has_fused else None,
         is_computed=has_fused,
-        text=f"give the optimizer fused=True, which torch's Adam, AdamW, SGD and Adagrad have: {many}"
+        text=f"give the optimizer fused=True, if it has that: {many}"
         if has_fused
         else f"give the optimizer foreach=False: {many}, and would make those of one; it takes longer",
     )
