@@ -212,7 +212,7 @@ def test_workspaces_that_graphs_of_a_compiled_model_give_back_are_cublas_s() -> 
     table = prof.result.tape.allocations
     of_size = table[np.isin(table["requested"], sorted(workspace_sizes()))]
 
-    assert len(of_size) == 4  # each forward, and each backward
+    assert len(of_size) >= 4  # each forward, and each backward; up to torch 2.11 some are cuBLASLt's own
     assert of_size["pool"].any(axis=1).all()
     assert (of_size["died"] >= 0).all()
     assert set(of_size["category"]) == {Category.WORKSPACE}

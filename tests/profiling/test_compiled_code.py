@@ -64,6 +64,7 @@ def codes() -> list[CodeType]:
     return [module.Runner.call.__code__ for module in PyCodeCache.modules if hasattr(module, "Runner")]
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")  # Inductor's advice, up to torch 2.11
 def test_activations_of_a_compiled_model_are_of_its_layers_and_nothing_else_is_other_than_without_a_profile() -> None:
     reset()
     model = Net().cuda()
